@@ -1,0 +1,142 @@
+"""Base models: how they are loaded, and the check that refuses one that cannot be served."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from quietstar.attention import BranchCache, attention_backend
+from quietstar.errors import CheckpointError, UnsupportedModelError
+from quietstar.grid import ThoughtGrid
+from quietstar.trunk import Trunk
+
+
+def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """An ordinary language model, by hub name or folder.
+
+    Args:
+        name: hub name or folder.
+        kwargs: as `AutoModelForCausalLM.from_pretrained` takes them.
+
+    Raises:
+        CheckpointError: there is none of that name, or the hub cannot be reached.
+        UnsupportedModelError: it is no decoder-only language model.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(str(name), **kwargs)
+    except OSError as error:
+        raise CheckpointError(
+            f"no model could be loaded from {str(name)!r}: give a folder with config.json and weights, or the "
+            f"name of a model on a hub that can be reached ({first_line(error)})"
+        ) from error
+    except ValueError as error:
+        if "Unrecognized" in str(error) or "model type" in str(error):
+            raise UnsupportedModelError(
+                f"{str(name)!r} is no decoder-only language model that transformers knows: {first_line(error)}"
+            ) from error
+        raise
+
+
+def load_tokenizer(name: str | Path) -> Tokenizer | None:
+    """The tokenizer of that hub name or folder; None where there is none."""
+    if not str(name):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(str(name))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@torch.no_grad()
+def check_base(base_lm: PreTrainedModel) -> None:
+    """Compare a small thought grid with a plain loop that grows one branch at a time as an ordinary sequence.
+
+    Two rows of a few tokens, one padded on the left, through the cached steps and through the one pass: a base
+    model that ignores its mask, its positions or its cache shows it here.
+
+    Raises:
+        UnsupportedModelError: they differ, or the model does not take what a grid needs.
+    """
+    family = base_lm.config.model_type
+    cannot = f"base model family {family!r} cannot be served"
+    if getattr(base_lm.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{cannot}: it is an encoder-decoder; choose a decoder-only model")
+    if any(parameter.is_meta for parameter in base_lm.parameters()):
+        return
+    was_training = base_lm.training
+    base_lm.eval()
+    try:
+        differences = _grid_differences(base_lm)
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{cannot}: it does not take the embeddings, positions, masks or caches that a thought grid needs "
+            f"({type(error).__name__}: {first_line(error)}); choose another base model"
+        ) from error
+    finally:
+        base_lm.train(was_training)
+    half = base_lm.dtype in (torch.float16, torch.bfloat16)
+    for what, difference in differences.items():
+        if not difference <= (0.1 if half else 1e-3):
+            raise UnsupportedModelError(
+                f"{cannot}: {what} differs from the model's own by {difference:.1g} of its size; "
+                "choose another base model"
+            )
+
+
+def _grid_differences(base_lm: PreTrainedModel) -> dict[str, float]:
+    trunk = Trunk(base_lm, attention_backend("dense", base_lm.config.get_text_config()))
+    device = base_lm.get_input_embeddings().weight.device
+    V = base_lm.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    S, L, n_padded = 5, 3, 2
+    input_ids = torch.randint(V, (2, S), generator=generator).to(device)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, :n_padded] = 0
+    branches = trunk.embed(torch.randint(V, (2, L, 1, 2), generator=generator).to(device))  # [B, L, P, N, D]
+    think_at = torch.zeros_like(input_ids)
+    think_at[:, [S - 3, S - 1]] = 1
+    grid = ThoughtGrid.grow(think_at, attention_mask, n_passes=1, branch_length=L)
+    embeds = trunk.embed(input_ids)
+
+    cache = DynamicCache()
+    h_base = trunk.base_pass(embeds, attention_mask, grid.base_position_ids, cache)
+    grown = BranchCache(cache, S)
+    cached = torch.cat(
+        [
+            trunk.branch_pass(grid, range(step, step + 1), branches[:, step : step + 1], grown)
+            for step in range(L)
+        ],
+        dim=1,
+    )
+    _, whole = trunk.whole_pass(grid, embeds, branches)
+
+    def plain(row: int, column: int) -> Tensor:
+        n_hidden = n_padded if row == 1 else 0
+        text = embeds[row, n_hidden : int(grid.columns[row, column]) + 1]
+        sequence = torch.cat([text, branches[row, :, 0, column]])[None]
+        return base_lm.base_model(inputs_embeds=sequence).last_hidden_state[0, -L:]
+
+    loop = torch.stack([torch.stack([plain(row, column) for column in range(2)], 1) for row in range(2)])[
+        :, :, None
+    ]
+    own_logits = base_lm(input_ids=input_ids, attention_mask=attention_mask).logits[0]
+    return {
+        "a branch grown step by step": _relative(cached, loop),
+        "a branch grown in one pass": _relative(whole, loop),
+        "a prediction from the last hidden state": _relative(trunk.logits(h_base)[0], own_logits),
+    }
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    difference = (ours.float() - theirs.float()).abs().max() / theirs.float().abs().max()
+    return float(difference)

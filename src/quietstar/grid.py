@@ -1,0 +1,190 @@
+"""Where every token of every branch sits, its position id, and what it may see. Pure geometry.
+
+Legend: B examples, S base tokens in a row, P passes, N columns in a row, L tokens of a branch.
+
+    base pass     x0   x1   x2   x3  ...
+                        |    |
+    branches            |    start  t1  t2  end  x3  x4      grown at column 2: position ids 3, 4, 5, ...
+                        start  t1  t2  end  x2  x3           grown at column 1: position ids 2, 3, 4, ...
+
+A branch token sees the base tokens up to its column and its own branch up to itself, never another branch.
+Branch tokens are laid out step by step ([L, P, N] flattened), so that a step of all columns is one slice.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import BoolTensor, LongTensor, Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ThoughtGrid:
+    """The places of B x P x N branches of L tokens beside B rows of S base tokens.
+
+    Base tokens have index 0 .. S-1. The t-th token (t = 1 for start) of the branch at column i has index i + t:
+    distances, and with them sliding windows, are differences of these indices, as in an ordinary sequence.
+    """
+
+    columns: LongTensor
+    """[B, N]: base index at which a branch grows, rising along a row; 0 where there is no branch."""
+    is_column: BoolTensor
+    """[B, N]: False where a row has fewer than N columns."""
+    base_mask: BoolTensor
+    """[B, S]: base tokens that may be seen; False at padding."""
+    base_position_ids: LongTensor
+    """[B, S]: position ids of the base tokens."""
+    n_passes: int
+    """P"""
+    branch_length: int
+    """L = n_ahead + n_ahead_talk - 1"""
+
+    @classmethod
+    def grow(
+        cls,
+        think_at: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None = None,
+        *,
+        n_passes: int,
+        branch_length: int,
+    ) -> Self:
+        """Lay out branches at the chosen positions.
+
+        Args:
+            think_at: [B, S] true where a branch grows.
+            attention_mask: [B, S] zero at padding.
+            position_ids: [B, S]; None counts from each row's first token that is not padding.
+            n_passes: P, branches at each column.
+            branch_length: L, tokens of a branch.
+        """
+        think_at, base_mask = think_at.bool(), attention_mask.bool()
+        n_columns = think_at.sum(1)
+        N = int(n_columns.max()) if think_at.numel() else 0
+        # a stable sort puts the chosen positions first and keeps their order
+        columns = torch.argsort((~think_at).int(), dim=1, stable=True)[:, :N]
+        is_column = torch.arange(N, device=think_at.device) < n_columns[:, None]
+        if position_ids is None:
+            position_ids = default_position_ids(base_mask)
+        return cls(
+            columns=columns.masked_fill(~is_column, 0),  # type: ignore[arg-type]
+            is_column=is_column,  # type: ignore[arg-type]
+            base_mask=base_mask,  # type: ignore[arg-type]
+            base_position_ids=position_ids.expand_as(base_mask),  # type: ignore[arg-type]
+            n_passes=n_passes,
+            branch_length=branch_length,
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """B"""
+        return self.base_mask.shape[0]
+
+    @property
+    def n_base(self) -> int:
+        """S"""
+        return self.base_mask.shape[1]
+
+    @property
+    def n_columns(self) -> int:
+        """N"""
+        return self.columns.shape[1]
+
+    @property
+    def step_size(self) -> int:
+        """P x N, the tokens of one step of all branches."""
+        return self.n_passes * self.n_columns
+
+    def branch_position_ids(self, steps: range) -> Tensor:
+        """[B, len(steps) x P x N]: position ids of those steps of all branches; step 0 is start."""
+        at_column = self.base_position_ids.gather(1, self.columns)  # [B, N]
+        ahead = torch.tensor([step + 1 for step in steps], device=at_column.device)
+        positions = at_column[:, None, None, :] + ahead[None, :, None, None]  # [B, L', 1, N]
+        return positions.expand(-1, -1, self.n_passes, -1).flatten(1)
+
+    def base_sight(self, window: int | None = None) -> Tensor:
+        """[B, S, S]: which base token (last) each base token sees."""
+        index = torch.arange(self.n_base, device=self.columns.device)
+        distance = index[:, None] - index[None, :]
+        seen = (distance >= 0) & self.base_mask[:, None, :]
+        if window is not None:
+            seen &= distance < window
+        return _see_at_least_oneself(seen, first=0)
+
+    def branch_sight(self, steps: range, window: int | None = None) -> Tensor:
+        """[B, len(steps) x P x N, S + steps.stop x P x N]: what those branch tokens see.
+
+        The last dimension is the base, then all branch tokens from step 0 up to the last of `steps`.
+        """
+        B, S, P, N = self.batch_size, self.n_base, self.n_passes, self.n_columns
+        device = self.columns.device
+        query_step = torch.arange(steps.start, steps.stop, device=device)
+        key_step = torch.arange(steps.stop, device=device)
+        Q = len(steps)
+
+        token_index = self.columns[:, None, :] + query_step[None, :, None] + 1  # [B, Q, N]
+        base_index = torch.arange(S, device=device)
+        seen_base = (base_index <= self.columns[..., None]) & self.base_mask[:, None, :]  # [B, N, S]
+        seen_base = seen_base[:, None].expand(B, Q, N, S)
+        step_distance = query_step[:, None] - key_step[None, :]  # [Q, steps.stop]
+        seen_step = step_distance >= 0
+        if window is not None:
+            seen_base = seen_base & (token_index[..., None] - base_index < window)
+            seen_step &= step_distance < window
+        seen_base = seen_base[:, :, None].expand(B, Q, P, N, S).reshape(B, Q * P * N, S)
+
+        same_branch = torch.eye(P * N, dtype=torch.bool, device=device)
+        seen_branch = seen_step[:, None, :, None] & same_branch[None, :, None, :]  # [Q, PN, stop, PN]
+        # what grows on a masked token is masked as that token is: the released code does the same
+        may_be_seen = self.base_mask.gather(1, self.columns)[:, None].expand(B, Q * P, N).reshape(B, -1, 1)
+        seen_branch = seen_branch.reshape(Q * P * N, steps.stop * P * N) & may_be_seen
+        seen = torch.cat([seen_base, seen_branch], dim=2)
+        return _see_at_least_oneself(seen, first=S + steps.start * P * N)
+
+    def whole_sight(self, window: int | None = None) -> Tensor:
+        """[B, T, T] with T = S + L x P x N: what every token of the base pass and of all branches sees."""
+        steps = range(self.branch_length)
+        n_branch = self.branch_length * self.step_size
+        base = torch.nn.functional.pad(self.base_sight(window), (0, n_branch))
+        return torch.cat([base, self.branch_sight(steps, window)], dim=1)
+
+    def whole_position_ids(self) -> Tensor:
+        """[B, T]: position ids of the base pass and of all branches."""
+        return torch.cat([self.base_position_ids, self.branch_position_ids(range(self.branch_length))], dim=1)
+
+    def gather_columns(self, values: Tensor, ahead: int = 0) -> Tensor:
+        """[B, Q, ...] for the last Q base tokens -> [B, N, ...]: what stands `ahead` of each column.
+
+        Past the end of the text, what stands at its end.
+        """
+        Q = values.shape[1]
+        index = (self.columns + ahead - (self.n_base - Q)).clamp(0, Q - 1)
+        index = index.reshape(*index.shape, *[1] * (values.dim() - 2))
+        return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
+
+    def scatter_columns(self, values: Tensor) -> Tensor:
+        """[B, P, N, ...] -> [B, P, S, ...]: each column's values at its base position, zero elsewhere."""
+        B, P, N = values.shape[:3]
+        trailing = [1] * (values.dim() - 3)
+        index = self.columns.reshape(B, 1, N, *trailing).expand_as(values)
+        real = values.masked_fill(~self.is_column.reshape(B, 1, N, *trailing), 0)
+        return values.new_zeros(B, P, self.n_base, *values.shape[3:]).scatter_add(2, index, real)
+
+
+def default_position_ids(base_mask: Tensor) -> Tensor:
+    """[B, S] position ids that count from each row's first token that is not padding."""
+    index = torch.arange(base_mask.shape[1], device=base_mask.device)
+    first = base_mask.int().argmax(dim=1, keepdim=True)
+    return (index - first).clamp(min=0)
+
+
+def _see_at_least_oneself(seen: Tensor, first: int) -> Tensor:
+    """A token with nothing to see sees itself, as a softmax over nothing is NaN.
+
+    Args:
+        seen: [B, Q, T]
+        first: which of the T keys is the first query.
+    """
+    blind = ~seen.any(dim=-1, keepdim=True)
+    itself = torch.eye(seen.shape[1], seen.shape[2], dtype=torch.bool, device=seen.device).roll(first, dims=1)
+    return seen | (blind & itself)

@@ -1,0 +1,76 @@
+"""The three small things that Quiet-STaR adds to a base model: a mixing head and two thought embeddings."""
+
+import torch
+from torch import Tensor, nn
+
+
+class MixingHead(nn.Module):
+    """How much the prediction after a thought counts (arXiv 2403.09629, section 4.3).
+
+    Linear(2D, D) - ReLU - Linear(D, D) - ReLU - Linear(D, 1, no bias), the last layer zero at the start, so that
+    a fresh model predicts exactly as its base model does.
+
+    Args:
+        hidden_size: D.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(2 * hidden_size, hidden_size),
+            nn.ReLU(),
+            nn.Linear(hidden_size, hidden_size),
+            nn.ReLU(),
+            nn.Linear(hidden_size, 1, bias=False),
+        )
+        nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
+
+    def forward(self, h_base: Tensor, h_thought: Tensor) -> Tensor:
+        """[..., D] states without and with the thought -> [..., 1] mixing weights in float32, any real number."""
+        states = torch.cat([h_base, h_thought], dim=-1).to(self.layers[0].weight.dtype)  # type: ignore[arg-type]
+        return self.layers(states).float()
+
+
+class ThoughtEmbeddings(nn.Module):
+    """Start and end of a thought: two vectors outside the vocabulary (arXiv 2403.09629, section 4.2).
+
+    What is fed to the model is `scale` times the stored parameter, so that a step of Adam moves it that much
+    further.
+
+    Args:
+        hidden_size: D.
+        scale: the factor between parameter and vector.
+    """
+
+    def __init__(self, hidden_size: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.start_embedding = nn.Parameter(torch.zeros(hidden_size))
+        self.end_embedding = nn.Parameter(torch.zeros(hidden_size))
+
+    @property
+    def start(self) -> Tensor:
+        """[D], as fed."""
+        return self.scale * self.start_embedding
+
+    @property
+    def end(self) -> Tensor:
+        """[D], as fed."""
+        return self.scale * self.end_embedding
+
+    @torch.no_grad()
+    def begin_as(self, vector: Tensor) -> None:
+        """Let both be fed as this vector [D]."""
+        for parameter in (self.start_embedding, self.end_embedding):
+            parameter.copy_(vector.to(parameter) / self.scale)
+
+
+def mix(h_base: Tensor, h_thought: Tensor, weight: Tensor) -> Tensor:
+    """(1 - w) h_base + w h_thought, in float32, returned in the dtype of h_base.
+
+    Args:
+        h_base: [..., D]
+        h_thought: [..., D]
+        weight: [..., 1]
+    """
+    return ((1 - weight) * h_base.float() + weight * h_thought.float()).to(h_base.dtype)

@@ -1,0 +1,64 @@
+"""Low-rank adapters in the base model, through PEFT: the mixing head and thought embeddings train beside them."""
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from quietstar.errors import MissingExtraError, SettingsError
+
+
+def add_lora(base_lm: PreTrainedModel, settings: dict[str, Any]) -> dict[str, Any]:
+    """Put low-rank adapters into a base model, in place, and freeze everything else in it.
+
+    Args:
+        base_lm: the base model; its modules keep their names.
+        settings: as `peft.LoraConfig` takes them; `target_modules` defaults to all linear layers but the head.
+
+    Returns:
+        The settings with the target modules spelled out, to be stored beside the weights.
+
+    Raises:
+        MissingExtraError: PEFT is not installed.
+        SettingsError: PEFT refuses the settings, or they ask for full modules beside the adapters.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise MissingExtraError("peft", "lora", "low-rank adapters") from error
+
+    if settings.get("modules_to_save"):
+        raise SettingsError(
+            "lora has modules_to_save; leave it out: the mixing head and thought embeddings train in any case"
+        )
+    try:
+        config = LoraConfig(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings})
+        inject_adapter_in_model(config, base_lm)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"these LoRA settings do not fit the model: {error}") from error
+    for name, module in base_lm.named_modules():
+        if ".lora_" in name:
+            module._is_hf_initialized = True  # or transformers draws them anew, as any linear layer
+    for name, parameter in base_lm.named_parameters():
+        is_adapter = ".lora_" in name
+        parameter.requires_grad = is_adapter
+        if is_adapter:  # a step of 1e-4 is lost in bfloat16
+            parameter.data = parameter.data.float()
+    targets = config.target_modules
+    return {**settings, "target_modules": targets if isinstance(targets, str) else sorted(targets)}
+
+
+def merge_lora(base_lm: PreTrainedModel) -> None:
+    """Add the adapters to the weights that they adapt, in place, and take them out of the model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = [
+        (name, module) for name, module in base_lm.named_modules() if isinstance(module, BaseTunerLayer)
+    ]
+    for name, module in adapted:
+        module.merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        base_layer: nn.Module = module.get_base_layer()
+        setattr(base_lm.get_submodule(parent), child, base_layer)
+    for parameter in base_lm.parameters():
+        parameter.requires_grad = True

@@ -1,0 +1,112 @@
+"""Step 2, talk: predictions after each thought, mixed with what the base model would have said without it.
+
+Legend: B examples, S base tokens, P passes, N columns, L tokens of a branch, K sampled tokens of a thought,
+M true tokens after each thought, D hidden size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quietstar.attention import BranchCache
+from quietstar.grid import ThoughtGrid
+from quietstar.heads import MixingHead, ThoughtEmbeddings, mix
+from quietstar.trunk import Trunk
+
+
+@dataclass(slots=True)
+class Branches:
+    """States along every branch."""
+
+    h_sampled: Tensor
+    """[B, P, N, K, D]: h from which each thought token is drawn (start, then all thought tokens but the last)."""
+    h_thought: Tensor
+    """[B, P, N, M, D]: h_k, at the end token and the true tokens after it."""
+
+
+@dataclass(slots=True)
+class Talk:
+    """Predictions with the thoughts mixed in."""
+
+    weight: Tensor
+    """[B, P, N, M]: mixing weight w_k."""
+    mixed: Tensor
+    """[B, P, N, M, D]: mixed state; the LM head makes it a prediction of true token i+1+k."""
+
+
+def branch_embeds(
+    trunk: Trunk,
+    grid: ThoughtGrid,
+    embeddings: ThoughtEmbeddings,
+    thoughts: Tensor,
+    input_ids: Tensor,
+    n_ahead_talk: int,
+) -> Tensor:
+    """Embeddings of whole branches: start, thought, end, true tokens.
+
+    Args:
+        trunk: the base model, for its token embeddings.
+        grid: where the branches grow.
+        embeddings: start and end of a thought.
+        thoughts: [B, P, N, K]
+        input_ids: [B, Q], the last Q base tokens.
+        n_ahead_talk: M.
+
+    Returns:
+        [B, L, P, N, D]
+    """
+    B, P, N, _ = thoughts.shape
+    words = trunk.embed(thoughts.permute(0, 3, 1, 2))  # [B, K, P, N, D]
+    start = embeddings.start.to(words.dtype).expand(B, 1, P, N, -1)
+    end = embeddings.end.to(words.dtype).expand(B, 1, P, N, -1)
+    true_tokens = [grid.gather_columns(input_ids, ahead) for ahead in range(1, n_ahead_talk)]
+    truth = [trunk.embed(tokens)[:, None, None].expand(-1, -1, P, -1, -1) for tokens in true_tokens]
+    return torch.cat([start, words, end, *truth], dim=1)
+
+
+def branch_states(
+    trunk: Trunk,
+    grid: ThoughtGrid,
+    embeds: Tensor,
+    cache: BranchCache,
+    *,
+    n_thought_tokens: int,
+    grown: Tensor | None = None,
+) -> Branches:
+    """States along the branches, over the cached keys and values of the base pass.
+
+    Args:
+        trunk: the base model.
+        grid: where the branches grow.
+        embeds: [B, L, P, N, D] of whole branches.
+        cache: of the base pass, and of those steps of the branches that `grown` has.
+        n_thought_tokens: K.
+        grown: [B, Q, P, N, D], states of the first Q steps where think has made them already.
+    """
+    n_grown = 0 if grown is None else grown.shape[1]
+    hidden = trunk.branch_pass(grid, range(n_grown, grid.branch_length), embeds[:, n_grown:], cache)
+    return split_branches(hidden if grown is None else torch.cat([grown, hidden], dim=1), n_thought_tokens)
+
+
+def split_branches(hidden: Tensor, n_thought_tokens: int) -> Branches:
+    """[B, L, P, N, D] states of whole branches -> those that sample (the first K) and those that predict."""
+    by_column = hidden.permute(0, 2, 3, 1, 4)
+    K = n_thought_tokens
+    return Branches(h_sampled=by_column[..., :K, :], h_thought=by_column[..., K + 1 :, :])
+
+
+def talk(grid: ThoughtGrid, mixing_head: MixingHead, h_base: Tensor, h_thought: Tensor) -> Talk:
+    """Mix each prediction after a thought with the base model's own prediction of the same token.
+
+    Args:
+        grid: where the branches grow.
+        mixing_head: says how much the thought counts.
+        h_base: [B, Q, D], of the last Q base tokens.
+        h_thought: [B, P, N, M, D]
+    """
+    M = h_thought.shape[3]
+    at_column = torch.stack([grid.gather_columns(h_base, k) for k in range(M)], dim=2)  # [B, N, M, D]
+    without = at_column[:, None].expand_as(h_thought)
+    weight = mixing_head(without, h_thought)
+    return Talk(weight=weight.squeeze(-1), mixed=mix(without, h_thought, weight))

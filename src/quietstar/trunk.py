@@ -1,0 +1,131 @@
+"""The base model as think and talk use it: a trunk that turns tokens into states, a head that turns states into
+logits. No file of the base model is patched; it is given embeddings, positions and masks, and asked for its last
+hidden state.
+
+Legend: B examples, S base tokens, P passes, N columns, Q steps of a branch, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from quietstar.attention import AttentionBackend, BranchCache
+from quietstar.errors import SettingsError
+from quietstar.grid import ThoughtGrid
+
+
+class Trunk:
+    """A base model seen through a thought grid.
+
+    Args:
+        base_lm: a decoder-only model with its LM head.
+        attention: how it attends over a grid.
+    """
+
+    def __init__(self, base_lm: PreTrainedModel, attention: AttentionBackend) -> None:
+        self.base_lm = base_lm
+        self.attention = attention
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the embeddings that the base model is given."""
+        return self.base_lm.get_input_embeddings().weight.dtype
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[...] token ids -> [..., D]"""
+        return self.base_lm.get_input_embeddings()(tokens)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] states after the final norm -> [..., V], as the base model itself makes them."""
+        config = self.base_lm.config.get_text_config()
+        logits = self.base_lm.get_output_embeddings()(hidden)
+        if scale := getattr(config, "logit_scale", None):  # Cohere
+            logits = logits * scale
+        if scaling := getattr(config, "logits_scaling", None):  # Granite
+            logits = logits / scaling
+        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def base_pass(
+        self, embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None
+    ) -> Tensor:
+        """The ordinary forward pass over the text: [B, S, D] embeddings -> [B, S, D] h_base.
+
+        Its keys and values are appended to `cache`.
+        """
+        return self._states(
+            embeds, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache
+        )
+
+    def branch_pass(self, grid: ThoughtGrid, steps: range, embeds: Tensor, cache: BranchCache) -> Tensor:
+        """Some steps of all branches, over cached keys and values: [B, Q, P, N, D] -> the same of states."""
+        hidden = self._states(
+            embeds.flatten(1, 3),
+            position_ids=grid.branch_position_ids(steps),
+            past_key_values=cache,
+            **self.attention.steps(grid, steps, cache, embeds.dtype),
+        )
+        return hidden.reshape(embeds.shape)
+
+    def whole_pass(
+        self, grid: ThoughtGrid, base_embeds: Tensor, branch_embeds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Base tokens and all branches at once, nothing cached.
+
+        [B, S, D] and [B, L, P, N, D] embeddings -> h_base [B, S, D] and branch states [B, L, P, N, D].
+        """
+        hidden = self._states(
+            torch.cat([base_embeds, branch_embeds.flatten(1, 3)], dim=1),
+            position_ids=grid.whole_position_ids(),
+            **self.attention.whole(grid, base_embeds.dtype),
+        )
+        S = grid.n_base
+        return hidden[:, :S], hidden[:, S:].reshape(branch_embeds.shape)
+
+    def check_positions(self, grid: ThoughtGrid) -> None:
+        """Raise SettingsError where branches reach past a table of learned positions."""
+        config = self.base_lm.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        tables = [module for module in self.base_lm.modules() if isinstance(module, nn.Embedding)]
+        if limit is None or not any(limit <= table.num_embeddings <= limit + 2 for table in tables[1:]):
+            return
+        reach = grid.n_base + grid.branch_length
+        if reach > limit:
+            raise SettingsError(
+                f"{grid.n_base} tokens and branches of {grid.branch_length} reach position {reach}, but "
+                f"{config.model_type} has learned {limit} positions; give at most {limit - grid.branch_length} tokens"
+            )
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether gradient checkpointing is at work: layers then drop every cache that they are given."""
+        return any(module.gradient_checkpointing and module.training for module in self._checkpointed())
+
+    @contextmanager
+    def keeping_caches(self) -> Iterator[None]:
+        """Switch gradient checkpointing off, for passes without gradient that need their cache."""
+        switched_on = [module for module in self._checkpointed() if module.gradient_checkpointing]
+        for module in switched_on:
+            module.gradient_checkpointing = False
+        try:
+            yield
+        finally:
+            for module in switched_on:
+                module.gradient_checkpointing = True
+
+    def _checkpointed(self) -> list:
+        return [module for module in self.base_lm.modules() if hasattr(module, "gradient_checkpointing")]
+
+    def _states(self, embeds: Tensor, past_key_values: Cache | None = None, **kwargs: object) -> Tensor:
+        outputs = self.base_lm.base_model(
+            inputs_embeds=embeds,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+            **kwargs,
+        )
+        return outputs.last_hidden_state
