@@ -1,0 +1,13 @@
+"""Training: the trainer and its arguments, text, adapters, what is logged."""
+
+from quietstar.training.arguments import QuietStarTrainingArguments
+from quietstar.training.data import DataArguments, TextCollator, build_datasets
+from quietstar.training.trainer import QuietStarTrainer
+
+__all__ = [
+    "DataArguments",
+    "QuietStarTrainer",
+    "QuietStarTrainingArguments",
+    "TextCollator",
+    "build_datasets",
+]

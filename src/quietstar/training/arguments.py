@@ -1,0 +1,118 @@
+"""What a training run is: the method's settings, the recipe, and everything that transformers' Trainer takes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from quietstar.errors import SettingsError
+
+METHOD = "method (arXiv 2403.09629)"
+RECIPE = "recipe"
+RUN = "run"
+
+
+def option(default: Any, help: str, group: str) -> Any:
+    """A dataclass field with its help text and the group that it is listed under."""
+    return field(default=default, metadata={"help": help, "group": group})
+
+
+@dataclass(kw_only=True)
+class QuietStarTrainingArguments(TrainingArguments):
+    """Arguments of QuietStarTrainer. Defaults are the paper's recipe.
+
+    The settings of the method (None: as the model has them) are written into the model's config.
+
+    Raises:
+        SettingsError: a value is impossible.
+    """
+
+    n_ahead: int | None = option(
+        None, "tokens of a thought, start and end included: n_ahead - 2 are sampled (default: 8)", METHOD
+    )
+    n_ahead_talk: int | None = option(
+        None, "true tokens that each thought is judged by in training (default: 4)", METHOD
+    )
+    n_passes: int | None = option(None, "thoughts sampled for each position in training (default: 2)", METHOD)
+    think_fraction: float = option(
+        1.0, "share of the positions to think at, drawn anew for each step, so that long texts fit", METHOD
+    )
+    thought_temperature: float | None = option(
+        None, "temperature at which thoughts are sampled in training (default: 1)", METHOD
+    )
+    reinforce_temperature: float | None = option(
+        None, "temperature of the log-probabilities in the policy loss (default: 3)", METHOD
+    )
+    policy_weight: float | None = option(
+        None,
+        "weight of the policy loss beside the nll (default: 1e6, the paper's: with the gradient norm clipped, "
+        "the policy loss alone then sets the direction of a step)",
+        METHOD,
+    )
+    base_loss_weight: float | None = option(
+        None, "share of the base model's own nll in the loss; the talk loss has the rest (default: 0.5)", METHOD
+    )
+    initial_thought_text: str | None = option(
+        None, "start and end of a thought begin as the embedding of this text's first token (default: ---)", METHOD
+    )
+
+    learning_rate: float = option(1e-6, "peak learning rate of AdamW", RECIPE)
+    lr_scheduler_type: str = option("constant_with_warmup", "how the learning rate moves", RECIPE)
+    warmup_steps: float = option(20, "steps over which the learning rate rises to its peak", RECIPE)
+    weight_decay: float = option(1e-3, "weight decay of AdamW", RECIPE)
+    max_grad_norm: float = option(1.0, "gradient norm is clipped to this", RECIPE)
+    max_steps: int = option(100, "optimizer steps; -1 trains for num_train_epochs instead", RECIPE)
+    per_device_train_batch_size: int = option(1, "rows in memory at once, on each device", RECIPE)
+    gradient_accumulation_steps: int = option(8, "batches whose gradients add up to one step", RECIPE)
+    bf16: bool | None = option(None, "train in bfloat16 (default: where a GPU can)", RECIPE)
+
+    output_dir: str | None = option(
+        None, "folder of the run; it must not hold one already (default: runs/MODEL-N-ahead)", RUN
+    )
+    overwrite: bool = option(False, "empty an output_dir that holds an earlier run of ours", RUN)
+    eval_on_start: bool = option(True, "evaluate before the first step: a broken set-up shows at once", RUN)
+    eval_strategy: str = option("steps", "when to evaluate: no, steps or epoch", RUN)
+    eval_steps: float | None = option(50, "steps between evaluations on held-out text", RUN)
+    logging_steps: float = option(10, "steps between two lines of figures", RUN)
+    save_steps: float = option(100, "steps between checkpoints", RUN)
+    save_total_limit: int | None = option(1, "checkpoints to keep, the latest", RUN)
+    thoughts_shown: int = option(6, "thoughts to print at every evaluation", RUN)
+    report_to: str | list[str] = option("none", "trackers to log to, by name, or all or none", RUN)
+    seed: int = option(42, "seed of windows, thoughts and everything else that is drawn", RUN)
+
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "hide losses that are not finite; training stops on one in any case"}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "drop columns that forward does not take"})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.think_fraction <= 1:
+            raise SettingsError(f"think_fraction is {self.think_fraction}; give a share from 0 to 1")
+        if self.thoughts_shown < 0:
+            raise SettingsError(f"thoughts_shown is {self.thoughts_shown}; give a number of at least 0")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least 1")
+        if not self.learning_rate >= 0:
+            raise SettingsError(f"learning_rate is {self.learning_rate}; give a number of at least 0")
+        if self.bf16 is None:
+            self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        super().__post_init__()
+
+    def method_settings(self) -> dict[str, Any]:
+        """The settings of the method that were given, by their names in QuietStarConfig."""
+        given = {name: getattr(self, name) for name in METHOD_SETTINGS}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+METHOD_SETTINGS = (
+    "n_ahead",
+    "n_ahead_talk",
+    "n_passes",
+    "thought_temperature",
+    "reinforce_temperature",
+    "policy_weight",
+    "base_loss_weight",
+    "initial_thought_text",
+)

@@ -1,0 +1,95 @@
+"""What a run shows while it goes on: a line of figures, and a sample of thoughts at every evaluation."""
+
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
+
+from quietstar.model import QuietStarForCausalLM
+
+SHOWN = (
+    "loss",
+    "nll",
+    "base_nll",
+    "talk_nll_0",
+    "policy_loss",
+    "reward_mean",
+    "thought_helped",
+    "mixing_weight",
+    "tokens_per_second",
+)
+"""figures of a line on the screen; trackers and log_history get all of them"""
+
+
+class ProgressLines(ProgressCallback):
+    """The progress bar, with its time left, and above it the figures that matter, a line each time."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Write a line above the bar."""
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        prefix = "eval_" if any(name.startswith("eval_") for name in logs) else ""
+        figures = [f"{name} {logs[prefix + name]:.4g}" for name in SHOWN if prefix + name in logs]
+        if figures:
+            what = "held out" if prefix else "training"
+            self.training_bar.write(f"step {state.global_step:>5}  {what}  {'  '.join(figures)}")
+
+
+class ShowThoughts(TrainerCallback):
+    """Prints a sample of thoughts on held-out text at every evaluation.
+
+    Args:
+        dataset: held-out text; thoughts are taken from its first row.
+        collator: makes a batch of it.
+        n_shown: thoughts to print.
+    """
+
+    def __init__(self, dataset: Any, collator: Any, n_shown: int) -> None:
+        self.dataset, self.collator, self.n_shown = dataset, collator, n_shown
+
+    @torch.no_grad()
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Think at a few positions spread over the first row."""
+        model, tokenizer = kwargs.get("model"), kwargs.get("processing_class")
+        if not state.is_world_process_zero or not isinstance(model, QuietStarForCausalLM) or tokenizer is None:
+            return
+        dataset = next(iter(self.dataset.values())) if isinstance(self.dataset, dict) else self.dataset
+        batch = self.collator([dataset[0]])
+        if len(batch["input_ids"][0]) < 2 or model.config.n_thought_tokens == 0:
+            return
+        was_training = model.training
+        model.eval()
+        try:
+            table = thought_table(model, tokenizer, batch["input_ids"][:1].to(model.device), self.n_shown)
+        finally:
+            model.train(was_training)
+        Console(stderr=True).print(table)
+
+
+def thought_table(
+    model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor, n_shown: int
+) -> Table:
+    """A table of thoughts at positions spread evenly over a row [1, S]: context, thought, weight, what follows."""
+    S = input_ids.shape[1]
+    n_shown = min(n_shown, S - 1)
+    positions = torch.linspace(0, S - 2, n_shown + 2)[1:-1].round().long().unique()
+    think_at = torch.zeros_like(input_ids)
+    think_at[:, positions] = 1
+    output = model(input_ids, labels=input_ids, think_at=think_at, n_ahead_talk=1, return_logits=False)
+
+    table = Table(title="thoughts on held-out text", title_justify="left", title_style="bold")
+    for name, justify in (("after", "right"), ("thought", "left"), ("then", "left"), ("weight", "right")):
+        table.add_column(name, justify=justify, no_wrap=name == "weight")
+    table.add_column("reward", justify="right")
+    for i in positions.tolist():
+        context = tokenizer.decode(input_ids[0, max(0, i - 7) : i + 1])
+        table.add_row(
+            repr(context)[1:-1],
+            repr(tokenizer.decode(output.thoughts[0, 0, i]))[1:-1],
+            repr(tokenizer.decode(input_ids[0, i + 1 : i + 4]))[1:-1],
+            f"{output.mixing_weight[0, 0, i, 0]:.2f}",
+            f"{output.reward[0, 0, i]:+.2f}",
+        )
+    return table

@@ -1,0 +1,103 @@
+"""Sums over batches, for the figures that are logged. Figures of a run are means over all labels seen since the
+last line, not means of means."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from quietstar.learn import Labels
+from quietstar.model import QuietStarOutput
+
+
+def labels_of(inputs: dict[str, Tensor], n_ahead_talk: int) -> Labels:
+    """Which predictions of a batch have a label; its columns are think_at, or everywhere without one."""
+    labels = inputs["labels"]
+    think_at = inputs.get("think_at")
+    is_column = torch.ones_like(labels, dtype=torch.bool) if think_at is None else think_at.bool()
+    return Labels.look_ahead(labels, is_column, n_ahead_talk)
+
+
+class Tally:
+    """Sums of what forward returns; `figures` turns them into the means that method.md names."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.sums)
+
+    @torch.no_grad()
+    def add(self, output: QuietStarOutput, labels: Labels, n_tokens: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            output: of a forward pass with labels.
+            labels: which of its entries count.
+            n_tokens: [] tokens of text in the batch, padding excluded.
+        """
+        _, P, _, K = output.thought_logprob.shape
+        base, talk, policy = labels.base, labels.talk[:, None], labels.policy[:, None]
+        spoken = -(output.advantage[..., None] * output.thought_logprob * policy[..., None])
+        reward = output.reward * policy
+        new = {
+            "tokens": n_tokens,
+            "base_nll": (output.base_nll * base).sum(),
+            "base_count": base.sum(),
+            "talk_nll": (output.talk_nll * talk).sum((0, 1, 2)),  # [M]
+            "talk_count": P * labels.talk.sum((0, 1)),  # [M]
+            "policy_loss": spoken.sum(),
+            "policy_count": P * K * policy.sum(),
+            "reward": reward.sum(),
+            "reward_squared": reward.square().sum(),
+            "helped": ((output.reward > 0) & policy).sum(),
+            "reward_count": P * policy.sum(),
+            "weight": (output.mixing_weight * talk).sum(),
+        }
+        for name, value in new.items():
+            value = value.double()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def figures(
+        self, base_loss_weight: float, gather: Callable[[Tensor], Tensor] = lambda sums: sums[None]
+    ) -> dict[str, float]:
+        """Means over everything added.
+
+        Args:
+            base_loss_weight: share of base_nll in nll.
+            gather: [n] -> [ranks, n], the sums of all ranks.
+
+        Returns:
+            nll and base_nll; and where there were thoughts, talk_nll_k for each k, policy_loss, reward_mean,
+            reward_std, thought_helped (share of positions with a reward above 0), mixing_weight.
+        """
+        names = list(self.sums)
+        sizes = [self.sums[name].numel() for name in names]
+        flat = torch.cat([self.sums[name].reshape(-1) for name in names])
+        total = dict(zip(names, gather(flat).sum(0).cpu().split(sizes), strict=True))
+        base_nll = _ratio(total["base_nll"], total["base_count"])
+        if not total["talk_count"].any():
+            return {"nll": base_nll, "base_nll": base_nll}
+        talk_nll = [_ratio(total["talk_nll"][k], n) for k, n in enumerate(total["talk_count"])]
+        n = total["reward_count"]
+        mean = _ratio(total["reward"], n)
+        variance = max(0.0, _ratio(total["reward_squared"], n) - mean**2)
+        return {
+            "nll": base_loss_weight * base_nll + (1 - base_loss_weight) * sum(talk_nll) / len(talk_nll),
+            "base_nll": base_nll,
+            **{f"talk_nll_{k}": value for k, value in enumerate(talk_nll)},
+            "policy_loss": _ratio(total["policy_loss"], total["policy_count"]),
+            "reward_mean": mean,
+            "reward_std": variance**0.5,
+            "thought_helped": _ratio(total["helped"], n),
+            "mixing_weight": _ratio(total["weight"], total["talk_count"].sum()),
+        }
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of text on this rank."""
+        return int(self.sums["tokens"]) if self.sums else 0
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> float:
+    return float(numerator.sum() / denominator.sum().clamp(min=1))

@@ -1,0 +1,229 @@
+"""QuietStarTrainer: transformers' Trainer for a model that thinks."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from quietstar.base import load_tokenizer
+from quietstar.errors import NonFiniteLossError, SettingsError
+from quietstar.learn import Counts
+from quietstar.model import QuietStarForCausalLM, QuietStarOutput
+from quietstar.training.arguments import QuietStarTrainingArguments
+from quietstar.training.callbacks import ProgressLines, ShowThoughts
+from quietstar.training.data import TextCollator, pad_token_id
+from quietstar.training.positions import draw_positions
+from quietstar.training.tally import Tally, labels_of
+
+
+class QuietStarTrainer(Trainer):
+    """Teaches a model to think from plain text (arXiv 2403.09629).
+
+    Losses are means over the labels of a whole optimizer step, across accumulated batches and ranks. Evaluation
+    reports the nll with and without thoughts on held-out text, thoughts greedy, one each.
+
+    Args:
+        model: a QuietStarForCausalLM; or a name or folder of one, or of a base model to give thoughts to; or a
+            base model itself.
+        args: the settings of the method in it are written into the model's config.
+        processing_class: the tokenizer; None loads the one that lies with a model given by name.
+        data_collator: None pads on the right.
+        kwargs: as transformers' Trainer takes them. Datasets give items with `input_ids`; a collator may also
+            give `think_at` [B, S] and `thoughts` [B, P, S, K].
+
+    Raises:
+        SettingsError: settings that do not fit each other.
+        NonFiniteLossError: in training, before the optimizer steps on such a loss.
+    """
+
+    args: QuietStarTrainingArguments
+    model: QuietStarForCausalLM
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel,
+        args: QuietStarTrainingArguments | None = None,
+        *,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        data_collator: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args or QuietStarTrainingArguments(output_dir="runs/quietstar")
+        if processing_class is None and isinstance(model, (str, Path)):
+            processing_class = load_tokenizer(model)
+        model = thinking_model(model, args, processing_class)
+        if kwargs.get("eval_dataset") is None:
+            args.eval_strategy, args.eval_on_start = type(args.eval_strategy)("no"), False
+        self._tally, self._eval_tally = Tally(), Tally()
+        self._last_line = (time.perf_counter(), 0)
+        self._batch_in_step = 0
+        super().__init__(
+            model=model,
+            args=args,
+            processing_class=processing_class,
+            data_collator=data_collator or TextCollator(pad_token_id(processing_class)),
+            **kwargs,
+        )
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(ProgressLines())
+        if args.thoughts_shown and kwargs.get("eval_dataset") is not None and processing_class is not None:
+            self.add_callback(ShowThoughts(self.eval_dataset, self.data_collator, args.thoughts_shown))
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list, Counts | None]:
+        """The batches of one optimizer step, and how many labels they have in all, on all ranks together."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._batch_in_step = 0
+        if not batches:
+            return batches, None
+        if self.args.think_fraction < 1:
+            for index, batch in enumerate(batches):
+                if "think_at" not in batch:
+                    generator = torch.Generator().manual_seed(self._seed_of(index))
+                    batch["think_at"] = draw_positions(batch["labels"], self.args.think_fraction, generator)
+        M = self.model.config.n_ahead_talk
+        counts = labels_of(batches[0], M).count()
+        for batch in batches[1:]:
+            counts = counts + labels_of(batch, M).count()
+        return batches, self._of_all_ranks(counts, device)
+
+    def _seed_of(self, batch: int) -> int:
+        """Another one for each step, batch and rank, and the same ones in a run that is repeated or resumed."""
+        numbers = (self.args.seed, self.state.global_step, batch, self.args.process_index)
+        return hash(numbers) % 2**63
+
+    def _of_all_ranks(self, counts: Counts, device: torch.device) -> Counts:
+        flat = torch.cat([counts.base[None], counts.policy[None], counts.talk]).to(device)
+        if self.args.world_size > 1:
+            flat = self.accelerator.gather(flat).reshape(self.args.world_size, -1).sum(0)
+        return Counts(base=flat[0], policy=flat[1], talk=flat[2:])
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Counts | None = None,
+    ) -> Tensor | tuple[Tensor, QuietStarOutput]:
+        """The loss of a batch, as its share of the mean over the whole optimizer step."""
+        output = model(**inputs, counts=num_items_in_batch, return_logits=False, use_cache=False)
+        loss = output.loss
+        if not model.training:
+            return (loss, output) if return_outputs else loss
+        self._stop_if_not_finite(loss, inputs)
+        self._batch_in_step += 1
+        self._add(self._tally, output, inputs)
+        if num_items_in_batch is not None:
+            loss = loss * self.args.world_size  # gradients are averaged over ranks, and counts already span them
+        return (loss, output) if return_outputs else loss
+
+    def _stop_if_not_finite(self, loss: Tensor, inputs: dict[str, Tensor]) -> None:
+        if torch.isfinite(loss):
+            return
+        first = inputs["input_ids"][0, :8].tolist()
+        raise NonFiniteLossError(
+            f"the loss is {loss.item()} at step {self.state.global_step + 1}, batch {self._batch_in_step + 1} of "
+            f"{self.args.gradient_accumulation_steps} (its first row begins with tokens {first}); the optimizer "
+            "has not stepped on it: lower --learning_rate or --policy_weight, or look at that text"
+        )
+
+    def _add(self, tally: Tally, output: QuietStarOutput, inputs: dict[str, Tensor]) -> None:
+        labels = labels_of(inputs, output.talk_nll.shape[-1])
+        mask = inputs.get("attention_mask")
+        tokens = torch.tensor(inputs["input_ids"].numel()) if mask is None else mask.sum()
+        tally.add(output, labels, tokens)
+
+    def _figures(self, tally: Tally) -> dict[str, float]:
+        ranks = self.args.world_size
+        gather = (lambda sums: self.accelerator.gather(sums).reshape(ranks, -1)) if ranks > 1 else None
+        weight = self.model.config.base_loss_weight
+        return tally.figures(weight, gather) if gather else tally.figures(weight)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the method's figures, and tokens a second, to a line of training figures."""
+        if "loss" in logs and self._tally:
+            seconds = time.perf_counter() - self._last_line[0]
+            logs |= self._figures(self._tally)
+            logs["tokens_per_second"] = self._tally.n_tokens * self.args.world_size / max(seconds, 1e-9)
+            self._tally = Tally()
+        self._last_line = (time.perf_counter(), self.state.global_step)
+        super().log(logs, start_time)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
+        """The nll of a batch of held-out text."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, output = self.compute_loss(model, inputs, return_outputs=True)  # type: ignore[misc]
+        self._add(self._eval_tally, output, inputs)
+        return loss.detach(), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate, and report means over all labels of the held-out text."""
+        self._eval_tally = Tally()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._eval_tally:
+            figures = self._figures(self._eval_tally)
+            figures.pop("policy_loss", None)  # nothing is learned here
+            output.metrics |= {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+            output.metrics[f"{metric_key_prefix}_loss"] = figures["nll"]
+        return output
+
+
+def thinking_model(
+    model: str | Path | PreTrainedModel,
+    args: QuietStarTrainingArguments,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **settings: Any,
+) -> QuietStarForCausalLM:
+    """The model to train, with the method's settings of a run.
+
+    Args:
+        model: as QuietStarTrainer takes it.
+        args: its method settings override the model's.
+        tokenizer: of the model.
+        settings: further fields of QuietStarConfig and arguments of `from_pretrained`, for a model that is made
+            here from a base model.
+
+    Raises:
+        SettingsError: a setting that can no longer be changed in a thinking model.
+    """
+    method = args.method_settings()
+    if isinstance(model, (str, Path)) and not holds_thinking_model(model):
+        return QuietStarForCausalLM.from_base(str(model), tokenizer=tokenizer, **method, **settings)
+    if isinstance(model, (str, Path)):
+        if fixed := sorted(settings.keys() & {"lora"}):
+            raise SettingsError(f"{model} thinks already; {', '.join(fixed)} can only be given to a base model")
+        model = QuietStarForCausalLM.from_pretrained(str(model), **settings)
+    if not isinstance(model, QuietStarForCausalLM):
+        return QuietStarForCausalLM.from_base(model, tokenizer=tokenizer, **method)
+    text = method.pop("initial_thought_text", model.config.initial_thought_text)
+    if text != model.config.initial_thought_text:
+        raise SettingsError(
+            f"initial_thought_text is {text!r}, but this model's thoughts began as "
+            f"{model.config.initial_thought_text!r} and are trained from there; leave it out"
+        )
+    for name, value in method.items():
+        setattr(model.config, name, value)
+    model.config.check()
+    return model
+
+
+def holds_thinking_model(name: str | Path) -> bool:
+    """Whether a folder or hub name holds a thinking model."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(name)).model_type == "quietstar"
+    except (OSError, ValueError):
+        return False  # whoever loads it will say what is wrong
