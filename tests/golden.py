@@ -73,9 +73,7 @@ def load_case(folder: Path, name: str) -> Case:
     return Case(name, settings, load_file(folder / settings["data"]), folder / settings["weights"])
 
 
-def original_losses(
-    output: QuietStarOutput, n_ahead_talk: int, policy_weight: float = 1e6
-) -> dict[str, Tensor]:
+def original_losses(output: QuietStarOutput, n_ahead_talk: int, policy_weight: float = 1e6) -> dict[str, Tensor]:
     """nll, policy loss and loss as the released code reduces them: the policy term over L = S - 1 - M columns,
     padding included, then over sampled tokens."""
     L = output.base_nll.shape[1] - 1 - n_ahead_talk
@@ -86,10 +84,6 @@ def original_losses(
 
 def original_names(model: QuietStarForCausalLM) -> dict[str, torch.nn.Parameter]:
     """The released code's parameter names -> ours."""
-    names = {
-        name.removeprefix("base_lm."): p
-        for name, p in model.named_parameters()
-        if name.startswith("base_lm.")
-    }
+    names = {name.removeprefix("base_lm."): p for name, p in model.named_parameters() if name.startswith("base_lm.")}
     names |= {n.replace("layers.", "talk_head.0."): p for n, p in model.mixing_head.named_parameters()}
     return names | dict(model.thought_embeddings.named_parameters())

@@ -13,17 +13,13 @@ REWARD = dict(rtol=0, atol=1e-4)
 
 ALL = [(SHARED, name) for name in cases(SHARED)] + [(KEPT, name) for name in cases(KEPT)]
 if not SHARED.exists():
-    ALL.append(
-        pytest.param(
-            SHARED, "", marks=pytest.mark.skip(reason=f"the recorded cases are absent: {SHARED.name}")
-        )
-    )
+    ALL.append(pytest.param(SHARED, "", marks=pytest.mark.skip(reason=f"the recorded cases are absent: {SHARED.name}")))
 
 
 def of_kind(kind: str) -> list:
-    return [
-        pytest.param(*case, id=f"{case[0].parent.name}-{case[1]}") for case in ALL if case[1].startswith(kind)
-    ] or [pytest.param(SHARED, "", marks=pytest.mark.skip(reason="../shared/golden is absent"))]
+    return [pytest.param(*case, id=f"{case[0].parent.name}-{case[1]}") for case in ALL if case[1].startswith(kind)] or [
+        pytest.param(SHARED, "", marks=pytest.mark.skip(reason="../shared/golden is absent"))
+    ]
 
 
 def rows(tensor: Tensor) -> Tensor:
@@ -41,9 +37,7 @@ def test_training_case(folder: Path, name: str, checkpointing: bool, tmp_path: P
     output = model(**case.inputs())
     recorded, n, P = case.tensors, case.settings["n_ahead"], case.n_passes
 
-    torch.testing.assert_close(
-        output.base_nll[:, :-1].repeat_interleave(P, 0), recorded["unreduced_loss_0"], **LOSS
-    )
+    torch.testing.assert_close(output.base_nll[:, :-1].repeat_interleave(P, 0), recorded["unreduced_loss_0"], **LOSS)
     for k in range(case.n_ahead_talk):
         expected = recorded[f"unreduced_loss_{n - 1 + k}"]
         torch.testing.assert_close(rows(output.talk_nll)[:, : expected.shape[1], k], expected, **LOSS)
@@ -70,9 +64,7 @@ def test_training_case(folder: Path, name: str, checkpointing: bool, tmp_path: P
 def check_gradients(case: Case, model: torch.nn.Module, losses: dict[str, Tensor]) -> None:
     parameters = original_names(model)
     for prefix, loss in (("grad_nll", losses["nll_loss"]), ("grad", losses["loss"])):
-        expected = {
-            n.removeprefix(prefix + "."): t for n, t in case.tensors.items() if n.startswith(prefix + ".")
-        }
+        expected = {n.removeprefix(prefix + "."): t for n, t in case.tensors.items() if n.startswith(prefix + ".")}
         if not expected:
             continue
         assert expected.keys() == parameters.keys()
@@ -84,9 +76,7 @@ def check_gradients(case: Case, model: torch.nn.Module, losses: dict[str, Tensor
                 assert (theirs[1] == 0).all()
                 theirs = theirs[0]
             difference = (ours - theirs).abs().max()
-            assert difference <= 1e-4 * theirs.abs().max(), (
-                f"{prefix} of {name}: {difference} of {theirs.abs().max()}"
-            )
+            assert difference <= 1e-4 * theirs.abs().max(), f"{prefix} of {name}: {difference} of {theirs.abs().max()}"
 
 
 @pytest.mark.parametrize(("folder", "name"), of_kind("eval"))
@@ -117,15 +107,11 @@ def test_inference_case(folder: Path, name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         for side in ("start", "end"):
             vector = table[case.settings[f"{side}_token_id"]]
-            getattr(model.thought_embeddings, f"{side}_embedding").copy_(
-                vector / model.config.embedding_scale
-            )
+            getattr(model.thought_embeddings, f"{side}_embedding").copy_(vector / model.config.embedding_scale)
     inputs = case.inputs()
     S = inputs["input_ids"].shape[1]
     thoughts = torch.zeros(1, 1, S, case.n_ahead - 2, dtype=torch.long)
     thoughts[0, 0, -1] = case.tensors["thought"].long()[0]
     output = model(**inputs, thoughts=thoughts, logits_to_keep=1)
     torch.testing.assert_close(output.logits.detach(), case.tensors["logits"], **REWARD)
-    torch.testing.assert_close(
-        output.mixing_weight[0, 0, -1].detach(), case.tensors["mix_weight"][0, 0], **REWARD
-    )
+    torch.testing.assert_close(output.mixing_weight[0, 0, -1].detach(), case.tensors["mix_weight"][0, 0], **REWARD)

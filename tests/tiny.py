@@ -11,21 +11,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from quietstar import QuietStarForCausalLM
 
 VOCABULARY = 61
-_COMMON = dict(
-    vocab_size=VOCABULARY,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=128,
-    bos_token_id=1,
-    eos_token_id=2,
-    pad_token_id=0,
-)
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 _NO_GROUPS = {name: value for name, value in _COMMON.items() if name != "num_key_value_heads"}
-_MOE = dict(num_local_experts=4, num_experts_per_tok=2)
-_GEMMA = dict(head_dim=8, sliding_window=5, layer_types=["sliding_attention", "full_attention"])
+_MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_GEMMA = {"head_dim": 8, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
 
 FAMILIES: dict[str, dict] = {
     "llama": dict(_COMMON),
@@ -48,9 +48,19 @@ FAMILIES: dict[str, dict] = {
         attention_multiplier=0.5,
     ),
     "gpt_neox": dict(_NO_GROUPS),
-    "gpt2": dict(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2
-    ),
+    "gpt2": {
+        "vocab_size": VOCABULARY,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 128,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
     "mixtral": dict(_COMMON, **_MOE),
     "mixtral-window": dict(_COMMON, **_MOE, sliding_window=5),
 }
@@ -76,7 +86,9 @@ def loud(module: nn.Module, seed: int = 0) -> None:
 def tiny_base(family: str = "llama", seed: int = 0, **settings: object) -> PreTrainedModel:
     """A tiny, loud base model in evaluation mode."""
     config = AutoConfig.for_model(family.split("-")[0], **{**FAMILIES[family], **settings})
-    base_lm = AutoModelForCausalLM.from_config(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        base_lm = AutoModelForCausalLM.from_config(config)
     loud(base_lm, seed)
     return base_lm.eval()
 
@@ -85,13 +97,34 @@ def tiny_model(
     family: str = "llama", seed: int = 0, base: dict | None = None, **settings: object
 ) -> QuietStarForCausalLM:
     """A tiny thinking model with a random mixing head and random thought embeddings, in evaluation mode."""
-    model = QuietStarForCausalLM.from_base(tiny_base(family, seed, **(base or {})), **settings)
+    base_lm = tiny_base(family, seed, **(base or {}))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = QuietStarForCausalLM.from_base(base_lm, **settings)
+    make_thoughtful(model, seed)
+    return model
+
+
+def make_thoughtful(model: QuietStarForCausalLM, seed: int = 0) -> None:
+    """Give a fresh model a random mixing head and random thought embeddings, as loud as the rest."""
     loud(model.mixing_head, seed + 1)
     generator = torch.Generator().manual_seed(seed + 2)
     with torch.no_grad():
         for parameter in model.thought_embeddings.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / model.config.embedding_scale)
-    return model
+
+
+def random_thoughts(model: QuietStarForCausalLM, B: int, S: int, P: int = 1, seed: int = 0) -> torch.Tensor:
+    """[B, P, S, K] token ids to think instead of sampling."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (B, P, S, model.config.n_thought_tokens)
+    return torch.randint(model.config.vocab_size, shape, generator=generator)
+
+
+def to_left(values: torch.Tensor, attention_mask: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """Rows padded on the right -> the same rows padded on the left, along dimension `dim` of [B, ...]."""
+    n_padded = (attention_mask == 0).sum(1).tolist()
+    return torch.stack([row.roll(n, dims=dim - 1) for row, n in zip(values.unbind(0), n_padded, strict=True)])
 
 
 def texts(*lengths: int, seed: int = 0, left: bool = False) -> dict[str, torch.Tensor]:

@@ -27,20 +27,29 @@ class BranchCache(DynamicCache):
 
     Args:
         base: cache of a base pass, its layers dynamic, sliding or static.
-        n_base: S, base tokens seen so far.
+        grid: where branches grow.
+
+    Raises:
+        SettingsError: a layer's window has moved past what a branch sees.
     """
 
-    def __init__(self, base: Cache, n_base: int) -> None:
+    def __init__(self, base: Cache, grid: ThoughtGrid) -> None:
         super().__init__()
         self.layers = []
         for layer in base.layers:
             own = DynamicLayer()
             if layer.is_initialized:
                 own.lazy_initialization(layer.keys, layer.values)
-                own.keys, own.values = layer.keys[..., :n_base, :], layer.values[..., :n_base, :]
+                own.keys, own.values = layer.keys[..., : grid.n_base, :], layer.values[..., : grid.n_base, :]
             self.layers.append(own)
         self.n_base_kept = [layer.get_seq_length() for layer in self.layers]
         """base tokens that each layer still keeps: fewer than S where a window has moved on"""
+        moved_on = min(self.n_base_kept, default=grid.n_base) < grid.n_base
+        if moved_on and bool((grid.is_column & (grid.columns < grid.n_base - 1)).any()):
+            raise SettingsError(
+                "thinking at earlier positions than the last needs keys that this sliding-window cache has "
+                "dropped; pass past_key_values=DynamicCache() without a config, or logits_to_keep=1"
+            )
 
 
 class AttentionBackend(Protocol):
@@ -50,9 +59,7 @@ class AttentionBackend(Protocol):
         """For base tokens and all branches in one pass, nothing cached."""
         ...
 
-    def steps(
-        self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype
-    ) -> dict[str, Any]:
+    def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
         """For some steps of all branches over the keys and values of everything before them."""
         ...
 
@@ -81,9 +88,7 @@ class DenseAttention:
         """See AttentionBackend."""
         return self._masks(lambda window, _: additive(grid.whole_sight(window), dtype))
 
-    def steps(
-        self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype
-    ) -> dict[str, Any]:
+    def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
         """See AttentionBackend."""
 
         def mask(window: int | None, layer: int) -> Tensor:

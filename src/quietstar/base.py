@@ -1,7 +1,9 @@
-"""Base models: how they are loaded, and the check that refuses one that cannot be served."""
+"""Base models: how they are loaded and given thoughts, and the check that refuses one that cannot be served."""
 
+import copy
+import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -9,9 +11,67 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from quietstar.attention import BranchCache, attention_backend
-from quietstar.errors import CheckpointError, UnsupportedModelError
+from quietstar.config import QuietStarConfig
+from quietstar.errors import CheckpointError, SettingsError, UnsupportedModelError
 from quietstar.grid import ThoughtGrid
 from quietstar.trunk import Trunk
+
+if TYPE_CHECKING:
+    from quietstar.model import QuietStarForCausalLM
+
+logger = logging.getLogger(__name__)
+
+SETTINGS = frozenset(QuietStarConfig.__annotations__) - {"base_config"}
+"""names of the settings that make a base model a thinking one"""
+
+
+def give_thoughts(
+    cls: "type[QuietStarForCausalLM]",
+    base: str | Path | PreTrainedModel,
+    tokenizer: Tokenizer | None,
+    settings: dict[str, Any],
+) -> "QuietStarForCausalLM":
+    """See QuietStarForCausalLM.from_base."""
+    own = {name: settings[name] for name in SETTINGS & settings.keys()}
+    rest = {name: settings[name] for name in settings.keys() - own.keys()}
+    QuietStarConfig(**own)  # an impossible setting is said before gigabytes are read
+    if not isinstance(base, PreTrainedModel):
+        base_lm = load_base(base, **rest)
+    elif rest:
+        raise SettingsError(f"{', '.join(sorted(rest))} is no setting; choose from {', '.join(sorted(SETTINGS))}")
+    else:
+        base_lm = base
+    check_base(base_lm)
+    model = cls(QuietStarConfig(base_config=base_lm.config, **own), base_lm)
+    model.to(base_lm.device)
+    first = first_thought_vector(base_lm, model.config.initial_thought_text, tokenizer)
+    model.thought_embeddings.begin_as(first)
+    model.generation_config = copy.deepcopy(base_lm.generation_config)
+    return model.train(base_lm.training)
+
+
+@torch.no_grad()
+def first_thought_vector(base_lm: PreTrainedModel, text: str, tokenizer: Tokenizer | None) -> Tensor:
+    """[D]: embedding of the first token of a text, by the tokenizer given or the base model's own.
+
+    Without either, the mean embedding.
+
+    Raises:
+        SettingsError: the tokenizer makes no token of the text.
+    """
+    embeddings = base_lm.get_input_embeddings()
+    tokenizer = tokenizer or load_tokenizer(base_lm.name_or_path)
+    if tokenizer is None:
+        logger.warning(
+            "no tokenizer was given or found: start and end of a thought begin as the mean embedding, not as %r; "
+            "pass tokenizer= to change that",
+            text,
+        )
+        return embeddings.weight.float().mean(0)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise SettingsError(f"the tokenizer makes no token of initial_thought_text {text!r}; choose another text")
+    return embeddings(torch.tensor(ids[0], device=embeddings.weight.device))
 
 
 def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
@@ -40,12 +100,12 @@ def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
         raise
 
 
-def load_tokenizer(name: str | Path) -> Tokenizer | None:
+def load_tokenizer(name: str | Path, **kwargs: Any) -> Tokenizer | None:
     """The tokenizer of that hub name or folder; None where there is none."""
     if not str(name):
         return None
     try:
-        return AutoTokenizer.from_pretrained(str(name))
+        return AutoTokenizer.from_pretrained(str(name), **kwargs)
     except (OSError, ValueError, KeyError):
         return None
 
@@ -110,12 +170,9 @@ def _grid_differences(base_lm: PreTrainedModel) -> dict[str, float]:
 
     cache = DynamicCache()
     h_base = trunk.base_pass(embeds, attention_mask, grid.base_position_ids, cache)
-    grown = BranchCache(cache, S)
+    grown = BranchCache(cache, grid)
     cached = torch.cat(
-        [
-            trunk.branch_pass(grid, range(step, step + 1), branches[:, step : step + 1], grown)
-            for step in range(L)
-        ],
+        [trunk.branch_pass(grid, range(step, step + 1), branches[:, step : step + 1], grown) for step in range(L)],
         dim=1,
     )
     _, whole = trunk.whole_pass(grid, embeds, branches)
@@ -126,9 +183,7 @@ def _grid_differences(base_lm: PreTrainedModel) -> dict[str, float]:
         sequence = torch.cat([text, branches[row, :, 0, column]])[None]
         return base_lm.base_model(inputs_embeds=sequence).last_hidden_state[0, -L:]
 
-    loop = torch.stack([torch.stack([plain(row, column) for column in range(2)], 1) for row in range(2)])[
-        :, :, None
-    ]
+    loop = torch.stack([torch.stack([plain(row, column) for column in range(2)], 1) for row in range(2)])[:, :, None]
     own_logits = base_lm(input_ids=input_ids, attention_mask=attention_mask).logits[0]
     return {
         "a branch grown step by step": _relative(cached, loop),

@@ -6,7 +6,6 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from quietstar.errors import SettingsError
 
-
 INNER_IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
 
 
@@ -37,7 +36,7 @@ class QuietStarConfig(PreTrainedConfig):
     sub_configs = {"base_config": AutoConfig}  # noqa: RUF012  (how transformers declares it)
     has_no_defaults_at_init = True
 
-    base_config: dict[str, Any] | PreTrainedConfig | None = None
+    base_config: Any = None
     n_ahead: int = 8
     n_ahead_talk: int = 4
     n_passes: int = 2

@@ -31,9 +31,7 @@ class MissingExtraError(QuietStarError, ImportError):
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{package} is not installed and is needed for {purpose}: pip install 'quietstar[{extra}]'"
-        )
+        super().__init__(f"{package} is not installed and is needed for {purpose}: pip install 'quietstar[{extra}]'")
 
 
 class NonFiniteLossError(QuietStarError):

@@ -71,9 +71,7 @@ class Counts:
     """[]: columns with all their labels."""
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            base=self.base + other.base, talk=self.talk + other.talk, policy=self.policy + other.policy
-        )
+        return Counts(base=self.base + other.base, talk=self.talk + other.talk, policy=self.policy + other.policy)
 
 
 def token_logprob(
@@ -110,6 +108,19 @@ def token_logprob(
     return torch.cat([chunk(*piece) for piece in pieces])
 
 
+def masked_logprob(
+    project: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    tokens: Tensor,
+    where: Tensor,
+    temperature: float = 1.0,
+    suppressed: Tensor | None = None,
+) -> Tensor:
+    """token_logprob of tokens [...] from states [..., D] where a mask [...] is true; 0 elsewhere."""
+    values = token_logprob(project, hidden[where], tokens[where], temperature, suppressed)
+    return torch.zeros(tokens.shape, device=values.device).masked_scatter(where, values)
+
+
 def reward(base_nll: Tensor, talk_nll: Tensor, labels: Labels) -> Tensor:
     """[B, P, S] how much likelier each thought made the true tokens after it, in nats; no gradient.
 
@@ -133,9 +144,7 @@ def advantage(reward: Tensor) -> Tensor:
     return (reward - baseline).clamp(min=0)
 
 
-def nll_loss(
-    base_nll: Tensor, talk_nll: Tensor, labels: Labels, counts: Counts, base_loss_weight: float
-) -> Tensor:
+def nll_loss(base_nll: Tensor, talk_nll: Tensor, labels: Labels, counts: Counts, base_loss_weight: float) -> Tensor:
     """[] base_loss_weight x mean(base_nll) + (1 - base_loss_weight) / M x sum over k of mean(talk_nll at k).
 
     Args:

@@ -52,9 +52,7 @@ def merge_lora(base_lm: PreTrainedModel) -> None:
     """Add the adapters to the weights that they adapt, in place, and take them out of the model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    adapted = [
-        (name, module) for name, module in base_lm.named_modules() if isinstance(module, BaseTunerLayer)
-    ]
+    adapted = [(name, module) for name, module in base_lm.named_modules() if isinstance(module, BaseTunerLayer)]
     for name, module in adapted:
         module.merge(safe_merge=True)
         parent, _, child = name.rpartition(".")

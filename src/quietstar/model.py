@@ -4,9 +4,7 @@ Legend: B examples, S tokens in a row, P passes, N columns, M true tokens after 
 a thought, D hidden size, V vocabulary.
 """
 
-import copy
-import logging
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,62 +21,21 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 from transformers.cache_utils import Cache
-from transformers.utils import ModelOutput
 
 from quietstar import learn
 from quietstar.attention import BranchCache, attention_backend
-from quietstar.base import check_base, load_base, load_tokenizer
+from quietstar.base import check_base, give_thoughts
+from quietstar.checks import check_arguments
 from quietstar.config import QuietStarConfig
-from quietstar.errors import CheckpointError, SettingsError
+from quietstar.errors import CheckpointError
 from quietstar.grid import ThoughtGrid, default_position_ids
 from quietstar.heads import MixingHead, ThoughtEmbeddings
 from quietstar.learn import Counts, Labels
 from quietstar.lora import add_lora, merge_lora
-from quietstar.talk import Branches, Talk, branch_embeds, branch_states, split_branches, talk
+from quietstar.output import QuietStarOutput
+from quietstar.talk import Branches, Talk, branch_embeds, finish_branches, mixed_states, split_branches, talk
 from quietstar.think import Thoughts, think
 from quietstar.trunk import Trunk
-
-
-logger = logging.getLogger(__name__)
-
-SETTINGS = frozenset(QuietStarConfig.__annotations__) - {"base_config"}
-"""names of the settings that from_base takes"""
-
-IGNORED_ARGUMENTS = frozenset({"return_dict", "token_type_ids", "cache_position", "num_items_in_batch"})
-"""arguments of forward that generation and trainers hand to every model"""
-
-
-@dataclass
-class QuietStarOutput(ModelOutput):
-    """What a forward pass returns. Tensors without a label, or without a thought, are 0 there and count nowhere.
-
-    Attributes:
-        loss: [] nll + policy_weight x policy_loss in training, nll otherwise.
-        logits: [B, S, V], mixed where a thought was written and the base model's own elsewhere.
-        nll: [] negative log-likelihood of the labels, part without and part with thoughts, in nats.
-        policy_loss: [] the REINFORCE term before its weight.
-        base_nll: [B, S] -log p_base of the label at i+1.
-        talk_nll: [B, P, S, M] -log p_mixed of the label at i+1+k.
-        mixing_weight: [B, P, S, M]
-        thought_logprob: [B, P, S, K] of each sampled token, at the reinforce temperature.
-        reward: [B, P, S] in nats, no gradient.
-        advantage: [B, P, S], no gradient.
-        thoughts: [B, P, S, K] token ids, sampled or as given; 0 where no thought was written.
-        past_key_values: keys and values of the base tokens, and of nothing else.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    nll: Tensor | None = None
-    policy_loss: Tensor | None = None
-    base_nll: Tensor | None = None
-    talk_nll: Tensor | None = None
-    mixing_weight: Tensor | None = None
-    thought_logprob: Tensor | None = None
-    reward: Tensor | None = None
-    advantage: Tensor | None = None
-    thoughts: Tensor | None = None
-    past_key_values: Cache | None = None
 
 
 class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
@@ -92,6 +49,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
     _supports_sdpa = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012  (how transformers declares it)
     _keep_in_fp32_modules_strict = ["mixing_head", "thought_embeddings", "lora_A", "lora_B"]  # noqa: RUF012
@@ -159,29 +117,28 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             SettingsError: arguments that do not fit each other or the model.
         """
-        self._check_arguments(input_ids, attention_mask, labels, thoughts, past_key_values, ignored)
-        config, trunk = self.config, self.trunk
-        K = config.n_thought_tokens
+        config = self.config
+        numbers = {"n_passes": n_passes, "n_ahead_talk": n_ahead_talk}
+        check_arguments(config, input_ids, attention_mask, labels, thoughts, past_key_values, numbers, ignored)
         M = n_ahead_talk or (config.n_ahead_talk if labels is not None else 1)
+        P = n_passes or (config.n_passes if self.training and labels is not None else 1)
         if thoughts is not None:
             P = thoughts.shape[1]
-        else:
-            P = n_passes or (config.n_passes if self.training and labels is not None else 1)
         if thought_temperature is None:
             thought_temperature = config.thought_temperature if self.training else 0.0
-        use_cache = labels is None if use_cache is None else use_cache
+        if use_cache is None:
+            use_cache = labels is None
 
-        # where the branches grow
         B, Q = input_ids.shape
-        n_past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        cache = DynamicCache() if past_key_values is None else past_key_values
+        n_past = cache.get_seq_length()
         if attention_mask is None:
             attention_mask = input_ids.new_ones(B, n_past + Q)
-        wanted = self._wanted_columns(input_ids, attention_mask, labels, think_at, logits_to_keep, M)
-        if labels is not None and not return_logits:
-            wanted &= (Labels.look_ahead(labels, wanted, M).ahead != learn.IGNORED).any(-1)
         all_position_ids = default_position_ids(attention_mask.bool())
         if position_ids is not None:
             all_position_ids = torch.cat([all_position_ids[:, :n_past], position_ids.expand(B, -1)], dim=1)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        wanted = self._where_to_think(attention_mask[:, -Q:].bool(), labels, kept, think_at, M, return_logits)
         grid = ThoughtGrid.grow(
             nn.functional.pad(wanted, (n_past, 0)),
             attention_mask,
@@ -189,58 +146,78 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             n_passes=P,
             branch_length=config.n_ahead + M - 1,
         )
-        trunk.check_positions(grid)
+        self.trunk.check_positions(grid)
 
-        # base pass, think, branches
-        embeds = trunk.embed(input_ids)
-        cache = DynamicCache() if past_key_values is None else past_key_values
-        recompute = trunk.recomputes and torch.is_grad_enabled()
-        grown: Thoughts | None = None
-        if not recompute or thoughts is None:
-            with trunk.keeping_caches(), torch.set_grad_enabled(torch.is_grad_enabled() and not recompute):
-                h_base = trunk.base_pass(embeds, attention_mask, all_position_ids[:, n_past:], cache)
-        if thoughts is None:
-            with trunk.keeping_caches():
-                grown = think(
-                    trunk,
-                    grid,
-                    BranchCache(cache, grid.n_base),
-                    self.thought_embeddings,
-                    n_tokens=K,
-                    temperature=thought_temperature,
-                    suppressed=self._suppressed(input_ids.device),
-                    generator=generator,
-                )
-            words = grown.tokens
-        else:
-            words = grid.gather_columns(thoughts.transpose(1, 2)).transpose(1, 2)
-        branches_in = branch_embeds(trunk, grid, self.thought_embeddings, words, input_ids, M)
-        if recompute:
-            h_base, hidden = trunk.whole_pass(grid, embeds, branches_in)
-            branches = split_branches(hidden, K)
-        elif grown is None or torch.is_grad_enabled():
-            branches = branch_states(
-                trunk, grid, branches_in, BranchCache(cache, grid.n_base), n_thought_tokens=K
-            )
-        else:
-            branches = branch_states(
-                trunk, grid, branches_in, grown.cache, n_thought_tokens=K, grown=grown.hidden
+        def sample(cache: BranchCache) -> Thoughts:
+            return think(
+                self.trunk,
+                grid,
+                cache,
+                self.thought_embeddings,
+                n_tokens=config.n_thought_tokens,
+                temperature=thought_temperature,
+                suppressed=self._suppressed(),
+                generator=generator,
             )
 
-        # talk and learn
+        h_base, words, branches = self._grow(grid, input_ids, attention_mask, cache, thoughts, sample, M)
         said = talk(grid, self.mixing_head, h_base, branches.h_thought)
+
         output = QuietStarOutput(
             mixing_weight=grid.scatter_columns(said.weight)[:, :, n_past:],
             thoughts=grid.scatter_columns(words)[:, :, n_past:] if thoughts is None else thoughts,
             past_key_values=cache if use_cache else None,
         )
         if return_logits:
-            output.logits = self._mixed_logits(grid, h_base, said, logits_to_keep)
+            output.logits = self.trunk.logits(mixed_states(grid, h_base, said)[:, kept])
         if labels is not None:
-            self._learn(
-                output, grid, Labels.look_ahead(labels, wanted, M), counts, h_base, branches, said, words
-            )
+            self._learn(output, grid, Labels.look_ahead(labels, wanted, M), counts, h_base, branches, said, words)
         return output
+
+    def _grow(
+        self,
+        grid: ThoughtGrid,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        cache: Cache,
+        thoughts: Tensor | None,
+        sample: Callable[[BranchCache], Thoughts],
+        n_ahead_talk: int,
+    ) -> tuple[Tensor, Tensor, Branches]:
+        """The base pass, the thoughts, and the states along the branches.
+
+        With gradient, the branches run in one pass over the base pass's keys and values, from which gradients
+        flow back. Gradient checkpointing keeps no keys and values: there, base and branches run in one pass
+        together, after thoughts were sampled without gradient. Without gradient, branches go on from where the
+        sampling left them.
+
+        Returns:
+            h_base [B, Q, D], thoughts [B, P, N, K], states along the branches.
+        """
+        trunk, K, Q = self.trunk, self.config.n_thought_tokens, input_ids.shape[1]
+        with_gradient = torch.is_grad_enabled()
+        together = with_gradient and trunk.recomputes and grid.n_base == Q
+        embeds = trunk.embed(input_ids)
+        grown: Thoughts | None = None
+        if thoughts is None or not together:
+            with trunk.keeping_caches(), torch.set_grad_enabled(with_gradient and not together):
+                h_base = trunk.base_pass(embeds, attention_mask, grid.base_position_ids[:, -Q:], cache)
+                over_base = BranchCache(cache, grid)
+                if thoughts is None:
+                    grown = sample(over_base)
+                    words = grown.tokens
+        if thoughts is not None:
+            words = grid.gather_columns(thoughts.transpose(1, 2)).transpose(1, 2)
+        branches = branch_embeds(trunk, grid, self.thought_embeddings, words, input_ids, n_ahead_talk)
+        if together:
+            h_base, hidden = trunk.whole_pass(grid, embeds, branches)
+        else:
+            with trunk.keeping_caches():
+                if grown is not None and not with_gradient:
+                    hidden = finish_branches(trunk, grid, branches, grown.cache, grown.hidden)
+                else:
+                    hidden = finish_branches(trunk, grid, branches, BranchCache(cache, grid))
+        return h_base, words, split_branches(hidden, K)
 
     def _learn(
         self,
@@ -257,26 +234,18 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         config, trunk = self.config, self.trunk
         P = grid.n_passes
         counts = labels.count() if counts is None else counts
-        suppressed = self._suppressed(h_base.device)
 
-        def nll(hidden: Tensor, labelled: Tensor, tokens: Tensor) -> Tensor:
-            """-log p of tokens [...] from states [..., D], 0 where there is no label."""
-            values = -learn.token_logprob(trunk.logits, hidden[labelled], tokens[labelled])
-            return torch.zeros(tokens.shape, device=values.device).masked_scatter(labelled, values)
+        def logprob(hidden: Tensor, tokens: Tensor, where: Tensor, *sampled_by: Any) -> Tensor:
+            return learn.masked_logprob(trunk.logits, hidden, tokens, where, *sampled_by)
 
-        def thought_logprob(hidden: Tensor, written: Tensor, tokens: Tensor) -> Tensor:
-            """The same for sampled tokens: at their own temperature, over the tokens that can be sampled."""
-            values = learn.token_logprob(
-                trunk.logits, hidden[written], tokens[written], config.reinforce_temperature, suppressed
-            )
-            return torch.zeros(tokens.shape, device=values.device).masked_scatter(written, values)
-
-        output.base_nll = nll(h_base, labels.base, labels.ahead[..., 0])
+        output.base_nll = -logprob(h_base, labels.ahead[..., 0], labels.base)
         ahead = grid.gather_columns(labels.ahead)[:, None].expand(-1, P, -1, -1)  # [B, P, N, M]
         real = (ahead != learn.IGNORED) & grid.is_column[:, None, :, None]
-        output.talk_nll = grid.scatter_columns(nll(said.mixed, real, ahead))
-        written = grid.is_column[:, None, :, None].expand_as(words)
-        output.thought_logprob = grid.scatter_columns(thought_logprob(branches.h_sampled, written, words))
+        output.talk_nll = -grid.scatter_columns(logprob(said.mixed, ahead, real))
+        written = real.any(-1, keepdim=True).expand_as(words)
+        output.thought_logprob = grid.scatter_columns(
+            logprob(branches.h_sampled, words, written, config.reinforce_temperature, self._suppressed())
+        )
         output.reward = learn.reward(output.base_nll, output.talk_nll, labels)
         output.advantage = learn.advantage(output.reward)
         output.nll = learn.nll_loss(output.base_nll, output.talk_nll, labels, counts, config.base_loss_weight)
@@ -287,78 +256,29 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         # entries without a label are 0: a weight that no loss uses says nothing
         output.mixing_weight = output.mixing_weight * labels.talk[:, None]
 
-    def _mixed_logits(
-        self, grid: ThoughtGrid, h_base: Tensor, said: Talk, logits_to_keep: int | Tensor
-    ) -> Tensor:
-        """[B, kept, V]: of the mixed state where a thought was written, of h_base elsewhere."""
-        rows, at = grid.is_column.nonzero(as_tuple=True)
-        columns = grid.columns[rows, at] - (grid.n_base - h_base.shape[1])
-        states = h_base.index_put((rows, columns), said.mixed[rows, 0, at, 0])
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return self.trunk.logits(states[:, kept])
-
-    def _wanted_columns(
+    def _where_to_think(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
+        visible: Tensor,
         labels: Tensor | None,
+        kept: slice | Tensor,
         think_at: Tensor | None,
-        logits_to_keep: int | Tensor,
         n_ahead_talk: int,
+        return_logits: bool,
     ) -> Tensor:
-        """[B, Q] bool: where to think."""
-        Q = input_ids.shape[1]
-        visible = attention_mask[:, -Q:].bool()
-        if labels is not None:
-            # a label counts wherever it stands, also after a token that is masked
-            everywhere = torch.ones_like(visible)
-            wanted = visible | (
-                Labels.look_ahead(labels, everywhere, n_ahead_talk).ahead != learn.IGNORED
-            ).any(-1)
+        """[B, Q] bool: where a logit or a loss needs a thought, and think_at allows one."""
+        if labels is None:
+            is_kept = torch.zeros_like(visible)
+            is_kept[:, kept] = True
+            wanted = visible & is_kept
         else:
-            kept = torch.zeros(Q, dtype=torch.bool, device=input_ids.device)
-            kept[slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep] = True
-            wanted = visible & kept
+            # a label counts wherever it stands, also after a token that is masked
+            labelled = Labels.look_ahead(labels, torch.ones_like(visible), n_ahead_talk).talk.any(-1)
+            wanted = visible | labelled if return_logits else labelled
         return wanted if think_at is None else wanted & think_at.bool()
 
-    def _suppressed(self, device: torch.device) -> Tensor | None:
+    def _suppressed(self) -> Tensor | None:
         ids = self.config.suppressed_token_ids
-        return torch.tensor(ids, device=device) if ids else None
-
-    def _check_arguments(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        labels: Tensor | None,
-        thoughts: Tensor | None,
-        past_key_values: Cache | None,
-        ignored: dict[str, Any],
-    ) -> None:
-        shape, K = tuple(input_ids.shape), self.config.n_thought_tokens
-        if len(shape) != 2 or 0 in shape:
-            raise SettingsError(f"input_ids is {list(shape)}; give [B, S] with at least one token")
-        if attention_mask is not None and attention_mask.dim() != 2:
-            raise SettingsError(
-                f"attention_mask is {list(attention_mask.shape)}; give [B, S], 0 at padding "
-                "(static caches, which make 4-D masks, are not supported)"
-            )
-        if labels is not None and tuple(labels.shape) != shape:
-            raise SettingsError(
-                f"labels are {list(labels.shape)}; give the shape of input_ids, {list(shape)}"
-            )
-        if labels is not None and past_key_values is not None:
-            raise SettingsError("labels and past_key_values were both given; give the whole text with labels")
-        if thoughts is not None and (thoughts.dim() != 4 or thoughts.shape[::2] != (shape[0], shape[1])):
-            raise SettingsError(
-                f"thoughts are {list(thoughts.shape)}; give [B, P, S, K] for input_ids {list(shape)}"
-            )
-        if thoughts is not None and thoughts.shape[-1] != K:
-            raise SettingsError(
-                f"thoughts have {thoughts.shape[-1]} tokens; give {K}, which n_ahead {self.config.n_ahead} leaves "
-                "beside start and end"
-            )
-        if unknown := sorted(set(ignored) - IGNORED_ARGUMENTS):
-            raise SettingsError(f"forward does not know the argument {', '.join(unknown)}; see its docstring")
+        return torch.tensor(ids, device=self.device) if ids else None
 
     # ------------------------------------------------------------------ the base model underneath
 
@@ -428,27 +348,10 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             UnsupportedModelError: the base model cannot be served.
             CheckpointError: there is no model of that name.
         """
-        own = {name: settings.pop(name) for name in SETTINGS & settings.keys()}
-        QuietStarConfig(**own)  # an impossible setting is said before gigabytes are read
-        if isinstance(base, PreTrainedModel):
-            if settings:
-                raise SettingsError(
-                    f"{', '.join(sorted(settings))} is no setting; choose from {', '.join(sorted(SETTINGS))}"
-                )
-            base_lm = base
-        else:
-            base_lm = load_base(base, **settings)
-        tokenizer = tokenizer or load_tokenizer(base_lm.name_or_path)
-        check_base(base_lm)
-        model = cls(QuietStarConfig(base_config=base_lm.config, **own), base_lm)
-        model.to(base_lm.device)
-        model.thought_embeddings.begin_as(model.initial_thought_vector(tokenizer))
-        model.generation_config = copy.deepcopy(base_lm.generation_config)
-        model.train(base_lm.training)
-        return model
+        return give_thoughts(cls, base, tokenizer, settings)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load a folder that `save_pretrained` wrote, or a hub name; as for every Hugging Face model.
 
         Raises:
@@ -477,24 +380,6 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         from quietstar.interop.original import save_original
 
         save_original(self, path)
-
-    @torch.no_grad()
-    def initial_thought_vector(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-        """[D]: embedding of the first token of `initial_thought_text`; without a tokenizer, the mean embedding."""
-        if tokenizer is None:
-            logger.warning(
-                "no tokenizer was given or found: start and end of a thought begin as the mean embedding, "
-                "not as %r; pass tokenizer= to change that",
-                self.config.initial_thought_text,
-            )
-            return self.get_input_embeddings().weight.float().mean(0)
-        ids = tokenizer(self.config.initial_thought_text, add_special_tokens=False)["input_ids"]
-        if not ids:
-            raise SettingsError(
-                f"the tokenizer makes no token of initial_thought_text {self.config.initial_thought_text!r}; "
-                "choose another text"
-            )
-        return self.trunk.embed(torch.tensor(ids[0], device=self.device))
 
 
 AutoConfig.register("quietstar", QuietStarConfig)

@@ -65,28 +65,24 @@ def branch_embeds(
     return torch.cat([start, words, end, *truth], dim=1)
 
 
-def branch_states(
-    trunk: Trunk,
-    grid: ThoughtGrid,
-    embeds: Tensor,
-    cache: BranchCache,
-    *,
-    n_thought_tokens: int,
-    grown: Tensor | None = None,
-) -> Branches:
-    """States along the branches, over the cached keys and values of the base pass.
+def finish_branches(
+    trunk: Trunk, grid: ThoughtGrid, embeds: Tensor, cache: BranchCache, grown: Tensor | None = None
+) -> Tensor:
+    """States along whole branches, over cached keys and values.
 
     Args:
         trunk: the base model.
         grid: where the branches grow.
         embeds: [B, L, P, N, D] of whole branches.
-        cache: of the base pass, and of those steps of the branches that `grown` has.
-        n_thought_tokens: K.
+        cache: of the base pass, and of the steps that `grown` has.
         grown: [B, Q, P, N, D], states of the first Q steps where think has made them already.
+
+    Returns:
+        [B, L, P, N, D]
     """
     n_grown = 0 if grown is None else grown.shape[1]
     hidden = trunk.branch_pass(grid, range(n_grown, grid.branch_length), embeds[:, n_grown:], cache)
-    return split_branches(hidden if grown is None else torch.cat([grown, hidden], dim=1), n_thought_tokens)
+    return hidden if grown is None else torch.cat([grown, hidden], dim=1)
 
 
 def split_branches(hidden: Tensor, n_thought_tokens: int) -> Branches:
@@ -110,3 +106,10 @@ def talk(grid: ThoughtGrid, mixing_head: MixingHead, h_base: Tensor, h_thought: 
     without = at_column[:, None].expand_as(h_thought)
     weight = mixing_head(without, h_thought)
     return Talk(weight=weight.squeeze(-1), mixed=mix(without, h_thought, weight))
+
+
+def mixed_states(grid: ThoughtGrid, h_base: Tensor, said: Talk) -> Tensor:
+    """[B, Q, D] for the last Q base tokens: mixed where a thought was written (the first pass), h_base elsewhere."""
+    rows, at = grid.is_column.nonzero(as_tuple=True)
+    columns = grid.columns[rows, at] - (grid.n_base - h_base.shape[1])
+    return h_base.index_put((rows, columns), said.mixed[rows, 0, at, 0])

@@ -51,16 +51,12 @@ class Trunk:
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def base_pass(
-        self, embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None
-    ) -> Tensor:
+    def base_pass(self, embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None) -> Tensor:
         """The ordinary forward pass over the text: [B, S, D] embeddings -> [B, S, D] h_base.
 
         Its keys and values are appended to `cache`.
         """
-        return self._states(
-            embeds, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache
-        )
+        return self._states(embeds, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache)
 
     def branch_pass(self, grid: ThoughtGrid, steps: range, embeds: Tensor, cache: BranchCache) -> Tensor:
         """Some steps of all branches, over cached keys and values: [B, Q, P, N, D] -> the same of states."""
@@ -72,9 +68,7 @@ class Trunk:
         )
         return hidden.reshape(embeds.shape)
 
-    def whole_pass(
-        self, grid: ThoughtGrid, base_embeds: Tensor, branch_embeds: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def whole_pass(self, grid: ThoughtGrid, base_embeds: Tensor, branch_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """Base tokens and all branches at once, nothing cached.
 
         [B, S, D] and [B, L, P, N, D] embeddings -> h_base [B, S, D] and branch states [B, L, P, N, D].

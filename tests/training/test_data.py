@@ -276,9 +276,7 @@ def test_labels_of_a_row_are_kept_and_other_tensors_stacked():
     assert batch["weight"].tolist() == [0.5, 1.0]
 
 
-@pytest.mark.parametrize(
-    ("special", "token"), [(SPECIAL, "<pad>"), ({"eos_token": "</s>"}, "</s>"), ({}, "<unk>")]
-)
+@pytest.mark.parametrize(("special", "token"), [(SPECIAL, "<pad>"), ({"eos_token": "</s>"}, "</s>"), ({}, "<unk>")])
 def test_pad_token_is_pad_or_eos_or_the_first(special, token):
     tokenizer = tokenizer_of_characters(**special)
     assert tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer)) == token
@@ -315,9 +313,7 @@ def test_evaluation_windows_stay_the_same(tmp_path):
 
 
 def test_no_evaluation_and_none_possible(tmp_path):
-    assert (
-        build_datasets(DataArguments(dataset=in_file(tmp_path, ["ab"]), eval_size=0), TOKENIZER, 0)[1] is None
-    )
+    assert build_datasets(DataArguments(dataset=in_file(tmp_path, ["ab"]), eval_size=0), TOKENIZER, 0)[1] is None
     other = tmp_path / "b.txt"
     other.write_text("\n\n")
     args = DataArguments(dataset=in_file(tmp_path, ["ab"]), eval_dataset=str(other))
@@ -345,9 +341,7 @@ def test_arguments_are_flags():
 
 @pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not beside the repository, in ../shared/data/gsm8k")
 def test_gsm8k_from_file_to_batch():
-    args = DataArguments(
-        dataset=str(GSM8K), split="train[:60]", template=r"Q: {question}\nA: {answer}", eval_size=10
-    )
+    args = DataArguments(dataset=str(GSM8K), split="train[:60]", template=r"Q: {question}\nA: {answer}", eval_size=10)
     train, evaluation = build_datasets(args, TOKENIZER, 0)
     assert (len(train), len(evaluation), train.n_skipped) == (50, 10, 0)
     loader = DataLoader(evaluation, batch_size=10, collate_fn=TextCollator(pad_token_id(TOKENIZER)))

@@ -40,13 +40,12 @@ LAYOUT = {
 }
 """the released code's own config fields, at the values of the paper's models; others lay out other heads"""
 
+HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "token"})
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
 
 
-def load_original(
-    cls: "type[QuietStarForCausalLM]", path: str | Path, **settings: Any
-) -> "QuietStarForCausalLM":
+def load_original(cls: "type[QuietStarForCausalLM]", path: str | Path, **settings: Any) -> "QuietStarForCausalLM":
     """A thinking model from a checkpoint of the released code.
 
     Args:
@@ -62,7 +61,7 @@ def load_original(
     own = {name: settings.pop(name) for name in QuietStarConfig.__annotations__.keys() & settings.keys()}
     QuietStarConfig(**own)
     path = str(path)
-    hub = {name: settings[name] for name in ("revision", "cache_dir", "token") if name in settings}
+    hub: dict[str, Any] = {name: settings[name] for name in HUB_ARGUMENTS & settings.keys()}
     fields = json.loads(_file(path, "config.json", hub).read_text())
     strange = {name: fields[name] for name, value in LAYOUT.items() if fields.get(name, value) != value}
     if strange:
@@ -158,12 +157,12 @@ def thought_rows(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> 
 def read_tensors(path: str, wanted: re.Pattern, hub: dict[str, Any]) -> dict[str, Tensor]:
     """Tensors whose names match, from a folder or hub name; only the files that hold them are opened."""
     for index in INDEXES:
-        if (listed := _file(path, index, hub, optional=True)) is not None:
+        if (listed := _find(path, index, hub)) is not None:
             weight_map = json.loads(listed.read_text())["weight_map"]
             files = sorted({file for name, file in weight_map.items() if wanted.search(name)})
             return _read([_file(path, file, hub) for file in files], wanted)
     for single in SINGLES:
-        if (file := _file(path, single, hub, optional=True)) is not None:
+        if (file := _find(path, single, hub)) is not None:
             return _read([file], wanted)
     raise CheckpointError(f"{path} has no weights; one of {', '.join(SINGLES + INDEXES)} is needed")
 
@@ -180,13 +179,19 @@ def _read(files: Iterable[Path], wanted: re.Pattern) -> dict[str, Tensor]:
     return tensors
 
 
-def _file(path: str, name: str, hub: dict[str, Any], optional: bool = False) -> Path | None:  # type: ignore[misc]
+def _file(path: str, name: str, hub: dict[str, Any]) -> Path:
+    found = _find(path, name, hub)
+    if found is None:
+        raise CheckpointError(f"{path} has no {name}: give a folder or the name of a checkpoint that is whole")
+    return found
+
+
+def _find(path: str, name: str, hub: dict[str, Any]) -> Path | None:
     try:
-        found = cached_file(path, name, _raise_exceptions_for_missing_entries=not optional, **hub)
+        found = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub)
     except OSError as error:
         raise CheckpointError(
-            f"no {name} in {path!r}: give a folder or the name of a checkpoint on a hub that can be reached "
-            f"({first_line(error)})"
+            f"no checkpoint {path!r}: give a folder, or a name on a hub that can be reached ({first_line(error)})"
         ) from error
     return None if found is None else Path(found)
 

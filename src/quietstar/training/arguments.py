@@ -8,14 +8,73 @@ from transformers import TrainingArguments
 
 from quietstar.errors import SettingsError
 
+MODEL = "model"
+LORA = "low-rank adapters"
 METHOD = "method (arXiv 2403.09629)"
 RECIPE = "recipe"
 RUN = "run"
+GROUPS = (MODEL, "text", METHOD, LORA, RECIPE, RUN)
+"""the order in which `--help` lists our own options"""
+
+
+class Help(str):
+    """A help text that knows under which heading `--help` lists it."""
+
+    group: str
+
+    def __new__(cls, text: str, group: str) -> "Help":
+        """The text, filed under the group."""
+        made = super().__new__(cls, text)
+        made.group = group
+        return made
 
 
 def option(default: Any, help: str, group: str) -> Any:
     """A dataclass field with its help text and the group that it is listed under."""
-    return field(default=default, metadata={"help": help, "group": group})
+    return field(default=default, metadata={"help": Help(help, group)})
+
+
+@dataclass(kw_only=True)
+class ModelArguments:
+    """Which model to train, and which of its weights."""
+
+    model: str = option(
+        "mistralai/Mistral-7B-v0.1", "base model, or thinking model to go on with: hub name or folder", MODEL
+    )
+    original: bool = option(
+        False, "train the base model as it is, without thoughts: the baseline; saved as a plain model", MODEL
+    )
+    dtype: str = option("auto", "weights are loaded as: auto (as they are stored), float32 or bfloat16", MODEL)
+    trust_remote_code: bool = option(False, "run code that lies beside the model on the hub", MODEL)
+    lora: bool = option(
+        False, "train low-rank adapters, the mixing head and the thought embeddings; nothing else", LORA
+    )
+    lora_r: int = option(16, "rank of the adapters", LORA)
+    lora_alpha: int = option(32, "scale of the adapters, divided by their rank", LORA)
+    lora_dropout: float = option(0.0, "dropout in front of the adapters", LORA)
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": Help("names of modules that get adapters (default: all linear layers)", LORA)},
+    )
+    merge: bool = option(False, "add the adapters to the weights at the end, and save it so", LORA)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise SettingsError(f"dtype is {self.dtype!r}; choose from auto, float32, bfloat16, float16")
+        if self.lora_r < 1 or self.lora_alpha <= 0 or not 0 <= self.lora_dropout < 1:
+            raise SettingsError(
+                f"lora_r is {self.lora_r}, lora_alpha {self.lora_alpha}, lora_dropout {self.lora_dropout}; give a "
+                "rank of at least 1, a scale above 0 and a dropout from 0 to below 1"
+            )
+        if self.merge and not self.lora:
+            raise SettingsError("merge was given without lora, and there is nothing to merge; add --lora")
+
+    def lora_settings(self) -> dict[str, Any] | None:
+        """As `peft.LoraConfig` takes them; None without adapters."""
+        if not self.lora:
+            return None
+        settings = {"r": self.lora_r, "lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout}
+        return settings | ({"target_modules": self.lora_target_modules} if self.lora_target_modules else {})
 
 
 @dataclass(kw_only=True)
@@ -51,10 +110,14 @@ class QuietStarTrainingArguments(TrainingArguments):
         METHOD,
     )
     base_loss_weight: float | None = option(
-        None, "share of the base model's own nll in the loss; the talk loss has the rest (default: 0.5)", METHOD
+        None,
+        "share of the base model's own nll in the loss; the talk loss has the rest (default: 0.5)",
+        METHOD,
     )
     initial_thought_text: str | None = option(
-        None, "start and end of a thought begin as the embedding of this text's first token (default: ---)", METHOD
+        None,
+        "start and end of a thought begin as the embedding of this text's first token (default: ---)",
+        METHOD,
     )
 
     learning_rate: float = option(1e-6, "peak learning rate of AdamW", RECIPE)
@@ -78,7 +141,6 @@ class QuietStarTrainingArguments(TrainingArguments):
     save_steps: float = option(100, "steps between checkpoints", RUN)
     save_total_limit: int | None = option(1, "checkpoints to keep, the latest", RUN)
     thoughts_shown: int = option(6, "thoughts to print at every evaluation", RUN)
-    report_to: str | list[str] = option("none", "trackers to log to, by name, or all or none", RUN)
     seed: int = option(42, "seed of windows, thoughts and everything else that is drawn", RUN)
 
     logging_nan_inf_filter: bool = field(
@@ -91,13 +153,19 @@ class QuietStarTrainingArguments(TrainingArguments):
             raise SettingsError(f"think_fraction is {self.think_fraction}; give a share from 0 to 1")
         if self.thoughts_shown < 0:
             raise SettingsError(f"thoughts_shown is {self.thoughts_shown}; give a number of at least 0")
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+        ):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least 1")
         if not self.learning_rate >= 0:
             raise SettingsError(f"learning_rate is {self.learning_rate}; give a number of at least 0")
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # there is no memory to copy to, and torch warns of it
         super().__post_init__()
 
     def method_settings(self) -> dict[str, Any]:

@@ -80,9 +80,11 @@ def thought_table(
     output = model(input_ids, labels=input_ids, think_at=think_at, n_ahead_talk=1, return_logits=False)
 
     table = Table(title="thoughts on held-out text", title_justify="left", title_style="bold")
-    for name, justify in (("after", "right"), ("thought", "left"), ("then", "left"), ("weight", "right")):
-        table.add_column(name, justify=justify, no_wrap=name == "weight")
-    table.add_column("reward", justify="right")
+    table.add_column("after", justify="right")
+    table.add_column("thought")
+    table.add_column("then")
+    table.add_column("weight", justify="right", no_wrap=True)
+    table.add_column("reward", justify="right", no_wrap=True)
     for i in positions.tolist():
         context = tokenizer.decode(input_ids[0, max(0, i - 7) : i + 1])
         table.add_row(

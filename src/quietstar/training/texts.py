@@ -60,9 +60,7 @@ def load_texts(args: DataArguments, seed: int) -> tuple[Dataset | IterableDatase
         if is_stream(held_out):
             held_out = _first_texts(held_out, args.eval_size, args.eval_dataset)
             if not len(held_out):
-                raise DataError(
-                    "eval_size is 0 and the eval_dataset is streamed: pass the --eval_size to read"
-                )
+                raise DataError("eval_size is 0 and the eval_dataset is streamed: pass the --eval_size to read")
         return texts, held_out
     if args.eval_size == 0:
         return texts, None
@@ -108,9 +106,7 @@ def find_files(name: str) -> tuple[str, list[str]]:
     if path.is_dir():
         files = [file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path))]
         files = [file for file in files if file.suffix.lower() not in BESIDE_DATA]
-        advice = (
-            f"pass a folder with files {allowed}, or a glob such as {os.path.join(name, '**', '*.jsonl')}"
-        )
+        advice = f"pass a folder with files {allowed}, or a glob such as {os.path.join(name, '**', '*.jsonl')}"
     elif path.exists():
         files = [path]
         advice = f"pass a file {allowed}"
@@ -144,9 +140,7 @@ def template_columns(template: str) -> list[str]:
         ) from error
     columns = [re.split(r"[.\[]", name)[0] for name in names]
     if not columns or "" in columns:
-        raise SettingsError(
-            f'template {template!r} names no column: write it as "Q: {{question}}\\nA: {{answer}}"'
-        )
+        raise SettingsError(f'template {template!r} names no column: write it as "Q: {{question}}\\nA: {{answer}}"')
     return columns
 
 
@@ -206,9 +200,7 @@ def pick_column(wanted: str | None, columns: list[str], of_strings: list[str], s
     there_are = f"its columns are {', '.join(columns)}"
     if wanted is not None:
         if wanted not in columns:
-            raise DataError(
-                f"{source!r} has no column {wanted!r}, {there_are}: pass one of them as --text_column"
-            )
+            raise DataError(f"{source!r} has no column {wanted!r}, {there_are}: pass one of them as --text_column")
         return wanted
     if "text" in columns:
         return "text"
@@ -230,9 +222,7 @@ def _texts_of(source: str, split: str, config: str | None, args: DataArguments) 
         if first is None or (not is_stream(rows) and not len(rows)):
             raise _empty(source)
     if features:
-        of_strings = [
-            name for name in columns if getattr(features[name], "dtype", "") in ("string", "large_string")
-        ]
+        of_strings = [name for name in columns if getattr(features[name], "dtype", "") in ("string", "large_string")]
     else:
         columns = list(first)
         of_strings = [name for name, value in first.items() if isinstance(value, str)]
@@ -281,9 +271,7 @@ def _first_texts(texts: Any, n: int, source: str) -> Any:
     datasets = _datasets()
     with readable(source):
         read = [row["text"] for row in texts.take(n)]
-    return datasets.Dataset.from_dict(
-        {"text": read}, features=datasets.Features({"text": datasets.Value("string")})
-    )
+    return datasets.Dataset.from_dict({"text": read}, features=datasets.Features({"text": datasets.Value("string")}))
 
 
 def _check_some_left(n_texts: int, args: DataArguments) -> None:

@@ -59,13 +59,13 @@ class QuietStarTrainer(Trainer):
         if kwargs.get("eval_dataset") is None:
             args.eval_strategy, args.eval_on_start = type(args.eval_strategy)("no"), False
         self._tally, self._eval_tally = Tally(), Tally()
-        self._last_line = (time.perf_counter(), 0)
+        self._seconds = 0.0
         self._batch_in_step = 0
         super().__init__(
             model=model,
             args=args,
             processing_class=processing_class,
-            data_collator=data_collator or TextCollator(pad_token_id(processing_class)),
+            data_collator=data_collator or TextCollator(pad_token_id(processing_class) if processing_class else 0),
             **kwargs,
         )
         if self.pop_callback(ProgressCallback):
@@ -102,6 +102,13 @@ class QuietStarTrainer(Trainer):
         if self.args.world_size > 1:
             flat = self.accelerator.gather(flat).reshape(self.args.world_size, -1).sum(0)
         return Counts(base=flat[0], policy=flat[1], talk=flat[2:])
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward of a batch, timed: evaluation and saving do not count in tokens a second."""
+        begin = time.perf_counter()
+        loss = super().training_step(*args, **kwargs)
+        self._seconds += time.perf_counter() - begin
+        return loss
 
     def compute_loss(
         self,
@@ -147,11 +154,9 @@ class QuietStarTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the method's figures, and tokens a second, to a line of training figures."""
         if "loss" in logs and self._tally:
-            seconds = time.perf_counter() - self._last_line[0]
             logs |= self._figures(self._tally)
-            logs["tokens_per_second"] = self._tally.n_tokens * self.args.world_size / max(seconds, 1e-9)
-            self._tally = Tally()
-        self._last_line = (time.perf_counter(), self.state.global_step)
+            logs["tokens_per_second"] = self._tally.n_tokens * self.args.world_size / self._seconds
+            self._tally, self._seconds = Tally(), 0.0
         super().log(logs, start_time)
 
     def prediction_step(
@@ -164,7 +169,7 @@ class QuietStarTrainer(Trainer):
         """The nll of a batch of held-out text."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, output = self.compute_loss(model, inputs, return_outputs=True)  # type: ignore[misc]
+            loss, output = self.compute_loss(model, inputs, return_outputs=True)
         self._add(self._eval_tally, output, inputs)
         return loss.detach(), None, None
 
@@ -175,7 +180,7 @@ class QuietStarTrainer(Trainer):
         if self._eval_tally:
             figures = self._figures(self._eval_tally)
             figures.pop("policy_loss", None)  # nothing is learned here
-            output.metrics |= {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
             output.metrics[f"{metric_key_prefix}_loss"] = figures["nll"]
         return output
 

@@ -1,0 +1,57 @@
+"""What a forward pass refuses, each in one line."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from quietstar.config import QuietStarConfig
+from quietstar.errors import SettingsError
+
+IGNORED_ARGUMENTS = frozenset({"return_dict", "token_type_ids", "cache_position", "num_items_in_batch"})
+"""arguments of forward that generation and trainers hand to every model"""
+
+
+def check_arguments(
+    config: QuietStarConfig,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    labels: Tensor | None,
+    thoughts: Tensor | None,
+    past_key_values: Cache | None,
+    counts_given: dict[str, int | None],
+    ignored: dict[str, Any],
+) -> None:
+    """Raise SettingsError where arguments of forward do not fit each other or the model; see its docstring."""
+    shape, K = tuple(input_ids.shape), config.n_thought_tokens
+    if len(shape) != 2 or 0 in shape:
+        raise SettingsError(f"input_ids is {list(shape)}; give [B, S] with at least one token")
+    if attention_mask is not None and attention_mask.dim() != 2:
+        raise SettingsError(
+            f"attention_mask is {list(attention_mask.shape)}; give [B, S], 0 at padding "
+            "(static caches, which make 4-D masks, are not supported)"
+        )
+    if labels is not None and tuple(labels.shape) != shape:
+        raise SettingsError(f"labels are {list(labels.shape)}; give the shape of input_ids, {list(shape)}")
+    if labels is not None and past_key_values is not None:
+        raise SettingsError("labels and past_key_values were both given; give the whole text with labels")
+    if thoughts is not None and (thoughts.dim() != 4 or thoughts.shape[::2] != (shape[0], shape[1])):
+        raise SettingsError(f"thoughts are {list(thoughts.shape)}; give [B, P, S, K] for input_ids {list(shape)}")
+    if thoughts is not None and thoughts.shape[-1] != K:
+        raise SettingsError(
+            f"thoughts have {thoughts.shape[-1]} tokens; give {K}, which n_ahead {config.n_ahead} leaves "
+            "beside start and end"
+        )
+    if thoughts is not None and labels is not None and config.suppressed_token_ids:
+        suppressed = torch.tensor(config.suppressed_token_ids, device=thoughts.device)
+        if torch.isin(thoughts, suppressed).any():
+            raise SettingsError(
+                f"thoughts hold a suppressed token ({config.suppressed_token_ids}), which has no probability to "
+                "learn from; give thoughts without it"
+            )
+    for name, value in counts_given.items():
+        if value is not None and value < 1:
+            raise SettingsError(f"{name} is {value}; give a whole number of at least 1")
+    if unknown := sorted(set(ignored) - IGNORED_ARGUMENTS):
+        raise SettingsError(f"forward does not know the argument {', '.join(unknown)}; see its docstring")

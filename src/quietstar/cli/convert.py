@@ -1,0 +1,27 @@
+"""`quietstar convert`: checkpoints of the released code, in and out."""
+
+from quietstar.cli.options import OneLineParser, say
+from quietstar.interop.convert import convert
+
+
+def main(argv: list[str]) -> None:
+    """Parse and convert."""
+    parser = OneLineParser(
+        prog="quietstar convert",
+        description="Turn a checkpoint of the released Quiet-STaR code into one of ours, or one of ours with a "
+        "Mistral base into one that the released code reads. Which way is seen from the source.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", help="folder or hub name, such as ezelikman/quietstar-8-ahead")
+    parser.add_argument("target", help="folder to write; empty or not there yet")
+    parser.add_argument(
+        "--n_ahead",
+        type=int,
+        help="tokens of a thought, start and end included, which a checkpoint of the released code does not say; "
+        "what its training calls N is N - 1 here (default: 8)",
+    )
+    parser.add_argument("--n_ahead_talk", type=int, help="true tokens each thought is judged by in training (4)")
+    given = vars(parser.parse_args(argv))
+    source, target = given.pop("source"), given.pop("target")
+    kind = convert(source, target, **{name: value for name, value in given.items() if value is not None})
+    say(f"wrote {target}, a checkpoint of {'the released code' if kind == 'original' else 'ours'}")

@@ -1,0 +1,150 @@
+"""Command lines from dataclasses: our own options first, in groups; a YAML file beside the flags."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+from quietstar.errors import SettingsError
+
+INHERITED = "further options, as transformers' Trainer takes them"
+
+
+class Listing(argparse.HelpFormatter):
+    """Lists an option by one name, and its default where its text does not give one."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=118)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        name = action.option_strings[0]
+        is_switch = action.nargs == 0 or action.const is True
+        return name if is_switch else f"{name} {self._format_args(action, 'VALUE')}"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.option_strings[0].startswith("--no_"):
+            return f"the opposite of --{action.option_strings[0].removeprefix('--no_')}"
+        silent = action.default in (None, False, argparse.SUPPRESS) or "default" in text.lower()
+        return text if silent else f"{text} (default: %(default)s)"
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the nearest option there is, and exits with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Replaces argparse's, which prints the usage of every option."""
+        known = [option for action in self._actions for option in action.option_strings]
+        wrong = next((word.split("=")[0] for word in message.split() if word.startswith("--")), "")
+        near = difflib.get_close_matches(wrong, known, n=1) if "unrecognized" in message else []
+        hint = f"; did you mean {near[0]}?" if near else f"; see {self.prog} --help"
+        self.exit(2, f"{self.prog}: {message}{hint}\n")
+
+
+def make_parser(
+    prog: str, description: str, *classes: type, groups: tuple[str, ...] = (), config: bool = False
+) -> OneLineParser:
+    """A parser with an option for every field of the dataclasses.
+
+    A field's help text may name the group it is listed under, as `quietstar.training.arguments.Help` does, or its
+    class does in `_argument_group_name`, as HfArgumentParser has it; what is left goes last.
+
+    Args:
+        prog: how the command is called.
+        description: what it does.
+        classes: dataclasses whose fields HfArgumentParser can parse.
+        groups: the order in which groups are listed; others follow.
+        config: whether a YAML file may give options too.
+    """
+    parser = OneLineParser(
+        prog=prog,
+        description=description,
+        usage=f"{prog} [options]",
+        allow_abbrev=False,
+        formatter_class=Listing,
+    )
+    if config:
+        parser.add_argument(
+            "--config",
+            metavar="FILE",
+            default=argparse.SUPPRESS,
+            help="YAML file of options; flags go before it",
+        )
+    listed: dict[str, list[dataclasses.Field]] = {title: [] for title in groups}
+    for cls in classes:
+        hints = get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            title = getattr(field.metadata.get("help"), "group", getattr(cls, "_argument_group_name", INHERITED))
+            if field.init:
+                field.type = hints[field.name]
+                listed.setdefault(title, []).append(field)
+    for title, fields in listed.items():
+        group = parser.add_argument_group(title)
+        for field in fields:
+            HfArgumentParser._parse_dataclass_field(group, field)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str], *classes: type) -> tuple[Any, ...]:
+    """Instances of the dataclasses, from flags, and from the YAML file that `--config` names.
+
+    Raises:
+        SettingsError: the file cannot be read, or a value in it or in a flag is impossible.
+    """
+    given = parser.parse_args(argv)
+    if hasattr(given, "config"):
+        given = parser.parse_args([*from_yaml(given.config, parser), *argv])
+    values = {name: value for name, value in vars(given).items() if name != "config"}
+    made = []
+    for cls in classes:
+        names = {field.name for field in dataclasses.fields(cls) if field.init}
+        try:
+            made.append(cls(**{name: value for name, value in values.items() if name in names}))
+        except (ValueError, TypeError, ImportError) as error:
+            if isinstance(error, SettingsError):
+                raise
+            raise SettingsError(f"these options do not go together: {error}") from error
+    return tuple(made)
+
+
+def from_yaml(file: str, parser: argparse.ArgumentParser) -> list[str]:
+    """The flags that a YAML file stands for.
+
+    Raises:
+        SettingsError: it cannot be read, is no mapping, or has a key that is no option.
+    """
+    path = Path(file)
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"config {file} cannot be read: {error.strerror}; give a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"config {file} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise SettingsError(f"config {file} holds {type(settings).__name__}; give lines such as 'n_ahead: 8'")
+    known = {action.dest for action in parser._actions}
+    flags = []
+    for key, value in settings.items():
+        if key not in known or key in ("config", "help"):
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise SettingsError(f"config {file} has {key!r}, which is no option{hint}")
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        flags.append(f"--{key}")
+        flags += [json.dumps(item) if isinstance(item, dict) else str(item) for item in values]
+    return flags
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal, beside progress bars and away from results."""
+    print(line, file=sys.stderr)

@@ -1,0 +1,27 @@
+"""`quietstar train`: teach a model to think from plain text."""
+
+from quietstar.cli.options import make_parser, parse, say
+from quietstar.training.arguments import GROUPS, ModelArguments, QuietStarTrainingArguments
+from quietstar.training.data import DataArguments
+from quietstar.training.run import run_training
+
+CLASSES = (ModelArguments, DataArguments, QuietStarTrainingArguments)
+
+
+def main(argv: list[str]) -> None:
+    """Parse and train."""
+    parser = make_parser(
+        "quietstar train",
+        "Teach a language model to think before it speaks, from plain text. The defaults are the paper's recipe.",
+        *CLASSES,
+        groups=GROUPS,
+        config=True,
+    )
+    model_args, data_args, args = parse(parser, argv, *CLASSES)
+    figures = run_training(model_args, data_args, args)
+    held_out = "".join(
+        f"  {name} {figures[f'eval_{name}']:.4f}"
+        for name in ("nll", "base_nll", "talk_nll_0")
+        if f"eval_{name}" in figures
+    )
+    say(f"saved to {args.output_dir}" + (f"; held-out text:{held_out}" if held_out else ""))

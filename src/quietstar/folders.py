@@ -1,0 +1,50 @@
+"""Folders of runs: nothing that lies in one is overwritten unasked."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from quietstar.errors import SettingsError
+
+MARKER = "run.json"
+"""lies in every folder of ours, with the settings of the run"""
+
+
+def claim(folder: str | Path, settings: dict[str, Any], *, overwrite: bool = False, resume: bool = False) -> Path:
+    """Make a folder ours for a run, and write down its settings.
+
+    Args:
+        folder: empty or not there yet; or a run of ours, to be resumed or emptied.
+        settings: what is written to run.json.
+        overwrite: empty a folder that holds a run of ours.
+        resume: go on in a folder that holds a run of ours.
+
+    Raises:
+        SettingsError: the folder holds something, and it is not said what to do, or it is no run of ours.
+    """
+    refuse_full(folder, overwrite=overwrite, resume=resume)
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not resume:
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).write_text(json.dumps(settings, indent=2, default=str) + "\n")
+    return folder
+
+
+def refuse_full(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Raise where `claim` would, without touching anything: worth asking before long work."""
+    folder = Path(folder)
+    is_run = (folder / MARKER).is_file()
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"output_dir {folder} is a file; give a folder")
+    if resume and not is_run:
+        raise SettingsError(f"output_dir {folder} holds no run to resume; leave --resume_from_checkpoint out")
+    if resume or not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not is_run:
+        raise SettingsError(f"output_dir {folder} holds files that are no run of ours; give an empty or a new folder")
+    if not overwrite:
+        raise SettingsError(
+            f"output_dir {folder} holds a run already; give another folder, or --overwrite to empty this one"
+        )

@@ -1,0 +1,45 @@
+"""`quietstar convert` without its command line: between the released code's checkpoints and ours."""
+
+from pathlib import Path
+from typing import Any
+
+from quietstar.base import load_tokenizer
+from quietstar.errors import CheckpointError
+from quietstar.interop.original import THOUGHT_TOKENS
+from quietstar.model import QuietStarForCausalLM
+from quietstar.training.trainer import holds_thinking_model
+
+
+def convert(source: str, target: str | Path, **settings: Any) -> str:
+    """Read one kind of checkpoint and write the other.
+
+    Args:
+        source: folder or hub name; a thinking model of ours, or a checkpoint of the released code.
+        target: folder, empty or not there yet.
+        settings: for a checkpoint of the released code, what it does not say itself (n_ahead, ...).
+
+    Returns:
+        What was written: "original" or "quietstar".
+
+    Raises:
+        CheckpointError: the target holds something, or the source is neither.
+    """
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} holds something already; give a folder that is empty or not there yet")
+    tokenizer = load_tokenizer(source)
+    if holds_thinking_model(source):
+        if settings:
+            raise CheckpointError(f"{source} says its own settings; leave {', '.join(sorted(settings))} out")
+        model = QuietStarForCausalLM.from_pretrained(source)
+        model.merge_lora()
+        model.save_original(target)
+        if tokenizer is not None:
+            tokenizer.add_special_tokens({"additional_special_tokens": list(THOUGHT_TOKENS)})
+            tokenizer.save_pretrained(target)
+        return "original"
+    model = QuietStarForCausalLM.from_original(source, **settings)
+    model.save_pretrained(target)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(target)
+    return "quietstar"

@@ -1,0 +1,44 @@
+"""What a forward pass of a thinking model returns."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
+
+ABSENT: Any = None
+"""what an output holds where nothing asked for it"""
+
+
+@dataclass
+class QuietStarOutput(ModelOutput):
+    """What a forward pass returns. Tensors without a label, or without a thought, are 0 there and count nowhere.
+
+    Attributes:
+        loss: [] nll + policy_weight x policy_loss in training, nll otherwise.
+        logits: [B, S, V], mixed where a thought was written and the base model's own elsewhere.
+        nll: [] negative log-likelihood of the labels, part without and part with thoughts, in nats.
+        policy_loss: [] the REINFORCE term before its weight.
+        base_nll: [B, S] -log p_base of the label at i+1.
+        talk_nll: [B, P, S, M] -log p_mixed of the label at i+1+k.
+        mixing_weight: [B, P, S, M]
+        thought_logprob: [B, P, S, K] of each sampled token, at the reinforce temperature.
+        reward: [B, P, S] in nats, no gradient.
+        advantage: [B, P, S], no gradient.
+        thoughts: [B, P, S, K] token ids, sampled or as given; 0 where no thought was written.
+        past_key_values: keys and values of the base tokens, and of nothing else.
+    """
+
+    loss: Tensor = ABSENT
+    logits: Tensor = ABSENT
+    nll: Tensor = ABSENT
+    policy_loss: Tensor = ABSENT
+    base_nll: Tensor = ABSENT
+    talk_nll: Tensor = ABSENT
+    mixing_weight: Tensor = ABSENT
+    thought_logprob: Tensor = ABSENT
+    reward: Tensor = ABSENT
+    advantage: Tensor = ABSENT
+    thoughts: Tensor = ABSENT
+    past_key_values: Cache | None = None

@@ -1,0 +1,29 @@
+"""A tokenizer small enough to make in a test, and a folder that holds a tiny model with it."""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from .tiny import FAMILIES, loud
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for every byte, and eos; no token for padding, as Mistral's has none."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {byte: 3 + i for i, byte in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def tiny_folder(folder: Path, family: str = "mistral", **settings: object) -> Path:
+    """A folder that holds a tiny base model and its tokenizer."""
+    tokenizer = byte_tokenizer()
+    config = {**FAMILIES[family], "vocab_size": len(tokenizer), **settings}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family.split("-")[0], **config))
+    loud(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
