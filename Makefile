@@ -1,0 +1,42 @@
+# make demo   the whole story on a CPU, in minutes      make check   lint, format, types
+# make test   set up and run the tests                  make clean   remove the virtual environment
+#
+# Each target makes the virtual environment where it is missing. PYTHON=python3.12 make ... chooses another Python.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Byte code is written when a module is first imported: compiling all of torch beforehand takes a minute.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+
+.PHONY: demo test check format clean
+
+demo: $(VENV)/installed-demo
+	$(BIN)/quietstar demo $(DEMO_OPTIONS)
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(TEST_OPTIONS)
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+clean:
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-demo: pyproject.toml | $(BIN)/python
+	@test -f $(VENV)/installed-dev || { echo "installing (once, a few minutes)"; $(PIP) --editable '.[plot]'; }
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	@echo "installing (once, a few minutes)"
+	@$(PIP) --editable '.[dev]'
+	@touch $@
