@@ -32,11 +32,26 @@ class Labels:
     """[B, S]: where a branch grows."""
 
     @classmethod
-    def look_ahead(cls, labels: Tensor, is_column: Tensor, n_ahead_talk: int) -> "Labels":
-        """From labels [B, S] in the usual place (label i belongs to token i)."""
+    def look_ahead(
+        cls, labels: Tensor, is_column: Tensor, n_ahead_talk: int, attention_mask: Tensor | None = None
+    ) -> "Labels":
+        """From labels in the usual place (label i belongs to token i).
+
+        Padding in front of a text predicts nothing, not even its first token: rows padded on the left have the
+        losses that they have alone.
+
+        Args:
+            labels: [B, S]
+            is_column: [B, S], where a branch grows.
+            n_ahead_talk: M.
+            attention_mask: [B, S], 0 at padding; None for none.
+        """
         S = labels.shape[1]
         padded = torch.nn.functional.pad(labels, (0, n_ahead_talk), value=IGNORED)
         ahead = torch.stack([padded[:, 1 + k : 1 + k + S] for k in range(n_ahead_talk)], dim=-1)
+        if attention_mask is not None:
+            in_front = attention_mask.cumsum(dim=1) == 0
+            ahead = ahead.masked_fill(in_front[..., None], IGNORED)
         return cls(ahead=ahead, is_column=is_column)
 
     @property

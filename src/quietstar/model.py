@@ -138,7 +138,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         if position_ids is not None:
             all_position_ids = torch.cat([all_position_ids[:, :n_past], position_ids.expand(B, -1)], dim=1)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        wanted = self._where_to_think(attention_mask[:, -Q:].bool(), labels, kept, think_at, M, return_logits)
+        wanted = self._where_to_think(attention_mask[:, -Q:], labels, kept, think_at, M, return_logits)
         grid = ThoughtGrid.grow(
             nn.functional.pad(wanted, (n_past, 0)),
             attention_mask,
@@ -171,7 +171,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         if return_logits:
             output.logits = self.trunk.logits(mixed_states(grid, h_base, said)[:, kept])
         if labels is not None:
-            self._learn(output, grid, Labels.look_ahead(labels, wanted, M), counts, h_base, branches, said, words)
+            ahead = Labels.look_ahead(labels, wanted, M, attention_mask)
+            self._learn(output, grid, ahead, counts, h_base, branches, said, words)
         return output
 
     def _grow(
@@ -258,7 +259,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _where_to_think(
         self,
-        visible: Tensor,
+        attention_mask: Tensor,
         labels: Tensor | None,
         kept: slice | Tensor,
         think_at: Tensor | None,
@@ -266,13 +267,14 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         return_logits: bool,
     ) -> Tensor:
         """[B, Q] bool: where a logit or a loss needs a thought, and think_at allows one."""
+        visible = attention_mask.bool()
         if labels is None:
             is_kept = torch.zeros_like(visible)
             is_kept[:, kept] = True
             wanted = visible & is_kept
         else:
             # a label counts wherever it stands, also after a token that is masked
-            labelled = Labels.look_ahead(labels, torch.ones_like(visible), n_ahead_talk).talk.any(-1)
+            labelled = Labels.look_ahead(labels, torch.ones_like(visible), n_ahead_talk, attention_mask).talk.any(-1)
             wanted = visible | labelled if return_logits else labelled
         return wanted if think_at is None else wanted & think_at.bool()
 

@@ -15,7 +15,7 @@ def labels_of(inputs: dict[str, Tensor], n_ahead_talk: int) -> Labels:
     labels = inputs["labels"]
     think_at = inputs.get("think_at")
     is_column = torch.ones_like(labels, dtype=torch.bool) if think_at is None else think_at.bool()
-    return Labels.look_ahead(labels, is_column, n_ahead_talk)
+    return Labels.look_ahead(labels, is_column, n_ahead_talk, inputs.get("attention_mask"))
 
 
 class Tally:
