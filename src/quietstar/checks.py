@@ -43,15 +43,26 @@ def check_arguments(
             f"thoughts have {thoughts.shape[-1]} tokens; give {K}, which n_ahead {config.n_ahead} leaves "
             "beside start and end"
         )
-    if thoughts is not None and labels is not None and config.suppressed_token_ids:
-        suppressed = torch.tensor(config.suppressed_token_ids, device=thoughts.device)
-        if torch.isin(thoughts, suppressed).any():
-            raise SettingsError(
-                f"thoughts hold a suppressed token ({config.suppressed_token_ids}), which has no probability to "
-                "learn from; give thoughts without it"
-            )
     for name, value in counts_given.items():
         if value is not None and value < 1:
             raise SettingsError(f"{name} is {value}; give a whole number of at least 1")
     if unknown := sorted(set(ignored) - IGNORED_ARGUMENTS):
         raise SettingsError(f"forward does not know the argument {', '.join(unknown)}; see its docstring")
+
+
+def check_thoughts(config: QuietStarConfig, words: Tensor, written: Tensor) -> None:
+    """Raise SettingsError where thoughts to learn from hold a token that cannot be sampled.
+
+    Args:
+        config: says which tokens are suppressed.
+        words: [B, P, N, K], thoughts that were given.
+        written: [B, N], where they are thought.
+    """
+    if not config.suppressed_token_ids:
+        return
+    suppressed = torch.tensor(config.suppressed_token_ids, device=words.device)
+    if (torch.isin(words, suppressed) & written[:, None, :, None]).any():
+        raise SettingsError(
+            f"thoughts hold a suppressed token ({config.suppressed_token_ids}), which has no probability to learn "
+            "from; give thoughts without it"
+        )

@@ -25,7 +25,7 @@ from transformers.cache_utils import Cache
 from quietstar import learn
 from quietstar.attention import BranchCache, attention_backend
 from quietstar.base import check_base, give_thoughts
-from quietstar.checks import check_arguments
+from quietstar.checks import check_arguments, check_thoughts
 from quietstar.config import QuietStarConfig
 from quietstar.errors import CheckpointError
 from quietstar.grid import ThoughtGrid, default_position_ids
@@ -161,6 +161,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             )
 
         h_base, words, branches = self._grow(grid, input_ids, attention_mask, cache, thoughts, sample, M)
+        if thoughts is not None and labels is not None:
+            check_thoughts(config, words, grid.is_column)
         said = talk(grid, self.mixing_head, h_base, branches.h_thought)
 
         output = QuietStarOutput(
