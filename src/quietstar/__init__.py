@@ -1,19 +1,39 @@
 """Quiet-STaR: language models that write a short hidden thought after each token and learn to from plain text."""
 
-from importlib.metadata import version
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from quietstar.config import QuietStarConfig
+from quietstar.errors import QuietStarError
 from quietstar.grid import ThoughtGrid
 from quietstar.heads import MixingHead, ThoughtEmbeddings
-from quietstar.model import QuietStarForCausalLM, QuietStarOutput
+from quietstar.model import QuietStarForCausalLM
+from quietstar.output import QuietStarOutput
 
-__version__ = version("quietstar")
+if TYPE_CHECKING:
+    from quietstar.training import DataArguments, QuietStarTrainer, QuietStarTrainingArguments, build_datasets
+
+__version__ = "0.1.0"
 
 __all__ = [
+    "DataArguments",
     "MixingHead",
     "QuietStarConfig",
+    "QuietStarError",
     "QuietStarForCausalLM",
     "QuietStarOutput",
+    "QuietStarTrainer",
+    "QuietStarTrainingArguments",
     "ThoughtEmbeddings",
     "ThoughtGrid",
+    "build_datasets",
 ]
+
+_OF_TRAINING = {"DataArguments", "QuietStarTrainer", "QuietStarTrainingArguments", "build_datasets"}
+
+
+def __getattr__(name: str) -> Any:
+    """Names of training, imported when first asked for: a model that only speaks needs no trainer."""
+    if name in _OF_TRAINING:
+        return getattr(importlib.import_module("quietstar.training"), name)
+    raise AttributeError(f"module 'quietstar' has no attribute {name!r}")
