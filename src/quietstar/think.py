@@ -99,4 +99,5 @@ def sample_tokens(
     uniform = torch.rand(len(logits), 1, generator=generator, device=logits.device)
     # rounding may lift the product to the total itself, past the last token with any probability
     point = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, point, right=True).squeeze(-1)
+    tokens = torch.searchsorted(cumulative, point, right=True).squeeze(-1)
+    return tokens.clamp(max=logits.shape[-1] - 1)  # NaN is found nowhere; the loss will show it

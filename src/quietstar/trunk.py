@@ -60,6 +60,8 @@ class Trunk:
 
     def branch_pass(self, grid: ThoughtGrid, steps: range, embeds: Tensor, cache: BranchCache) -> Tensor:
         """Some steps of all branches, over cached keys and values: [B, Q, P, N, D] -> the same of states."""
+        if embeds.numel() == 0:  # no column anywhere
+            return embeds
         hidden = self._states(
             embeds.flatten(1, 3),
             position_ids=grid.branch_position_ids(steps),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, Trainer, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from quietstar.base import load_tokenizer
@@ -176,7 +176,9 @@ class QuietStarTrainer(Trainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Evaluate, and report means over all labels of the held-out text."""
         self._eval_tally = Tally()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices):  # evaluation must not change what training samples next
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self._eval_tally:
             figures = self._figures(self._eval_tally)
             figures.pop("policy_loss", None)  # nothing is learned here
@@ -204,6 +206,7 @@ def thinking_model(
         SettingsError: a setting that can no longer be changed in a thinking model.
     """
     method = args.method_settings()
+    set_seed(args.seed)  # the mixing head is drawn at random
     if isinstance(model, (str, Path)) and not holds_thinking_model(model):
         return QuietStarForCausalLM.from_base(str(model), tokenizer=tokenizer, **method, **settings)
     if isinstance(model, (str, Path)):
