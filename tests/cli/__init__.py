@@ -1,0 +1,40 @@
+"""The command line: what it accepts, and how it says what it does not."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from transformers.utils import logging as transformers_logging
+
+from quietstar.cli import main
+
+ROWS = ("rows to train on", "rows held out", "training on a stream")
+"""lines that a run says while it reads its text; progress, as bars are"""
+
+
+def call(*argv: object) -> int:
+    """Run the command in this process: its exit code."""
+    try:
+        return main([str(word) for word in argv])
+    except SystemExit as stop:
+        assert isinstance(stop.code, int)
+        return stop.code
+
+
+def no_progress_bars() -> None:
+    """Bars of the libraries below are progress, not lines; a command draws them in a terminal."""
+    transformers_logging.disable_progress_bar()
+    pytest.importorskip("datasets", reason="datasets is not installed (extra: data)").disable_progress_bars()
+
+
+def lines_of(capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What a person at the terminal reads, progress left out: errors, and what is logged."""
+    logged = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
+    out, err = capfd.readouterr()
+    assert out == ""
+    return [line for line in [*logged, *err.strip().splitlines()] if not any(words in line for words in ROWS)]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file in a folder, with its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

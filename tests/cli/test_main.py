@@ -1,0 +1,80 @@
+"""The command itself, as a process and in this one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import quietstar
+from quietstar.cli import VERBS
+from tests.cli import call
+from tests.tiny_tokenizer import tiny_folder
+
+CONSOLE = Path(sys.executable).with_name("quietstar")
+WAYS = {"console": [str(CONSOLE)], "module": [sys.executable, "-m", "quietstar"]}
+
+
+def run(*argv: object, cwd: Path, way: str) -> subprocess.CompletedProcess:
+    """The command as a process of its own."""
+    if way == "console" and not CONSOLE.exists():
+        pytest.skip(f"the package's command is not installed beside {sys.executable}")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cwd / "cache"), "COLUMNS": "200"}
+    command = [*WAYS[way], *map(str, argv)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_as_a_module(tmp_path):
+    done = run("trian", "--n_ahead", "4", cwd=tmp_path, way="module")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"quietstar: 'trian' is no verb; choose from {', '.join(VERBS)}\n"
+
+
+def test_a_whole_run_in_a_process_of_its_own(tmp_path):
+    tiny_folder(tmp_path / "base", "mistral")
+    (tmp_path / "texts.txt").write_text("".join(f"{i} and {i} is {2 * i}\n" for i in range(20)))
+    words = "train --model base --dataset texts.txt --output_dir run --eval_size 4 --max_steps 1 --n_ahead 3".split()
+    done = run(*words, "--gradient_accumulation_steps", 2, "--logging_steps", 1, cwd=tmp_path, way="console")
+    assert done.returncode == 0, done.stderr
+    assert "step     0  held out  loss " in done.stdout
+    assert "step     1  training  loss " in done.stdout
+    assert "16 rows to train on; 0 texts too short for one prediction were skipped" in done.stderr
+    assert "thoughts on held-out text" in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("saved to run; held-out text:  nll ")
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert "arning" not in done.stderr, "a first run that warns looks broken"
+
+
+@pytest.mark.parametrize("argv", [(), ("--help",), ("-h",), ("help",)], ids=str)
+def test_help_lists_every_verb(argv, capsys):
+    assert call(*argv) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: quietstar VERB")
+    for verb, what in VERBS.items():
+        assert f"  {verb}" in said
+        assert what in said
+
+
+def test_version(capsys):
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"quietstar {quietstar.__version__}\n"
+
+
+def test_stopping_by_hand_is_one_line(monkeypatch, capsys):
+    def stopped(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("quietstar.cli.train.main", stopped)
+    assert call("train") == 130
+    assert capsys.readouterr().err == "quietstar train: stopped\n"
+
+
+def test_a_message_of_several_lines_becomes_one(monkeypatch, capsys):
+    def refused(argv):
+        raise quietstar.errors.DataError("one\n  two\n\nthree")
+
+    monkeypatch.setattr("quietstar.cli.train.main", refused)
+    assert call("train") == 2
+    assert capsys.readouterr().err == "quietstar train: one two three\n"

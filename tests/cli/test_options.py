@@ -1,0 +1,256 @@
+"""Options: ours first, each with a help text; a YAML file beside the flags, and flags go before it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quietstar.cli.options import INHERITED, make_parser, parse
+from quietstar.cli.train import CLASSES
+from quietstar.errors import SettingsError
+from quietstar.training import DataArguments, QuietStarTrainingArguments
+from quietstar.training.arguments import GROUPS, ModelArguments
+from tests.cli import call
+
+
+def parser_of_train():
+    return make_parser("quietstar train", "Teach.", *CLASSES, groups=GROUPS, config=True)
+
+
+def parsed(*argv: object) -> dict[str, Any]:
+    """What a command line gives each field of each class."""
+    values: dict[str, Any] = {}
+    for made in parse(parser_of_train(), ["--use_cpu", *map(str, argv)], *CLASSES):
+        values |= vars(made)
+    return values
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Writes a YAML file: its path."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+# ---------------------------------------------------------------------- help
+
+
+def test_help_lists_our_groups_before_the_inherited_options(capsys):
+    assert call("train", "--help") == 0
+    said = capsys.readouterr().out
+    places = [said.index(f"\n{title}:\n") for title in (*GROUPS, INHERITED)]
+    assert places == sorted(places)
+    ours = [field.name for cls in (ModelArguments, DataArguments) for field in dataclasses.fields(cls)]
+    ours += ["n_ahead", "n_ahead_talk", "think_fraction", "policy_weight", "learning_rate", "output_dir", "overwrite"]
+    for name in ours:
+        assert said.index(f"\n  --{name}") < places[-1], name
+    for name in ("num_train_epochs", "optim", "resume_from_checkpoint", "report_to", "gradient_checkpointing"):
+        assert said.index(f"\n  --{name}") > places[-1], name
+
+
+def test_help_is_narrow_enough_for_a_terminal_where_it_is_ours(capsys):
+    assert call("train", "--help") == 0
+    ours = capsys.readouterr().out.split(INHERITED)[0]
+    assert max(map(len, ours.splitlines())) <= 118
+    assert len(ours.splitlines()) < 120
+
+
+def test_every_option_has_a_help_text():
+    for action in parser_of_train()._actions:
+        assert action.help, action.dest
+        assert len(action.help) > 10 or action.dest == "help", (action.dest, action.help)
+
+
+def test_every_field_has_an_option():
+    options = {action.dest for action in parser_of_train()._actions}
+    for cls in CLASSES:
+        assert {field.name for field in dataclasses.fields(cls) if field.init} <= options
+
+
+def test_every_default_is_that_of_its_class():
+    model_args, data_args, args = parse(parser_of_train(), ["--use_cpu"], *CLASSES)
+    assert model_args == ModelArguments()
+    assert data_args == DataArguments()
+    assert args.to_dict() == QuietStarTrainingArguments(use_cpu=True).to_dict()
+
+
+# ---------------------------------------------------------------------- flags
+
+
+def test_the_lines_of_the_readme_parse():
+    words = "--max_length 256 --lora --learning_rate 1e-4 --lora_r 64 --lora_alpha 128 --n_ahead 4 --n_ahead_talk 2"
+    values = parsed(*words.split())
+    expected = dict(max_length=256, lora=True, learning_rate=1e-4, lora_r=64, lora_alpha=128, n_ahead=4, n_ahead_talk=2)
+    assert {name: values[name] for name in expected} == expected
+    assert parsed("--original", "--max_length", 256)["original"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("--packing", "packing", True),
+        ("--packing false", "packing", False),
+        ("--max-length 64", "max_length", 64),
+        ("--streaming true", "streaming", True),
+        ("--streaming false", "streaming", False),
+        ("--no_eval_on_start", "eval_on_start", False),
+        ("--bf16 true", "bf16", True),
+        ("--lora_target_modules q_proj v_proj", "lora_target_modules", ["q_proj", "v_proj"]),
+        ("--warmup_steps 0.1", "warmup_steps", 0.1),
+        ("--policy_weight 0", "policy_weight", 0.0),
+        ("--max_steps -1", "max_steps", -1),
+        ("--initial_thought_text=---", "initial_thought_text", "---"),
+        (r"--template Q:{question}\nA:{answer}", "template", "Q:{question}\nA:{answer}"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str) else "",
+)
+def test_flags(words, name, value):
+    assert parsed(*words.split())[name] == value
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("--n_ahed 4", "unrecognized arguments: --n_ahed 4; did you mean --n_ahead?"),
+        ("--learning_rat=1e-4", "unrecognized arguments: --learning_rat=1e-4; did you mean --learning_rate?"),
+        ("--zzzz", "unrecognized arguments: --zzzz; see quietstar train --help"),
+        ("stray", "unrecognized arguments: stray; see quietstar train --help"),
+        ("--n_ahead x", "argument --n_ahead/--n-ahead: invalid int value: 'x'; see quietstar train --help"),
+        ("--n_ahead 2.5", "argument --n_ahead/--n-ahead: invalid int value: '2.5'; see quietstar train --help"),
+        ("--n_ahead", "argument --n_ahead/--n-ahead: expected one argument; see quietstar train --help"),
+        ("--learning_rate fast", "argument --learning_rate/--learning-rate: invalid float value: 'fast'; see quietstar train --help"),
+    ],
+)
+def test_a_flag_that_is_wrong_is_one_line(words, hint, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call("train", *words.split()) == 2
+    assert capfd.readouterr().err == f"quietstar train: {hint}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_flag_is_taken_for_another_that_begins_like_it():
+    with pytest.raises(SystemExit):
+        parsed("--learn", "1e-4")
+
+
+# ---------------------------------------------------------------------- YAML
+
+
+def test_a_file_gives_what_flags_would(config):
+    file = config(
+        """
+        # a comment
+        model: some/model
+        n_ahead: 5
+        learning_rate: 1e-4
+        policy_weight: 0
+        warmup_steps: 0.1
+        lora: true
+        merge: false
+        eval_on_start: false
+        streaming: false
+        bf16: null
+        lora_target_modules: [q_proj, v_proj]
+        template: "Q: {question}\\nA: {answer}"
+        lr_scheduler_kwargs: {num_cycles: 2}
+        max_steps: -1
+        """
+    )
+    values = parsed("--config", file)
+    expected = dict(
+        model="some/model",
+        n_ahead=5,
+        learning_rate=1e-4,
+        policy_weight=0.0,
+        warmup_steps=0.1,
+        lora=True,
+        merge=False,
+        eval_on_start=False,
+        streaming=False,
+        bf16=False,  # as without it, on a CPU
+        lora_target_modules=["q_proj", "v_proj"],
+        template="Q: {question}\nA: {answer}",
+        lr_scheduler_kwargs={"num_cycles": 2},
+        max_steps=-1,
+    )
+    assert {name: values[name] for name in expected} == expected
+    untouched = parsed()
+    assert values["max_length"] == untouched["max_length"]
+
+
+@pytest.mark.parametrize("flags_first", [True, False])
+def test_flags_win(config, flags_first):
+    file = config("n_ahead: 5\nlora: true\nlora_target_modules: [q_proj, v_proj]\nmax_length: 64\n")
+    flags = ["--n_ahead", 6, "--lora", "false", "--lora_target_modules", "k_proj"]
+    values = parsed(*flags, "--config", file) if flags_first else parsed("--config", file, *flags)
+    assert (values["n_ahead"], values["lora"], values["lora_target_modules"]) == (6, False, ["k_proj"])
+    assert values["max_length"] == 64
+
+
+NO_EQUALS_SIGN = pytest.mark.xfail(
+    strict=True, raises=SystemExit, reason="a value is handed on as a word of its own, and argparse takes it for a flag"
+)
+NO_IS_FALSE = pytest.mark.xfail(strict=True, raises=SettingsError, reason="YAML reads no as false, Trainer wants 'no'")
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("initial_thought_text: hm", "initial_thought_text", "hm"),
+        pytest.param('initial_thought_text: "---"', "initial_thought_text", "---", marks=NO_EQUALS_SIGN),
+        pytest.param('template: "- {question}"', "template", "- {question}"),
+        pytest.param('template: "--{question}"', "template", "--{question}", marks=NO_EQUALS_SIGN),
+        ("eval_strategy: 'no'", "eval_strategy", "no"),
+        pytest.param("eval_strategy: no", "eval_strategy", "no", marks=NO_IS_FALSE),
+        pytest.param("lora_target_modules: []", "lora_target_modules", [], marks=NO_EQUALS_SIGN),
+        ("lora_target_modules: q_proj", "lora_target_modules", ["q_proj"]),
+        ("seed: 0", "seed", 0),
+    ],
+    ids=lambda value: value if isinstance(value, str) and ":" in value else "",
+)
+def test_values_that_look_like_something_else(config, line, name, value):
+    assert parsed("--config", config(line))[name] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("n_ahed: 4", "has 'n_ahed', which is no option; did you mean n_ahead?"),
+        ("n_ahead: 4\nmax-length: 3", "has 'max-length', which is no option; did you mean max_length?"),
+        ("qqqq: 4", "has 'qqqq', which is no option"),
+        ("config: other.yaml", "has 'config', which is no option"),
+        ("help: true", "has 'help', which is no option"),
+        ("- n_ahead\n- 4", "holds list; give lines such as 'n_ahead: 8'"),
+        ("n_ahead 4", "holds str; give lines such as 'n_ahead: 8'"),
+        ("", "holds NoneType; give lines such as 'n_ahead: 8'"),
+        ("n_ahead: [4", "is no YAML: "),
+        ("a: b: c", "is no YAML: "),
+    ],
+)
+def test_a_file_that_is_wrong_is_one_line(config, text, expected, capfd):
+    file = config(text)
+    assert call("train", "--config", file) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith(f"quietstar train: config {file} {expected}")
+    assert err.count("\n") == 1
+
+
+def test_a_file_that_is_not_there_or_no_text(tmp_path, capfd):
+    assert call("train", "--config", tmp_path / "no.yaml") == 2
+    expected = "cannot be read: No such file or directory; give a YAML file"
+    assert capfd.readouterr().err == f"quietstar train: config {tmp_path / 'no.yaml'} {expected}\n"
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    assert call("train", "--config", tmp_path / "binary.yaml") == 2
+    assert "is no YAML" in capfd.readouterr().err
+
+
+def test_a_value_of_the_wrong_kind_in_a_file_is_one_line(config, capfd):
+    assert call("train", "--config", config("n_ahead: four")) == 2
+    assert capfd.readouterr().err.count("\n") == 1

@@ -1,0 +1,161 @@
+"""Backends attend over a grid as the dense masks do, and a branch cache leaves the base pass alone."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, DynamicCache
+
+from quietstar import ThoughtGrid
+from quietstar.attention import BACKENDS, BranchCache, DenseAttention, additive, attention_backend
+from quietstar.errors import SettingsError, UnsupportedModelError
+from quietstar.trunk import Trunk
+from tests.tiny import FAMILIES, WINDOWED, random_thoughts, texts, tiny_base, tiny_model
+
+KINDS = ["llama", "mistral-window", "qwen2-window", "gemma3_text", "gpt2", "gpt_neox", "gemma2"]
+"""full attention, a window everywhere, windows in some layers, norms of queries and keys, learned positions,
+rotated halves, and (eager only) soft caps"""
+
+
+def grid_over(inputs: dict[str, Tensor], n_passes: int = 2, branch_length: int = 6) -> ThoughtGrid:
+    mask = inputs["attention_mask"]
+    return ThoughtGrid.grow(mask, mask, n_passes=n_passes, branch_length=branch_length)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", KINDS)
+def test_a_backend_attends_as_dense_masks_do(family: str, backend: str) -> None:
+    """Outputs and gradients, sampling and given thoughts, padded on the left."""
+    model = tiny_model(family, n_ahead=5, n_ahead_talk=3)
+    inputs = texts(10, 3, left=True)
+    thoughts = random_thoughts(model, 2, 10, P=2)
+    real = inputs["attention_mask"].bool()
+    found = {}
+    for name in ("dense", backend):
+        model.set_attention_backend(name)
+        given = model(**inputs, thoughts=thoughts)
+        with torch.no_grad():
+            own = model(**inputs)
+        gradient = torch.autograd.grad(given.nll, model.thought_embeddings.start_embedding)[0]
+        found[name] = (given.logits[real].detach(), own.logits[real], own.thoughts, gradient)
+    for dense, other in zip(found["dense"], found[backend], strict=True):
+        torch.testing.assert_close(other, dense, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("family", "implementation"), [*product(KINDS[:-1], ["eager", "sdpa"]), ("gemma2", "eager")])
+def test_branches_grown_in_any_bites_are_the_same(family: str, implementation: str) -> None:
+    """Step by step, in two bites, at once over the cache, and in one pass without a cache."""
+    base_lm = tiny_base(family)
+    base_lm.set_attn_implementation(implementation)
+    trunk = Trunk(base_lm, DenseAttention(base_lm.config))
+    inputs = texts(9, 4, left=True)
+    grid = grid_over(inputs)
+    embeds = trunk.embed(inputs["input_ids"])
+    words = torch.randint(61, (2, 6, 2, 9), generator=torch.Generator().manual_seed(1))
+    branches = trunk.embed(words)
+    with torch.no_grad():
+        cache = DynamicCache()
+        trunk.base_pass(embeds, inputs["attention_mask"], grid.base_position_ids, cache)
+        results = [trunk.whole_pass(grid, embeds, branches)[1]]
+        for bites in ([6], [1, 5], [1, 1, 1, 1, 1, 1], [3, 3]):
+            grown, first, parts = BranchCache(cache, grid), 0, []
+            for n in bites:
+                steps = range(first, first + n)
+                parts.append(trunk.branch_pass(grid, steps, branches[:, first : first + n], grown))
+                first += n
+            results.append(torch.cat(parts, dim=1))
+    real = grid.is_column[:, None, None, :, None].expand_as(results[0])
+    for result in results[1:]:
+        torch.testing.assert_close(result[real], results[0][real], rtol=1e-3, atol=1e-3)
+
+
+def base_pass(family: str, columns: slice, config: bool) -> tuple[Trunk, ThoughtGrid, DynamicCache]:
+    """Nine tokens, keys and values kept as `generate` keeps them (config) or all of them."""
+    base_lm = tiny_base(family)
+    trunk = Trunk(base_lm, DenseAttention(base_lm.config))
+    inputs = texts(9)
+    think_at = torch.zeros(1, 9)
+    think_at[:, columns] = 1
+    grid = ThoughtGrid.grow(think_at, inputs["attention_mask"], n_passes=2, branch_length=2)
+    cache = DynamicCache(config=base_lm.config) if config else DynamicCache()
+    with torch.no_grad():
+        embeds = trunk.embed(inputs["input_ids"])
+        trunk.base_pass(embeds, inputs["attention_mask"], grid.base_position_ids, cache)
+    return trunk, grid, cache
+
+
+@pytest.mark.parametrize("config", [False, True])
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma2"])
+def test_a_branch_cache_leaves_the_base_pass_alone(family: str, config: bool) -> None:
+    trunk, grid, cache = base_pass(family, slice(-1, None), config)
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+    grown = BranchCache(cache, grid)
+    with torch.no_grad():
+        trunk.branch_pass(grid, range(1), torch.ones(1, 1, 2, 1, 32), grown)
+    assert cache.get_seq_length() == 9
+    for layer, own, (keys, values) in zip(cache.layers, grown.layers, before, strict=True):
+        assert torch.equal(layer.keys, keys)
+        assert torch.equal(layer.values, values)
+        assert own.keys.shape[-2] == keys.shape[-2] + grid.step_size
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_layers_that_forgot_get_masks_without_what_they_forgot(family: str) -> None:
+    """A sliding layer keeps fewer base tokens than the text has: its mask is as wide as its keys, and the same
+    branch comes out as over all of them."""
+    found = []
+    for config in (False, True):
+        trunk, grid, cache = base_pass(family, slice(-1, None), config)
+        grown = BranchCache(cache, grid)
+        assert (min(grown.n_base_kept) < 9) == config
+        masks = trunk.attention.steps(grid, range(1), grown, torch.float32)["attention_mask"]
+        kinds = getattr(trunk.base_lm.config, "layer_types", None)
+        for layer, n_kept in enumerate(grown.n_base_kept):
+            mask = masks[kinds[layer]] if isinstance(masks, dict) else masks
+            assert mask.shape == (1, 1, grid.step_size, n_kept + grid.step_size)
+        with torch.no_grad():
+            found.append(trunk.branch_pass(grid, range(2), torch.ones(1, 2, 2, 1, 32), grown))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_earlier_columns_over_keys_that_are_gone_are_refused(family: str) -> None:
+    _, grid, cache = base_pass(family, slice(-2, None), config=True)
+    with pytest.raises(SettingsError, match="sliding-window cache has dropped"):
+        BranchCache(cache, grid)
+
+
+def test_additive_masks_hide_and_show() -> None:
+    seen = torch.tensor([[[True, False], [True, True]]])
+    for dtype in (torch.float32, torch.bfloat16):
+        mask = additive(seen, dtype)
+        assert mask.dtype == dtype
+        assert mask.shape == (1, 1, 2, 2)
+        assert torch.equal(mask == 0, seen[:, None])
+        assert mask.min() == torch.finfo(dtype).min
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_masks_come_as_the_family_takes_them(family: str) -> None:
+    config = AutoConfig.for_model(family.split("-")[0], **FAMILIES[family])
+    grid = grid_over(texts(4), n_passes=1, branch_length=2)
+    mask = DenseAttention(config).whole(grid, torch.float32)["attention_mask"]
+    kinds = getattr(config, "layer_types", None)
+    masks = mask if kinds else {"full_attention": mask}
+    assert set(masks) == set(kinds or ["full_attention"])
+    assert all(mask.shape == (1, 1, 12, 12) for mask in masks.values())
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(SettingsError, match="'warp' is unknown; choose from"):
+        attention_backend("warp", tiny_base().config)
+    with pytest.raises(SettingsError, match="warp"):
+        tiny_model().set_attention_backend("warp")
+
+
+def test_layers_that_no_mask_describes_are_refused() -> None:
+    config = AutoConfig.for_model("llama", **FAMILIES["llama"])
+    config.layer_types = ["full_attention", "chunked_attention"]
+    with pytest.raises(UnsupportedModelError, match="chunked_attention"):
+        attention_backend("dense", config)

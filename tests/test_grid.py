@@ -1,0 +1,200 @@
+"""The grid's geometry against its definition in a sentence, counted out one token at a time."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from quietstar import ThoughtGrid
+from quietstar.grid import default_position_ids
+
+
+@dataclass(frozen=True)
+class Place:
+    """A token of the base pass (column None) or of a branch (step 0 is start)."""
+
+    index: int
+    column: int | None = None
+    branch: tuple[int, int] | None = None
+    """pass and number of the column"""
+    step: int | None = None
+
+
+@st.composite
+def grids(draw: st.DrawFn, holes: bool = True) -> tuple[ThoughtGrid, Tensor]:
+    """A grid and its think_at [B, S]: any padding (holes inside a row too), any columns."""
+    B, S = draw(st.integers(1, 3)), draw(st.integers(1, 7))
+    n_passes, n_ahead, n_ahead_talk = draw(st.integers(1, 3)), draw(st.integers(2, 4)), draw(st.integers(1, 3))
+    rows = st.lists(st.booleans(), min_size=S, max_size=S)
+    if holes:
+        mask = torch.tensor(draw(st.lists(rows, min_size=B, max_size=B)))
+    else:
+        lengths = draw(st.lists(st.integers(1, S), min_size=B, max_size=B))
+        left = draw(st.booleans())
+        index = torch.arange(S)
+        mask = torch.stack([index >= S - n if left else index < n for n in lengths])
+    think_at = torch.tensor(draw(st.lists(rows, min_size=B, max_size=B)))
+    grid = ThoughtGrid.grow(think_at, mask.long(), n_passes=n_passes, branch_length=n_ahead + n_ahead_talk - 1)
+    return grid, think_at
+
+
+windows = st.one_of(st.none(), st.integers(1, 9))
+
+
+def places(grid: ThoughtGrid, b: int) -> list[Place]:
+    """Every token of row b in the order of the grid: the base, then step by step all passes of all columns."""
+    base = [Place(index=i) for i in range(grid.n_base)]
+    branches = [
+        Place(index=i + step + 1, column=i, branch=(p, n), step=step)
+        for step in range(grid.branch_length)
+        for p in range(grid.n_passes)
+        for n, i in enumerate(grid.columns[b].tolist())
+    ]
+    return base + branches
+
+
+def sees(query: Place, key: Place, real: list[bool], window: int | None) -> bool:
+    """Base tokens up to one's column that are no padding, one's own branch up to oneself, within the window."""
+    if window is not None and query.index - key.index >= window:
+        return False
+    if key.column is None:
+        return real[key.index] and key.index <= (query.index if query.column is None else query.column)
+    # what grows on padding is itself not to be seen
+    return key.branch == query.branch and key.step <= query.step and real[key.column]
+
+
+def sight_by_hand(grid: ThoughtGrid, b: int, window: int | None) -> Tensor:
+    """[T, T] of row b; whoever sees nothing sees itself."""
+    tokens, real = places(grid, b), grid.base_mask[b].tolist()
+    seen = torch.tensor([[sees(query, key, real, window) for key in tokens] for query in tokens])
+    return seen | (~seen.any(1, keepdim=True) & torch.eye(len(tokens), dtype=torch.bool))
+
+
+@given(grids(), windows)
+def test_sight_is_what_the_definition_says(made: tuple[ThoughtGrid, Tensor], window: int | None) -> None:
+    grid, _ = made
+    whole = grid.whole_sight(window)
+    for b in range(grid.batch_size):
+        assert torch.equal(whole[b], sight_by_hand(grid, b, window))
+
+
+@given(grids(), windows)
+def test_every_token_sees_something(made: tuple[ThoughtGrid, Tensor], window: int | None) -> None:
+    grid, _ = made
+    assert grid.whole_sight(window).any(-1).all()
+    assert grid.base_sight(window).any(-1).all()
+
+
+@given(grids(), windows, st.data())
+def test_sight_of_some_steps_is_those_rows_of_the_whole(
+    made: tuple[ThoughtGrid, Tensor], window: int | None, data: st.DataObject
+) -> None:
+    grid, _ = made
+    stop = data.draw(st.integers(1, grid.branch_length))
+    steps = range(data.draw(st.integers(0, stop - 1)), stop)
+    first, last = (grid.n_base + step * grid.step_size for step in (steps.start, steps.stop))
+    rows = grid.whole_sight(window)[:, first:last]
+    assert torch.equal(grid.branch_sight(steps, window), rows[..., :last])
+    assert not rows[..., last:].any()
+
+
+@given(grids(holes=False), windows)
+def test_what_is_seen_lies_as_far_back_in_positions_as_in_indices(
+    made: tuple[ThoughtGrid, Tensor], window: int | None
+) -> None:
+    """Position ids count the same distances as the window does, padded rows included."""
+    grid, _ = made
+    positions, sight = grid.whole_position_ids(), grid.whole_sight(window)
+    for b in range(grid.batch_size):
+        real = grid.base_mask[b]
+        index = torch.tensor([place.index for place in places(grid, b)])
+        grown_on = torch.tensor([i if (i := place.column) is not None else place.index for place in places(grid, b)])
+        kept = real[grown_on]
+        distance = (positions[b][:, None] - positions[b][None, :])[kept][:, kept]
+        seen = sight[b][kept][:, kept]
+        assert (distance[seen] >= 0).all()
+        assert torch.equal(distance, (index[:, None] - index[None, :])[kept][:, kept])
+        assert window is None or (distance[seen] < window).all()
+
+
+@given(grids())
+def test_columns_are_the_chosen_positions(made: tuple[ThoughtGrid, Tensor]) -> None:
+    grid, think_at = made
+    assert grid.n_columns == int(think_at.sum(1).max())
+    for b in range(grid.batch_size):
+        assert grid.columns[b][grid.is_column[b]].tolist() == think_at[b].nonzero().flatten().tolist()
+        assert (grid.columns[b][~grid.is_column[b]] == 0).all()
+
+
+@given(grids())
+def test_position_ids_count_on_from_the_column(made: tuple[ThoughtGrid, Tensor]) -> None:
+    grid, _ = made
+    ids = grid.whole_position_ids()
+    for b in range(grid.batch_size):
+        of_base = grid.base_position_ids[b].tolist()
+        expected = [
+            of_base[place.index] if place.column is None else of_base[place.column] + place.step + 1
+            for place in places(grid, b)
+        ]
+        assert ids[b].tolist() == expected
+    steps = range(1, grid.branch_length)
+    assert torch.equal(grid.branch_position_ids(steps), ids[:, grid.n_base + grid.step_size :])
+
+
+@given(grids(holes=False))
+def test_positions_begin_at_the_first_real_token(made: tuple[ThoughtGrid, Tensor]) -> None:
+    grid, _ = made
+    for mask, ids in zip(grid.base_mask, default_position_ids(grid.base_mask), strict=True):
+        assert ids[mask].tolist() == list(range(int(mask.sum())))
+        assert (ids >= 0).all()
+
+
+def test_given_position_ids_are_kept() -> None:
+    position_ids = torch.tensor([[7, 8, 9]])
+    grid = ThoughtGrid.grow(torch.tensor([[0, 1, 0]]), torch.ones(1, 3), position_ids, n_passes=1, branch_length=2)
+    assert grid.whole_position_ids().tolist() == [[7, 8, 9, 9, 10]]
+
+
+@given(grids(), st.integers(0, 3))
+def test_gathering_looks_ahead_of_each_column(made: tuple[ThoughtGrid, Tensor], ahead: int) -> None:
+    grid, _ = made
+    B, S = grid.batch_size, grid.n_base
+    values = torch.arange(B * S * 2).reshape(B, S, 2)
+    gathered = grid.gather_columns(values, ahead)
+    for b in range(B):
+        for n, column in enumerate(grid.columns[b].tolist()):
+            assert torch.equal(gathered[b, n], values[b, min(column + ahead, S - 1)])
+
+
+@given(grids(), st.integers(0, 2))
+def test_scattering_what_was_gathered_gives_it_back(made: tuple[ThoughtGrid, Tensor], n_trailing: int) -> None:
+    """At the columns; everywhere else there is nothing, however many columns other rows have."""
+    grid, think_at = made
+    B, P, S = grid.batch_size, grid.n_passes, grid.n_base
+    trailing = (2, 3)[:n_trailing]
+    values = 1 + torch.arange(B * P * S * 6).reshape(B, P, S, 6)[..., :1].reshape(B, P, S, *[1] * n_trailing)
+    values = values.expand(B, P, S, *trailing)
+    gathered = grid.gather_columns(values.transpose(1, 2)).transpose(1, 2)
+    assert gathered.shape == (B, P, grid.n_columns, *trailing)
+    back = grid.scatter_columns(gathered)
+    chosen = think_at.reshape(B, 1, S, *[1] * n_trailing)
+    assert torch.equal(back, values * chosen)
+
+
+def test_gathering_from_the_last_tokens_only() -> None:
+    """With a cache, values exist for the newest tokens, and columns count from the beginning."""
+    grid = ThoughtGrid.grow(torch.tensor([[0, 0, 0, 1, 1]]), torch.ones(1, 5), n_passes=1, branch_length=2)
+    assert grid.gather_columns(torch.tensor([[30, 40]])).tolist() == [[30, 40]]
+    assert grid.gather_columns(torch.tensor([[30, 40]]), ahead=1).tolist() == [[40, 40]]
+
+
+@pytest.mark.parametrize("chosen", [0, 1])
+def test_nowhere_and_everywhere_are_grids_too(chosen: int) -> None:
+    grid = ThoughtGrid.grow(torch.full((2, 3), chosen), torch.ones(2, 3), n_passes=2, branch_length=3)
+    T = 3 + 3 * 2 * 3 * chosen
+    assert grid.whole_sight().shape == (2, T, T)
+    assert grid.whole_position_ids().shape == (2, T)
+    assert grid.scatter_columns(torch.ones(2, 2, 3 * chosen)).sum() == 12 * chosen

@@ -1,0 +1,424 @@
+"""The whole model: what forward returns and refuses, and `generate` with everything that belongs to it."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from quietstar import QuietStarForCausalLM, QuietStarOutput
+from quietstar.errors import SettingsError
+from tests.plain_loop import mismatches, plain_loop
+from tests.tiny import VOCABULARY, make_thoughtful, random_thoughts, texts, tiny_base, tiny_model
+
+CACHED = ["llama", "gpt2", "mistral-window", "qwen2-window", "gemma3_text", "mixtral-window"]
+"""learned positions, experts, and every kind of window among them"""
+
+
+def unlabelled(*lengths: int, left: bool = False, seed: int = 0) -> dict[str, Tensor]:
+    return {name: value for name, value in texts(*lengths, left=left, seed=seed).items() if name != "labels"}
+
+
+# ---------------------------------------------------------------------- what comes back
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_names_and_shapes(training: bool) -> None:
+    B, S, K, M, V = 2, 7, 3, 4, VOCABULARY
+    model = tiny_model(n_ahead=5, n_ahead_talk=4, n_passes=3).train(training)
+    P = 3 if training else 1
+    output = model(**texts(7, 4))
+    shapes = {name: tuple(value.shape) for name, value in output.items()}
+    assert shapes == {
+        "loss": (),
+        "logits": (B, S, V),
+        "nll": (),
+        "policy_loss": (),
+        "base_nll": (B, S),
+        "talk_nll": (B, P, S, M),
+        "mixing_weight": (B, P, S, M),
+        "thought_logprob": (B, P, S, K),
+        "reward": (B, P, S),
+        "advantage": (B, P, S),
+        "thoughts": (B, P, S, K),
+    }
+    without_labels = model(**unlabelled(7, 4))
+    assert set(without_labels) == {"logits", "mixing_weight", "thoughts", "past_key_values"}
+    assert without_labels.mixing_weight.shape == (B, 1, S, 1)
+    assert without_labels.thoughts.shape == (B, 1, S, K)
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+def test_what_has_no_label_is_zero(left: bool) -> None:
+    """And what has one is not."""
+    model = tiny_model(n_ahead=4, n_ahead_talk=3, n_passes=2)
+    inputs = texts(8, 4, 6, left=left)
+    inputs["labels"][2] = -100
+    output = model(**inputs, n_passes=2)
+    labelled = torch.zeros(3, 8, 3, dtype=torch.bool)
+    for b in range(3):
+        for i in range(8):
+            for k in range(3):
+                inside = i + 1 + k < 8 and inputs["attention_mask"][b, i]
+                labelled[b, i, k] = inside and inputs["labels"][b, i + 1 + k] != -100
+    for p in range(2):
+        assert torch.equal(output.talk_nll[:, p] != 0, labelled)
+        assert torch.equal(output.mixing_weight[:, p] != 0, labelled)
+        assert torch.equal(output.reward[:, p] != 0, labelled.any(-1))
+        assert torch.equal(output.thought_logprob[:, p] != 0, labelled.any(-1, keepdim=True).expand(-1, -1, 2))
+    assert torch.equal(output.base_nll != 0, labelled[..., 0])
+    assert (output.advantage[~labelled.any(-1)[:, None].expand_as(output.advantage)] == 0).all()
+
+
+def test_labels_missing_in_the_middle() -> None:
+    model = tiny_model(n_ahead=4, n_ahead_talk=3, n_passes=2)
+    inputs = texts(9, 5)
+    inputs["labels"][0, [3, 4, 7]] = -100
+    inputs["labels"][1, 1] = -100
+    inputs["thoughts"] = random_thoughts(model, 2, 9, P=2)
+    with torch.no_grad():
+        plain = plain_loop(model, **inputs, n_ahead_talk=3)
+        assert mismatches(model(**inputs), plain, inputs["attention_mask"]) == {}
+
+
+@pytest.mark.parametrize("return_logits", [True, False])
+def test_nothing_is_learnt_from_no_label(return_logits: bool) -> None:
+    model = tiny_model(n_ahead=4).train()
+    inputs = texts(6, 3)
+    inputs["labels"] = torch.full_like(inputs["labels"], -100)
+    output = model(**inputs, return_logits=return_logits)
+    assert output.loss == 0
+    output.loss.backward()
+    assert all((p.grad == 0).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_loss_is_nll_and_in_training_the_policy_term_beside_it() -> None:
+    model = tiny_model(n_ahead=4, n_ahead_talk=2, n_passes=2, policy_weight=7.0)
+    inputs = texts(8, 5)
+    inputs["thoughts"] = random_thoughts(model, 2, 8, P=2)
+    evaluated, trained = model(**inputs), model.train()(**inputs)
+    assert evaluated.policy_loss > 0
+    assert torch.equal(evaluated.loss, evaluated.nll)
+    torch.testing.assert_close(trained.loss, evaluated.nll + 7 * evaluated.policy_loss)
+
+
+def test_losses_do_not_depend_on_what_else_is_returned() -> None:
+    model = tiny_model(n_ahead=4, n_ahead_talk=3, n_passes=2).train()
+    inputs = texts(8, 5, left=True)
+    inputs["thoughts"] = random_thoughts(model, 2, 8, P=2)
+    everything = model(**inputs)
+    bare = model(**inputs, return_logits=False, num_items_in_batch=11)
+    assert bare.logits is None
+    for name in ("loss", "base_nll", "talk_nll", "reward", "thought_logprob", "mixing_weight"):
+        torch.testing.assert_close(getattr(bare, name), getattr(everything, name), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["without gradient", "cached", "one pass"])
+def test_think_at_restricts(mode: str) -> None:
+    """Where no thought grows, logits are the base model's; where one does, nothing else matters."""
+    model = tiny_model(n_ahead=4, n_ahead_talk=2, n_passes=2)
+    inputs = texts(8, 5, 6, left=True)
+    inputs["thoughts"] = random_thoughts(model, 3, 8, P=2)
+    chosen = torch.zeros(3, 8, dtype=torch.bool)
+    chosen[0, [0, 3, 4]] = True
+    chosen[1, [4]] = True  # the third row thinks nowhere
+    if mode == "one pass":
+        model.train()
+        model.gradient_checkpointing_enable()
+    with torch.set_grad_enabled(mode != "without gradient"):
+        everywhere, some = model(**inputs), model(**inputs, think_at=chosen)
+    own = model.base_lm(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    close = {"rtol": 1e-4, "atol": 1e-3}
+    torch.testing.assert_close(some.logits[chosen], everywhere.logits[chosen], **close)
+    elsewhere = inputs["attention_mask"].bool() & ~chosen
+    torch.testing.assert_close(some.logits[elsewhere], own[elsewhere], **close)
+    assert (everywhere.logits - some.logits)[elsewhere].abs().max() > 1
+    torch.testing.assert_close(some.base_nll, everywhere.base_nll, **close)
+    for name in ("talk_nll", "reward", "mixing_weight", "thought_logprob", "advantage"):
+        ours, theirs = getattr(some, name).transpose(1, 2), getattr(everywhere, name).transpose(1, 2)
+        torch.testing.assert_close(ours[chosen], theirs[chosen], **close)
+        assert (ours[~chosen] == 0).all(), name
+
+
+@pytest.mark.parametrize("mode", ["without gradient", "cached", "one pass"])
+@pytest.mark.parametrize("given", [False, True], ids=["sampled", "given"])
+def test_thinking_nowhere_is_the_base_model(mode: str, given: bool) -> None:
+    model = tiny_model(n_ahead=4, n_ahead_talk=2)
+    inputs = texts(6, 3)
+    thoughts = random_thoughts(model, 2, 6) if given else None
+    if mode == "one pass":
+        model.train()
+        model.gradient_checkpointing_enable()
+    with torch.set_grad_enabled(mode != "without gradient"):
+        output = model(**inputs, thoughts=thoughts, think_at=torch.zeros(2, 6))
+    real = inputs["attention_mask"].bool()
+    own = model.base_lm(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    torch.testing.assert_close(output.logits[real], own[real], rtol=1e-4, atol=1e-3)
+    assert output.policy_loss == 0
+    expected = model.config.base_loss_weight * output.base_nll.sum() / (5 + 2)
+    torch.testing.assert_close(output.nll, expected)
+
+
+def test_a_row_of_padding_leaves_the_others_alone() -> None:
+    model = tiny_model(n_ahead=4, n_ahead_talk=2, n_passes=2).train()
+    inputs = texts(6, 4)
+    inputs["thoughts"] = random_thoughts(model, 2, 6, P=2)
+    with_empty = {name: torch.cat([value, torch.zeros_like(value[:1])]) for name, value in inputs.items()}
+    with_empty["labels"][2] = -100
+    output, expected = model(**with_empty), model(**inputs)
+    torch.testing.assert_close(output.loss, expected.loss, rtol=1e-4, atol=1e-3)
+    output.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("keep", [1, 3, torch.tensor([0, 4, 5])], ids=["last", "last three", "these"])
+def test_logits_to_keep(keep: int | Tensor) -> None:
+    """Thoughts are written only where a logit is kept."""
+    model = tiny_model(n_ahead=4)
+    inputs = unlabelled(6, 6)
+    chosen = list(range(6))[-keep:] if isinstance(keep, int) else keep.tolist()
+    with torch.no_grad():
+        everything, some = model(**inputs), model(**inputs, logits_to_keep=keep)
+    torch.testing.assert_close(some.logits, everything.logits[:, chosen], rtol=1e-4, atol=1e-3)
+    wrote = (some.mixing_weight != 0).any(-1)[:, 0]
+    assert wrote.nonzero()[:, 1].unique().tolist() == chosen
+
+
+def test_no_mask_is_a_mask_of_ones_and_positions_may_be_given() -> None:
+    for family in ("llama", "gpt2"):
+        model = tiny_model(family, n_ahead=4)
+        input_ids = texts(6)["input_ids"]
+        with torch.no_grad():
+            expected = model(input_ids, attention_mask=torch.ones(1, 6)).logits
+            for given in ({}, {"position_ids": torch.arange(6)[None]}):
+                torch.testing.assert_close(model(input_ids, **given).logits, expected, rtol=1e-4, atol=1e-3)
+            moved = model(input_ids, position_ids=torch.arange(6)[None] + 3).logits
+        same = torch.allclose(moved, expected, rtol=1e-3, atol=1e-2)
+        assert same == (family == "llama"), "learned positions differ, rotations are relative"
+
+
+# ---------------------------------------------------------------------- what is refused
+
+BAD_ARGUMENTS = {
+    "input_ids flat": ({"input_ids": torch.zeros(5).long()}, "input_ids"),
+    "no tokens": ({"input_ids": torch.zeros(2, 0).long()}, "at least one token"),
+    "mask 4-D": ({"attention_mask": torch.ones(2, 1, 5, 5)}, "attention_mask"),
+    "labels of another shape": ({"labels": torch.zeros(2, 4).long()}, "labels"),
+    "labels with a cache": ({"labels": torch.zeros(2, 5).long(), "past_key_values": DynamicCache()}, "past_key_values"),
+    "thoughts without passes": ({"thoughts": torch.zeros(2, 5, 2).long()}, "thoughts"),
+    "thoughts of another length": ({"thoughts": torch.zeros(2, 1, 4, 2).long()}, "thoughts"),
+    "thoughts of another batch": ({"thoughts": torch.zeros(1, 1, 5, 2).long()}, "thoughts"),
+    "thoughts of too many tokens": ({"thoughts": torch.zeros(2, 1, 5, 3).long()}, "n_ahead"),
+    "n_passes 0": ({"n_passes": 0}, "n_passes"),
+    "n_ahead_talk 0": ({"n_ahead_talk": 0}, "n_ahead_talk"),
+    "an unknown argument": ({"colour": 3}, "colour"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_ARGUMENTS)
+def test_bad_arguments_are_refused_in_one_line(what: str) -> None:
+    arguments, names = BAD_ARGUMENTS[what]
+    with pytest.raises(SettingsError, match=names) as refusal:
+        tiny_model(n_ahead=4)(**{"input_ids": torch.ones(2, 5).long(), **arguments})
+    assert "\n" not in str(refusal.value)
+
+
+def test_learned_positions_run_out_with_a_clear_error() -> None:
+    """The last branch must fit, base tokens alone do not matter."""
+    model = tiny_model("gpt2", base={"n_positions": 16}, n_ahead=4)
+    fits = model(**unlabelled(12))
+    assert fits.logits.shape == (1, 12, VOCABULARY)
+    with pytest.raises(SettingsError, match="learned 16 positions; give at most 12 tokens"):
+        model(**unlabelled(13))
+    with pytest.raises(SettingsError, match="learned 16 positions"):
+        model.generate(**unlabelled(8), max_new_tokens=8, do_sample=False, eos_token_id=None)
+
+
+# ---------------------------------------------------------------------- half precision
+
+
+def in_bfloat16(family: str) -> tuple[QuietStarForCausalLM, QuietStarForCausalLM]:
+    """A bfloat16 model and the same weights in float32."""
+    models = []
+    for dtype in (torch.bfloat16, torch.float32):
+        base_lm: PreTrainedModel = tiny_base(family).to(torch.bfloat16).to(dtype)
+        torch.manual_seed(0)
+        model = QuietStarForCausalLM.from_base(base_lm, n_ahead=4, n_ahead_talk=3, n_passes=2)
+        make_thoughtful(model)
+        models.append(model)
+    return models[0], models[1]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_bfloat16_keeps_rewards_losses_and_weights_in_float32(family: str) -> None:
+    half, full = in_bfloat16(family)
+    inputs = texts(8, 5)
+    inputs["thoughts"] = random_thoughts(full, 2, 8, P=2)
+    ours, expected = half(**inputs), full(**inputs)
+    assert ours.logits.dtype == torch.bfloat16
+    for name in ("loss", "nll", "policy_loss", "base_nll", "talk_nll", "mixing_weight", "thought_logprob"):
+        assert getattr(ours, name).dtype == torch.float32, name
+    assert ours.reward.dtype == ours.advantage.dtype == torch.float32
+    assert {p.dtype for p in half.mixing_head.parameters()} == {torch.float32}
+    assert {p.dtype for p in half.thought_embeddings.parameters()} == {torch.float32}
+    for name in ("base_nll", "talk_nll", "mixing_weight", "reward", "thought_logprob"):
+        difference = (getattr(ours, name) - getattr(expected, name)).abs().mean()
+        assert difference < 0.05 * getattr(expected, name).abs().mean(), name
+    assert abs(ours.nll - expected.nll) < 0.02 * expected.nll
+    (ours.nll + ours.policy_loss).backward()
+    assert all(torch.isfinite(p.grad).all() for p in half.parameters())
+
+
+# ---------------------------------------------------------------------- with a cache
+
+
+@pytest.mark.parametrize("bites", [[4, 5], [1] * 9, [3, 1, 1, 4]], ids=str)
+@pytest.mark.parametrize("family", CACHED)
+def test_a_text_read_in_bites_is_the_text(family: str, bites: list[int]) -> None:
+    """Logits of each bite over past_key_values equal those of the whole, left padding and windows included."""
+    model = tiny_model(family, n_ahead=4)
+    inputs = unlabelled(9, 6, left=True)
+    with torch.no_grad():
+        whole = model(**inputs).logits
+        cache, first, parts = DynamicCache(), 0, []
+        for n in bites:
+            part = slice(first, first + n)
+            output = model(
+                inputs["input_ids"][:, part], inputs["attention_mask"][:, : part.stop], past_key_values=cache
+            )
+            assert output.past_key_values is cache
+            assert cache.get_seq_length() == part.stop
+            assert output.mixing_weight.shape[2] == output.thoughts.shape[2] == n
+            parts.append(output.logits)
+            first += n
+    real = inputs["attention_mask"].bool()
+    tolerance = 1e-4 * float(whole.abs().max()) + 1e-4
+    torch.testing.assert_close(torch.cat(parts, 1)[real], whole[real], rtol=0, atol=tolerance)
+
+
+def test_a_cache_is_returned_where_asked() -> None:
+    model = tiny_model(n_ahead=4)
+    assert model(**unlabelled(5)).past_key_values.get_seq_length() == 5
+    assert model(**unlabelled(5), use_cache=False).past_key_values is None
+    assert model(**texts(5)).past_key_values is None
+    assert model(**texts(5), use_cache=True).past_key_values.get_seq_length() == 5
+
+
+# ---------------------------------------------------------------------- generate
+
+GREEDY = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 5}
+
+
+def by_hand(model: QuietStarForCausalLM, input_ids: Tensor, n: int) -> Tensor:
+    """[S + n]: the likeliest token after a full forward, n times."""
+    row = input_ids[None]
+    with torch.no_grad():
+        for _ in range(n):
+            row = torch.cat([row, model(row).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    return row[0]
+
+
+@pytest.mark.parametrize("family", CACHED)
+def test_generation_is_the_likeliest_token_after_a_full_forward(family: str) -> None:
+    """Batched and padded on the left, past the windows, with a cache and without one."""
+    model = tiny_model(family, n_ahead=4)
+    prompts = unlabelled(6, 3, left=True)
+    cached = model.generate(**prompts, **GREEDY)
+    assert torch.equal(cached, model.generate(**prompts, **GREEDY, use_cache=False))
+    for b, mask in enumerate(prompts["attention_mask"]):
+        prompt = prompts["input_ids"][b, mask.bool()]
+        expected = by_hand(model, prompt, 5)
+        assert cached[b, 6 - len(prompt) :].tolist() == expected.tolist()
+        alone = model.generate(prompt[None], **GREEDY)
+        assert alone[0].tolist() == expected.tolist()
+
+
+def test_thoughts_matter_to_what_is_generated() -> None:
+    model = tiny_model(n_ahead=4)
+    assert not torch.equal(model.generate(**unlabelled(6), **GREEDY), model.base_lm.generate(**unlabelled(6), **GREEDY))
+
+
+def test_a_fresh_model_generates_what_its_base_does() -> None:
+    base_lm = tiny_base()
+    own = base_lm.generate(**unlabelled(6, 3, left=True), **GREEDY)
+    model = QuietStarForCausalLM.from_base(base_lm)
+    assert torch.equal(model.generate(**unlabelled(6, 3, left=True), **GREEDY), own)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-window"])
+def test_the_cache_holds_the_text_and_no_branch(family: str) -> None:
+    model = tiny_model(family, n_ahead=6)
+    output = model.generate(**unlabelled(6, 3, left=True), **GREEDY, return_dict_in_generate=True)
+    assert output.sequences.shape == (2, 11)
+    assert output.past_key_values.get_seq_length() == 10  # the last token was never read
+    if family == "llama":
+        assert {layer.keys.shape[-2] for layer in output.past_key_values.layers} == {10}
+
+
+@pytest.mark.parametrize("how", [{}, {"do_sample": True, "temperature": 50.0, "top_k": 0}, {"num_beams": 3}], ids=str)
+def test_suppressed_tokens_are_never_generated(how: dict) -> None:
+    ids = list(range(0, VOCABULARY, 2))
+    model = tiny_model(n_ahead=4, suppressed_token_ids=ids)
+    torch.manual_seed(0)
+    rows = model.generate(**unlabelled(4, 4), **{**GREEDY, "max_new_tokens": 25, **how})
+    assert rows.shape == (2, 29)
+    assert (rows[:, 4:] % 2 == 1).all()
+
+
+def test_beam_search_is_the_same_without_a_cache() -> None:
+    model = tiny_model(n_ahead=4)
+    beams = {**GREEDY, "num_beams": 3, "num_return_sequences": 2}
+    found = model.generate(**unlabelled(6, 3, left=True), **beams)
+    assert found.shape == (4, 11)
+    assert torch.equal(found, model.generate(**unlabelled(6, 3, left=True), **beams, use_cache=False))
+
+
+def test_sampling_repeats_with_its_seed() -> None:
+    model = tiny_model(n_ahead=4)
+    sampling = {**GREEDY, "do_sample": True, "temperature": 2.0, "num_return_sequences": 3}
+    rows = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        rows.append(model.generate(**unlabelled(4), **sampling))
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])
+    assert len({tuple(row) for row in rows[0].tolist()}) == 3
+
+
+def test_generation_stops_at_the_end_of_text_and_streams() -> None:
+    model = tiny_model(n_ahead=4)
+    prompt = unlabelled(6)
+    free = model.generate(**prompt, **GREEDY)[0, 6:].tolist()
+    end = free[3]
+    heard: list[int] = []
+
+    class Streamer:
+        def put(self, value: Tensor) -> None:
+            heard.extend(value.flatten().tolist())
+
+        def end(self) -> None:
+            heard.append(-1)
+
+    stopped = model.generate(**prompt, **{**GREEDY, "eos_token_id": end}, streamer=Streamer())[0, 6:].tolist()
+    assert stopped == free[: free.index(end) + 1]
+    assert heard == [*prompt["input_ids"][0].tolist(), *stopped, -1]
+
+
+def test_generation_guesses_ahead_without_changing_a_token() -> None:
+    """Prompt lookup asks for logits at several new positions and takes keys back from the cache."""
+    model = tiny_model(n_ahead=4)
+    prompt = texts(4)["input_ids"].repeat(1, 3)
+    expected = model.generate(prompt, **{**GREEDY, "max_new_tokens": 12})
+    assert torch.equal(model.generate(prompt, **{**GREEDY, "max_new_tokens": 12}, prompt_lookup_num_tokens=3), expected)
+
+
+def test_the_model_as_an_object() -> None:
+    """What other tools ask of a Hugging Face model."""
+    model = tiny_model(n_ahead=4)
+    assert isinstance(model(**unlabelled(3)), QuietStarOutput)
+    assert isinstance(model(**unlabelled(3)), dict)
+    assert model.config.vocab_size == VOCABULARY
+    assert model.config.get_text_config() is model.base_lm.config
+    assert model.get_input_embeddings() is model.base_lm.get_input_embeddings()
+    assert model.get_output_embeddings() is model.base_lm.lm_head
+    assert model.can_generate()
+    assert model.generation_config.eos_token_id == 2

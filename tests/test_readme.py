@@ -1,0 +1,86 @@
+"""What the README says can be done is done: its commands and its Python, names of the hub replaced by local ones."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from quietstar.cli import main
+
+from .tiny import tiny_model
+from .tiny_tokenizer import tiny_folder
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+QUICK = "--max_steps 1 --gradient_accumulation_steps 1 --eval_size 2 --thoughts_shown 1 --use_cpu"
+ROWS = [{"question": f"What is {n} times two?", "answer": f"{n} and {n} make {2 * n}."} for n in range(12)]
+
+
+def blocks(language: str) -> list[str]:
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    return [text for name, text in fences if name == language]
+
+
+def commands() -> list[list[str]]:
+    """The `quietstar` lines, without their comments, as words."""
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("quietstar ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a base model, a text file, and a checkpoint of the released code."""
+    monkeypatch.chdir(tmp_path)
+    tiny_folder(tmp_path / "DIR", "mistral")
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    tiny_model("mistral").save_original(tmp_path / "released-code")
+    return tmp_path
+
+
+def offline(words: list[str]) -> list[str]:
+    """The same command with local names, and quick."""
+    words = ["released-code" if word == "ezelikman/quietstar-8-ahead" else word for word in words]
+    if words[0] == "train" and "--help" not in words:
+        if "--model" not in words:
+            words += ["--model", "DIR", "--dataset", "train.jsonl", "--template", "Q: {question}\\nA: {answer}"]
+        words += QUICK.split()
+    return words
+
+
+def test_every_command_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(commands()) >= 6
+    for words in commands():
+        if "--help" in words:
+            with pytest.raises(SystemExit) as stop:
+                main(words)
+            assert stop.value.code == 0
+        else:
+            assert main(offline(words)) == 0, (words, capsys.readouterr().err)
+    for folder in ("runs/mine", "runs/released", "runs/mine-original", "runs/DIR-4-ahead", "runs/DIR-original"):
+        assert (here / folder / "config.json").exists()
+
+
+def test_the_python_runs(here: Path) -> None:
+    """From a base model to a trained one in a folder, and from the folder to its thoughts."""
+    names: dict = {}
+    for block in blocks("python"):
+        block = block.replace("Qwen/Qwen3-0.6B-Base", "DIR").replace("max_steps=100", "max_steps=1, use_cpu=True")
+        exec(block, names)
+    output = names["output"]
+    S = names["inputs"]["input_ids"].shape[1]
+    assert output.thoughts.shape == (1, 1, S, 6)
+    assert output.mixing_weight.shape == (1, 1, S, 4)
+    assert torch.isfinite(output.reward).all()
+
+
+def test_every_path_in_the_tree_exists() -> None:
+    tree = next(block for block in blocks("") if block.startswith("src/quietstar/"))
+    root = Path(__file__).parents[1]
+    for line in tree.splitlines():
+        indented = line.startswith("  ")
+        for name in re.findall(r"(?:^|(?<=\s))([\w/]+(?:\.py|/))", line):
+            assert ((root / "src/quietstar" / name) if indented else (root / name)).exists(), name
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (root / link).exists(), link

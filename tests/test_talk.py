@@ -1,0 +1,108 @@
+"""What a branch is made of, and predictions mixed after it, for every shape of thought and talk."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import DynamicCache
+
+from quietstar import ThoughtGrid
+from quietstar.attention import BranchCache, DenseAttention
+from quietstar.talk import branch_embeds, finish_branches, mixed_states, split_branches, talk
+from quietstar.trunk import Trunk
+from tests.plain_loop import mismatches, plain_loop
+from tests.tiny import random_thoughts, texts, tiny_model
+
+
+@settings(max_examples=25)
+@given(st.integers(2, 5), st.integers(1, 4), st.integers(1, 3), st.lists(st.integers(1, 5), min_size=1, max_size=2))
+def test_every_shape_of_thought_equals_the_plain_loop(
+    n_ahead: int, n_ahead_talk: int, n_passes: int, lengths: list[int]
+) -> None:
+    model = tiny_model(n_ahead=n_ahead, n_ahead_talk=n_ahead_talk)
+    inputs = texts(*lengths, max(2, *lengths))  # one label at least
+    inputs["thoughts"] = random_thoughts(model, len(lengths) + 1, inputs["input_ids"].shape[1], n_passes)
+    with torch.no_grad():
+        plain = plain_loop(model, **inputs, n_ahead_talk=n_ahead_talk)
+        assert mismatches(model(**inputs), plain, inputs["attention_mask"]) == {}
+
+
+def grown(n_ahead_talk: int = 3) -> tuple:
+    """A model's trunk over a small grid: columns 1 and 3 of the first row, 0 of the second."""
+    model = tiny_model(n_ahead=4, n_ahead_talk=n_ahead_talk)
+    inputs = texts(5, 5)
+    think_at = torch.tensor([[0, 1, 0, 1, 0], [1, 0, 0, 0, 0]])
+    grid = ThoughtGrid.grow(think_at, inputs["attention_mask"], n_passes=2, branch_length=3 + n_ahead_talk)
+    thoughts = torch.randint(3, 61, (2, 2, 2, 2), generator=torch.Generator().manual_seed(0))
+    return model, model.trunk, grid, inputs["input_ids"], thoughts
+
+
+def test_a_branch_is_start_thought_end_and_true_tokens() -> None:
+    model, trunk, grid, input_ids, thoughts = grown()
+    embeds = branch_embeds(trunk, grid, model.thought_embeddings, thoughts, input_ids, 3)
+    assert embeds.shape == (2, 6, 2, 2, 32)
+    word = model.get_input_embeddings()
+    for b, n in ((0, 0), (0, 1), (1, 0)):
+        column = int(grid.columns[b, n])
+        for p in range(2):
+            branch = embeds[b, :, p, n]
+            assert torch.equal(branch[0], model.thought_embeddings.start)
+            assert torch.equal(branch[1:3], word(thoughts[b, p, n]))
+            assert torch.equal(branch[3], model.thought_embeddings.end)
+            truth = input_ids[b, column + 1 : column + 3]
+            assert torch.equal(branch[4 : 4 + len(truth)], word(truth))
+
+
+def test_states_that_sample_and_states_that_predict() -> None:
+    """Start and all thought tokens but the last draw; the last draws nothing; end and true tokens predict."""
+    hidden = torch.arange(6.0).reshape(1, 6, 1, 1, 1)
+    branches = split_branches(hidden, n_thought_tokens=2)
+    assert branches.h_sampled.flatten().tolist() == [0, 1]
+    assert branches.h_thought.flatten().tolist() == [3, 4, 5]
+
+
+def test_branches_go_on_from_what_was_grown() -> None:
+    model, _, grid, input_ids, thoughts = grown()
+    trunk = Trunk(model.base_lm, DenseAttention(model.base_lm.config))
+    with torch.no_grad():
+        cache = DynamicCache()
+        trunk.base_pass(trunk.embed(input_ids), grid.base_mask.long(), grid.base_position_ids, cache)
+        embeds = branch_embeds(trunk, grid, model.thought_embeddings, thoughts, input_ids, 3)
+        at_once = finish_branches(trunk, grid, embeds, BranchCache(cache, grid))
+        over = BranchCache(cache, grid)
+        first = trunk.branch_pass(grid, range(2), embeds[:, :2], over)
+        in_two = finish_branches(trunk, grid, embeds, over, grown=first)
+    torch.testing.assert_close(in_two, at_once, rtol=1e-4, atol=1e-4)
+
+
+def test_each_prediction_is_mixed_with_the_base_states_own() -> None:
+    """w_k mixes h_k with h_base[i+k]: column i's k-th prediction and the base's of the same token."""
+    model, _, grid, _, _ = grown()
+    generator = torch.Generator().manual_seed(0)
+    h_base = torch.randn(2, 5, 32, generator=generator)
+    h_thought = torch.randn(2, 2, 2, 3, 32, generator=generator)
+    said = talk(grid, model.mixing_head, h_base, h_thought)
+    assert said.weight.shape == (2, 2, 2, 3)
+    for b, p, n, k in ((0, 0, 0, 0), (0, 1, 0, 2), (0, 1, 1, 1), (1, 0, 0, 2)):
+        without, after = h_base[b, int(grid.columns[b, n]) + k], h_thought[b, p, n, k]
+        weight = model.mixing_head(without, after)
+        torch.testing.assert_close(said.weight[b, p, n, k], weight[0])
+        torch.testing.assert_close(said.mixed[b, p, n, k], (1 - weight) * without + weight * after)
+
+
+@pytest.mark.parametrize("n_kept", [5, 2])
+def test_mixed_states_stand_where_a_thought_was_written(n_kept: int) -> None:
+    """The first pass's, after the end token; everywhere else the base state. With a cache, the last tokens only."""
+    model, _, _, _, _ = grown()
+    think_at = torch.tensor([[0, 0, 0, 1, 0], [0, 0, 0, 1, 1]])
+    grid = ThoughtGrid.grow(think_at, torch.ones(2, 5), n_passes=2, branch_length=6)
+    generator = torch.Generator().manual_seed(0)
+    h_base = torch.randn(2, n_kept, 32, generator=generator)
+    said = talk(grid, model.mixing_head, h_base, torch.randn(2, 2, 2, 3, 32, generator=generator))
+    states = mixed_states(grid, h_base, said)
+    first = 5 - n_kept
+    expected = h_base.clone()
+    expected[0, 3 - first] = said.mixed[0, 0, 0, 0]
+    expected[1, 3 - first] = said.mixed[1, 0, 0, 0]
+    expected[1, 4 - first] = said.mixed[1, 0, 1, 0]
+    assert torch.equal(states, expected)

@@ -1,0 +1,62 @@
+"""Positions to think at: exactly as many in each row as asked for, each as likely as another."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quietstar.training.positions import draw_positions
+from tests.tiny import texts
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=5),
+    fraction=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_every_row_gets_its_share_of_the_positions_that_predict(lengths, fraction, seed):
+    labels = texts(*lengths)["labels"]
+    drawn = draw_positions(labels, fraction, generator(seed))
+    assert drawn.dtype == torch.bool
+    assert drawn.shape == labels.shape
+    for row, n in zip(drawn, lengths, strict=True):
+        n_labels = n - 1  # the first token is nobody's label
+        expected = round(float(torch.tensor(fraction * n_labels)))
+        assert abs(int(row.sum()) - expected) <= (1 if n_labels and fraction and not expected else 0)
+        assert not row[n - 1 :].any(), "the last token and padding predict nothing"
+        if fraction and n_labels:
+            assert row.any()
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"), [(0.0, 0), (1e-9, 1), (0.25, 5), (0.33, 7), (0.5, 10), (0.999, 20), (1.0, 20)]
+)
+def test_exact_counts(fraction, expected):
+    assert draw_positions(torch.arange(21)[None], fraction, generator()).sum() == expected
+
+
+def test_labels_that_are_ignored_are_never_predicted_from():
+    labels = torch.arange(40).reshape(2, 20).clone()
+    labels[:, :9] = -100  # a prompt that is not learned
+    drawn = draw_positions(labels, 1.0, generator())
+    assert drawn.nonzero()[:, 1].unique().tolist() == list(range(8, 19))
+
+
+def test_every_position_is_as_likely_as_another():
+    labels = torch.arange(9).expand(4000, 9)
+    share = draw_positions(labels, 0.25, generator()).float().mean(0)
+    assert share[-1] == 0
+    torch.testing.assert_close(share[:-1], torch.full((8,), 0.25), rtol=0, atol=0.03)
+
+
+def test_a_generator_repeats_and_moves_on():
+    labels = texts(30, 12)["labels"]
+    source = generator(1)
+    first, second = draw_positions(labels, 0.3, source), draw_positions(labels, 0.3, source)
+    assert torch.equal(first, draw_positions(labels, 0.3, generator(1)))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, draw_positions(labels, 0.3, generator(2)))

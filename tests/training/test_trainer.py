@@ -1,0 +1,424 @@
+"""One optimizer step is one mean over all its labels, however its rows are split; and a run repeats exactly."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from quietstar import QuietStarForCausalLM
+from quietstar.errors import NonFiniteLossError, SettingsError
+from quietstar.training import QuietStarTrainer, QuietStarTrainingArguments, trainer
+from quietstar.training.data import TextCollator
+from tests.tiny import VOCABULARY, tiny_base, tiny_model
+from tests.tiny_tokenizer import byte_tokenizer, tiny_folder
+
+LENGTHS = (3, 30, 2, 17, 9, 4, 26, 5)
+"""very unequal, so that a mean of means is far from a mean"""
+
+
+def rows(*lengths: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Random texts of those lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    return [{"input_ids": torch.randint(3, VOCABULARY, (n,), generator=generator).tolist()} for n in lengths]
+
+
+def with_thoughts(texts: list[dict[str, Any]], P: int = 2, K: int = 2, seed: int = 1) -> list[dict[str, Any]]:
+    """The same texts, each with thoughts [P, length, K] to think instead of sampling."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        row | {"thoughts": torch.randint(VOCABULARY, (P, len(row["input_ids"]), K), generator=generator)}
+        for row in texts
+    ]
+
+
+def collate(features: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Pads texts as TextCollator does, and their thoughts to [B, P, S, K]."""
+    batch = TextCollator(0)([{"input_ids": row["input_ids"]} for row in features])
+    S = batch["input_ids"].shape[1]
+    batch["thoughts"] = torch.stack(
+        [torch.nn.functional.pad(row["thoughts"], (0, 0, 0, S - row["thoughts"].shape[1])) for row in features]
+    )
+    return batch
+
+
+def arguments(folder: Path, **settings: Any) -> QuietStarTrainingArguments:
+    """Two silent steps that move parameters visibly."""
+    chosen = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "max_steps": 2,
+        "logging_steps": 1,
+        "gradient_accumulation_steps": 1,
+    }
+    return QuietStarTrainingArguments(**(chosen | settings))
+
+
+def model_of(**settings: Any) -> QuietStarForCausalLM:
+    """A tiny thinking model; the policy loss is as large as the nll unless told otherwise."""
+    return tiny_model(**({"n_ahead": 4, "n_ahead_talk": 2, "policy_weight": 1.0} | settings))
+
+
+def trained(folder: Path, texts: list[dict[str, Any]], model: QuietStarForCausalLM | None = None, **settings: Any):
+    """A trainer that has run."""
+    collator = collate if "thoughts" in texts[0] else None
+    extra = {name: settings.pop(name) for name in ("eval_dataset", "callbacks") if name in settings}
+    made = QuietStarTrainer(
+        model or model_of(), arguments(folder, **settings), train_dataset=texts, data_collator=collator, **extra
+    )
+    made.train()
+    return made
+
+
+def parameters_of(made: QuietStarTrainer) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in made.model.named_parameters()}
+
+
+def losses_of(made: QuietStarTrainer, name: str = "loss") -> list[float]:
+    return [line[name] for line in made.state.log_history if name in line]
+
+
+def furthest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).detach().abs().max()) for name in ours)
+
+
+SPLITS = {
+    "8 x 1": dict(per_device_train_batch_size=8, gradient_accumulation_steps=1),
+    "1 x 8": dict(per_device_train_batch_size=1, gradient_accumulation_steps=8),
+    "3 x 3": dict(per_device_train_batch_size=3, gradient_accumulation_steps=3),
+}
+OPTIMIZERS = {
+    "sgd": dict(settings=dict(optim="sgd", learning_rate=0.1), atol=1e-6),
+    # Adam moves a parameter by its learning rate even where its gradient is hardly above rounding
+    "adamw": dict(settings=dict(optim="adamw_torch"), atol=1e-4),
+}
+
+
+def mostly_in_a_third_of_the_texts(labels: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """Stands for a random draw: it depends on the text, not on the batch, and takes one position of most texts."""
+    wanted = (labels[:, :1] % 3 == 0) & (labels % 4 > 0)
+    wanted[:, 0] = True
+    return wanted
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.4], ids=["everywhere", "fraction"])
+@pytest.mark.parametrize("policy_weight", [0.0, 1e6])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_does_not_depend_on_how_its_rows_are_split(tmp_path, monkeypatch, optimizer, policy_weight, fraction):
+    monkeypatch.setattr(trainer, "draw_positions", mostly_in_a_third_of_the_texts)
+    texts, chosen = with_thoughts(rows(*LENGTHS)), OPTIMIZERS[optimizer]
+    splits = SPLITS if optimizer == "sgd" else {name: SPLITS[name] for name in ("8 x 1", "1 x 8")}
+    runs = [
+        trained(tmp_path, texts, model_of(policy_weight=policy_weight), think_fraction=fraction, **how)
+        for how in (split | chosen["settings"] for split in splits.values())
+    ]
+    whole = parameters_of(runs[0])
+    assert furthest(whole, dict(model_of().named_parameters())) > 100 * chosen["atol"]
+    for run in runs[1:]:
+        assert losses_of(run) == pytest.approx(losses_of(runs[0]), rel=1e-5)
+        assert losses_of(run, "nll") == pytest.approx(losses_of(runs[0], "nll"), rel=1e-5)
+        torch.testing.assert_close(parameters_of(run), whole, rtol=1e-5, atol=chosen["atol"])
+
+
+@pytest.mark.parametrize("policy_weight", [0.0, 1e6])
+def test_means_of_each_batch_alone_would_show(tmp_path, monkeypatch, policy_weight):
+    """The comparison above has teeth: the usual mean of means is far outside its tolerances."""
+    texts, model = with_thoughts(rows(*LENGTHS)), model_of(policy_weight=policy_weight)
+    how = SPLITS["1 x 8"] | OPTIMIZERS["sgd"]["settings"]
+    right = trained(tmp_path, texts, copy.deepcopy(model), **how)
+    complete = QuietStarTrainer.get_batch_samples
+    monkeypatch.setattr(QuietStarTrainer, "get_batch_samples", lambda *args: (complete(*args)[0], None))
+    wrong = trained(tmp_path, texts, copy.deepcopy(model), **how)
+    assert abs(losses_of(wrong)[0] / losses_of(right)[0] - 1) > 1e-2
+    assert furthest(parameters_of(wrong), parameters_of(right)) > 1e-3
+
+
+def test_a_line_of_several_steps_is_their_mean(tmp_path):
+    texts = with_thoughts(rows(*LENGTHS))
+    how = dict(max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    each = losses_of(trained(tmp_path, texts, logging_steps=1, **how))
+    in_pairs = losses_of(trained(tmp_path, texts, logging_steps=2, **how))
+    assert in_pairs == pytest.approx([sum(each[:2]) / 2, sum(each[2:]) / 2], rel=1e-5)
+
+
+def test_the_loss_of_a_line_is_its_nll_and_weighted_policy_loss(tmp_path):
+    run = trained(tmp_path, with_thoughts(rows(*LENGTHS)), model_of(policy_weight=7.0), **SPLITS["3 x 3"])
+    for line in run.state.log_history[:2]:
+        assert line["loss"] == pytest.approx(line["nll"] + 7.0 * line["policy_loss"], rel=1e-5)
+        talk_nll = (line["talk_nll_0"] + line["talk_nll_1"]) / 2
+        assert line["nll"] == pytest.approx(0.5 * line["base_nll"] + 0.5 * talk_nll, rel=1e-5)
+
+
+# ---------------------------------------------------------------------- where to think
+
+
+class Spy(TrainerCallback):
+    """Notes what forward is given and gives in training."""
+
+    def __init__(self, model: QuietStarForCausalLM) -> None:
+        self.calls: list[tuple[dict[str, Any], Any]] = []
+        forward = model.forward
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            if torch.is_grad_enabled():
+                self.calls.append((kwargs | {"training": model.training}, output))
+            return output
+
+        model.forward = noted
+
+
+def test_think_fraction_thinks_at_other_positions_in_each_step_and_at_the_same_ones_in_a_repeated_run(tmp_path):
+    drawn = []
+    for _ in range(2):
+        model = model_of()
+        spy = Spy(model)
+        trained(tmp_path, rows(21, 21, 21, 21), model, think_fraction=0.25, per_device_train_batch_size=4, max_steps=3)
+        drawn.append([call["think_at"] for call, _ in spy.calls])
+        for call, output in spy.calls:
+            assert call["think_at"].sum(1).tolist() == [5, 5, 5, 5]
+            elsewhere = ~call["think_at"]
+            for values in (output.reward, output.advantage, output.talk_nll, output.mixing_weight, output.thoughts):
+                assert (values.transpose(1, 2)[elsewhere] == 0).all()
+            assert (output.reward.transpose(1, 2)[call["think_at"]][:, 0] != 0).sum() > 15
+    first, second = drawn
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(first, second, strict=True))
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[1], first[2])
+
+
+def test_batches_of_one_step_draw_different_positions(tmp_path):
+    model = model_of()
+    spy = Spy(model)
+    same = rows(21) * 4
+    trained(tmp_path, same, model, think_fraction=0.25, gradient_accumulation_steps=4, max_steps=1)
+    assert len({tuple(call["think_at"][0].tolist()) for call, _ in spy.calls}) == 4
+
+
+def test_think_fraction_one_is_everywhere(tmp_path):
+    texts = with_thoughts(rows(*LENGTHS))
+    plain = trained(tmp_path, texts, **SPLITS["3 x 3"])
+    whole = trained(tmp_path, texts, think_fraction=1.0, **SPLITS["3 x 3"])
+    assert furthest(parameters_of(plain), parameters_of(whole)) == 0
+
+
+def test_think_fraction_zero_learns_no_thought(tmp_path):
+    model = model_of()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    run = trained(tmp_path, rows(*LENGTHS), model, think_fraction=0.0, weight_decay=0.0, **SPLITS["3 x 3"])
+    for name, parameter in parameters_of(run).items():
+        heads = name.startswith(("mixing_head", "thought_embeddings"))
+        assert torch.equal(parameter, before[name]) == heads, name
+    assert "reward_mean" not in run.state.log_history[0]
+
+
+# ---------------------------------------------------------------------- evaluation
+
+FIGURES = [
+    "nll",
+    "base_nll",
+    "talk_nll_0",
+    "talk_nll_1",
+    "reward_mean",
+    "reward_std",
+    "thought_helped",
+    "mixing_weight",
+]
+
+
+def test_what_is_logged_and_when(tmp_path):
+    run = trained(tmp_path, rows(*LENGTHS), eval_dataset=rows(9, 4, seed=5), max_steps=5, eval_steps=2, logging_steps=2)
+    evaluated = [line for line in run.state.log_history if "eval_loss" in line]
+    assert [line["step"] for line in evaluated] == [0, 2, 4, 5]
+    for line in evaluated:
+        assert {f"eval_{name}" for name in FIGURES} <= line.keys()
+        assert line["eval_loss"] == line["eval_nll"]
+        assert "eval_policy_loss" not in line
+    learned = [line for line in run.state.log_history if "loss" in line]
+    assert [line["step"] for line in learned] == [2, 4]
+    for line in learned:
+        assert {*FIGURES, "policy_loss", "tokens_per_second"} <= line.keys()
+        assert all(isinstance(line[name], float) for name in FIGURES)
+        assert line["tokens_per_second"] > 0
+        assert 0 <= line["thought_helped"] <= 1
+
+
+def test_evaluation_loss_has_no_policy_term(tmp_path):
+    evaluations = [
+        QuietStarTrainer(model_of(policy_weight=weight), arguments(tmp_path), eval_dataset=rows(*LENGTHS)).evaluate()
+        for weight in (0.0, 1e6)
+    ]
+    assert evaluations[0]["eval_loss"] == evaluations[1]["eval_loss"]
+
+
+def test_evaluation_is_the_same_in_any_batches_and_means_over_all_labels(tmp_path):
+    texts, model = rows(*LENGTHS), model_of()
+    figures = [
+        QuietStarTrainer(model, arguments(tmp_path, per_device_eval_batch_size=n), eval_dataset=texts).evaluate()
+        for n in (1, 3, 8)
+    ]
+    for other in figures[1:]:
+        for name in FIGURES:
+            assert other[f"eval_{name}"] == pytest.approx(figures[0][f"eval_{name}"], rel=1e-5, abs=1e-6), name
+
+    with torch.no_grad():
+        alone = [model(ids, labels=ids) for ids in (torch.tensor([row["input_ids"]]) for row in texts)]
+    base = torch.cat([output.base_nll[0, :-1] for output in alone])
+    talk = [torch.cat([output.talk_nll[0, 0, : -1 - k, k] for output in alone]) for k in range(2)]
+    assert figures[2]["eval_base_nll"] == pytest.approx(float(base.mean()), rel=1e-5)
+    for k in range(2):
+        assert figures[2][f"eval_talk_nll_{k}"] == pytest.approx(float(talk[k].mean()), rel=1e-5)
+    expected = 0.5 * base.mean() + 0.25 * (talk[0].mean() + talk[1].mean())
+    assert figures[2]["eval_loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_evaluation_does_not_touch_training(tmp_path):
+    """With an evaluation at every step the same thoughts are sampled, in training mode, and the same is learned."""
+    runs = []
+    for held_out in (rows(9, 4, seed=5), None):
+        model = model_of(base=dict(attention_dropout=0.5))
+        spy = Spy(model)
+        runs.append(trained(tmp_path, rows(*LENGTHS), model, eval_dataset=held_out, eval_steps=1, max_steps=3))
+        assert [call["training"] for call, _ in spy.calls] == [True] * 3
+    print(losses_of(runs[0]), losses_of(runs[1]))
+    assert len(losses_of(runs[0], "eval_loss")) == 4
+    t = QuietStarTrainer(model_of(), arguments(tmp_path), eval_dataset=rows(5, 6))
+    t.evaluate()
+    a = torch.get_rng_state()
+    t.evaluate()
+    b = torch.get_rng_state()
+    torch.set_rng_state(a)
+    torch.empty((), dtype=torch.int64).random_()
+    print("one draw", torch.equal(b, torch.get_rng_state()), torch.equal(a, b))
+    assert 0
+
+
+def test_without_held_out_text_nothing_is_evaluated(tmp_path):
+    assert losses_of(trained(tmp_path, rows(5, 6)), "eval_loss") == []
+
+
+# ---------------------------------------------------------------------- losses that are not finite
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_optimizer_step(tmp_path, value):
+    model = model_of()
+    forward, calls = model.forward, []
+
+    def broken_at_the_seventh(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == 7:  # the third of four batches in the second step
+            output.loss = output.loss + value
+        return output
+
+    after_step: list[dict[str, Tensor]] = []
+
+    class Copy(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            after_step.append({name: p.detach().clone() for name, p in model.named_parameters()})
+
+    model.forward = broken_at_the_seventh
+    with pytest.raises(NonFiniteLossError, match=rf"loss is {value} at step 2, batch 3 of 4 "):
+        trained(tmp_path, rows(*LENGTHS), model, gradient_accumulation_steps=4, max_steps=5, callbacks=[Copy()])
+    assert len(after_step) == 1
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, after_step[0][name]), name
+
+
+@pytest.mark.parametrize("broken", ["mixing_head.layers.4.weight", "base_lm.model.norm.weight"])
+def test_a_weight_that_is_not_finite_is_met_in_the_first_batch(tmp_path, broken):
+    model = model_of()
+    with torch.no_grad():
+        model.get_parameter(broken).view(-1)[0] = float("nan")
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with pytest.raises(NonFiniteLossError, match="loss is nan at step 1, batch 1 of 1"):
+        trained(tmp_path, rows(*LENGTHS), model)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name], rtol=0, atol=0, equal_nan=True)
+
+
+# ---------------------------------------------------------------------- repeating a run
+
+
+def test_a_seed_decides_everything(tmp_path):
+    """Sampled thoughts and order of rows included, whatever was drawn before."""
+    runs = []
+    for seed in (3, 3, 4):
+        torch.rand(len(runs))
+        runs.append(parameters_of(trained(tmp_path, rows(*LENGTHS), seed=seed, max_steps=3)))
+    assert furthest(runs[0], runs[1]) == 0
+    assert furthest(runs[0], runs[2]) > 1e-3
+
+
+def test_a_seed_decides_the_heads_of_a_model_given_by_name(tmp_path):
+    folder = tiny_folder(tmp_path / "base")
+    made = []
+    for seed in (3, 3, 4):
+        torch.rand(len(made) + 1)
+        made.append(QuietStarTrainer(folder, arguments(tmp_path / "run", seed=seed, n_ahead=4)).model)
+    heads = [dict(model.mixing_head.named_parameters()) for model in made]
+    assert furthest(heads[0], heads[1]) == 0
+    assert furthest(heads[0], heads[2]) > 1e-3
+
+
+@pytest.mark.parametrize("policy_weight", [0.0, 1.0])
+def test_gradient_checkpointing_learns_the_same(tmp_path, policy_weight):
+    texts, how = with_thoughts(rows(*LENGTHS)), dict(optim="sgd", learning_rate=0.1, per_device_train_batch_size=4)
+    model = model_of(policy_weight=policy_weight)
+    plain = trained(tmp_path, texts, copy.deepcopy(model), **how)
+    saving = trained(tmp_path, texts, copy.deepcopy(model), gradient_checkpointing=True, **how)
+    assert saving.model.trunk.recomputes
+    assert losses_of(saving) == pytest.approx(losses_of(plain), rel=1e-5)
+    torch.testing.assert_close(parameters_of(saving), parameters_of(plain), rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_is_near_float32(tmp_path):
+    texts, how = with_thoughts(rows(*LENGTHS)), dict(optim="sgd", learning_rate=0.1, per_device_train_batch_size=8)
+    how["max_steps"] = 1
+    full = trained(tmp_path, texts, model_of(policy_weight=0.0), **how)
+    half = trained(tmp_path, texts, model_of(policy_weight=0.0), bf16=True, **how)
+    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
+    assert losses_of(half)[0] == pytest.approx(losses_of(full)[0], rel=2e-2)
+    assert losses_of(half) != losses_of(full)
+    before = dict(model_of().named_parameters())
+    moved = torch.cat([(p - before[name]).flatten() for name, p in parameters_of(full).items()]).detach()
+    moved_half = torch.cat([(p - before[name]).flatten() for name, p in parameters_of(half).items()]).detach()
+    assert torch.cosine_similarity(moved, moved_half, dim=0) > 0.98
+
+
+# ---------------------------------------------------------------------- which model
+
+
+def test_a_model_may_be_a_name_a_folder_of_ours_or_a_base_model(tmp_path):
+    base, ours = tiny_folder(tmp_path / "base"), tmp_path / "ours"
+    made = QuietStarTrainer(str(base), arguments(tmp_path / "run", n_ahead=5, n_passes=3))
+    assert (made.model.config.n_ahead, made.model.config.n_passes) == (5, 3)
+    assert made.processing_class.eos_token_id == 2
+    made.model.save_pretrained(ours)
+    again = QuietStarTrainer(ours, arguments(tmp_path / "run", n_ahead=4))
+    assert (again.model.config.n_ahead, again.model.config.n_passes) == (4, 3)
+    assert furthest(parameters_of(again), parameters_of(made)) == 0
+    given = QuietStarTrainer(tiny_base(), arguments(tmp_path / "run", n_ahead=4), processing_class=byte_tokenizer())
+    assert isinstance(given.model, QuietStarForCausalLM)
+    assert given.model.config.n_ahead == 4
+
+
+def test_where_thoughts_began_cannot_be_changed_later(tmp_path):
+    with pytest.raises(SettingsError, match="initial_thought_text is 'hm', .* '---'"):
+        QuietStarTrainer(model_of(), arguments(tmp_path, initial_thought_text="hm"))
+
+
+def test_impossible_settings_of_the_method_are_refused_for_a_model_that_is_there(tmp_path):
+    for name in ("n_ahead", "n_ahead_talk", "n_passes"):
+        with pytest.raises(SettingsError, match=f"^{name} is 0"):
+            QuietStarTrainer(model_of(), arguments(tmp_path, **{name: 0}))
