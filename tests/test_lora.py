@@ -88,7 +88,6 @@ def test_a_saved_adapted_model_comes_back(family: str, tmp_path: Path) -> None:
         assert loaded.config.lora["r"] == 4
 
 
-@pytest.mark.xfail(strict=True, reason="loading makes every parameter of an adapted model train")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_loaded_adapted_model_trains_what_it_trained_before(family: str, tmp_path: Path) -> None:
     model = adapted(family)

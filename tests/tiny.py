@@ -4,6 +4,8 @@ A random model with the usual initialisation predicts almost uniformly, and test
 place. Here every matrix is scaled up, and the mixing head is random, not zero.
 """
 
+import copy
+
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -96,13 +98,21 @@ def tiny_base(family: str = "llama", seed: int = 0, **settings: object) -> PreTr
 def tiny_model(
     family: str = "llama", seed: int = 0, base: dict | None = None, **settings: object
 ) -> QuietStarForCausalLM:
-    """A tiny thinking model with a random mixing head and random thought embeddings, in evaluation mode."""
-    base_lm = tiny_base(family, seed, **(base or {}))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = QuietStarForCausalLM.from_base(base_lm, **settings)
-    make_thoughtful(model, seed)
-    return model
+    """A tiny thinking model with a random mixing head and random thought embeddings, in evaluation mode.
+
+    A copy of its own for every caller; making and checking one takes longer than copying it.
+    """
+    key = repr((family, seed, base, settings))
+    if key not in _MADE:
+        base_lm = tiny_base(family, seed, **(base or {}))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            _MADE[key] = QuietStarForCausalLM.from_base(base_lm, **settings)
+        make_thoughtful(_MADE[key], seed)
+    return copy.deepcopy(_MADE[key])
+
+
+_MADE: dict[str, QuietStarForCausalLM] = {}
 
 
 def make_thoughtful(model: QuietStarForCausalLM, seed: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,13 +86,13 @@ def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
         CheckpointError: there is none of that name, or the hub cannot be reached.
         UnsupportedModelError: it is no decoder-only language model.
     """
+    advice = "give a folder with config.json and weights, or the name of a model on a hub that can be reached"
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise CheckpointError(f"folder {str(name)!r} holds no config.json: {advice}")
     try:
         return AutoModelForCausalLM.from_pretrained(str(name), **kwargs)
-    except OSError as error:
-        raise CheckpointError(
-            f"no model could be loaded from {str(name)!r}: give a folder with config.json and weights, or the "
-            f"name of a model on a hub that can be reached ({first_line(error)})"
-        ) from error
+    except (OSError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"no model could be loaded from {str(name)!r}: {advice} ({first_line(error)})") from error
     except ValueError as error:
         if "Unrecognized" in str(error) or "model type" in str(error):
             raise UnsupportedModelError(

@@ -39,13 +39,18 @@ def add_lora(base_lm: PreTrainedModel, settings: dict[str, Any]) -> dict[str, An
     for name, module in base_lm.named_modules():
         if ".lora_" in name:
             module._is_hf_initialized = True  # or transformers draws them anew, as any linear layer
-    for name, parameter in base_lm.named_parameters():
-        is_adapter = ".lora_" in name
-        parameter.requires_grad = is_adapter
-        if is_adapter:  # a step of 1e-4 is lost in bfloat16
+    train_adapters_only(base_lm)
+    for parameter in base_lm.parameters():
+        if parameter.requires_grad:  # a step of 1e-4 is lost in bfloat16
             parameter.data = parameter.data.float()
     targets = config.target_modules
     return {**settings, "target_modules": targets if isinstance(targets, str) else sorted(targets)}
+
+
+def train_adapters_only(base_lm: PreTrainedModel) -> None:
+    """Freeze everything in a base model but its adapters."""
+    for name, parameter in base_lm.named_parameters():
+        parameter.requires_grad = ".lora_" in name
 
 
 def merge_lora(base_lm: PreTrainedModel) -> None:

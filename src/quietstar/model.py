@@ -31,7 +31,7 @@ from quietstar.errors import CheckpointError
 from quietstar.grid import ThoughtGrid, default_position_ids
 from quietstar.heads import MixingHead, ThoughtEmbeddings
 from quietstar.learn import Counts, Labels
-from quietstar.lora import add_lora, merge_lora
+from quietstar.lora import add_lora, merge_lora, train_adapters_only
 from quietstar.output import QuietStarOutput
 from quietstar.talk import Branches, Talk, branch_embeds, finish_branches, mixed_states, split_branches, talk
 from quietstar.think import Thoughts, think
@@ -369,6 +369,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
                 f"{args[0] if args else 'the checkpoint'} lacks {len(missing)} of the model's weights, first "
                 f"{missing[0]}: give a folder that save_pretrained wrote whole, or from_base for a plain model"
             )
+        if model.config.lora is not None:
+            train_adapters_only(model.base_lm)
         check_base(model.base_lm)
         return (model, info) if wants_info else model
 

@@ -17,8 +17,7 @@ def call(*argv: object) -> int:
     try:
         return main([str(word) for word in argv])
     except SystemExit as stop:
-        assert isinstance(stop.code, int)
-        return stop.code
+        return int(stop.code or 0)
 
 
 def no_progress_bars() -> None:

@@ -34,8 +34,9 @@ def test_as_a_module(tmp_path):
 def test_a_whole_run_in_a_process_of_its_own(tmp_path):
     tiny_folder(tmp_path / "base", "mistral")
     (tmp_path / "texts.txt").write_text("".join(f"{i} and {i} is {2 * i}\n" for i in range(20)))
-    words = "train --model base --dataset texts.txt --output_dir run --eval_size 4 --max_steps 1 --n_ahead 3".split()
-    done = run(*words, "--gradient_accumulation_steps", 2, "--logging_steps", 1, cwd=tmp_path, way="console")
+    files = ("--model", "base", "--dataset", "texts.txt", "--output_dir", "run")
+    steps = ("--eval_size", 4, "--max_steps", 1, "--gradient_accumulation_steps", 2, "--logging_steps", 1)
+    done = run("train", *files, *steps, "--n_ahead", 3, cwd=tmp_path, way="console")
     assert done.returncode == 0, done.stderr
     assert "step     0  held out  loss " in done.stdout
     assert "step     1  training  loss " in done.stdout

@@ -124,7 +124,7 @@ def test_flags(words, name, value):
         ("--n_ahead x", "argument --n_ahead/--n-ahead: invalid int value: 'x'; see quietstar train --help"),
         ("--n_ahead 2.5", "argument --n_ahead/--n-ahead: invalid int value: '2.5'; see quietstar train --help"),
         ("--n_ahead", "argument --n_ahead/--n-ahead: expected one argument; see quietstar train --help"),
-        ("--learning_rate fast", "argument --learning_rate/--learning-rate: invalid float value: 'fast'; see quietstar train --help"),
+        ("--seed fast", "argument --seed: invalid int value: 'fast'; see quietstar train --help"),
     ],
 )
 def test_a_flag_that_is_wrong_is_one_line(words, hint, capfd, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What a run shows: a table of thoughts as long as asked for, and lines of figures."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,9 +35,7 @@ def test_a_table_has_as_many_rows_as_asked_for(n_ahead, S, asked, rows):
 ROUNDED_TOGETHER = pytest.mark.xfail(strict=True, reason="positions are spaced by less than 1 and rounded together")
 
 
-@pytest.mark.parametrize(
-    "S", [pytest.param(S, marks=ROUNDED_TOGETHER) if 5 <= S <= 8 else S for S in range(2, 15)]
-)
+@pytest.mark.parametrize("S", [pytest.param(S, marks=ROUNDED_TOGETHER) if 5 <= S <= 8 else S for S in range(2, 15)])
 def test_a_short_row_shows_all_its_positions(S):
     assert thought_table(model_of(), TOKENIZER, row(S), 6).row_count == min(6, S - 1)
 
@@ -63,7 +62,7 @@ def test_a_table_says_what_forward_returns():
         assert len(at) == 1
         positions += at
     assert positions == sorted(positions)
-    assert min(b - a for a, b in zip(positions, positions[1:], strict=False)) >= 6, "spread over the row"
+    assert min(b - a for a, b in pairwise(positions)) >= 6, "spread over the row"
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -6,6 +6,7 @@ vocabulary rows stand for start and end of a thought; we keep them for the sake 
 """
 
 import json
+import pickle
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -63,6 +64,10 @@ def load_original(cls: "type[QuietStarForCausalLM]", path: str | Path, **setting
     path = str(path)
     hub: dict[str, Any] = {name: settings[name] for name in HUB_ARGUMENTS & settings.keys()}
     fields = json.loads(_file(path, "config.json", hub).read_text())
+    if fields.get("model_type", "mistral") != "mistral":
+        raise CheckpointError(
+            f"{path} is a {fields['model_type']}; the released code's checkpoints are of model_type mistral"
+        )
     strange = {name: fields[name] for name, value in LAYOUT.items() if fields.get(name, value) != value}
     if strange:
         raise CheckpointError(
@@ -71,6 +76,7 @@ def load_original(cls: "type[QuietStarForCausalLM]", path: str | Path, **setting
     base_fields = {n: v for n, v in fields.items() if n not in LAYOUT and n not in _NOT_OF_THE_BASE}
     base_config = MistralConfig(**base_fields)
     base_config.architectures = ["MistralForCausalLM"]
+    base_config.max_thoughts = fields.get("max_thoughts", 0)  # says that the last two rows of the vocabulary are theirs
     heads = read_tensors(path, re.compile(r"talk_head\.|(start|end)_embedding$"), hub)
 
     verbosity = transformers_logging.get_verbosity()
@@ -135,7 +141,7 @@ def save_original(model: "QuietStarForCausalLM", path: str | Path) -> None:
         if name.endswith("_embedding"):
             value = torch.stack([value * rescale, torch.zeros_like(value)])
         state[name] = value.to(model.base_lm.dtype)
-    if not config.suppressed_token_ids:
+    if not hasattr(config.base_config, "max_thoughts"):
         rows = 100.0 * torch.stack([state["start_embedding"][0], state["end_embedding"][0]])
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
             if name in state:
@@ -174,7 +180,12 @@ def _read(files: Iterable[Path], wanted: re.Pattern) -> dict[str, Tensor]:
             with safe_open(file, framework="pt") as opened:
                 tensors |= {name: opened.get_tensor(name) for name in opened.keys() if wanted.search(name)}  # noqa: SIM118
         else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            try:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError as error:
+                raise CheckpointError(
+                    f"{file} holds more than weights and was not read: {first_line(error)}"
+                ) from error
             tensors |= {name: tensor for name, tensor in state.items() if wanted.search(name)}
     return tensors
 

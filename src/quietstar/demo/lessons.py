@@ -1,0 +1,126 @@
+"""The demo's two trainings: a tiny base model learns the language, then Quiet-STaR teaches it to think."""
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from quietstar.demo.arguments import DemoArguments
+from quietstar.demo.language import Language, Lines
+from quietstar.model import QuietStarForCausalLM
+from quietstar.training import QuietStarTrainer, QuietStarTrainingArguments, TextCollator
+
+SIZE = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+}
+"""of the base model: too shallow to make five moves between a question and its answer"""
+
+
+def learn_language(
+    args: DemoArguments,
+    language: Language,
+    problems: list[str],
+    tokenizer: PreTrainedTokenizerFast,
+    watch: TrainerCallback,
+) -> PreTrainedModel:
+    """A base model, trained on two lines for each problem: one with its way spelled out, one without."""
+    set_seed(args.seed)
+    base_lm = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **SIZE,
+        )
+    )
+    lines = [language.line(problem, spelled=spelled) for problem in problems for spelled in (True, False)]
+    trainer = Trainer(
+        model=base_lm,
+        args=TrainingArguments(
+            max_steps=args.steps,
+            learning_rate=args.learning_rate,
+            warmup_steps=0.1,
+            adam_beta2=0.98,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            **common_settings(args),
+        ),
+        train_dataset=Lines(lines, tokenizer),
+        data_collator=TextCollator(tokenizer.pad_token_id),
+        callbacks=[watch],
+    )
+    run(trainer, args.steps)
+    return base_lm
+
+
+def learn_to_think(
+    args: DemoArguments,
+    base_lm: PreTrainedModel,
+    language: Language,
+    problems: list[str],
+    tokenizer: PreTrainedTokenizerFast,
+    watch: Callable[[QuietStarForCausalLM], TrainerCallback],
+) -> QuietStarForCausalLM:
+    """A thinking model around the base model, trained on lines without any spelling, thinking after every token.
+
+    Args:
+        args: settings.
+        base_lm: becomes the thinking model's own, and is trained.
+        language, problems, tokenizer: as in `learn_language`.
+        watch: is given the fresh thinking model, and makes what looks on while it is trained.
+    """
+    model = QuietStarForCausalLM.from_base(base_lm, tokenizer=tokenizer, **args.method_settings())
+    trainer = QuietStarTrainer(
+        model=model,
+        args=QuietStarTrainingArguments(
+            max_steps=args.thought_steps,
+            learning_rate=args.thought_learning_rate,
+            warmup_steps=0.1,
+            gradient_accumulation_steps=1,
+            eval_strategy="no",
+            **common_settings(args),
+        ),
+        train_dataset=Lines([language.line(problem, spelled=False) for problem in problems], tokenizer),
+        processing_class=tokenizer,
+        callbacks=[watch(model)],
+    )
+    run(trainer, args.thought_steps)
+    return model
+
+
+def common_settings(args: DemoArguments) -> dict[str, Any]:
+    """Arguments of both trainers. A model this small is no faster on a GPU."""
+    return {
+        "output_dir": args.output_dir,
+        "per_device_train_batch_size": args.batch_size,
+        "lr_scheduler_type": "linear",
+        "seed": args.seed,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+
+
+def run(trainer: Trainer, steps: int) -> None:
+    """Train without a word; transformers takes 0 steps as a wish for whole epochs."""
+    trainer.remove_callback(PrinterCallback)
+    if steps:
+        trainer.train()

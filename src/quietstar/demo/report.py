@@ -1,0 +1,84 @@
+"""The demo's figures as tables, on the terminal and in Markdown."""
+
+from rich.table import Table
+
+from quietstar.demo.interval import Share
+from quietstar.demo.language import CHANCE, Language, question
+from quietstar.demo.quiz import Answers, Quiz
+
+Figures = dict[str, Share]
+
+ROWS = {
+    "base": "base model, no thoughts",
+    "base_pass": "after Quiet-STaR, no thoughts",
+    "random_thoughts": "after Quiet-STaR, random thoughts",
+    "own_thoughts": "after Quiet-STaR, its own thoughts",
+    "spelled_out": "base model, spelling the way out",
+}
+"""name of a figure -> what it is, in the order of the table"""
+
+HEADINGS = ("held-out problems", "right", "of", "share", "95 % interval")
+
+
+def introduction(language: Language, problems: list[str], held_out: list[str]) -> str:
+    """What the language looks like, and how many problems there are."""
+    spelled, short = (language.line(problems[0], spelled=spelled) for spelled in (True, False))
+    return (
+        f"A line of the language: [bold]{short}[/] (a start, five moves, where they lead); with its way spelled out: "
+        f"[bold]{spelled}[/]\n{len(problems)} problems to train on, {len(held_out)} held out of both trainings."
+    )
+
+
+def percent(share: float) -> str:
+    """0.0824 -> `8.2 %`"""
+    return f"{100 * share:.1f} %"
+
+
+def cells(name: str, share: Share) -> tuple[str, ...]:
+    """A row of the table."""
+    low, high = share.interval
+    between = f"{100 * low:.1f} - {percent(high)}"
+    return ROWS[name], str(share.right), str(share.n), percent(share.value), between
+
+
+def figures_table(figures: Figures) -> Table:
+    """How many answers are right, for the terminal."""
+    table = Table(title=f"Right answers (chance is {percent(CHANCE)})", title_justify="left", title_style="bold")
+    for i, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+    for name in ROWS:
+        style = "bold" if name == "own_thoughts" else "dim" if name == "spelled_out" else None
+        table.add_row(*cells(name, figures[name]), style=style)
+    return table
+
+
+def figures_markdown(figures: Figures) -> str:
+    """The same as a Markdown table."""
+    lines = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1)), *(cells(name, figures[name]) for name in ROWS)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def thoughts_sentence(thoughts_are_ways: Share) -> str:
+    """What the thoughts are."""
+    low, high = thoughts_are_ways.interval
+    return (
+        f"Of its hidden thoughts, {thoughts_are_ways.right} of {thoughts_are_ways.n} are the way, letter by letter "
+        f"({percent(thoughts_are_ways.value)}, 95 % interval {100 * low:.1f} - {percent(high)})."
+    )
+
+
+def examples(quiz: Quiz, own: Answers, n: int) -> list[dict[str, str]]:
+    """The first problems of the quiz, with what was thought and answered."""
+    columns = zip(quiz.problems, own.thoughts, own.letters, quiz.ways, quiz.answers, strict=True)
+    names = ("question", "thought", "answer", "way", "right_answer")
+    return [dict(zip(names, (question(problem), *rest), strict=True)) for problem, *rest in list(columns)[:n]]
+
+
+def examples_table(rows: list[dict[str, str]]) -> Table:
+    """Questions with their thoughts, for the terminal."""
+    table = Table(title="What it thought", title_justify="left", title_style="bold")
+    for heading in ("question", "hidden thought", "answer", "the way is", "the answer is"):
+        table.add_column(heading, no_wrap=True)
+    for row in rows:
+        table.add_row(*(repr(text)[1:-1] for text in row.values()))
+    return table

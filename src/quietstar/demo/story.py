@@ -1,0 +1,168 @@
+"""The whole story: a tiny model learns a small language, then learns to think, and is asked what it can do."""
+
+import json
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+
+import quietstar
+from quietstar.demo import picture, report
+from quietstar.demo.arguments import DemoArguments
+from quietstar.demo.interval import Share
+from quietstar.demo.language import CHANCE, Language, build_tokenizer, split_problems
+from quietstar.demo.lessons import learn_language, learn_to_think
+from quietstar.demo.quiz import Quiz
+from quietstar.demo.watch import Line, Watch, progress_bar
+from quietstar.folders import claim, refuse_full
+from quietstar.model import QuietStarForCausalLM
+
+__all__ = ["DemoArguments", "tell"]
+
+MEASURE_EVERY = 2
+"""steps of Quiet-STaR between two measurements on held-out problems"""
+N_EXAMPLES = 6
+
+
+def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
+    """Run the demo, show its figures, and leave model, figures and picture in `args.output_dir`.
+
+    Args:
+        args: settings.
+        console: where to show progress and results; the terminal if None.
+
+    Returns:
+        What metrics.json holds: settings, versions, parameters, figures (right, n, share, low, high; by the names
+        of `report.ROWS`, and thoughts_are_ways), examples, seconds.
+
+    Raises:
+        SettingsError: the folder holds something already; nothing in it is touched.
+        MissingExtraError: a picture is wanted and matplotlib is not there.
+    """
+    refuse_full(args.output_dir, overwrite=args.overwrite)
+    if args.picture:
+        picture.require_matplotlib()
+    console = console or Console(highlight=False)
+    clock, diary, figures = Clock(), list[Line](), dict[str, Share]()
+
+    language = Language.draw(args.seed)
+    tokenizer = build_tokenizer()
+    problems, held_out = split_problems(args.seed, args.held_out)
+    quiz = Quiz(held_out, language, tokenizer)
+    console.print(report.introduction(language, problems, held_out))
+
+    with silence(), progress_bar(console) as progress:
+        with clock.time("base_model"):
+            watch = Watch("base", diary, progress, "A base model learns the language", args.steps)
+            base_lm = learn_language(args, language, problems, tokenizer, watch)
+        with clock.time("quiz"):
+            figures["base"] = quiz.without_thoughts(base_lm).right
+            figures["spelled_out"] = quiz.spelled_out(base_lm).right
+
+        def watch_thinking(model: QuietStarForCausalLM) -> Watch:
+            return Watch(
+                "thoughts",
+                diary,
+                progress,
+                "Quiet-STaR teaches it to think",
+                args.thought_steps,
+                measure=lambda: {
+                    "held_out_own_thoughts": quiz.with_thoughts(model).right.value,
+                    "held_out_base_pass": quiz.without_thoughts(model.base_lm).right.value,
+                },
+                every=MEASURE_EVERY,
+                shown=("held_out_own_thoughts", "{:.0%} of held-out answers right"),
+            )
+
+        with clock.time("quiet_star"):
+            model = learn_to_think(args, base_lm, language, problems, tokenizer, watch_thinking)
+        with clock.time("quiz"):
+            random_thoughts = quiz.random_thoughts(model.config.n_thought_tokens, args.seed)
+            own = quiz.with_thoughts(model)
+            figures["base_pass"] = quiz.without_thoughts(model.base_lm).right
+            figures["random_thoughts"] = quiz.with_thoughts(model, random_thoughts).right
+            figures["own_thoughts"] = own.right
+            figures["thoughts_are_ways"] = own.thoughts_are_ways
+
+        with clock.time("files"):
+            folder = claim(args.output_dir, asdict(args), overwrite=args.overwrite)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            if args.picture:
+                picture.draw(folder / "picture.png", figures, diary)
+
+    results: dict[str, Any] = {
+        "settings": asdict(args),
+        "versions": versions(),
+        "n_parameters": {"base": base_lm.num_parameters(), "thinking": model.num_parameters()},
+        "n_problems": {"training": len(problems), "held_out": len(held_out)},
+        "chance": CHANCE,
+        "figures": {name: share.to_dict() for name, share in figures.items()},
+        "examples": report.examples(quiz, own, N_EXAMPLES),
+        "seconds": clock.seconds(),
+    }
+    (folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+    (folder / "table.md").write_text(report.figures_markdown(figures))
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in diary))
+
+    console.print(report.figures_table(figures))
+    console.print(report.thoughts_sentence(figures["thoughts_are_ways"]))
+    console.print(report.examples_table(results["examples"]))
+    files = ", ".join(sorted(file.name for file in folder.iterdir()))
+    console.print(f"{clock.seconds()['total_wall']:.0f} seconds. In {folder}: {files}", soft_wrap=True)
+    return results
+
+
+class Clock:
+    """Seconds spent on each stage: by the clock, and by all processor cores together."""
+
+    def __init__(self) -> None:
+        self.begin = time.perf_counter()
+        self.stages: dict[str, dict[str, float]] = {}
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Add what the block takes to a stage."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        spent = self.stages.setdefault(stage, {"wall": 0.0, "cpu": 0.0})
+        spent["wall"] += time.perf_counter() - wall
+        spent["cpu"] += time.process_time() - cpu
+
+    def seconds(self) -> dict[str, Any]:
+        """Of each stage, and by the clock since the beginning."""
+        rounded = {
+            stage: {kind: round(seconds, 1) for kind, seconds in spent.items()} for stage, spent in self.stages.items()
+        }
+        return rounded | {"total_wall": round(time.perf_counter() - self.begin, 1)}
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """No word from transformers, and none of its progress bars, for a while."""
+    logging = transformers.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    return {
+        "quietstar": quietstar.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,79 @@
+"""What looks on while the demo trains: a progress bar, and a diary of figures."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers import TrainerCallback
+
+Line = dict[str, Any]
+Measure = Callable[[], dict[str, float]]
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar for each training, with the latest figure beside it."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[figure]}"),
+        console=console,
+    )
+
+
+class Watch(TrainerCallback):
+    """Moves a bar on, keeps every line that a trainer logs, and measures now and then.
+
+    Args:
+        stage: name of the training in the diary.
+        diary: is added to, a line for each step.
+        progress: where the bar is shown.
+        description: what stands before it.
+        n_steps: its length.
+        measure: makes further figures; called before the first step and after every `every`th.
+        every: steps between measurements.
+        shown: which figure stands beside the bar, and how it is written.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        diary: list[Line],
+        progress: Progress,
+        description: str,
+        n_steps: int,
+        *,
+        measure: Measure | None = None,
+        every: int = 1,
+        shown: tuple[str, str] = ("loss", "loss {:.3f}"),
+    ) -> None:
+        self.stage, self.diary, self.progress = stage, diary, progress
+        self.measure, self.every, self.shown = measure, every, shown
+        self.task = progress.add_task(description, total=n_steps, figure="")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure what there is before the first step."""
+        if self.measure is not None:
+            self._write({"step": 0} | self.measure())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move on, and measure where it is time to."""
+        self.progress.update(self.task, completed=state.global_step)
+        if self.measure is not None and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
+            self._write({"step": state.global_step} | self.measure())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Keep the figures of a step; the summary at the end of a training is no such line."""
+        if logs and "loss" in logs:
+            self._write({"step": state.global_step} | logs)
+
+    def _write(self, figures: Line) -> None:
+        name, text = self.shown
+        if name in figures:
+            self.progress.update(self.task, figure=text.format(figures[name]))
+        if self.diary and (self.diary[-1]["stage"], self.diary[-1]["step"]) == (self.stage, figures["step"]):
+            self.diary[-1].update(figures)
+        else:
+            self.diary.append({"stage": self.stage} | figures)
