@@ -139,7 +139,7 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_holds_no_model(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no config.json"):
+    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
         QuietStarForCausalLM.from_base(tmp_path)
 
 

@@ -3,10 +3,13 @@
 import copy
 import logging
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ADVICE = "give a folder with config.json and weights, or the name of a model on a hub that can be reached"
 SETTINGS = frozenset(QuietStarConfig.__annotations__) - {"base_config"}
 """names of the settings that make a base model a thinking one"""
 
@@ -86,14 +90,24 @@ def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
         CheckpointError: there is none of that name, or the hub cannot be reached.
         UnsupportedModelError: it is no decoder-only language model.
     """
-    advice = "give a folder with config.json and weights, or the name of a model on a hub that can be reached"
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise CheckpointError(f"folder {str(name)!r} holds no config.json: {advice}")
-    try:
+        raise CheckpointError(f"folder {str(name)!r} holds no config.json: {ADVICE}")
+    with loading(name):
         return AutoModelForCausalLM.from_pretrained(str(name), **kwargs)
-    except (OSError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"no model could be loaded from {str(name)!r}: {advice} ({first_line(error)})") from error
+
+
+@contextmanager
+def loading(name: str | Path) -> Iterator[None]:
+    """Say in one line of our own errors why a model cannot be loaded, whatever the libraries below raise."""
+    try:
+        yield
+    except (OSError, pickle.UnpicklingError, SafetensorError) as error:
+        raise CheckpointError(f"no model could be loaded from {str(name)!r}: {ADVICE} ({first_line(error)})") from error
     except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"{str(name)!r} brings code of its own, which is run only with --trust_remote_code; look at it first"
+            ) from error
         if "Unrecognized" in str(error) or "model type" in str(error):
             raise UnsupportedModelError(
                 f"{str(name)!r} is no decoder-only language model that transformers knows: {first_line(error)}"
@@ -106,7 +120,7 @@ def load_tokenizer(name: str | Path, **kwargs: Any) -> Tokenizer | None:
     if not str(name):
         return None
     try:
-        return AutoTokenizer.from_pretrained(str(name), **kwargs)
+        return AutoTokenizer.from_pretrained(str(name), **{"trust_remote_code": False, **kwargs})
     except (OSError, ValueError, KeyError):
         return None
 

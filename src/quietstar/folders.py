@@ -1,9 +1,13 @@
 """Folders of runs: nothing that lies in one is overwritten unasked."""
 
 import json
+import platform
 import shutil
 from pathlib import Path
 from typing import Any
+
+import torch
+import transformers
 
 from quietstar.errors import SettingsError
 
@@ -26,7 +30,8 @@ def claim(folder: str | Path, settings: dict[str, Any], *, overwrite: bool = Fal
     refuse_full(folder, overwrite=overwrite, resume=resume)
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not resume:
-        shutil.rmtree(folder)
+        for item in folder.iterdir():
+            shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).write_text(json.dumps(settings, indent=2, default=str) + "\n")
     return folder
@@ -48,3 +53,15 @@ def refuse_full(folder: str | Path, *, overwrite: bool = False, resume: bool = F
         raise SettingsError(
             f"output_dir {folder} holds a run already; give another folder, or --overwrite to empty this one"
         )
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures of a run depend on."""
+    import quietstar
+
+    return {
+        "quietstar": quietstar.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }

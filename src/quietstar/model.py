@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache
 
 from quietstar import learn
 from quietstar.attention import BranchCache, attention_backend
-from quietstar.base import check_base, give_thoughts
+from quietstar.base import check_base, give_thoughts, loading
 from quietstar.checks import check_arguments, check_thoughts
 from quietstar.config import QuietStarConfig
 from quietstar.errors import CheckpointError
@@ -146,7 +146,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             n_passes=P,
             branch_length=config.n_ahead + M - 1,
         )
-        self.trunk.check_positions(grid)
+        self.trunk.check_reach(grid.n_base, grid.branch_length)
 
         def sample(cache: BranchCache) -> Thoughts:
             return think(
@@ -363,7 +363,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             UnsupportedModelError: the base model in it cannot be served.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        with loading(args[0] if args else "the checkpoint"):
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if missing := sorted(info["missing_keys"]):
             raise CheckpointError(
                 f"{args[0] if args else 'the checkpoint'} lacks {len(missing)} of the model's weights, first "
@@ -381,11 +382,11 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
 
         return load_original(cls, path, **settings)
 
-    def save_original(self, path: str | Path) -> None:
+    def save_original(self, path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Write a checkpoint that the released code reads; see `quietstar.interop.original`."""
         from quietstar.interop.original import save_original
 
-        save_original(self, path)
+        save_original(self, path, tokenizer)
 
 
 AutoConfig.register("quietstar", QuietStarConfig)

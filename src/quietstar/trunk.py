@@ -83,18 +83,18 @@ class Trunk:
         S = grid.n_base
         return hidden[:, :S], hidden[:, S:].reshape(branch_embeds.shape)
 
-    def check_positions(self, grid: ThoughtGrid) -> None:
-        """Raise SettingsError where branches reach past a table of learned positions."""
+    def check_reach(self, n_base: int, branch_length: int) -> None:
+        """Raise SettingsError where rows of so many tokens and their branches reach past learned positions."""
         config = self.base_lm.config.get_text_config()
         limit = getattr(config, "max_position_embeddings", None)
         tables = [module for module in self.base_lm.modules() if isinstance(module, nn.Embedding)]
         if limit is None or not any(limit <= table.num_embeddings <= limit + 2 for table in tables[1:]):
             return
-        reach = grid.n_base + grid.branch_length
+        reach = n_base + branch_length
         if reach > limit:
             raise SettingsError(
-                f"{grid.n_base} tokens and branches of {grid.branch_length} reach position {reach}, but "
-                f"{config.model_type} has learned {limit} positions; give at most {limit - grid.branch_length} tokens"
+                f"{n_base} tokens and branches of {branch_length} reach position {reach}, but {config.model_type} has "
+                f"learned {limit} positions; give at most {limit - branch_length} tokens (max_length, in training)"
             )
 
     @property

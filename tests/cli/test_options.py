@@ -8,7 +8,6 @@ import pytest
 
 from quietstar.cli.options import INHERITED, make_parser, parse
 from quietstar.cli.train import CLASSES
-from quietstar.errors import SettingsError
 from quietstar.training import DataArguments, QuietStarTrainingArguments
 from quietstar.training.arguments import GROUPS, ModelArguments
 from tests.cli import call
@@ -193,22 +192,16 @@ def test_flags_win(config, flags_first):
     assert values["max_length"] == 64
 
 
-NO_EQUALS_SIGN = pytest.mark.xfail(
-    strict=True, raises=SystemExit, reason="a value is handed on as a word of its own, and argparse takes it for a flag"
-)
-NO_IS_FALSE = pytest.mark.xfail(strict=True, raises=SettingsError, reason="YAML reads no as false, Trainer wants 'no'")
-
-
 @pytest.mark.parametrize(
     ("line", "name", "value"),
     [
         ("initial_thought_text: hm", "initial_thought_text", "hm"),
-        pytest.param('initial_thought_text: "---"', "initial_thought_text", "---", marks=NO_EQUALS_SIGN),
+        pytest.param('initial_thought_text: "---"', "initial_thought_text", "---"),
         pytest.param('template: "- {question}"', "template", "- {question}"),
-        pytest.param('template: "--{question}"', "template", "--{question}", marks=NO_EQUALS_SIGN),
+        pytest.param('template: "--{question}"', "template", "--{question}"),
         ("eval_strategy: 'no'", "eval_strategy", "no"),
-        pytest.param("eval_strategy: no", "eval_strategy", "no", marks=NO_IS_FALSE),
-        pytest.param("lora_target_modules: []", "lora_target_modules", [], marks=NO_EQUALS_SIGN),
+        pytest.param("eval_strategy: no", "eval_strategy", "no"),
+        ("lora_target_modules: []", "lora_target_modules", None),
         ("lora_target_modules: q_proj", "lora_target_modules", ["q_proj"]),
         ("seed: 0", "seed", 0),
     ],

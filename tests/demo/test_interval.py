@@ -37,4 +37,6 @@ def test_no_share(right, n):
 
 
 def test_share_for_a_file():
-    assert Share(0, 20).to_dict() == pytest.approx({"right": 0, "n": 20, "share": 0, "low": 0, "high": 0.1611}, abs=5e-5)
+    assert Share(0, 20).to_dict() == pytest.approx(
+        {"right": 0, "n": 20, "share": 0, "low": 0, "high": 0.1611}, abs=5e-5
+    )

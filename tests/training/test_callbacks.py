@@ -32,10 +32,7 @@ def test_a_table_has_as_many_rows_as_asked_for(n_ahead, S, asked, rows):
     assert thought_table(model_of(n_ahead=n_ahead), TOKENIZER, row(S), asked).row_count == rows
 
 
-ROUNDED_TOGETHER = pytest.mark.xfail(strict=True, reason="positions are spaced by less than 1 and rounded together")
-
-
-@pytest.mark.parametrize("S", [pytest.param(S, marks=ROUNDED_TOGETHER) if 5 <= S <= 8 else S for S in range(2, 15)])
+@pytest.mark.parametrize("S", [pytest.param(S) if 5 <= S <= 8 else S for S in range(2, 15)])
 def test_a_short_row_shows_all_its_positions(S):
     assert thought_table(model_of(), TOKENIZER, row(S), 6).row_count == min(6, S - 1)
 
@@ -106,12 +103,9 @@ class Stream(IterableDataset):
         yield from [{"input_ids": row(20)[0].tolist()}, {"input_ids": row(9)[0].tolist()}]
 
 
-NO_FIRST_ROW = pytest.mark.xfail(strict=True, reason="the first row is taken by its index, which a stream has not")
-
-
 @pytest.mark.parametrize(
     "held_out",
-    [pytest.param(Stream(), marks=NO_FIRST_ROW), {"one": [{"input_ids": [5, 6, 7]}]}],
+    [pytest.param(Stream()), {"one": [{"input_ids": [5, 6, 7]}]}],
     ids=["stream", "several"],
 )
 def test_thoughts_are_shown_of_any_held_out_text_that_the_trainer_takes(held_out, tmp_path, capsys):

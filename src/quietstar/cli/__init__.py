@@ -30,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("quietstar").setLevel(logging.INFO)
+    for library in ("datasets", "transformers.configuration_utils"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # what is wrong is said in one line, and by us
     try:
         importlib.import_module(f"quietstar.cli.{verb}").main(rest)
     except QuietStarError as error:

@@ -130,7 +130,8 @@ def from_yaml(file: str, parser: argparse.ArgumentParser) -> list[str]:
         raise SettingsError(f"config {file} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise SettingsError(f"config {file} holds {type(settings).__name__}; give lines such as 'n_ahead: 8'")
-    known = {action.dest for action in parser._actions}
+    by_name = {action.dest: action for action in parser._actions}
+    known = set(by_name)
     flags = []
     for key, value in settings.items():
         if key not in known or key in ("config", "help"):
@@ -139,10 +140,18 @@ def from_yaml(file: str, parser: argparse.ArgumentParser) -> list[str]:
             raise SettingsError(f"config {file} has {key!r}, which is no option{hint}")
         if value is None:
             continue
-        values = value if isinstance(value, list) else [value]
-        flags.append(f"--{key}")
-        flags += [json.dumps(item) if isinstance(item, dict) else str(item) for item in values]
+        if isinstance(value, list):
+            flags += [f"--{key}", *map(_word, value)] if value else []
+        else:
+            flags.append(f"--{key}={_word(value, by_name[key])}")
     return flags
+
+
+def _word(value: Any, action: argparse.Action | None = None) -> str:
+    """A value of a YAML file as it would stand on a command line."""
+    if isinstance(value, bool) and action is not None and action.type is str:
+        return "yes" if value else "no"  # YAML reads them as true and false
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def say(line: str) -> None:

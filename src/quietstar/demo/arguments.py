@@ -22,11 +22,12 @@ class DemoArguments:
         default=0, metadata={"help": "decides the language's moves, what is held out, weights and thoughts"}
     )
     held_out: float = field(default=0.2, metadata={"help": "share of the problems that no training sees"})
-    batch_size: int = field(default=64, metadata={"help": "lines in a step of either training"})
     steps: int = field(default=400, metadata={"help": "steps in which the base model learns the language"})
+    batch_size: int = field(default=64, metadata={"help": "lines in each of those steps"})
     learning_rate: float = field(default=4e-3, metadata={"help": "peak learning rate of those steps"})
     thought_steps: int = field(default=50, metadata={"help": "steps in which Quiet-STaR teaches it to think"})
-    thought_learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of those steps"})
+    thought_batch_size: int = field(default=32, metadata={"help": "lines in each of those steps"})
+    thought_learning_rate: float = field(default=5e-4, metadata={"help": "peak learning rate of those steps"})
     n_ahead: int = field(
         default=N_STOPS + 2,
         metadata={
@@ -38,16 +39,13 @@ class DemoArguments:
         default=2, metadata={"help": "thoughts sampled for each position in training, to be compared"}
     )
     policy_weight: float = field(
-        default=10.0,
-        metadata={
-            "help": "weight of the policy loss beside the nll; 0 leaves REINFORCE out. The paper's 1e6 suits "
-            "steps a thousand times smaller than the demo's"
-        },
+        default=QuietStarConfig.policy_weight,
+        metadata={"help": "weight of the policy loss beside the nll; 0 leaves REINFORCE out"},
     )
     picture: bool = field(default=True, metadata={"help": "draw the figures, which needs matplotlib"})
 
     def __post_init__(self) -> None:
-        for name, lowest in {"steps": 0, "thought_steps": 0, "batch_size": 1}.items():
+        for name, lowest in {"steps": 0, "thought_steps": 0, "batch_size": 1, "thought_batch_size": 1}.items():
             if getattr(self, name) < lowest:
                 raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least {lowest}")
         for name in ("learning_rate", "thought_learning_rate"):

@@ -54,6 +54,7 @@ def learn_language(
         model=base_lm,
         args=TrainingArguments(
             max_steps=args.steps,
+            per_device_train_batch_size=args.batch_size,
             learning_rate=args.learning_rate,
             warmup_steps=0.1,
             adam_beta2=0.98,
@@ -90,6 +91,7 @@ def learn_to_think(
         model=model,
         args=QuietStarTrainingArguments(
             max_steps=args.thought_steps,
+            per_device_train_batch_size=args.thought_batch_size,
             learning_rate=args.thought_learning_rate,
             warmup_steps=0.1,
             gradient_accumulation_steps=1,
@@ -108,7 +110,6 @@ def common_settings(args: DemoArguments) -> dict[str, Any]:
     """Arguments of both trainers. A model this small is no faster on a GPU."""
     return {
         "output_dir": args.output_dir,
-        "per_device_train_batch_size": args.batch_size,
         "lr_scheduler_type": "linear",
         "seed": args.seed,
         "logging_steps": 1,

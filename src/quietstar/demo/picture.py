@@ -45,7 +45,8 @@ def draw(path: Path, figures: Figures, diary: Sequence[dict[str, Any]]) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 5), dpi=150, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(11, 5), dpi=150, facecolor="white")
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12, wspace=0.04)
     grid = figure.add_gridspec(2, 2, width_ratios=(1.05, 1), height_ratios=(1.5, 1))
     draw_shares(figure.add_subplot(grid[:, 0]), figures)
     above = figure.add_subplot(grid[0, 1])
@@ -93,11 +94,13 @@ def draw_accuracy(axes: Axes, lines: Sequence[dict[str, Any]]) -> None:
     axes.axhline(100 * CHANCE, color=INK, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
     axes.set_ylim(-4, 106)
     axes.set_yticks(range(0, 101, 25))
-    axes.set_ylabel("held-out\nright answers, %")
+    axes.set_ylabel("right answers, %")
     axes.tick_params(labelbottom=False)
-    axes.set_title("Learning to think, from lines without any spelling", loc="left", fontweight="bold")
+    axes.set_title("Learning to think from unspelled lines", loc="left", fontweight="bold")
     if measured:
-        axes.legend(frameon=False, loc="center right")
+        title = f"{measured[-1]['n_held_out']} of the held-out problems"
+        legend = axes.legend(frameon=False, loc="center right", title=title, alignment="left")
+        legend.get_title().set_fontsize(9)
     plain(axes, "y")
 
 
@@ -107,8 +110,8 @@ def draw_reward(axes: Axes, lines: Sequence[dict[str, Any]]) -> None:
     values = [line["reward_mean"] for line in rewarded]
     axes.plot([line["step"] for line in rewarded], values, color=BLUE, linewidth=1.6)
     axes.axhline(0, color=INK, linewidth=1, zorder=0)
-    axes.set_ylabel("mean reward of a\nthought, nats")
-    axes.set_xlabel("steps of Quiet-STaR")
+    axes.set_ylabel("reward, nats")
+    axes.set_xlabel("steps of Quiet-STaR (reward: mean over all positions)")
     plain(axes, "y")
 
 

@@ -22,10 +22,11 @@ HEADINGS = ("held-out problems", "right", "of", "share", "95 % interval")
 
 def introduction(language: Language, problems: list[str], held_out: list[str]) -> str:
     """What the language looks like, and how many problems there are."""
-    spelled, short = (language.line(problems[0], spelled=spelled) for spelled in (True, False))
+    short, spelled = (language.line(problems[0], spelled=spelled) for spelled in (False, True))
     return (
-        f"A line of the language: [bold]{short}[/] (a start, five moves, where they lead); with its way spelled out: "
-        f"[bold]{spelled}[/]\n{len(problems)} problems to train on, {len(held_out)} held out of both trainings."
+        f"A line of the language:      [bold]{short}[/]  (a start, five moves, the letter where they end)\n"
+        f"with its way spelled out:    [bold]{spelled}[/]\n"
+        f"{len(problems)} problems to train on, {len(held_out)} that no training sees"
     )
 
 
@@ -62,8 +63,8 @@ def thoughts_sentence(thoughts_are_ways: Share) -> str:
     """What the thoughts are."""
     low, high = thoughts_are_ways.interval
     return (
-        f"Of its hidden thoughts, {thoughts_are_ways.right} of {thoughts_are_ways.n} are the way, letter by letter "
-        f"({percent(thoughts_are_ways.value)}, 95 % interval {100 * low:.1f} - {percent(high)})."
+        f"{thoughts_are_ways.right} of {thoughts_are_ways.n} hidden thoughts are the way, letter by letter "
+        f"({100 * low:.1f} - {percent(high)})"
     )
 
 

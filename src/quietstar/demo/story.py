@@ -26,7 +26,9 @@ from quietstar.model import QuietStarForCausalLM
 __all__ = ["DemoArguments", "tell"]
 
 MEASURE_EVERY = 2
-"""steps of Quiet-STaR between two measurements on held-out problems"""
+"""steps of Quiet-STaR between two measurements while it goes on"""
+N_MEASURED = 200
+"""held-out problems of such a measurement"""
 N_EXAMPLES = 6
 
 
@@ -55,11 +57,12 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
     tokenizer = build_tokenizer()
     problems, held_out = split_problems(args.seed, args.held_out)
     quiz = Quiz(held_out, language, tokenizer)
+    short_quiz = Quiz(held_out[:N_MEASURED], language, tokenizer)
     console.print(report.introduction(language, problems, held_out))
 
     with silence(), progress_bar(console) as progress:
         with clock.time("base_model"):
-            watch = Watch("base", diary, progress, "A base model learns the language", args.steps)
+            watch = Watch("base", diary, progress, "base model learns the language", args.steps)
             base_lm = learn_language(args, language, problems, tokenizer, watch)
         with clock.time("quiz"):
             figures["base"] = quiz.without_thoughts(base_lm).right
@@ -73,11 +76,12 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
                 "Quiet-STaR teaches it to think",
                 args.thought_steps,
                 measure=lambda: {
-                    "held_out_own_thoughts": quiz.with_thoughts(model).right.value,
-                    "held_out_base_pass": quiz.without_thoughts(model.base_lm).right.value,
+                    "n_held_out": len(short_quiz),
+                    "held_out_own_thoughts": short_quiz.with_thoughts(model).right.value,
+                    "held_out_base_pass": short_quiz.without_thoughts(model.base_lm).right.value,
                 },
                 every=MEASURE_EVERY,
-                shown=("held_out_own_thoughts", "{:.0%} of held-out answers right"),
+                shown=("held_out_own_thoughts", "{:.0%} right"),
             )
 
         with clock.time("quiet_star"):

@@ -15,7 +15,7 @@ def progress_bar(console: Console) -> Progress:
     """A bar for each training, with the latest figure beside it."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
+        BarColumn(bar_width=18),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[figure]}"),

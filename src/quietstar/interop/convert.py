@@ -5,7 +5,6 @@ from typing import Any
 
 from quietstar.base import load_tokenizer
 from quietstar.errors import CheckpointError
-from quietstar.interop.original import THOUGHT_TOKENS
 from quietstar.model import QuietStarForCausalLM
 from quietstar.training.trainer import holds_thinking_model
 
@@ -33,10 +32,7 @@ def convert(source: str, target: str | Path, **settings: Any) -> str:
             raise CheckpointError(f"{source} says its own settings; leave {', '.join(sorted(settings))} out")
         model = QuietStarForCausalLM.from_pretrained(source)
         model.merge_lora()
-        model.save_original(target)
-        if tokenizer is not None:
-            tokenizer.add_special_tokens({"additional_special_tokens": list(THOUGHT_TOKENS)})
-            tokenizer.save_pretrained(target)
+        model.save_original(target, tokenizer)
         return "original"
     model = QuietStarForCausalLM.from_original(source, **settings)
     model.save_pretrained(target)

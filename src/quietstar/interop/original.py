@@ -5,8 +5,8 @@ Its files hold the base model under its usual names, the mixing head as `talk_he
 vocabulary rows stand for start and end of a thought; we keep them for the sake of the weights and suppress them.
 """
 
+import copy
 import json
-import pickle
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +20,7 @@ from transformers import MistralConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from quietstar.base import check_base, first_line, load_base, load_tokenizer
+from quietstar.base import check_base, first_line, load_base, load_tokenizer, loading
 from quietstar.config import QuietStarConfig
 from quietstar.errors import CheckpointError, UnsupportedModelError
 
@@ -111,8 +111,12 @@ def load_original(cls: "type[QuietStarForCausalLM]", path: str | Path, **setting
     return model.eval()
 
 
-def save_original(model: "QuietStarForCausalLM", path: str | Path) -> None:
+def save_original(
+    model: "QuietStarForCausalLM", path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
     """Write a checkpoint that the released code reads: config.json and safetensors under its names.
+
+    With a tokenizer, it is written beside, with the released code's two tokens in it.
 
     A model without the two vocabulary rows gets them, embedded as start and end are, as its code asks for them.
 
@@ -141,16 +145,29 @@ def save_original(model: "QuietStarForCausalLM", path: str | Path) -> None:
         if name.endswith("_embedding"):
             value = torch.stack([value * rescale, torch.zeros_like(value)])
         state[name] = value.to(model.base_lm.dtype)
+    if tokenizer is not None:
+        tokenizer = copy.deepcopy(tokenizer)
+        added = {"additional_special_tokens": list(THOUGHT_TOKENS)}
+        tokenizer.add_special_tokens(added, replace_extra_special_tokens=False)
     if not hasattr(config.base_config, "max_thoughts"):
+        vocab_size = config.vocab_size
+        ids = [vocab_size, vocab_size + 1] if tokenizer is None else tokenizer.convert_tokens_to_ids(THOUGHT_TOKENS)
         rows = 100.0 * torch.stack([state["start_embedding"][0], state["end_embedding"][0]])
-        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        for name, values in (("model.embed_tokens.weight", rows), ("lm_head.weight", torch.zeros_like(rows))):
             if name in state:
-                added = rows if name.startswith("model") else torch.zeros_like(rows)
-                state[name] = torch.cat([state[name], added.to(state[name].dtype)])
-        fields["vocab_size"] += 2
+                state[name] = with_rows(state[name], ids, values)
+                fields["vocab_size"] = len(state[name])
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(_plain(fields), indent=2) + "\n")
     save_torch_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, str(path))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(path)
+
+
+def with_rows(table: Tensor, ids: list[int], rows: Tensor) -> Tensor:
+    """[V, D] with rows [n, D] at these ids, enlarged by zeros where it ends before them."""
+    table = torch.nn.functional.pad(table, (0, 0, 0, max(0, max(ids) + 1 - len(table))))
+    return table.index_copy(0, torch.tensor(ids), rows.to(table.dtype))
 
 
 def thought_rows(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> list[int]:
@@ -177,15 +194,11 @@ def _read(files: Iterable[Path], wanted: re.Pattern) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files:
         if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
+            with loading(file), safe_open(file, framework="pt") as opened:
                 tensors |= {name: opened.get_tensor(name) for name in opened.keys() if wanted.search(name)}  # noqa: SIM118
         else:
-            try:
+            with loading(file):
                 state = torch.load(file, map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError as error:
-                raise CheckpointError(
-                    f"{file} holds more than weights and was not read: {first_line(error)}"
-                ) from error
             tensors |= {name: tensor for name, tensor in state.items() if wanted.search(name)}
     return tensors
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 
 MODEL = "model"
@@ -160,8 +161,16 @@ class QuietStarTrainingArguments(TrainingArguments):
         ):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least 1")
-        if not self.learning_rate >= 0:
-            raise SettingsError(f"learning_rate is {self.learning_rate}; give a number of at least 0")
+        for name in ("learning_rate", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least 0")
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise SettingsError(
+                f"max_steps is {self.max_steps}; give a number of at least 1, or -1 for num_train_epochs"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise SettingsError(f"seed is {self.seed}; give a number from 0 to {2**32 - 1}")
+        QuietStarConfig(**self.method_settings())  # says what is impossible
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if not torch.accelerator.is_available():

@@ -37,6 +37,22 @@ class ProgressLines(ProgressCallback):
             self.training_bar.write(f"step {state.global_step:>5}  {what}  {'  '.join(figures)}")
 
 
+class FollowEpoch(TrainerCallback):
+    """Tells the training texts which epoch it is, also when a run goes on in the middle of one.
+
+    Args:
+        dataset: has set_epoch, or is left alone.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take other windows in each epoch."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(int(state.epoch + 1e-6))
+
+
 class ShowThoughts(TrainerCallback):
     """Prints a sample of thoughts on held-out text at every evaluation.
 
@@ -56,7 +72,7 @@ class ShowThoughts(TrainerCallback):
         if not state.is_world_process_zero or not isinstance(model, QuietStarForCausalLM) or tokenizer is None:
             return
         dataset = next(iter(self.dataset.values())) if isinstance(self.dataset, dict) else self.dataset
-        batch = self.collator([dataset[0]])
+        batch = self.collator([next(iter(dataset))])
         if len(batch["input_ids"][0]) < 2 or model.config.n_thought_tokens == 0:
             return
         was_training = model.training
@@ -74,7 +90,7 @@ def thought_table(
     """A table of thoughts at positions spread evenly over a row [1, S]: context, thought, weight, what follows."""
     S = input_ids.shape[1]
     n_shown = min(n_shown, S - 1)
-    positions = torch.linspace(0, S - 2, n_shown + 2)[1:-1].round().long().unique()
+    positions = (2 * torch.arange(n_shown) + 1) * (S - 1) // (2 * n_shown)
     think_at = torch.zeros_like(input_ids)
     think_at[:, positions] = 1
     output = model(input_ids, labels=input_ids, think_at=think_at, n_ahead_talk=1, return_logits=False)

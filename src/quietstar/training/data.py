@@ -126,11 +126,19 @@ def build_datasets(
     if is_stream(texts):
         train = StreamedTextWindows(texts, tokenizer, args.max_length, seed, packing=args.packing, source=args.dataset)
     else:
-        train = TextWindows(texts, tokenizer, args.max_length, seed, packing=args.packing)
+        train = TextWindows(texts, tokenizer, args.max_length, seed, packing=args.packing, source=args.dataset)
     if held_out is None:
         return train, None
     try:
-        evaluation = TextWindows(held_out, tokenizer, args.max_length, seed, packing=args.packing, fixed=True)
+        evaluation = TextWindows(
+            held_out,
+            tokenizer,
+            args.max_length,
+            seed,
+            packing=args.packing,
+            fixed=True,
+            source=args.eval_dataset or args.dataset,
+        )
     except DataError as error:
         raise DataError(f"to evaluate on, {error}; or pass another --eval_size or --eval_dataset") from error
     return train, evaluation

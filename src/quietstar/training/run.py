@@ -5,15 +5,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
 
 import quietstar
-from quietstar.base import load_tokenizer
+from quietstar.base import first_line, load_tokenizer
 from quietstar.errors import CheckpointError, SettingsError
-from quietstar.folders import claim, refuse_full
+from quietstar.folders import claim, refuse_full, versions
 from quietstar.model import QuietStarForCausalLM
 from quietstar.training.arguments import ModelArguments, QuietStarTrainingArguments
 from quietstar.training.data import DataArguments, build_datasets
@@ -43,7 +41,7 @@ def run_training(
         train_without_thoughts(args)
     if args.output_dir is None or args.output_dir == "trainer_output":
         args.output_dir = default_folder(model_args, args)
-    resume = bool(args.resume_from_checkpoint)
+    resume = str(args.resume_from_checkpoint or "false").lower() not in ("false", "none")
     settings = {
         "versions": versions(),
         "model": vars(model_args),
@@ -51,6 +49,7 @@ def run_training(
         "training": args.to_dict(),
     }
     refuse_full(args.output_dir, overwrite=args.overwrite, resume=resume)
+    checkpoint = checkpoint_to_resume(args) if resume else None
 
     tokenizer = load_tokenizer(model_args.model, trust_remote_code=model_args.trust_remote_code)
     if tokenizer is None:
@@ -68,18 +67,18 @@ def run_training(
         trust_remote_code=model_args.trust_remote_code,
         **({"lora": model_args.lora_settings()} if model_args.lora else {}),
     )
+    check_fit(model, tokenizer, data_args.max_length)
     if model_args.original:
         for part in (model.mixing_head, model.thought_embeddings):
             part.requires_grad_(False)
-    trainer = QuietStarTrainer(
-        model,
-        args,
-        processing_class=tokenizer,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-    )
+    try:
+        trainer = QuietStarTrainer(
+            model, args, processing_class=tokenizer, train_dataset=train_dataset, eval_dataset=eval_dataset
+        )
+    except (ValueError, RuntimeError, ImportError) as error:  # such as a tracker that is not installed
+        raise SettingsError(f"transformers' Trainer refuses these options: {first_line(error)}") from error
     folder = claim(args.output_dir, settings, overwrite=args.overwrite, resume=resume)
-    result = trainer.train(resume_from_checkpoint=checkpoint_to_resume(args) if resume else None)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     figures = result.metrics | last_evaluation(trainer)
     if trainer.is_world_process_zero():
         figures["n_skipped_texts"] = train_dataset.n_skipped
@@ -108,10 +107,22 @@ def _skipped(dataset: TextWindows | StreamedTextWindows) -> str:
 
 def train_without_thoughts(args: QuietStarTrainingArguments) -> None:
     """Settings under which a thinking model learns exactly as its base model would."""
-    given = sorted(name for name in args.method_settings() if name != "base_loss_weight")
+    given = sorted(args.method_settings()) + ["think_fraction"] * (args.think_fraction != 1)
     if given:
         raise SettingsError(f"original trains without thoughts, but {', '.join(given)} was given; leave one out")
     args.think_fraction, args.base_loss_weight, args.n_ahead_talk, args.thoughts_shown = 0.0, 1.0, 1, 0
+
+
+def check_fit(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Raise SettingsError where rows of this tokenizer and length do not fit the model, before anything is written."""
+    n_rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= n_rows:
+        raise SettingsError(
+            f"the tokenizer has tokens up to id {highest}, but the model has {n_rows} embeddings; give the "
+            "tokenizer that belongs to the model"
+        )
+    model.trunk.check_reach(max_length, model.config.n_ahead + model.config.n_ahead_talk - 1)
 
 
 def save(trainer: QuietStarTrainer, tokenizer: PreTrainedTokenizerBase, *, plain: bool, merge: bool) -> None:
@@ -137,16 +148,41 @@ def last_evaluation(trainer: QuietStarTrainer) -> dict[str, float]:
 
 
 def checkpoint_to_resume(args: QuietStarTrainingArguments) -> str:
-    """The checkpoint that was named, or the latest in output_dir."""
-    named = args.resume_from_checkpoint
-    if str(named).lower() != "true":
-        if not Path(str(named)).is_dir():
-            raise CheckpointError(f"there is no checkpoint {named}; give a folder checkpoint-N, or true for the latest")
-        return str(named)
-    latest = get_last_checkpoint(args.output_dir) if Path(str(args.output_dir)).is_dir() else None
-    if latest is None:
-        raise CheckpointError(f"output_dir {args.output_dir} holds no checkpoint to resume; leave the flag out")
-    return latest
+    """The checkpoint that was named, or the latest in output_dir that is whole.
+
+    Raises:
+        CheckpointError: there is none, or the one that was named is not whole.
+    """
+    named = str(args.resume_from_checkpoint)
+    if named.lower() != "true":
+        if not is_whole(Path(named)):
+            raise CheckpointError(
+                f"{named} is no checkpoint that is whole; give a folder checkpoint-N, or true for the latest that is"
+            )
+        return named
+    folders = sorted(Path(str(args.output_dir)).glob("checkpoint-*"), key=_step_of, reverse=True)
+    for folder in folders:
+        if is_whole(folder):
+            return str(folder)
+        logger.warning("%s is not whole, and is passed over", folder)
+    raise CheckpointError(f"output_dir {args.output_dir} holds no checkpoint that is whole; leave the flag out")
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint has its weights, its optimizer, and the state that is written last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+        for weights in checkpoint.glob("*.safetensors"):
+            with safe_open(weights, framework="pt"):
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return any(checkpoint.glob("*.safetensors")) and (checkpoint / "optimizer.pt").is_file()
+
+
+def _step_of(checkpoint: Path) -> int:
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1
 
 
 def default_folder(model_args: ModelArguments, args: QuietStarTrainingArguments) -> str:
@@ -154,12 +190,3 @@ def default_folder(model_args: ModelArguments, args: QuietStarTrainingArguments)
     name = Path(model_args.model).name or "model"
     n_ahead = args.n_ahead or quietstar.QuietStarConfig.n_ahead
     return f"runs/{name}-original" if model_args.original else f"runs/{name}-{n_ahead}-ahead"
-
-
-def versions() -> dict[str, str]:
-    """Of what the figures of a run depend on."""
-    return {
-        "quietstar": quietstar.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }

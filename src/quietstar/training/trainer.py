@@ -14,7 +14,7 @@ from quietstar.errors import NonFiniteLossError, SettingsError
 from quietstar.learn import Counts
 from quietstar.model import QuietStarForCausalLM, QuietStarOutput
 from quietstar.training.arguments import QuietStarTrainingArguments
-from quietstar.training.callbacks import ProgressLines, ShowThoughts
+from quietstar.training.callbacks import FollowEpoch, ProgressLines, ShowThoughts
 from quietstar.training.data import TextCollator, pad_token_id
 from quietstar.training.positions import draw_positions
 from quietstar.training.tally import Tally, labels_of
@@ -68,6 +68,7 @@ class QuietStarTrainer(Trainer):
             data_collator=data_collator or TextCollator(pad_token_id(processing_class) if processing_class else 0),
             **kwargs,
         )
+        self.add_callback(FollowEpoch(self.train_dataset))
         if self.pop_callback(ProgressCallback):
             self.add_callback(ProgressLines())
         if args.thoughts_shown and kwargs.get("eval_dataset") is not None and processing_class is not None:
@@ -168,6 +169,8 @@ class QuietStarTrainer(Trainer):
     ) -> tuple[Tensor, None, None]:
         """The nll of a batch of held-out text."""
         inputs = self._prepare_inputs(inputs)
+        if self.args.think_fraction == 0:  # a baseline without thoughts
+            inputs["think_at"] = torch.zeros_like(inputs["input_ids"])
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, output = self.compute_loss(model, inputs, return_outputs=True)
         self._add(self._eval_tally, output, inputs)
@@ -232,6 +235,6 @@ def holds_thinking_model(name: str | Path) -> bool:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(str(name)).model_type == "quietstar"
+        return AutoConfig.from_pretrained(str(name), trust_remote_code=False).model_type == "quietstar"
     except (OSError, ValueError):
         return False  # whoever loads it will say what is wrong

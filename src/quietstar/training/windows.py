@@ -33,6 +33,7 @@ class TextWindows(Dataset[dict[str, list[int]]]):
         packing: fill rows of exactly `max_length` tokens with one text after another; the last tokens, too
             few for a row, are dropped.
         fixed: keep the windows of epoch 0 whatever `set_epoch` says, as an evaluation needs.
+        source: name of the dataset, for messages.
 
     Attributes:
         n_skipped: how many texts are too short for one prediction.
@@ -50,6 +51,7 @@ class TextWindows(Dataset[dict[str, list[int]]]):
         *,
         packing: bool = False,
         fixed: bool = False,
+        source: str = "dataset",
     ) -> None:
         self.max_length = max_length
         self.seed = seed
@@ -65,7 +67,7 @@ class TextWindows(Dataset[dict[str, list[int]]]):
             self._tokens.extend(row)
             self._starts.append(len(self._tokens))
         if not len(self):
-            raise none_usable(self.n_skipped)
+            raise none_usable(self.n_skipped, source)
 
     def _long_enough(self, lists: Iterable[list[int]]) -> Iterator[list[int]]:
         for tokens in lists:
