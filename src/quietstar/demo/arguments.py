@@ -1,7 +1,7 @@
 """What can be set in the demo."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from quietstar.config import QuietStarConfig
 from quietstar.demo.language import DASH, N_STOPS
@@ -15,6 +15,8 @@ class DemoArguments:
     Raises:
         SettingsError: a value is impossible.
     """
+
+    _argument_group_name: ClassVar[str] = "demo"
 
     output_dir: str = field(default="runs/demo", metadata={"help": "folder of the run; it must not hold one already"})
     overwrite: bool = field(default=False, metadata={"help": "empty an output_dir that holds an earlier run of ours"})

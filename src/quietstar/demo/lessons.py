@@ -49,6 +49,8 @@ def learn_language(
             **SIZE,
         )
     )
+    if args.steps == 0:
+        return base_lm
     lines = [language.line(problem, spelled=spelled) for problem in problems for spelled in (True, False)]
     trainer = Trainer(
         model=base_lm,
@@ -66,7 +68,7 @@ def learn_language(
         data_collator=TextCollator(tokenizer.pad_token_id),
         callbacks=[watch],
     )
-    run(trainer, args.steps)
+    train(trainer)
     return base_lm
 
 
@@ -87,6 +89,8 @@ def learn_to_think(
         watch: is given the fresh thinking model, and makes what looks on while it is trained.
     """
     model = QuietStarForCausalLM.from_base(base_lm, tokenizer=tokenizer, **args.method_settings())
+    if args.thought_steps == 0:
+        return model
     trainer = QuietStarTrainer(
         model=model,
         args=QuietStarTrainingArguments(
@@ -102,7 +106,7 @@ def learn_to_think(
         processing_class=tokenizer,
         callbacks=[watch(model)],
     )
-    run(trainer, args.thought_steps)
+    train(trainer)
     return model
 
 
@@ -120,8 +124,7 @@ def common_settings(args: DemoArguments) -> dict[str, Any]:
     }
 
 
-def run(trainer: Trainer, steps: int) -> None:
-    """Train without a word; transformers takes 0 steps as a wish for whole epochs."""
+def train(trainer: Trainer) -> None:
+    """Without the lines that a trainer prints where it shows no bar."""
     trainer.remove_callback(PrinterCallback)
-    if steps:
-        trainer.train()
+    trainer.train()

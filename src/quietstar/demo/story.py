@@ -1,18 +1,15 @@
 """The whole story: a tiny model learns a small language, then learns to think, and is asked what it can do."""
 
 import json
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-import torch
 import transformers
 from rich.console import Console
 
-import quietstar
 from quietstar.demo import picture, report
 from quietstar.demo.arguments import DemoArguments
 from quietstar.demo.interval import Share
@@ -20,7 +17,7 @@ from quietstar.demo.language import CHANCE, Language, build_tokenizer, split_pro
 from quietstar.demo.lessons import learn_language, learn_to_think
 from quietstar.demo.quiz import Quiz
 from quietstar.demo.watch import Line, Watch, progress_bar
-from quietstar.folders import claim, refuse_full
+from quietstar.folders import claim, refuse_full, versions
 from quietstar.model import QuietStarForCausalLM
 
 __all__ = ["DemoArguments", "tell"]
@@ -160,13 +157,3 @@ def silence() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
-    return {
-        "quietstar": quietstar.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
