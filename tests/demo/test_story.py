@@ -1,65 +1,157 @@
-"""The story leaves what it promises behind, and every figure in it was measured."""
+"""The story as a whole, told in seconds: too short to learn anything, and it says so."""
 
-import builtins
+import io
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from quietstar import QuietStarForCausalLM
 from quietstar.cli import main
-from quietstar.demo.language import Language, build_tokenizer, split_problems
+from quietstar.demo import lessons, story
+from quietstar.demo.language import Language, split_problems
 from quietstar.demo.quiz import Quiz
+from quietstar.demo.report import ROWS
 from quietstar.demo.story import DemoArguments, tell
 from quietstar.errors import MissingExtraError, SettingsError
 
 FILES = ["log.jsonl", "metrics.json", "model.safetensors", "picture.png", "run.json", "table.md", "tokenizer.json"]
+SHORT: dict[str, Any] = {
+    "steps": 6,
+    "batch_size": 16,
+    "thought_steps": 3,
+    "thought_batch_size": 8,
+    "thought_learning_rate": 1e-2,
+    "held_out": 0.02,
+}
+
+Told = tuple[Path, dict, str]
 
 
-def short(folder: Path, **settings: object) -> DemoArguments:
-    given = {"steps": 3, "thought_steps": 2, "batch_size": 8, "n_ahead": 4, "held_out": 0.02}
-    return DemoArguments(output_dir=str(folder), **{**given, **settings})
+def told(folder: Path, **settings: object) -> Told:
+    """The folder, what `tell` returns, and what it shows."""
+    shown = io.StringIO()
+    results = tell(DemoArguments(output_dir=str(folder), **(SHORT | settings)), Console(file=shown, width=100))
+    return folder, results, shown.getvalue()
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
-    folder = tmp_path_factory.mktemp("demo") / "run"
-    return tell(short(folder), Console(quiet=True)), folder
+def short(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    return told(tmp_path_factory.mktemp("short") / "run")
 
 
-def test_the_folder_holds_all_of_it(told: tuple[dict, Path]) -> None:
-    results, folder = told
+def test_a_run_leaves_its_files(short: Told) -> None:
+    folder, results, _ = short
     assert set(FILES) <= {file.name for file in folder.iterdir()}
-    assert json.loads((folder / "metrics.json").read_text()) == results
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
-    steps = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in steps if line["stage"] == "thoughts"] == [0, 1, 2]
+    assert json.loads((folder / "metrics.json").read_text()) == results
+    assert results["settings"] == vars(DemoArguments(output_dir=str(folder), **SHORT))
+    assert set(results["seconds"]) == {"base_model", "quiz", "quiet_star", "files", "total_wall"}
 
 
-def test_the_figures_are_those_of_the_model_in_the_folder(told: tuple[dict, Path]) -> None:
+def test_the_table_on_the_terminal_and_in_the_folder_has_the_figures(short: Told) -> None:
+    folder, results, shown = short
+    markdown = (folder / "table.md").read_text().splitlines()
+    assert len(markdown) == 2 + len(ROWS)
+    for line, (name, title) in zip(markdown[2:], ROWS.items(), strict=True):
+        figure = results["figures"][name]
+        wanted = [title, str(figure["right"]), str(figure["n"]), f"{100 * figure['share']:.1f} %"]
+        assert [cell.strip() for cell in line.split("|")][1:5] == wanted
+        assert [cell.strip() for row in shown.splitlines() if title in row for cell in row.split("│")][1:5] == wanted
+    assert all(row["question"] in shown for row in results["examples"])
+
+
+def test_the_figures_are_those_of_the_model_in_the_folder(short: Told) -> None:
     """Asked again, from the folder alone, the model answers as the figures say."""
-    results, folder = told
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    _, held_out = split_problems(0, 0.02)
-    quiz = Quiz(held_out, Language.draw(0), tokenizer)
+    folder, results, _ = short
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert isinstance(model, QuietStarForCausalLM)
+    _, held_out = split_problems(0, SHORT["held_out"])
+    quiz = Quiz(held_out, Language.draw(0), AutoTokenizer.from_pretrained(folder))
+    own = quiz.with_thoughts(model)
+    random_thoughts = quiz.random_thoughts(model.config.n_thought_tokens, 0)
+    again = {
+        "own_thoughts": own.right,
+        "thoughts_are_ways": own.thoughts_are_ways,
+        "base_pass": quiz.without_thoughts(model.base_lm).right,
+        "random_thoughts": quiz.with_thoughts(model, random_thoughts).right,
+    }
     figures = results["figures"]
-    assert figures["own_thoughts"]["right"] == quiz.with_thoughts(model).right.right
-    assert figures["base_pass"]["right"] == quiz.without_thoughts(model.base_lm).right.right
-    for figure in figures.values():
-        assert figure["n"] == len(held_out) == results["n_problems"]["held_out"]
-        assert figure["low"] <= figure["share"] <= figure["high"]
+    assert {name: share.to_dict() for name, share in again.items()} == {name: figures[name] for name in again}
+    assert {figure["n"] for figure in figures.values()} == {len(held_out)}
+    assert [row["thought"] for row in results["examples"]] == own.thoughts[: len(results["examples"])]
+
+
+def test_the_log_has_a_line_for_each_step(short: Told) -> None:
+    folder, results, _ = short
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    base = [line for line in lines if line["stage"] == "base"]
+    thoughts = [line for line in lines if line["stage"] == "thoughts"]
+    assert [line["step"] for line in base] == list(range(1, SHORT["steps"] + 1))
+    assert [line["step"] for line in thoughts] == list(range(SHORT["thought_steps"] + 1))
+    assert all("reward_mean" in line for line in thoughts[1:])
+    # fewer problems are held out here than the log measures on, so that its ends are the table's figures
+    first, last, figures = thoughts[0], thoughts[-1], results["figures"]
+    assert first["held_out_own_thoughts"] == first["held_out_base_pass"] == figures["base"]["share"]
+    assert last["held_out_own_thoughts"] == figures["own_thoughts"]["share"]
+    assert last["held_out_base_pass"] == figures["base_pass"]["share"]
+
+
+def test_a_run_repeats_and_another_seed_is_another_run(short: Told, tmp_path: Path) -> None:
+    _, results, _ = short
+    _, again, _ = told(tmp_path / "again", picture=False)
+    _, other, _ = told(tmp_path / "other", picture=False, seed=1)
+    assert (again["figures"], again["examples"]) == (results["figures"], results["examples"])
+    assert other["examples"] != results["examples"]
 
 
 def test_untaught_thoughts_change_nothing(tmp_path: Path) -> None:
     """The mixing head begins at zero: no figure can say that thoughts help before they were taught."""
-    figures = tell(short(tmp_path / "run", thought_steps=0, picture=False), Console(quiet=True))["figures"]
+    figures = told(tmp_path / "run", thought_steps=0)[1]["figures"]
     assert figures["own_thoughts"] == figures["random_thoughts"] == figures["base_pass"] == figures["base"]
 
 
-def test_a_run_is_left_alone(told: tuple[dict, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    _, folder = told
+@pytest.mark.parametrize("settings", [{"n_ahead": 2}, {"n_ahead": 3, "policy_weight": 0.0}, {"steps": 0}])
+def test_other_settings_run_too(tmp_path: Path, settings: dict) -> None:
+    folder, results, _ = told(tmp_path / "run", picture=False, **settings)
+    n_tokens = settings.get("n_ahead", 6) - 2
+    assert {len(row["thought"].replace("<pad>", "_")) for row in results["examples"]} == {n_tokens}
+    assert not (folder / "picture.png").exists()
+
+
+def test_neither_training_sees_a_held_out_problem_and_the_second_sees_no_spelling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Lines(lessons.Lines):
+        def __init__(self, lines: list[str], *args: Any) -> None:
+            seen.append(lines)
+            super().__init__(lines, *args)
+
+    monkeypatch.setattr(lessons, "Lines", Lines)
+    told(tmp_path / "run", picture=False, steps=1, thought_steps=1, held_out=0.2)
+    _, held_out = split_problems(0, 0.2)
+    corpus, unspelled = seen
+    for lines in seen:
+        assert {line.split("=")[0] for line in lines}.isdisjoint(held_out)
+    assert sum("~" in line for line in corpus) == len(corpus) / 2
+    assert not any("~" in line for line in unspelled)
+    assert sorted(unspelled) == sorted(line for line in corpus if "~" not in line)
+
+
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("this trains")
+
+
+def test_a_run_is_left_alone(short: Told, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _, _ = short
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    monkeypatch.setattr(story, "learn_language", never)
     assert main(["demo", "--output_dir", str(folder)]) == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
@@ -68,30 +160,37 @@ def test_a_run_is_left_alone(told: tuple[dict, Path], capsys: pytest.CaptureFixt
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
+def test_a_run_is_overwritten_where_that_is_asked_for(tmp_path: Path) -> None:
+    folder, _, _ = told(tmp_path / "run", picture=False, steps=1, thought_steps=0)
+    (folder / "stale").touch()
+    _, results, _ = told(folder, picture=False, steps=2, thought_steps=0, overwrite=True)
+    assert json.loads((folder / "metrics.json").read_text()) == results
+    assert not (folder / "stale").exists()
+
+
 def test_a_missing_matplotlib_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    importing = builtins.__import__
-
-    def without(name: str, *args: object, **kwargs: object) -> object:
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return importing(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(story, "learn_language", never)
     with pytest.raises(MissingExtraError, match=r"quietstar\[plot\]"):
-        tell(short(tmp_path / "run"))
+        told(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    "settings", [{"steps": -1}, {"n_ahead": 1}, {"batch_size": 0}, {"held_out": 0.0}, {"learning_rate": 0.0}]
+    "settings",
+    [
+        {"steps": -1},
+        {"batch_size": 0},
+        {"thought_batch_size": 0},
+        {"learning_rate": 0.0},
+        {"held_out": 0.0},
+        {"held_out": 1.0},
+        {"n_ahead": 1},
+        {"policy_weight": -1.0},
+    ],
 )
 def test_impossible_settings_are_refused(settings: dict) -> None:
     name, value = next(iter(settings.items()))
     with pytest.raises(SettingsError, match=f"{name} is {value}"):
         DemoArguments(**settings)
-
-
-def test_the_tokenizer_knows_every_line() -> None:
-    tokenizer, language = build_tokenizer(), Language.draw(1)
-    line = language.line("czzzyy", spelled=True)
-    assert tokenizer.decode(tokenizer(line)["input_ids"]) == line
