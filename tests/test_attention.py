@@ -5,10 +5,11 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, DynamicCache
+from transformers import DynamicCache
 
 from quietstar import ThoughtGrid
-from quietstar.attention import BACKENDS, BranchCache, DenseAttention, additive, attention_backend
+from quietstar.attention import BACKENDS, BranchCache, DenseAttention, attention_backend
+from quietstar.attention.dense import additive
 from quietstar.errors import SettingsError, UnsupportedModelError
 from quietstar.trunk import Trunk
 from tests.tiny import FAMILIES, WINDOWED, random_thoughts, texts, tiny_base, tiny_model
@@ -48,7 +49,7 @@ def test_branches_grown_in_any_bites_are_the_same(family: str, implementation: s
     """Step by step, in two bites, at once over the cache, and in one pass without a cache."""
     base_lm = tiny_base(family)
     base_lm.set_attn_implementation(implementation)
-    trunk = Trunk(base_lm, DenseAttention(base_lm.config))
+    trunk = Trunk(base_lm, DenseAttention(base_lm))
     inputs = texts(9, 4, left=True)
     grid = grid_over(inputs)
     embeds = trunk.embed(inputs["input_ids"])
@@ -73,7 +74,7 @@ def test_branches_grown_in_any_bites_are_the_same(family: str, implementation: s
 def base_pass(family: str, columns: slice, config: bool) -> tuple[Trunk, ThoughtGrid, DynamicCache]:
     """Nine tokens, keys and values kept as `generate` keeps them (config) or all of them."""
     base_lm = tiny_base(family)
-    trunk = Trunk(base_lm, DenseAttention(base_lm.config))
+    trunk = Trunk(base_lm, DenseAttention(base_lm))
     inputs = texts(9)
     think_at = torch.zeros(1, 9)
     think_at[:, columns] = 1
@@ -97,7 +98,7 @@ def test_a_branch_cache_leaves_the_base_pass_alone(family: str, config: bool) ->
     for layer, own, (keys, values) in zip(cache.layers, grown.layers, before, strict=True):
         assert torch.equal(layer.keys, keys)
         assert torch.equal(layer.values, values)
-        assert own.keys.shape[-2] == keys.shape[-2] + grid.step_size
+        assert own.get_seq_length() == keys.shape[-2] + grid.step_size
 
 
 @pytest.mark.parametrize("family", WINDOWED)
@@ -138,9 +139,10 @@ def test_additive_masks_hide_and_show() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_masks_come_as_the_family_takes_them(family: str) -> None:
-    config = AutoConfig.for_model(family.split("-")[0], **FAMILIES[family])
+    base_lm = tiny_base(family)
+    config = base_lm.config
     grid = grid_over(texts(4), n_passes=1, branch_length=2)
-    mask = DenseAttention(config).whole(grid, torch.float32)["attention_mask"]
+    mask = DenseAttention(base_lm).whole(grid, torch.float32)["attention_mask"]
     kinds = getattr(config, "layer_types", None)
     masks = mask if kinds else {"full_attention": mask}
     assert set(masks) == set(kinds or ["full_attention"])
@@ -149,13 +151,14 @@ def test_masks_come_as_the_family_takes_them(family: str) -> None:
 
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(SettingsError, match="'warp' is unknown; choose from"):
-        attention_backend("warp", tiny_base().config)
+        attention_backend("warp", tiny_base())
     with pytest.raises(SettingsError, match="warp"):
         tiny_model().set_attention_backend("warp")
 
 
 def test_layers_that_no_mask_describes_are_refused() -> None:
-    config = AutoConfig.for_model("llama", **FAMILIES["llama"])
-    config.layer_types = ["full_attention", "chunked_attention"]
-    with pytest.raises(UnsupportedModelError, match="chunked_attention"):
-        attention_backend("dense", config)
+    base_lm = tiny_base("llama")
+    base_lm.config.layer_types = ["full_attention", "chunked_attention"]
+    for backend in BACKENDS:
+        with pytest.raises(UnsupportedModelError, match="chunked_attention"):
+            attention_backend(backend, base_lm)

@@ -17,13 +17,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import quietstar.model
 from quietstar import QuietStarForCausalLM, QuietStarOutput, ThoughtEmbeddings, ThoughtGrid
+from quietstar.attention import two_parts
 from quietstar.errors import UnsupportedModelError
 from quietstar.learn import Labels
+from quietstar.trunk import Trunk
 from tests.plain_loop import Plain, mismatches, plain_loop
 from tests.tiny import FAMILIES, WINDOWED, random_thoughts, texts, tiny_base, tiny_model, to_left
 
 LENGTHS = (8, 3, 5)
 """tokens in the three rows; windows are 5"""
+BACKENDS = ("dense", "split")
 MODES = ("without gradient", "cached", "one pass")
 """how the model runs: sampling steps kept, branches over the cached base pass, everything at once"""
 OF_EACH_POSITION = {"logits": 1, "base_nll": 1, "talk_nll": 2, "mixing_weight": 2, "thought_logprob": 2}
@@ -81,8 +84,9 @@ def padded(case: Case, left: bool) -> tuple[dict[str, Tensor], Plain]:
 
 
 @contextmanager
-def running(model: QuietStarForCausalLM, mode: str) -> Iterator[None]:
+def running(model: QuietStarForCausalLM, mode: str, backend: str = "split") -> Iterator[None]:
     """Run the model in one of MODES, and leave it as it was."""
+    model.set_attention_backend(backend)
     if mode == "one pass":
         model.train()
         model.gradient_checkpointing_enable()
@@ -94,13 +98,14 @@ def running(model: QuietStarForCausalLM, mode: str) -> Iterator[None]:
         model.eval()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_model_equals_the_plain_loop(family: str, left: bool, mode: str) -> None:
+def test_model_equals_the_plain_loop(family: str, left: bool, mode: str, backend: str) -> None:
     case = case_of(family)
     inputs, plain = padded(case, left)
-    with running(case.model, mode):
+    with running(case.model, mode, backend):
         output = case.model(**inputs)
         assert mismatches(output, plain, inputs["attention_mask"]) == {}
         if mode == "without gradient":
@@ -173,26 +178,21 @@ def later_position(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ThoughtGrid, "branch_position_ids", lambda grid, steps: right(grid, steps) + 1)
 
 
+def _base_seen(patch: pytest.MonkeyPatch, wrong: Callable[[ThoughtGrid, Tensor], Tensor]) -> None:
+    right = ThoughtGrid.prefix_sight
+    patch.setattr(ThoughtGrid, "prefix_sight", lambda grid, *given: wrong(grid, right(grid, *given)))
+
+
 def one_base_token_too_many(patch: pytest.MonkeyPatch) -> None:
-    right = ThoughtGrid.branch_sight
+    def wrong(grid: ThoughtGrid, seen: Tensor) -> Tensor:
+        following = (grid.columns + 1).clamp(max=grid.n_base - 1)
+        return seen | torch.nn.functional.one_hot(following, grid.n_base).bool()[:, None]
 
-    def wrong(grid: ThoughtGrid, steps: range, window: int | None = None) -> Tensor:
-        seen = right(grid, steps, window)
-        following = (grid.columns + 1).clamp(max=grid.n_base - 1).repeat(1, len(steps) * grid.n_passes)
-        return seen | torch.nn.functional.one_hot(following, seen.shape[-1]).bool()
-
-    patch.setattr(ThoughtGrid, "branch_sight", wrong)
+    _base_seen(patch, wrong)
 
 
 def one_base_token_too_few(patch: pytest.MonkeyPatch) -> None:
-    right = ThoughtGrid.branch_sight
-
-    def wrong(grid: ThoughtGrid, steps: range, window: int | None = None) -> Tensor:
-        seen = right(grid, steps, window)
-        own = grid.columns.repeat(1, len(steps) * grid.n_passes)
-        return seen & ~torch.nn.functional.one_hot(own, seen.shape[-1]).bool()
-
-    patch.setattr(ThoughtGrid, "branch_sight", wrong)
+    _base_seen(patch, lambda grid, seen: seen & ~torch.nn.functional.one_hot(grid.columns, grid.n_base).bool()[:, None])
 
 
 def a_neighbours_branch(patch: pytest.MonkeyPatch) -> None:
@@ -204,28 +204,37 @@ def a_neighbours_branch(patch: pytest.MonkeyPatch) -> None:
         return torch.cat([base, branches | branches.roll(1, dims=2)], dim=-1)
 
     patch.setattr(ThoughtGrid, "branch_sight", wrong)
+    by_branch = two_parts._Parts._by_branch
+    patch.setattr(two_parts._Parts, "_by_branch", lambda *given: by_branch(*given).roll(1, dims=2))
+
+
+def one_step_too_many(patch: pytest.MonkeyPatch) -> None:
+    right = ThoughtGrid.own_sight
+    patch.setattr(ThoughtGrid, "own_sight", lambda *given: right(*given) | right(*given).roll(1, dims=2))
 
 
 def a_window(by: int) -> Callable[[pytest.MonkeyPatch], None]:
     def patch_it(patch: pytest.MonkeyPatch) -> None:
-        right = ThoughtGrid.branch_sight
+        for sight in ("prefix_sight", "own_sight"):
+            right = getattr(ThoughtGrid, sight)
 
-        def wrong(grid: ThoughtGrid, steps: range, window: int | None = None) -> Tensor:
-            return right(grid, steps, None if window is None else window + by)
+            def wrong(
+                grid: ThoughtGrid, steps: range, window: int | None = None, right: Callable[..., Tensor] = right
+            ) -> Tensor:
+                return right(grid, steps, None if window is None else window + by)
 
-        patch.setattr(ThoughtGrid, "branch_sight", wrong)
+            patch.setattr(ThoughtGrid, sight, wrong)
 
     return patch_it
 
 
 def visible_padding(patch: pytest.MonkeyPatch) -> None:
-    right = ThoughtGrid.branch_sight
+    right = ThoughtGrid.prefix_sight
 
-    def wrong(grid: ThoughtGrid, steps: range, window: int | None = None) -> Tensor:
-        blind = dataclasses.replace(grid, base_mask=torch.ones_like(grid.base_mask))
-        return right(blind, steps, window)
+    def wrong(grid: ThoughtGrid, *given: object) -> Tensor:
+        return right(dataclasses.replace(grid, base_mask=torch.ones_like(grid.base_mask)), *given)
 
-    patch.setattr(ThoughtGrid, "branch_sight", wrong)
+    patch.setattr(ThoughtGrid, "prefix_sight", wrong)
 
 
 def end_for_start(patch: pytest.MonkeyPatch) -> None:
@@ -272,12 +281,8 @@ def reward_without_looking_ahead(patch: pytest.MonkeyPatch) -> None:
 
 
 def policy_at_sampling_temperature(patch: pytest.MonkeyPatch) -> None:
-    right = quietstar.model.learn.token_logprob
-
-    def wrong(project: object, hidden: Tensor, tokens: Tensor, *ignored: object) -> Tensor:
-        return right(project, hidden, tokens)
-
-    patch.setattr(quietstar.model.learn, "token_logprob", wrong)
+    right = quietstar.model.masked_logprob
+    patch.setattr(quietstar.model, "masked_logprob", lambda *given: right(*given[:4]))
 
 
 ERRORS = {
@@ -286,6 +291,7 @@ ERRORS = {
     "sees one base token too many": ("llama", one_base_token_too_many),
     "sees one base token too few": ("llama", one_base_token_too_few),
     "sees its neighbour's branch": ("llama", a_neighbours_branch),
+    "sees a step of its branch too many": ("llama", one_step_too_many),
     "window one wider": ("mistral-window", a_window(+1)),
     "window one narrower": ("mistral-window", a_window(-1)),
     "window one wider where windows alternate": ("gemma3_text", a_window(+1)),
@@ -300,15 +306,15 @@ ERRORS = {
 }
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("error", ERRORS)
-def test_a_deliberate_error_is_noticed(error: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deliberate_error_is_noticed(error: str, mode: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By ten tolerances at least."""
     family, make_it = ERRORS[error]
     case = case_of(family)
-    case.model.set_attention_backend("dense")
     inputs, plain = padded(case, left=True)
-    with running(case.model, mode):
+    with running(case.model, mode, backend):
         assert mismatches(case.model(**inputs), plain, inputs["attention_mask"]) == {}
         make_it(monkeypatch)
         found = mismatches(case.model(**inputs), plain, inputs["attention_mask"])
@@ -317,7 +323,7 @@ def test_a_deliberate_error_is_noticed(error: str, mode: str, monkeypatch: pytes
 
 
 def detached_base_keys(patch: pytest.MonkeyPatch) -> None:
-    right = quietstar.model.BranchCache
+    right = Trunk.branch_cache
 
     def wrong(*given: object) -> object:
         made = right(*given)
@@ -325,7 +331,7 @@ def detached_base_keys(patch: pytest.MonkeyPatch) -> None:
             layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
         return made
 
-    patch.setattr(quietstar.model, "BranchCache", wrong)
+    patch.setattr(Trunk, "branch_cache", wrong)
 
 
 def a_reward_with_gradient(patch: pytest.MonkeyPatch) -> None:

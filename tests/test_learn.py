@@ -190,55 +190,6 @@ def test_nothing_to_learn_is_a_loss_of_zero() -> None:
     assert learn.policy_loss(learn.advantage(reward), logprob[..., :0], labels, labels.count()) == 0
 
 
-# ---------------------------------------------------------------------- log-probabilities in chunks
-
-
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-@pytest.mark.parametrize("suppressed", [None, [1, 4]])
-@pytest.mark.parametrize("n", [0, 1, 7, 8])
-def test_logprobs_in_chunks_are_logprobs(
-    n: int, suppressed: list[int] | None, temperature: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Values, and gradients of states and of the head, with chunks of 4 rows."""
-    monkeypatch.setattr(learn, "ROWS_AT_ONCE", 4)
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(n, 8, generator=generator, requires_grad=True)
-    table = torch.randn(8, 11, generator=generator, requires_grad=True)
-    tokens = torch.randint(5, 11, (n,), generator=generator)
-    ids = None if suppressed is None else torch.tensor(suppressed)
-    up = torch.randn(n, generator=generator)
-
-    ours = learn.token_logprob(lambda states: states @ table, hidden, tokens, temperature, ids)
-    logits = hidden @ table / temperature
-    if ids is not None:
-        logits = logits.index_fill(-1, ids, -torch.inf)
-    direct = logits.log_softmax(-1)[torch.arange(n), tokens]
-    torch.testing.assert_close(ours, direct)
-    with torch.no_grad():
-        alone = learn.token_logprob(lambda states: states @ table, hidden, tokens, temperature, ids)
-    assert torch.equal(alone, ours)
-    if n:
-        for own, expected in zip(
-            torch.autograd.grad((ours * up).sum(), (hidden, table)),
-            torch.autograd.grad((direct * up).sum(), (hidden, table)),
-            strict=True,
-        ):
-            torch.testing.assert_close(own, expected)
-
-
-def test_no_more_rows_than_a_chunk_become_logits_at_once() -> None:
-    seen = []
-
-    def project(states: Tensor) -> Tensor:
-        seen.append(len(states))
-        return states
-
-    learn.token_logprob(
-        project, torch.zeros(2 * learn.ROWS_AT_ONCE + 3, 4), torch.zeros(2 * learn.ROWS_AT_ONCE + 3).long()
-    )
-    assert max(seen) <= learn.ROWS_AT_ONCE
-
-
 # ---------------------------------------------------------------------- in the model
 
 
@@ -380,7 +331,7 @@ def sampled_gradients(model: QuietStarForCausalLM, n_batches: int, batch_size: i
     rows = ROW.expand(batch_size, -1)
     found = []
     for _ in range(n_batches):
-        loss = model(rows, labels=rows, return_logits=False).policy_loss
+        loss = model(rows, labels=rows, loss_only=True).policy_loss
         found.append(flat(torch.autograd.grad(loss, watched(model))))
     return torch.stack(found)
 

@@ -7,6 +7,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from quietstar import QuietStarForCausalLM, QuietStarOutput
 from quietstar.errors import SettingsError
+from quietstar.learn import Labels
 from tests.plain_loop import mismatches, plain_loop
 from tests.tiny import VOCABULARY, make_thoughtful, random_thoughts, texts, tiny_base, tiny_model
 
@@ -80,12 +81,12 @@ def test_labels_missing_in_the_middle() -> None:
         assert mismatches(model(**inputs), plain, inputs["attention_mask"]) == {}
 
 
-@pytest.mark.parametrize("return_logits", [True, False])
-def test_nothing_is_learnt_from_no_label(return_logits: bool) -> None:
+@pytest.mark.parametrize("loss_only", [True, False])
+def test_nothing_is_learnt_from_no_label(loss_only: bool) -> None:
     model = tiny_model(n_ahead=4).train()
     inputs = texts(6, 3)
     inputs["labels"] = torch.full_like(inputs["labels"], -100)
-    output = model(**inputs, return_logits=return_logits)
+    output = model(**inputs, loss_only=loss_only)
     assert output.loss == 0
     output.loss.backward()
     assert all((p.grad == 0).all() for p in model.parameters() if p.grad is not None)
@@ -106,10 +107,22 @@ def test_losses_do_not_depend_on_what_else_is_returned() -> None:
     inputs = texts(8, 5, left=True)
     inputs["thoughts"] = random_thoughts(model, 2, 8, P=2)
     everything = model(**inputs)
-    bare = model(**inputs, return_logits=False, num_items_in_batch=11)
+    bare = model(**inputs, loss_only=True, num_items_in_batch=11)
     assert bare.logits is None
-    for name in ("loss", "base_nll", "talk_nll", "reward", "thought_logprob", "mixing_weight"):
+    for name in ("loss", "base_nll", "talk_nll", "reward", "mixing_weight"):
         torch.testing.assert_close(getattr(bare, name), getattr(everything, name), rtol=1e-4, atol=1e-4)
+    columns = torch.ones_like(inputs["labels"], dtype=torch.bool)
+    whole = Labels.look_ahead(inputs["labels"], columns, 3, inputs["attention_mask"]).policy
+    reinforced = (bare.advantage > 0) & whole[:, None]
+    of_all, of_some = everything.thought_logprob, bare.thought_logprob
+    torch.testing.assert_close(of_some[reinforced], of_all[reinforced], rtol=1e-4, atol=1e-4)
+    assert (of_some[~reinforced] == 0).all()
+    assert (of_all[~reinforced] != 0).any()
+    parameters = list(model.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(bare.loss, parameters), torch.autograd.grad(everything.loss, parameters), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
 
 
 @pytest.mark.parametrize("mode", ["without gradient", "cached", "one pass"])

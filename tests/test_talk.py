@@ -63,7 +63,7 @@ def test_states_that_sample_and_states_that_predict() -> None:
 
 def test_branches_go_on_from_what_was_grown() -> None:
     model, _, grid, input_ids, thoughts = grown()
-    trunk = Trunk(model.base_lm, DenseAttention(model.base_lm.config))
+    trunk = Trunk(model.base_lm, DenseAttention(model.base_lm))
     with torch.no_grad():
         cache = DynamicCache()
         trunk.base_pass(trunk.embed(input_ids), grid.base_mask.long(), grid.base_position_ids, cache)

@@ -2,98 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
-from quietstar.think import sample_tokens
 from tests.plain_loop import greedy_thought, mismatches, plain_loop
-from tests.tiny import VOCABULARY, texts, tiny_model
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def chi_square_is_plausible(tokens: Tensor, probability: Tensor) -> bool:
-    """Counts against n x probability; five standard deviations of the statistic are allowed."""
-    expected = probability * len(tokens)
-    kept = expected > 5
-    counts = torch.bincount(tokens, minlength=len(probability)).double()
-    observed = torch.cat([counts[kept], counts[~kept].sum()[None]])
-    expected = torch.cat([expected[kept], expected[~kept].sum()[None]]).double()
-    statistic = float(((observed - expected) ** 2 / expected.clamp(min=1e-3)).sum())
-    freedom = int(kept.sum())
-    return statistic < freedom + 5 * (2 * freedom) ** 0.5 + 5
-
-
-# ---------------------------------------------------------------------- one token a row
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_frequencies_are_the_softmax(temperature: float) -> None:
-    logits = 2 * torch.randn(VOCABULARY, generator=seeded(1))
-    tokens = sample_tokens(logits.expand(40_000, -1), temperature, generator=seeded())
-    assert chi_square_is_plausible(tokens, (logits / temperature).softmax(-1))
-    assert not chi_square_is_plausible(tokens, (logits / (1.1 * temperature)).softmax(-1)), "the test is blind"
-
-
-def test_frequencies_hold_up_in_a_large_vocabulary() -> None:
-    """The cumulative sum of many small probabilities is still even."""
-    tokens = sample_tokens(torch.zeros(1, 100_000).expand(400, -1), 1.0, generator=seeded())
-    groups = torch.bincount(tokens // 25_000, minlength=4)
-    assert chi_square_is_plausible(tokens // 25_000, torch.full((4,), 0.25)), groups
-
-
-@given(st.lists(st.lists(st.floats(-50, 50, width=32), min_size=4, max_size=4), min_size=1, max_size=5))
-def test_temperature_0_takes_the_likeliest(rows: list[list[float]]) -> None:
-    logits = torch.tensor(rows)
-    assert torch.equal(sample_tokens(logits, 0.0), logits.argmax(-1))
-
-
-@given(
-    st.lists(st.floats(-1e4, 1e4, width=32), min_size=5, max_size=5),
-    st.sampled_from([0.0, 1e-4, 0.1, 1.0, 100.0, 1e6]),
-    st.sets(st.integers(0, 4), min_size=1, max_size=4),
-)
-def test_suppressed_tokens_are_never_drawn(row: list[float], temperature: float, ids: set[int]) -> None:
-    logits = torch.tensor(row).expand(200, -1)
-    tokens = sample_tokens(logits, temperature, torch.tensor(sorted(ids)), seeded())
-    assert not ids & set(tokens.tolist())
-    assert ((tokens >= 0) & (tokens < 5)).all()
-
-
-def test_suppressing_leaves_the_others_their_proportions() -> None:
-    logits = torch.tensor([0.0, 5.0, 1.0, 2.0])
-    tokens = sample_tokens(logits.expand(40_000, -1), 1.0, torch.tensor([1]), seeded())
-    assert chi_square_is_plausible(tokens, torch.tensor([0.0, -torch.inf, 1.0, 2.0]).softmax(-1))
-
-
-@given(
-    st.lists(st.sampled_from([0.0, -3.0, -torch.inf, -200.0]), min_size=6, max_size=6).filter(lambda row: 0.0 in row),
-    st.sampled_from([0.0, 2.0**-24, 0.5, 1 - 2.0**-24]),
-)
-def test_what_has_no_probability_is_never_drawn(row: list[float], uniform: float) -> None:
-    """At the ends of the uniform numbers too: 0, and the largest below 1."""
-    logits = torch.tensor(row)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "rand", lambda *shape, **kwargs: torch.full(shape, uniform))
-        token = int(sample_tokens(logits[None], 1.0))
-    assert logits.softmax(-1)[token] > 0
-
-
-def test_half_precision_logits_are_sampled_in_float32() -> None:
-    logits = torch.zeros(1, 2).bfloat16().expand(4_000, -1)
-    tokens = sample_tokens(logits, 1.0, generator=seeded())
-    assert chi_square_is_plausible(tokens, torch.tensor([0.5, 0.5]))
-
-
-def test_the_same_seed_draws_the_same_tokens() -> None:
-    logits = torch.randn(50, VOCABULARY, generator=seeded(1))
-    once, again, other = (sample_tokens(logits, 1.0, generator=seeded(seed)) for seed in (0, 0, 1))
-    assert torch.equal(once, again)
-    assert not torch.equal(once, other)
-
+from tests.tiny import VOCABULARY, seeded, texts, tiny_model
 
 # ---------------------------------------------------------------------- whole thoughts
 
@@ -117,9 +29,12 @@ def test_greedy_thoughts_are_what_the_plain_loop_would_write(family: str, left: 
 
 
 @pytest.mark.parametrize("mode", ["without gradient", "cached", "one pass"])
+@pytest.mark.parametrize("backend", ["dense", "split"])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_thoughts_sampled_and_replayed_say_the_same(family: str, mode: str) -> None:
+def test_thoughts_sampled_and_replayed_say_the_same(family: str, backend: str, mode: str) -> None:
+    """Gradients too: through the steps in which a thought was sampled, and through one pass over all of them."""
     model = tiny_model(family, n_ahead=5, n_ahead_talk=3, n_passes=2, policy_weight=1.0)
+    model.set_attention_backend(backend)
     inputs = texts(8, 3, left=True)
     if mode == "one pass":
         model.train()
@@ -131,6 +46,11 @@ def test_thoughts_sampled_and_replayed_say_the_same(family: str, mode: str) -> N
     for name in ("logits", "talk_nll", "mixing_weight", "thought_logprob", "reward", "advantage", "loss"):
         ours, theirs = getattr(sampled, name).detach(), getattr(replayed, name).detach()
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+    if mode != "without gradient":
+        parameters = list(model.parameters())
+        losses = (output.nll + output.policy_loss for output in (sampled, replayed))
+        for ours, theirs in zip(*(torch.autograd.grad(loss, parameters) for loss in losses), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window"])

@@ -131,6 +131,11 @@ def random_thoughts(model: QuietStarForCausalLM, B: int, S: int, P: int = 1, see
     return torch.randint(model.config.vocab_size, shape, generator=generator)
 
 
+def seeded(seed: int = 0) -> torch.Generator:
+    """A source of random numbers."""
+    return torch.Generator().manual_seed(seed)
+
+
 def to_left(values: torch.Tensor, attention_mask: torch.Tensor, dim: int = 1) -> torch.Tensor:
     """Rows padded on the right -> the same rows padded on the left, along dimension `dim` of [B, ...]."""
     n_padded = (attention_mask == 0).sum(1).tolist()

@@ -169,7 +169,7 @@ def check_base(base_lm: PreTrainedModel) -> None:
 
 
 def _grid_differences(base_lm: PreTrainedModel) -> dict[str, float]:
-    trunk = Trunk(base_lm, attention_backend("dense", base_lm.config.get_text_config()))
+    trunk = Trunk(base_lm, attention_backend("dense", base_lm))
     device = base_lm.get_input_embeddings().weight.device
     V = base_lm.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)

@@ -109,7 +109,35 @@ class ThoughtGrid:
         seen = (distance >= 0) & self.base_mask[:, None, :]
         if window is not None:
             seen &= distance < window
-        return _see_at_least_oneself(seen, first=0)
+        # a token with nothing to see sees itself, as a softmax over nothing is NaN
+        blind = ~seen.any(dim=-1, keepdim=True)
+        return seen | (blind & (distance == 0))
+
+    def prefix_sight(self, steps: range, window: int | None = None) -> Tensor:
+        """[B, len(steps), N, S]: which base tokens those steps of a column see; the same for every pass.
+
+        Without a window all steps see alike, and there is one entry for all of them: [B, 1, N, S].
+        """
+        base_index = torch.arange(self.n_base, device=self.columns.device)
+        seen = (base_index <= self.columns[..., None]) & self.base_mask[:, None, :]  # [B, N, S]
+        if window is None:
+            return seen[:, None]
+        step = torch.arange(steps.start, steps.stop, device=self.columns.device)
+        token_index = self.columns[:, None, :] + step[:, None] + 1  # [B, Q, N]
+        return seen[:, None] & (token_index[..., None] - base_index < window)
+
+    def own_sight(self, steps: range, window: int | None = None) -> Tensor:
+        """[B, len(steps), steps.stop, N]: which steps of its own branch those steps of a column see."""
+        device = self.columns.device
+        query_step = torch.arange(steps.start, steps.stop, device=device)
+        key_step = torch.arange(steps.stop, device=device)
+        distance = query_step[:, None] - key_step  # [Q, steps.stop]
+        seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+        # what grows on a masked token is masked as that token is: the released code does the same
+        may_be_seen = self.base_mask.gather(1, self.columns)[:, None, None]  # [B, 1, 1, N]
+        seen = seen[..., None] & may_be_seen
+        blind = ~self.prefix_sight(steps, window).any(-1)[:, :, None] & ~seen.any(2, keepdim=True)
+        return seen | (blind & (distance == 0)[..., None])
 
     def branch_sight(self, steps: range, window: int | None = None) -> Tensor:
         """[B, len(steps) x P x N, S + steps.stop x P x N]: what those branch tokens see.
@@ -117,29 +145,13 @@ class ThoughtGrid:
         The last dimension is the base, then all branch tokens from step 0 up to the last of `steps`.
         """
         B, S, P, N = self.batch_size, self.n_base, self.n_passes, self.n_columns
-        device = self.columns.device
-        query_step = torch.arange(steps.start, steps.stop, device=device)
-        key_step = torch.arange(steps.stop, device=device)
         Q = len(steps)
-
-        token_index = self.columns[:, None, :] + query_step[None, :, None] + 1  # [B, Q, N]
-        base_index = torch.arange(S, device=device)
-        seen_base = (base_index <= self.columns[..., None]) & self.base_mask[:, None, :]  # [B, N, S]
-        seen_base = seen_base[:, None].expand(B, Q, N, S)
-        step_distance = query_step[:, None] - key_step[None, :]  # [Q, steps.stop]
-        seen_step = step_distance >= 0
-        if window is not None:
-            seen_base = seen_base & (token_index[..., None] - base_index < window)
-            seen_step &= step_distance < window
+        seen_base = self.prefix_sight(steps, window).expand(B, Q, N, S)
         seen_base = seen_base[:, :, None].expand(B, Q, P, N, S).reshape(B, Q * P * N, S)
-
-        same_branch = torch.eye(P * N, dtype=torch.bool, device=device)
-        seen_branch = seen_step[:, None, :, None] & same_branch[None, :, None, :]  # [Q, PN, stop, PN]
-        # what grows on a masked token is masked as that token is: the released code does the same
-        may_be_seen = self.base_mask.gather(1, self.columns)[:, None].expand(B, Q * P, N).reshape(B, -1, 1)
-        seen_branch = seen_branch.reshape(Q * P * N, steps.stop * P * N) & may_be_seen
-        seen = torch.cat([seen_base, seen_branch], dim=2)
-        return _see_at_least_oneself(seen, first=S + steps.start * P * N)
+        same_branch = torch.eye(P * N, dtype=torch.bool, device=self.columns.device).view(P, N, 1, P, N)
+        seen_step = self.own_sight(steps, window).transpose(2, 3)  # [B, Q, N, steps.stop]
+        seen_branch = seen_step[:, :, None, :, :, None, None] & same_branch
+        return torch.cat([seen_base, seen_branch.reshape(B, Q * P * N, steps.stop * P * N)], dim=2)
 
     def whole_sight(self, window: int | None = None) -> Tensor:
         """[B, T, T] with T = S + L x P x N: what every token of the base pass and of all branches sees."""
@@ -176,15 +188,3 @@ def default_position_ids(base_mask: Tensor) -> Tensor:
     index = torch.arange(base_mask.shape[1], device=base_mask.device)
     first = base_mask.int().argmax(dim=1, keepdim=True)
     return (index - first).clamp(min=0)
-
-
-def _see_at_least_oneself(seen: Tensor, first: int) -> Tensor:
-    """A token with nothing to see sees itself, as a softmax over nothing is NaN.
-
-    Args:
-        seen: [B, Q, T]
-        first: which of the T keys is the first query.
-    """
-    blind = ~seen.any(dim=-1, keepdim=True)
-    itself = torch.eye(seen.shape[1], seen.shape[2], dtype=torch.bool, device=seen.device).roll(first, dims=1)
-    return seen | (blind & itself)

@@ -1,21 +1,16 @@
 """Step 3, learn: losses and rewards from predictions (arXiv 2403.09629, section 4.4). Pure functions.
 
-Legend: B examples, S tokens in a row, P passes, M true tokens after each thought, K sampled tokens of a thought,
-D hidden size, V vocabulary. `mean` is always over real entries: one mask for numerator and denominator.
+Legend: B examples, S tokens in a row, P passes, M true tokens after each thought, K sampled tokens of a thought.
+`mean` is always over real entries: one mask for numerator and denominator.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
 """label of a token that is not to be predicted"""
-
-ROWS_AT_ONCE = 1024
-"""states turned into logits at once, so that a loss never holds [tokens, V] for all of them"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,53 +82,6 @@ class Counts:
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(base=self.base + other.base, talk=self.talk + other.talk, policy=self.policy + other.policy)
-
-
-def token_logprob(
-    project: Callable[[Tensor], Tensor],
-    hidden: Tensor,
-    tokens: Tensor,
-    temperature: float = 1.0,
-    suppressed: Tensor | None = None,
-) -> Tensor:
-    """log softmax(project(hidden) / temperature) of the given tokens, in float32.
-
-    Works in chunks of rows and keeps no logits for the backward pass, which makes them again.
-
-    Args:
-        project: [n, D] states -> [n, V] logits.
-        hidden: [n, D]
-        tokens: [n]
-        temperature: above 0.
-        suppressed: ids that have no probability, None for none.
-
-    Returns:
-        [n]
-    """
-
-    def chunk(states: Tensor, chosen: Tensor) -> Tensor:
-        logits = project(states).float() / temperature
-        if suppressed is not None:
-            logits = logits.index_fill(-1, suppressed, -torch.inf)
-        return logits.gather(-1, chosen[:, None]).squeeze(-1) - logits.logsumexp(-1)
-
-    pieces = zip(hidden.split(ROWS_AT_ONCE), tokens.split(ROWS_AT_ONCE), strict=True)
-    if torch.is_grad_enabled():
-        return torch.cat([checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces])
-    return torch.cat([chunk(*piece) for piece in pieces])
-
-
-def masked_logprob(
-    project: Callable[[Tensor], Tensor],
-    hidden: Tensor,
-    tokens: Tensor,
-    where: Tensor,
-    temperature: float = 1.0,
-    suppressed: Tensor | None = None,
-) -> Tensor:
-    """token_logprob of tokens [...] from states [..., D] where a mask [...] is true; 0 elsewhere."""
-    values = token_logprob(project, hidden[where], tokens[where], temperature, suppressed)
-    return torch.zeros(tokens.shape, device=values.device).masked_scatter(where, values)
 
 
 def reward(base_nll: Tensor, talk_nll: Tensor, labels: Labels) -> Tensor:

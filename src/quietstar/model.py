@@ -36,6 +36,7 @@ from quietstar.output import QuietStarOutput
 from quietstar.talk import Branches, Talk, branch_embeds, finish_branches, mixed_states, split_branches, talk
 from quietstar.think import Thoughts, think
 from quietstar.trunk import Trunk
+from quietstar.vocabulary import masked_logprob
 
 
 class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
@@ -89,7 +90,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         thought_temperature: float | None = None,
         generator: torch.Generator | None = None,
         counts: Counts | None = None,
-        return_logits: bool = True,
+        loss_only: bool = False,
         **ignored: Any,
     ) -> QuietStarOutput:
         """Think after each chosen position, and predict what follows with the thoughts mixed in.
@@ -111,7 +112,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             thought_temperature: None is the config's in training, 0 (greedy) otherwise.
             generator: source of the random numbers for sampling, on the model's device.
             counts: denominators of the losses, where they span several batches; None counts this one.
-            return_logits: False saves the making of [B, S, V] logits that a training step does not use.
+            loss_only: True saves what a training step does not use: logits, thoughts where nothing has a label,
+                and `thought_logprob` where the policy loss reinforces nothing (it is 0 there).
             ignored: arguments that generation hands to every model and that change nothing here.
 
         Raises:
@@ -138,7 +140,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         if position_ids is not None:
             all_position_ids = torch.cat([all_position_ids[:, :n_past], position_ids.expand(B, -1)], dim=1)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        wanted = self._where_to_think(attention_mask[:, -Q:], labels, kept, think_at, M, return_logits)
+        wanted = self._where_to_think(attention_mask[:, -Q:], labels, kept, think_at, M, loss_only)
         grid = ThoughtGrid.grow(
             nn.functional.pad(wanted, (n_past, 0)),
             attention_mask,
@@ -170,11 +172,11 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             thoughts=grid.scatter_columns(words)[:, :, n_past:] if thoughts is None else thoughts,
             past_key_values=cache if use_cache else None,
         )
-        if return_logits:
+        if not loss_only:
             output.logits = self.trunk.logits(mixed_states(grid, h_base, said)[:, kept])
         if labels is not None:
             ahead = Labels.look_ahead(labels, wanted, M, attention_mask)
-            self._learn(output, grid, ahead, counts, h_base, branches, said, words)
+            self._learn(output, grid, ahead, counts, h_base, branches, said, words, loss_only)
         return output
 
     def _grow(
@@ -198,28 +200,24 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             h_base [B, Q, D], thoughts [B, P, N, K], states along the branches.
         """
         trunk, K, Q = self.trunk, self.config.n_thought_tokens, input_ids.shape[1]
-        with_gradient = torch.is_grad_enabled()
-        together = with_gradient and trunk.recomputes and grid.n_base == Q
+        together = torch.is_grad_enabled() and trunk.recomputes and grid.n_base == Q
         embeds = trunk.embed(input_ids)
         grown: Thoughts | None = None
-        if thoughts is None or not together:
-            with trunk.keeping_caches(), torch.set_grad_enabled(with_gradient and not together):
-                h_base = trunk.base_pass(embeds, attention_mask, grid.base_position_ids[:, -Q:], cache)
-                over_base = BranchCache(cache, grid)
-                if thoughts is None:
-                    grown = sample(over_base)
-                    words = grown.tokens
-        if thoughts is not None:
-            words = grid.gather_columns(thoughts.transpose(1, 2)).transpose(1, 2)
-        branches = branch_embeds(trunk, grid, self.thought_embeddings, words, input_ids, n_ahead_talk)
+        with trunk.keeping_caches():
+            if thoughts is None or not together:
+                with torch.set_grad_enabled(torch.is_grad_enabled() and not together):
+                    h_base = trunk.base_pass(embeds, attention_mask, grid.base_position_ids[:, -Q:], cache)
+                    over_base = trunk.branch_cache(cache, grid)
+                    if thoughts is None:
+                        grown = sample(over_base)
+                        words = grown.tokens
+            if thoughts is not None:
+                words = grid.gather_columns(thoughts.transpose(1, 2)).transpose(1, 2)
+            branches = branch_embeds(trunk, grid, self.thought_embeddings, words, input_ids, n_ahead_talk)
+            if not together:
+                hidden = finish_branches(trunk, grid, branches, over_base, None if grown is None else grown.hidden)
         if together:
             h_base, hidden = trunk.whole_pass(grid, embeds, branches)
-        else:
-            with trunk.keeping_caches():
-                if grown is not None and not with_gradient:
-                    hidden = finish_branches(trunk, grid, branches, grown.cache, grown.hidden)
-                else:
-                    hidden = finish_branches(trunk, grid, branches, BranchCache(cache, grid))
         return h_base, words, split_branches(hidden, K)
 
     def _learn(
@@ -232,25 +230,28 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         branches: Branches,
         said: Talk,
         words: Tensor,
+        loss_only: bool,
     ) -> None:
         """Fill in losses and rewards."""
         config, trunk = self.config, self.trunk
         P = grid.n_passes
         counts = labels.count() if counts is None else counts
 
-        def logprob(hidden: Tensor, tokens: Tensor, where: Tensor, *sampled_by: Any) -> Tensor:
-            return learn.masked_logprob(trunk.logits, hidden, tokens, where, *sampled_by)
-
-        output.base_nll = -logprob(h_base, labels.ahead[..., 0], labels.base)
+        head, suppressed = trunk.head, self._suppressed()
+        output.base_nll = -masked_logprob(head, h_base, labels.ahead[..., 0], labels.base)
         ahead = grid.gather_columns(labels.ahead)[:, None].expand(-1, P, -1, -1)  # [B, P, N, M]
         real = (ahead != learn.IGNORED) & grid.is_column[:, None, :, None]
-        output.talk_nll = -grid.scatter_columns(logprob(said.mixed, ahead, real))
-        written = real.any(-1, keepdim=True).expand_as(words)
-        output.thought_logprob = grid.scatter_columns(
-            logprob(branches.h_sampled, words, written, config.reinforce_temperature, self._suppressed())
-        )
+        output.talk_nll = -grid.scatter_columns(masked_logprob(head, said.mixed, ahead, real))
         output.reward = learn.reward(output.base_nll, output.talk_nll, labels)
         output.advantage = learn.advantage(output.reward)
+        spoken = real.any(-1)  # [B, P, N]
+        if loss_only:
+            reinforced = (output.advantage * labels.policy[:, None]) > 0
+            spoken &= grid.gather_columns(reinforced.transpose(1, 2)).transpose(1, 2)
+        spoken = spoken[..., None].expand_as(words)
+        output.thought_logprob = grid.scatter_columns(
+            masked_logprob(head, branches.h_sampled, words, spoken, config.reinforce_temperature, suppressed)
+        )
         output.nll = learn.nll_loss(output.base_nll, output.talk_nll, labels, counts, config.base_loss_weight)
         output.policy_loss = learn.policy_loss(output.advantage, output.thought_logprob, labels, counts)
         output.loss = output.nll
@@ -266,7 +267,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         kept: slice | Tensor,
         think_at: Tensor | None,
         n_ahead_talk: int,
-        return_logits: bool,
+        loss_only: bool,
     ) -> Tensor:
         """[B, Q] bool: where a logit or a loss needs a thought, and think_at allows one."""
         visible = attention_mask.bool()
@@ -277,7 +278,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         else:
             # a label counts wherever it stands, also after a token that is masked
             labelled = Labels.look_ahead(labels, torch.ones_like(visible), n_ahead_talk, attention_mask).talk.any(-1)
-            wanted = visible | labelled if return_logits else labelled
+            wanted = labelled if loss_only else visible | labelled
         return wanted if think_at is None else wanted & think_at.bool()
 
     def _suppressed(self) -> Tensor | None:
@@ -298,7 +299,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             SettingsError: there is no backend of that name.
             UnsupportedModelError: it cannot serve this base model.
         """
-        self._attention = attention_backend(name, self.config.get_text_config())
+        self._attention = attention_backend(name, self.base_lm)
 
     def get_input_embeddings(self) -> nn.Module:
         """The base model's token embeddings."""

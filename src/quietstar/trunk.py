@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 from quietstar.attention import AttentionBackend, BranchCache
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
+from quietstar.vocabulary import LMHead
 
 
 class Trunk:
@@ -35,21 +36,37 @@ class Trunk:
         """Of the embeddings that the base model is given."""
         return self.base_lm.get_input_embeddings().weight.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Of the same embeddings."""
+        return self.base_lm.get_input_embeddings().weight.device
+
     def embed(self, tokens: Tensor) -> Tensor:
         """[...] token ids -> [..., D]"""
         return self.base_lm.get_input_embeddings()(tokens)
 
+    @property
+    def head(self) -> LMHead:
+        """The LM head by its parts, for work over the vocabulary a few rows at a time."""
+        config = self.base_lm.config.get_text_config()
+        module = self.base_lm.get_output_embeddings()
+        if type(module) is nn.Linear:
+            weight, bias = module.weight, module.bias
+        else:  # an adapter, say: what it does to the identity is its weight
+            bias = module(torch.zeros(1, config.hidden_size, dtype=self.dtype, device=self.device))[0]
+            identity = torch.eye(config.hidden_size, dtype=self.dtype, device=self.device)
+            weight = (module(identity) - bias).T
+        return LMHead(
+            weight,
+            bias,
+            factor=getattr(config, "logit_scale", None) or 1.0,  # Cohere
+            divisor=getattr(config, "logits_scaling", None) or 1.0,  # Granite
+            softcap=getattr(config, "final_logit_softcapping", None),  # Gemma
+        )
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] states after the final norm -> [..., V], as the base model itself makes them."""
-        config = self.base_lm.config.get_text_config()
-        logits = self.base_lm.get_output_embeddings()(hidden)
-        if scale := getattr(config, "logit_scale", None):  # Cohere
-            logits = logits * scale
-        if scaling := getattr(config, "logits_scaling", None):  # Granite
-            logits = logits / scaling
-        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-            logits = torch.tanh(logits / cap) * cap
-        return logits
+        return self.head.finish(self.base_lm.get_output_embeddings()(hidden))
 
     def base_pass(self, embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None) -> Tensor:
         """The ordinary forward pass over the text: [B, S, D] embeddings -> [B, S, D] h_base.
@@ -57,6 +74,10 @@ class Trunk:
         Its keys and values are appended to `cache`.
         """
         return self._states(embeds, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache)
+
+    def branch_cache(self, cache: Cache, grid: ThoughtGrid) -> BranchCache:
+        """A base pass's keys and values, for branches to grow on."""
+        return BranchCache(cache, grid, joined=self.attention.joined)
 
     def branch_pass(self, grid: ThoughtGrid, steps: range, embeds: Tensor, cache: BranchCache) -> Tensor:
         """Some steps of all branches, over cached keys and values: [B, Q, P, N, D] -> the same of states."""

@@ -14,7 +14,7 @@ def forward(batch: dict, *, train: bool = True, **settings) -> QuietStarOutput:
     model = tiny_model("llama", **({"n_ahead": 4, "n_ahead_talk": 3, "n_passes": 2} | settings)).train(train)
     torch.manual_seed(0)
     with torch.no_grad():
-        return model(**batch, return_logits=False)
+        return model(**batch, loss_only=True)
 
 
 def tally_of(batches: list[dict], outputs: list[QuietStarOutput], n_ahead_talk: int = 3) -> Tally:

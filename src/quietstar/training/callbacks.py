@@ -93,7 +93,7 @@ def thought_table(
     positions = (2 * torch.arange(n_shown) + 1) * (S - 1) // (2 * n_shown)
     think_at = torch.zeros_like(input_ids)
     think_at[:, positions] = 1
-    output = model(input_ids, labels=input_ids, think_at=think_at, n_ahead_talk=1, return_logits=False)
+    output = model(input_ids, labels=input_ids, think_at=think_at, n_ahead_talk=1, loss_only=True)
 
     table = Table(title="thoughts on held-out text", title_justify="left", title_style="bold")
     table.add_column("after", justify="right")

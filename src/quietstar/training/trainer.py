@@ -119,7 +119,7 @@ class QuietStarTrainer(Trainer):
         num_items_in_batch: Counts | None = None,
     ) -> Tensor | tuple[Tensor, QuietStarOutput]:
         """The loss of a batch, as its share of the mean over the whole optimizer step."""
-        output = model(**inputs, counts=num_items_in_batch, return_logits=False, use_cache=False)
+        output = model(**inputs, counts=num_items_in_batch, loss_only=True, use_cache=False)
         loss = output.loss
         if not model.training:
             return (loss, output) if return_outputs else loss

@@ -1,0 +1,50 @@
+"""The dense backend: additive 4-D masks as large as the grid. The yardstick of correctness for every other one."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from quietstar.attention.cache import BranchCache
+from quietstar.attention.windows import LayerWindows
+from quietstar.grid import ThoughtGrid
+
+
+class DenseAttention:
+    """Additive 4-D masks [B, 1, query, key], for any base model that takes them.
+
+    Args:
+        base_lm: the base model.
+
+    Raises:
+        UnsupportedModelError: a layer is of a kind that no mask can describe.
+    """
+
+    joined = True
+
+    def __init__(self, base_lm: PreTrainedModel) -> None:
+        self.windows = LayerWindows(base_lm.config.get_text_config())
+
+    def whole(self, grid: ThoughtGrid, dtype: torch.dtype) -> dict[str, Any]:
+        """See AttentionBackend."""
+        masks = self.windows.masks(lambda layer: additive(grid.whole_sight(self.windows.of(layer)), dtype))
+        return {"attention_mask": masks}
+
+    def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
+        """See AttentionBackend."""
+
+        def mask(layer: int) -> Tensor:
+            forgotten = grid.n_base - cache.n_base_kept[layer]
+            return additive(grid.branch_sight(steps, self.windows.of(layer))[..., forgotten:], dtype)
+
+        return {"attention_mask": self.windows.masks(mask)}
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, Q, T] what is seen -> [B, 1, Q, T] what is added to attention scores: 0, or the dtype's lowest value.
+
+    Additive, because eager attention adds whatever it is given, booleans too.
+    """
+    hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return hidden.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]

@@ -1,0 +1,104 @@
+"""The split backend: branch tokens attend to the base and to their own branch apart, and no mask is as large as
+the grid."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from quietstar.attention.cache import BranchCache
+from quietstar.attention.dense import additive
+from quietstar.attention.hook import AttentionFunction, hook, no_mask
+from quietstar.attention.two_parts import Sight, two_part_attention
+from quietstar.attention.windows import LayerWindows
+from quietstar.grid import ThoughtGrid
+
+logger = logging.getLogger(__name__)
+
+
+class SplitAttention:
+    """Attention in two parts, in plain torch: for any device, and any base model whose attention can be hooked.
+
+    Args:
+        base_lm: the base model; its attention is hooked.
+
+    Raises:
+        UnsupportedModelError: its attention cannot be hooked, or has layers that branches cannot grow over.
+    """
+
+    joined = False
+
+    def __init__(self, base_lm: PreTrainedModel) -> None:
+        self.base_lm = base_lm
+        self.windows = LayerWindows(base_lm.config.get_text_config())
+        hook(base_lm)
+
+    def whole(self, grid: ThoughtGrid, dtype: torch.dtype) -> dict[str, Any]:
+        """See AttentionBackend."""
+        return self._over(SplitOverGrid(grid, range(grid.branch_length), self.windows, cache=None))
+
+    def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
+        """See AttentionBackend."""
+        return self._over(SplitOverGrid(grid, steps, self.windows, cache))
+
+    def _over(self, over_grid: "SplitOverGrid") -> dict[str, Any]:
+        hook(self.base_lm)  # again, as its attention may have been set since
+        unused = no_mask(over_grid.grid.base_mask)
+        return {"attention_mask": self.windows.masks(lambda _: unused), "over_grid": over_grid}
+
+
+@dataclass(slots=True)
+class SplitOverGrid:
+    """One pass of the trunk over a grid, as its layers attend."""
+
+    grid: ThoughtGrid
+    steps: range
+    windows: LayerWindows
+    cache: BranchCache | None
+    """what was before these steps; None where the pass has the base tokens too, before the branches"""
+    _sights: dict[tuple[int | None, int], Sight] = field(default_factory=dict)
+    _base_masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def __call__(
+        self, own: AttentionFunction, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        """[B, H, T, d] queries -> [B, T, H, d'], of the branch tokens or of base and branch tokens."""
+        S, layer = self.grid.n_base, module.layer_idx
+        window = self.windows.of(layer)  # type: ignore[arg-type]
+        said = []
+        if self.cache is None:
+            prefix = key[:, :, :S], value[:, :, :S]
+            own_pieces = [(key[:, :, S:], value[:, :, S:])]
+            mask = self._base_mask(window, query.dtype)
+            said.append(own(module, query[:, :, :S], *prefix, mask, **kwargs)[0])
+            query = query[:, :, S:]
+        else:
+            grown = self.cache.layers[layer]  # type: ignore[index]
+            prefix, own_pieces = (grown.keys, grown.values), grown.pieces
+        said.append(
+            two_part_attention(
+                query,
+                prefix,
+                own_pieces,
+                self._sight(window, prefix[0].shape[2]),
+                scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
+                softcap=kwargs.get("softcap"),
+                sinks=kwargs.get("s_aux"),
+            )
+        )
+        return torch.cat(said, dim=1) if len(said) > 1 else said[0], None
+
+    def _base_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        if window not in self._base_masks:
+            self._base_masks[window] = additive(self.grid.base_sight(window), dtype)
+        return self._base_masks[window]
+
+    def _sight(self, window: int | None, n_kept: int) -> Sight:
+        if (window, n_kept) not in self._sights:
+            grid = self.grid
+            prefix = grid.prefix_sight(self.steps, window)[..., grid.n_base - n_kept :]
+            self._sights[window, n_kept] = Sight(grid.n_passes, ~prefix, ~grid.own_sight(self.steps, window))
+        return self._sights[window, n_kept]

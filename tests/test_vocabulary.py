@@ -1,0 +1,185 @@
+"""Tokens are drawn from the right distribution, and log-probabilities are those of the whole vocabulary at once."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from quietstar import vocabulary
+from quietstar.vocabulary import BLOCK, LMHead, choose, draw, masked_logprob, token_logprob
+from tests.tiny import VOCABULARY, seeded
+
+
+def sample(logits: Tensor, temperature: float, suppressed: Tensor | None = None) -> Tensor:
+    return choose(logits, torch.rand(len(logits), generator=seeded()), temperature, suppressed)
+
+
+def chi_square_is_plausible(tokens: Tensor, probability: Tensor) -> bool:
+    """Counts against n x probability; five standard deviations of the statistic are allowed."""
+    expected = probability * len(tokens)
+    kept = expected > 5
+    counts = torch.bincount(tokens, minlength=len(probability)).double()
+    observed = torch.cat([counts[kept], counts[~kept].sum()[None]])
+    expected = torch.cat([expected[kept], expected[~kept].sum()[None]]).double()
+    statistic = float(((observed - expected) ** 2 / expected.clamp(min=1e-3)).sum())
+    freedom = int(kept.sum())
+    return statistic < freedom + 5 * (2 * freedom) ** 0.5 + 5
+
+
+# ---------------------------------------------------------------------- one token a row
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_frequencies_are_the_softmax(temperature: float) -> None:
+    logits = 2 * torch.randn(VOCABULARY, generator=seeded(1))
+    tokens = sample(logits.expand(40_000, -1), temperature)
+    assert chi_square_is_plausible(tokens, (logits / temperature).softmax(-1))
+    assert not chi_square_is_plausible(tokens, (logits / (1.1 * temperature)).softmax(-1)), "the test is blind"
+
+
+def test_frequencies_hold_up_in_a_large_vocabulary() -> None:
+    """The cumulative sum of many small probabilities is still even."""
+    tokens = sample(torch.zeros(1, 100_000).expand(400, -1), 1.0)
+    groups = torch.bincount(tokens // 25_000, minlength=4)
+    assert chi_square_is_plausible(tokens // 25_000, torch.full((4,), 0.25)), groups
+
+
+@given(st.lists(st.lists(st.floats(-50, 50, width=32), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_temperature_0_takes_the_likeliest(rows: list[list[float]]) -> None:
+    logits = torch.tensor(rows)
+    assert torch.equal(sample(logits, 0.0), logits.argmax(-1))
+
+
+@given(
+    st.lists(st.floats(-1e4, 1e4, width=32), min_size=5, max_size=5),
+    st.sampled_from([0.0, 1e-4, 0.1, 1.0, 100.0, 1e6]),
+    st.sets(st.integers(0, 4), min_size=1, max_size=4),
+)
+def test_suppressed_tokens_are_never_drawn(row: list[float], temperature: float, ids: set[int]) -> None:
+    logits = torch.tensor(row).expand(200, -1)
+    tokens = sample(logits, temperature, torch.tensor(sorted(ids)))
+    assert not ids & set(tokens.tolist())
+    assert ((tokens >= 0) & (tokens < 5)).all()
+
+
+def test_suppressing_leaves_the_others_their_proportions() -> None:
+    logits = torch.tensor([0.0, 5.0, 1.0, 2.0])
+    tokens = sample(logits.expand(40_000, -1), 1.0, torch.tensor([1]))
+    assert chi_square_is_plausible(tokens, torch.tensor([0.0, -torch.inf, 1.0, 2.0]).softmax(-1))
+
+
+@given(
+    st.lists(st.sampled_from([0.0, -3.0, -torch.inf, -200.0]), min_size=6, max_size=6).filter(lambda row: 0.0 in row),
+    st.sampled_from([0.0, 2.0**-24, 0.5, 1 - 2.0**-24]),
+)
+def test_what_has_no_probability_is_never_drawn(row: list[float], uniform: float) -> None:
+    """At the ends of the uniform numbers too: 0, and the largest below 1."""
+    logits = torch.tensor(row)
+    token = int(choose(logits[None], torch.tensor([uniform]), 1.0))
+    assert logits.softmax(-1)[token] > 0
+
+
+@given(st.integers(1, 3 * BLOCK + 1), st.floats(0, 1, exclude_max=True, width=32), st.data())
+def test_a_token_is_where_the_cumulative_distribution_passes(V: int, uniform: float, data: st.DataObject) -> None:
+    """Summed in blocks, in float32, against the plain sum in float64: the same word but for the rounding."""
+    logits = 3 * torch.randn(1, V, generator=seeded(data.draw(st.integers(0, 99))))
+    token = int(choose(logits, torch.tensor([uniform]), 1.0))
+    cumulative = logits.double().softmax(-1).cumsum(-1)[0]
+    before = float(cumulative[token - 1]) if token else 0.0
+    assert before - 1e-5 <= uniform <= float(cumulative[token]) + 1e-5
+
+
+def head(V: int = 11, D: int = 8, **parts: object) -> LMHead:
+    return LMHead(torch.randn(V, D, generator=seeded(1)), **parts)
+
+
+def test_the_same_seed_draws_the_same_tokens() -> None:
+    hidden = torch.randn(50, 8, generator=seeded(2))
+    once, again, other = (draw(head(VOCABULARY), hidden, 1.0, generator=seeded(seed)) for seed in (0, 0, 1))
+    assert torch.equal(once, again)
+    assert not torch.equal(once, other)
+
+
+def test_draws_do_not_depend_on_how_many_rows_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = torch.randn(50, 8, generator=seeded(2))
+    together = draw(head(VOCABULARY), hidden, 1.0, generator=seeded())
+    monkeypatch.setitem(vocabulary.BYTES_AT_ONCE, "cpu", 3 * 4 * VOCABULARY)
+    assert torch.equal(draw(head(VOCABULARY), hidden, 1.0, generator=seeded()), together)
+
+
+HEADS = {
+    "plain": {},
+    "bias": {"bias": torch.randn(11, generator=seeded(3))},
+    "factor": {"factor": 0.6},
+    "divisor": {"divisor": 3.0},
+    "softcap": {"softcap": 2.5},
+    "everything": {"bias": torch.ones(11), "factor": 0.6, "divisor": 3.0, "softcap": 0.7},
+}
+
+
+@pytest.mark.parametrize("parts", HEADS)
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("suppressed", [None, [1, 4]])
+@pytest.mark.parametrize("n", [0, 1, 7, 8])
+def test_logprobs_of_a_few_rows_at_once_are_logprobs(
+    n: int, suppressed: list[int] | None, temperature: float, parts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values, and gradients of states and of the head, four rows at a time."""
+    monkeypatch.setitem(vocabulary.BYTES_AT_ONCE, "cpu", 4 * 4 * 11)
+    lm_head = head(**HEADS[parts])
+    inputs = [torch.randn(n, 8, generator=seeded()), lm_head.weight]
+    if lm_head.bias is not None:
+        inputs.append(lm_head.bias)
+    for tensor in inputs:
+        tensor.requires_grad_()
+    hidden = inputs[0]
+    tokens = torch.randint(5, 11, (n,), generator=seeded())
+    ids = None if suppressed is None else torch.tensor(suppressed)
+    up = torch.randn(n, generator=seeded(4))
+
+    ours = token_logprob(lm_head, hidden, tokens, temperature, ids)
+    logits = torch.nn.functional.linear(hidden, lm_head.weight, lm_head.bias)
+    logits = lm_head.finish(logits) / temperature
+    if ids is not None:
+        logits = logits.index_fill(-1, ids, -torch.inf)
+    direct = logits.log_softmax(-1)[torch.arange(n), tokens]
+    torch.testing.assert_close(ours, direct)
+    for own, expected in zip(
+        torch.autograd.grad((ours * up).sum(), inputs),
+        torch.autograd.grad((direct * up).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, expected)
+
+
+def test_a_frozen_head_gets_no_gradient_and_passes_one_on() -> None:
+    lm_head, hidden = head(), torch.randn(3, 8, requires_grad=True)
+    token_logprob(lm_head, hidden, torch.tensor([1, 2, 3])).sum().backward()
+    assert lm_head.weight.grad is None
+    assert (hidden.grad != 0).any()
+
+
+def test_logprobs_under_a_mask_are_0_elsewhere() -> None:
+    hidden, tokens = torch.randn(2, 3, 8), torch.randint(11, (2, 3))
+    where = torch.tensor([[True, False, True], [False, False, True]])
+    values = masked_logprob(head(), hidden, tokens, where)
+    assert torch.equal(values[where], token_logprob(head(), hidden[where], tokens[where]))
+    assert (values[~where] == 0).all()
+
+
+@pytest.mark.parametrize("how", ["autocast", "weights"])
+def test_in_bfloat16_only_the_products_are_rounded(how: str) -> None:
+    """Softmax and log in float32: as close as bfloat16 logits are, not as bfloat16 log-probabilities are."""
+    lm_head, hidden = head(200, 64), torch.randn(300, 64, generator=seeded())
+    tokens = torch.randint(200, (300,), generator=seeded())
+    exact = token_logprob(lm_head, hidden, tokens)
+    if how == "weights":
+        lm_head = LMHead(lm_head.weight.bfloat16())
+        hidden = hidden.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        ours = token_logprob(lm_head, hidden, tokens)
+        logits = hidden.bfloat16() @ lm_head.weight.bfloat16().T
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, logits.float().log_softmax(-1)[torch.arange(300), tokens])
+    assert (ours - exact).abs().max() > 1e-4, "nothing was rounded"
