@@ -204,8 +204,8 @@ def a_neighbours_branch(patch: pytest.MonkeyPatch) -> None:
         return torch.cat([base, branches | branches.roll(1, dims=2)], dim=-1)
 
     patch.setattr(ThoughtGrid, "branch_sight", wrong)
-    by_branch = two_parts._Parts._by_branch
-    patch.setattr(two_parts._Parts, "_by_branch", lambda *given: by_branch(*given).roll(1, dims=2))
+    own = two_parts._Parts._own
+    patch.setattr(two_parts._Parts, "_own", lambda *given: own(*given).roll(1, dims=2))
 
 
 def one_step_too_many(patch: pytest.MonkeyPatch) -> None:
@@ -245,22 +245,24 @@ def unscaled_embeddings(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ThoughtEmbeddings, "end", property(lambda embeddings: embeddings.end_embedding))
 
 
-def _gathered(patch: pytest.MonkeyPatch, floating: bool, ahead_of: Callable[[int], int]) -> None:
-    right = ThoughtGrid.gather_columns
-
-    def wrong(grid: ThoughtGrid, values: Tensor, ahead: int = 0) -> Tensor:
-        chosen = values.is_floating_point() == floating and values.dim() == (3 if floating else 2)
-        return right(grid, values, ahead_of(ahead) if chosen else ahead)
-
-    patch.setattr(ThoughtGrid, "gather_columns", wrong)
-
-
 def mixing_with_the_columns_state(patch: pytest.MonkeyPatch) -> None:
-    _gathered(patch, True, lambda ahead: 0)
+    right, gather = quietstar.model.talk, ThoughtGrid.gather_columns
+
+    def wrong(*given: object) -> object:
+        with pytest.MonkeyPatch.context() as meanwhile:
+            meanwhile.setattr(ThoughtGrid, "gather_columns", lambda grid, values, ahead=0: gather(grid, values))
+            return right(*given)
+
+    patch.setattr(quietstar.model, "talk", wrong)
 
 
 def true_tokens_one_late(patch: pytest.MonkeyPatch) -> None:
-    _gathered(patch, False, lambda ahead: ahead + 1)
+    right = quietstar.model.branch_embeds
+
+    def wrong(trunk: object, grid: object, embeddings: object, thoughts: object, base: Tensor, *given: int) -> Tensor:
+        return right(trunk, grid, embeddings, thoughts, base.roll(-1, dims=1), *given)
+
+    patch.setattr(quietstar.model, "branch_embeds", wrong)
 
 
 def swapped_weights(patch: pytest.MonkeyPatch) -> None:
@@ -282,7 +284,7 @@ def reward_without_looking_ahead(patch: pytest.MonkeyPatch) -> None:
 
 def policy_at_sampling_temperature(patch: pytest.MonkeyPatch) -> None:
     right = quietstar.model.masked_logprob
-    patch.setattr(quietstar.model, "masked_logprob", lambda *given: right(*given[:4]))
+    patch.setattr(quietstar.model, "masked_logprob", lambda *given, weights=None: right(*given[:4]))
 
 
 ERRORS = {

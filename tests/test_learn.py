@@ -74,6 +74,15 @@ def values_like(labels: Labels, P: int, K: int) -> tuple[Tensor, Tensor, Tensor]
     )
 
 
+def nll_of(base_nll: Tensor, talk_nll: Tensor, labels: Labels, counts: learn.Counts, base_loss_weight: float) -> Tensor:
+    P = talk_nll.shape[1]
+    return learn.nll_loss(base_nll, talk_nll, learn.nll_weights(labels, counts, P, base_loss_weight))
+
+
+def policy_of(advantage: Tensor, logprob: Tensor, labels: Labels, counts: learn.Counts) -> Tensor:
+    return learn.policy_loss(logprob, learn.policy_weights(advantage, labels, counts, logprob.shape[-1]))
+
+
 def mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
@@ -99,7 +108,7 @@ def test_losses_are_means_over_real_labels(example: tuple[Tensor, Tensor, int, i
 
     base = mean([float(base_nll[b, i]) for b in range(B) for i in range(S) if has_label(b, i + 1)])
     talk = [mean([float(talk_nll[b, p, i, k]) for b, p, i in places if has_label(b, i + 1 + k)]) for k in range(M)]
-    nll = learn.nll_loss(base_nll, talk_nll, labels, labels.count(), base_loss_weight=0.3)
+    nll = nll_of(base_nll, talk_nll, labels, labels.count(), base_loss_weight=0.3)
     assert float(nll) == pytest.approx(0.3 * base + 0.7 / M * sum(talk), abs=1e-5)
 
     advantage = learn.advantage(rewards)
@@ -109,7 +118,7 @@ def test_losses_are_means_over_real_labels(example: tuple[Tensor, Tensor, int, i
         if all(has_label(b, i + 1 + k) for k in range(M))
         for j in range(K)
     ]
-    policy = learn.policy_loss(advantage, logprob, labels, labels.count())
+    policy = policy_of(advantage, logprob, labels, labels.count())
     assert float(policy) == pytest.approx(mean(terms), abs=1e-5)
 
 
@@ -127,15 +136,12 @@ def test_losses_of_parts_add_up_to_the_whole(
     counts = labels[0].count() + labels[1].count()
     for name in ("base", "talk", "policy"):
         assert torch.equal(getattr(counts, name), getattr(whole.count(), name))
-    nll = sum(
-        learn.nll_loss(base_nll[part], talk_nll[part], own, counts, 0.5)
-        for part, own in zip(parts, labels, strict=True)
-    )
+    nll = sum(nll_of(base_nll[part], talk_nll[part], own, counts, 0.5) for part, own in zip(parts, labels, strict=True))
     policy = sum(
-        learn.policy_loss(advantage[part], logprob[part], own, counts) for part, own in zip(parts, labels, strict=True)
+        policy_of(advantage[part], logprob[part], own, counts) for part, own in zip(parts, labels, strict=True)
     )
-    torch.testing.assert_close(nll, learn.nll_loss(base_nll, talk_nll, whole, whole.count(), 0.5))
-    torch.testing.assert_close(policy, learn.policy_loss(advantage, logprob, whole, whole.count()))
+    torch.testing.assert_close(nll, nll_of(base_nll, talk_nll, whole, whole.count(), 0.5))
+    torch.testing.assert_close(policy, policy_of(advantage, logprob, whole, whole.count()))
 
 
 # ---------------------------------------------------------------------- by hand
@@ -172,11 +178,11 @@ def test_losses_by_hand() -> None:
     labels = look_ahead(row, everywhere(row), 2)
     base_nll = torch.tensor([[1.0, 3.0, 99.0]])
     talk_nll = torch.tensor([[[[1.0, 7.0], [2.0, 99.0], [99.0, 99.0]], [[3.0, 9.0], [4.0, 99.0], [99.0, 99.0]]]])
-    nll = learn.nll_loss(base_nll, talk_nll, labels, labels.count(), base_loss_weight=0.5)
+    nll = nll_of(base_nll, talk_nll, labels, labels.count(), base_loss_weight=0.5)
     assert float(nll) == 0.5 * 2 + 0.5 / 2 * (2.5 + 8)
     advantage = torch.tensor([[[2.0, 99.0, 99.0], [0.0, 99.0, 99.0]]])  # only column 0 has both its labels
     logprob = torch.tensor([[[[-1.0, -3.0]] * 3, [[-5.0, -7.0]] * 3]])
-    policy = learn.policy_loss(advantage, logprob, labels, labels.count())
+    policy = policy_of(advantage, logprob, labels, labels.count())
     assert float(policy) == -(2 * -1 + 2 * -3) / 4
 
 
@@ -184,10 +190,10 @@ def test_nothing_to_learn_is_a_loss_of_zero() -> None:
     row = torch.full((2, 3), IGNORED)
     labels = look_ahead(row, everywhere(row), 2)
     base_nll, talk_nll, logprob = values_like(labels, P=2, K=2)
-    assert learn.nll_loss(base_nll, talk_nll, labels, labels.count(), 0.5) == 0
+    assert nll_of(base_nll, talk_nll, labels, labels.count(), 0.5) == 0
     reward = learn.reward(base_nll, talk_nll, labels)
-    assert learn.policy_loss(learn.advantage(reward), logprob, labels, labels.count()) == 0
-    assert learn.policy_loss(learn.advantage(reward), logprob[..., :0], labels, labels.count()) == 0
+    assert policy_of(learn.advantage(reward), logprob, labels, labels.count()) == 0
+    assert policy_of(learn.advantage(reward), logprob[..., :0], labels, labels.count()) == 0
 
 
 # ---------------------------------------------------------------------- in the model

@@ -39,7 +39,9 @@ def grown(n_ahead_talk: int = 3) -> tuple:
 
 def test_a_branch_is_start_thought_end_and_true_tokens() -> None:
     model, trunk, grid, input_ids, thoughts = grown()
-    embeds = branch_embeds(trunk, grid, model.thought_embeddings, thoughts, input_ids, 3)
+    embeds = branch_embeds(trunk, grid, model.thought_embeddings, thoughts, trunk.embed(input_ids), 3)
+    the_rest = branch_embeds(trunk, grid, model.thought_embeddings, thoughts, trunk.embed(input_ids), 3, n_grown=2)
+    assert torch.equal(the_rest, embeds[:, 2:])
     assert embeds.shape == (2, 6, 2, 2, 32)
     word = model.get_input_embeddings()
     for b, n in ((0, 0), (0, 1), (1, 0)):
@@ -66,12 +68,13 @@ def test_branches_go_on_from_what_was_grown() -> None:
     trunk = Trunk(model.base_lm, DenseAttention(model.base_lm))
     with torch.no_grad():
         cache = DynamicCache()
-        trunk.base_pass(trunk.embed(input_ids), grid.base_mask.long(), grid.base_position_ids, cache)
-        embeds = branch_embeds(trunk, grid, model.thought_embeddings, thoughts, input_ids, 3)
+        words = trunk.embed(input_ids)
+        trunk.base_pass(words, grid.base_mask.long(), grid.base_position_ids, cache)
+        embeds = branch_embeds(trunk, grid, model.thought_embeddings, thoughts, words, 3)
         at_once = finish_branches(trunk, grid, embeds, BranchCache(cache, grid))
         over = BranchCache(cache, grid)
         first = trunk.branch_pass(grid, range(2), embeds[:, :2], over)
-        in_two = finish_branches(trunk, grid, embeds, over, grown=first)
+        in_two = finish_branches(trunk, grid, embeds[:, 2:], over, grown=first)
     torch.testing.assert_close(in_two, at_once, rtol=1e-4, atol=1e-4)
 
 

@@ -107,33 +107,44 @@ def advantage(reward: Tensor) -> Tensor:
     return (reward - baseline).clamp(min=0)
 
 
-def nll_loss(base_nll: Tensor, talk_nll: Tensor, labels: Labels, counts: Counts, base_loss_weight: float) -> Tensor:
-    """[] base_loss_weight x mean(base_nll) + (1 - base_loss_weight) / M x sum over k of mean(talk_nll at k).
+def nll_weights(labels: Labels, counts: Counts, n_passes: int, base_loss_weight: float) -> tuple[Tensor, Tensor]:
+    """[B, S] and [B, S, M] what each base_nll, and each pass's talk_nll, weighs in nll.
+
+    nll = base_loss_weight x mean(base_nll) + (1 - base_loss_weight) / M x sum over k of mean(talk_nll at k)
 
     Args:
-        base_nll: [B, S], counted wherever it has a label.
-        talk_nll: [B, P, S, M], counted at columns.
-        labels: which entries count.
+        labels: which entries count: base_nll wherever it has a label, talk_nll at columns.
         counts: how many there are in the whole optimizer step.
+        n_passes: P.
         base_loss_weight: share of the first term.
     """
-    P, M = talk_nll.shape[1], talk_nll.shape[-1]
-    base = (base_nll * labels.base).sum() / counts.base.clamp(min=1)
-    talk = (talk_nll * labels.talk[:, None]).sum((0, 1, 2)) / (P * counts.talk.clamp(min=1))
-    return base_loss_weight * base + (1 - base_loss_weight) / M * talk.sum()
+    M = labels.ahead.shape[-1]
+    base = base_loss_weight * labels.base / counts.base.clamp(min=1)
+    talk = (1 - base_loss_weight) / M * labels.talk / (n_passes * counts.talk.clamp(min=1))
+    return base, talk
 
 
-def policy_loss(advantage: Tensor, thought_logprob: Tensor, labels: Labels, counts: Counts) -> Tensor:
-    """[] REINFORCE: mean over sampled tokens of - advantage x thought_logprob, at columns with all their labels.
+def policy_weights(advantage: Tensor, labels: Labels, counts: Counts, n_tokens: int) -> Tensor:
+    """[B, P, S] what each token's - thought_logprob weighs in the policy loss.
+
+    REINFORCE: mean over sampled tokens of - advantage x thought_logprob, at columns with all their labels.
 
     Args:
         advantage: [B, P, S]
-        thought_logprob: [B, P, S, K]; the loss is 0 where K is 0.
         labels: which columns count.
         counts: how many there are in the whole optimizer step.
+        n_tokens: K, sampled tokens of a thought.
     """
-    P, K = thought_logprob.shape[1], thought_logprob.shape[-1]
-    if K == 0:
-        return advantage.new_zeros(())
-    weight = advantage * labels.policy[:, None]
-    return -(weight[..., None] * thought_logprob).sum() / (P * K * counts.policy.clamp(min=1))
+    P = advantage.shape[1]
+    return advantage * labels.policy[:, None] / (P * max(n_tokens, 1) * counts.policy.clamp(min=1))
+
+
+def nll_loss(base_nll: Tensor, talk_nll: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
+    """[] from base_nll [B, S], talk_nll [B, P, S, M] and their `nll_weights`."""
+    base, talk = weights
+    return (base_nll * base).sum() + (talk_nll * talk[:, None]).sum()
+
+
+def policy_loss(thought_logprob: Tensor, weights: Tensor) -> Tensor:
+    """[] from thought_logprob [B, P, S, K] and its `policy_weights`; 0 where K is 0."""
+    return -(thought_logprob * weights[..., None]).sum()

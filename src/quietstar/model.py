@@ -213,9 +213,11 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
                         words = grown.tokens
             if thoughts is not None:
                 words = grid.gather_columns(thoughts.transpose(1, 2)).transpose(1, 2)
-            branches = branch_embeds(trunk, grid, self.thought_embeddings, words, input_ids, n_ahead_talk)
+            grown_states = None if grown is None or together else grown.hidden
+            n_grown = 0 if grown_states is None else grown_states.shape[1]
+            branches = branch_embeds(trunk, grid, self.thought_embeddings, words, embeds, n_ahead_talk, n_grown)
             if not together:
-                hidden = finish_branches(trunk, grid, branches, over_base, None if grown is None else grown.hidden)
+                hidden = finish_branches(trunk, grid, branches, over_base, grown_states)
         if together:
             h_base, hidden = trunk.whole_pass(grid, embeds, branches)
         return h_base, words, split_branches(hidden, K)
@@ -238,22 +240,33 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         counts = labels.count() if counts is None else counts
 
         head, suppressed = trunk.head, self._suppressed()
-        output.base_nll = -masked_logprob(head, h_base, labels.ahead[..., 0], labels.base)
-        ahead = grid.gather_columns(labels.ahead)[:, None].expand(-1, P, -1, -1)  # [B, P, N, M]
+        weights = learn.nll_weights(labels, counts, P, config.base_loss_weight)
+        output.base_nll = -masked_logprob(head, h_base, labels.ahead[..., 0], labels.base, weights=weights[0])
+        ahead, talk_weights = (
+            grid.gather_columns(of_each)[:, None].expand(-1, P, -1, -1) for of_each in (labels.ahead, weights[1])
+        )  # [B, P, N, M]
         real = (ahead != learn.IGNORED) & grid.is_column[:, None, :, None]
-        output.talk_nll = -grid.scatter_columns(masked_logprob(head, said.mixed, ahead, real))
+        output.talk_nll = -grid.scatter_columns(masked_logprob(head, said.mixed, ahead, real, weights=talk_weights))
+        output.nll = learn.nll_loss(output.base_nll, output.talk_nll, weights)
+
         output.reward = learn.reward(output.base_nll, output.talk_nll, labels)
         output.advantage = learn.advantage(output.reward)
-        spoken = real.any(-1)  # [B, P, N]
+        reinforced = learn.policy_weights(output.advantage, labels, counts, words.shape[-1])  # [B, P, S]
+        at_columns = grid.gather_columns(reinforced.transpose(1, 2)).transpose(1, 2)[..., None].expand_as(words)
+        written = real.any(-1, keepdim=True).expand_as(words)  # [B, P, N, K]
         if loss_only:
-            reinforced = (output.advantage * labels.policy[:, None]) > 0
-            spoken &= grid.gather_columns(reinforced.transpose(1, 2)).transpose(1, 2)
-        spoken = spoken[..., None].expand_as(words)
-        output.thought_logprob = grid.scatter_columns(
-            masked_logprob(head, branches.h_sampled, words, spoken, config.reinforce_temperature, suppressed)
+            written = written & (at_columns > 0)
+        thought_logprob = masked_logprob(
+            head,
+            branches.h_sampled,
+            words,
+            written,
+            config.reinforce_temperature,
+            suppressed,
+            at_columns,
         )
-        output.nll = learn.nll_loss(output.base_nll, output.talk_nll, labels, counts, config.base_loss_weight)
-        output.policy_loss = learn.policy_loss(output.advantage, output.thought_logprob, labels, counts)
+        output.thought_logprob = grid.scatter_columns(thought_logprob)
+        output.policy_loss = learn.policy_loss(output.thought_logprob, reinforced)
         output.loss = output.nll
         if self.training:
             output.loss = output.nll + config.policy_weight * output.policy_loss

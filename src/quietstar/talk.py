@@ -40,29 +40,33 @@ def branch_embeds(
     grid: ThoughtGrid,
     embeddings: ThoughtEmbeddings,
     thoughts: Tensor,
-    input_ids: Tensor,
+    base_embeds: Tensor,
     n_ahead_talk: int,
+    n_grown: int = 0,
 ) -> Tensor:
-    """Embeddings of whole branches: start, thought, end, true tokens.
+    """Embeddings of branches: start, thought, end, true tokens.
 
     Args:
         trunk: the base model, for its token embeddings.
         grid: where the branches grow.
         embeddings: start and end of a thought.
         thoughts: [B, P, N, K]
-        input_ids: [B, Q], the last Q base tokens.
+        base_embeds: [B, Q, D], of the last Q base tokens.
         n_ahead_talk: M.
+        n_grown: steps that are left out at the start, as think has been through them: 0 or K.
 
     Returns:
-        [B, L, P, N, D]
+        [B, L - n_grown, P, N, D]
     """
     B, P, N, _ = thoughts.shape
-    words = trunk.embed(thoughts.permute(0, 3, 1, 2))  # [B, K, P, N, D]
-    start = embeddings.start.to(words.dtype).expand(B, 1, P, N, -1)
-    end = embeddings.end.to(words.dtype).expand(B, 1, P, N, -1)
-    true_tokens = [grid.gather_columns(input_ids, ahead) for ahead in range(1, n_ahead_talk)]
-    truth = [trunk.embed(tokens)[:, None, None].expand(-1, -1, P, -1, -1) for tokens in true_tokens]
-    return torch.cat([start, words, end, *truth], dim=1)
+    start = embeddings.start.to(base_embeds.dtype).expand(B, 1, P, N, -1)
+    end = embeddings.end.to(base_embeds.dtype).expand(B, 1, P, N, -1)
+    words = trunk.embed(thoughts[..., max(n_grown - 1, 0) :].permute(0, 3, 1, 2))  # [B, K or 1, P, N, D]
+    truth = [
+        grid.gather_columns(base_embeds, ahead)[:, None, None].expand(-1, -1, P, -1, -1)
+        for ahead in range(1, n_ahead_talk)
+    ]
+    return torch.cat([start, words, end, *truth] if n_grown == 0 else [words, end, *truth], dim=1)
 
 
 def finish_branches(
@@ -73,7 +77,7 @@ def finish_branches(
     Args:
         trunk: the base model.
         grid: where the branches grow.
-        embeds: [B, L, P, N, D] of whole branches.
+        embeds: [B, L - Q, P, N, D] of the steps that are left.
         cache: of the base pass, and of the steps that `grown` has.
         grown: [B, Q, P, N, D], states of the first Q steps where think has made them already.
 
@@ -81,7 +85,7 @@ def finish_branches(
         [B, L, P, N, D]
     """
     n_grown = 0 if grown is None else grown.shape[1]
-    hidden = trunk.branch_pass(grid, range(n_grown, grid.branch_length), embeds[:, n_grown:], cache)
+    hidden = trunk.branch_pass(grid, range(n_grown, grid.branch_length), embeds, cache)
     return hidden if grown is None else torch.cat([grown, hidden], dim=1)
 
 

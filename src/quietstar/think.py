@@ -3,7 +3,7 @@
 Legend: B examples, S base tokens, P passes, N columns, K sampled tokens of a thought, D hidden size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,12 +52,19 @@ def think(
     """
     B, P, N = grid.batch_size, grid.n_passes, grid.n_columns
     head = trunk.head
-    embeds = embeddings.start.to(trunk.dtype).expand(B, 1, P, N, -1)
-    tokens, hidden = [], [embeds[:, :0]]
+    embeds = embeddings.start.to(trunk.dtype).expand(B, 1, 1, N, -1)
+    tokens, hidden = [], [embeds[:, :0].expand(-1, -1, P, -1, -1)]
     for step in range(n_tokens):
-        hidden.append(trunk.branch_pass(grid, range(step, step + 1), embeds, cache))
-        drawn = draw(head, hidden[-1].flatten(0, -2), temperature, suppressed, generator)
-        tokens.append(drawn.view(B, P, N))
+        # start is the same token in every pass: it goes through the trunk once
+        passes = replace(grid, n_passes=1) if step == 0 else grid
+        states = trunk.branch_pass(passes, range(step, step + 1), embeds, cache)
+        n_draws = P if step == 0 else 1
+        drawn = draw(head, states.flatten(0, -2), temperature, suppressed, generator, n_draws)
+        if step == 0:
+            cache.repeat(P)
+            states, drawn = states.expand(-1, -1, P, -1, -1), drawn.view(B, N, P).transpose(1, 2)
+        hidden.append(states)
+        tokens.append(drawn.reshape(B, P, N))
         embeds = trunk.embed(tokens[-1])[:, None]
     stacked = torch.stack(tokens, dim=-1) if tokens else grid.columns.new_zeros(B, P, N, 0)
     return Thoughts(tokens=stacked, hidden=torch.cat(hidden, dim=1), cache=cache)

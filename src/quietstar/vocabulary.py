@@ -56,20 +56,22 @@ def draw(
     temperature: float,
     suppressed: Tensor | None = None,
     generator: torch.Generator | None = None,
+    n_draws: int = 1,
 ) -> Tensor:
-    """Draw a token from each state's prediction, or take the likeliest at temperature 0; no gradient.
+    """Draw tokens from each state's prediction, or take the likeliest at temperature 0; no gradient.
 
     Args:
         head: the LM head.
         hidden: [n, D]
         temperature: at least 0.
         suppressed: ids that are never drawn.
-        generator: source of one uniform number a row, on the states' device.
+        generator: source of one uniform number a token, on the states' device.
+        n_draws: m, tokens for each state.
 
     Returns:
-        [n] token ids.
+        [n, m] token ids.
     """
-    uniform = torch.rand(len(hidden), generator=generator, device=hidden.device)
+    uniform = torch.rand(len(hidden), n_draws, generator=generator, device=hidden.device)
     with torch.no_grad():
         blocks = _Blocks(head, hidden)
         tokens = [choose(blocks.logits(rows), uniform[rows], temperature, suppressed) for rows in blocks]
@@ -79,37 +81,38 @@ def draw(
 def choose(logits: Tensor, uniform: Tensor, temperature: float, suppressed: Tensor | None = None) -> Tensor:
     """The tokens at which the cumulative distribution passes the given numbers, or the likeliest at temperature 0.
 
-    Noise of vocabulary size is never made. The number is looked for among the sums of blocks of words first, then
+    Noise of vocabulary size is never made. A number is looked for among the sums of blocks of words first, then
     within one block.
 
     Args:
         logits: [n, V] in float32.
-        uniform: [n], from 0 to below 1.
+        uniform: [n, m], from 0 to below 1.
         temperature: at least 0.
         suppressed: ids that are never chosen.
 
     Returns:
-        [n] token ids.
+        [n, m] token ids.
     """
+    n, m = uniform.shape
     V = logits.shape[-1]
     if suppressed is not None and suppressed.numel():
         logits = logits.index_fill(-1, suppressed, -torch.inf)
     if temperature == 0:
-        return logits.argmax(dim=-1)
+        return logits.argmax(dim=-1, keepdim=True).expand(n, m)
     p = torch.softmax(logits if temperature == 1 else logits / temperature, dim=-1)
     n_whole = V // BLOCK
     sums = p[:, : n_whole * BLOCK].unflatten(1, (n_whole, BLOCK)).sum(-1)
     sums = torch.cat([sums, p[:, n_whole * BLOCK :].sum(-1, keepdim=True)], dim=1)
-    block, left = _pass(sums, uniform[:, None] * sums.sum(-1, keepdim=True))
-    words = block * BLOCK + torch.arange(BLOCK, device=p.device)  # [n, BLOCK]
-    inside = p.gather(1, words.clamp(max=V - 1)).masked_fill_(words >= V, 0)
-    word, _ = _pass(inside, left)
+    block, left = _pass(sums, uniform * sums.sum(-1, keepdim=True))
+    words = block[..., None] * BLOCK + torch.arange(BLOCK, device=p.device)  # [n, m, BLOCK]
+    inside = p.gather(1, words.clamp(max=V - 1).flatten(1)).view_as(words).masked_fill_(words >= V, 0)
+    word, _ = _pass(inside.flatten(0, 1), left.reshape(n * m, 1))
     # NaN is found nowhere; the loss will show it
-    return (block * BLOCK + word).squeeze(-1).clamp(max=V - 1)
+    return (block * BLOCK + word.view(n, m)).clamp(max=V - 1)
 
 
 def _pass(masses: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the sum of masses [n, m] passes a point [n, 1], and how far it is into that mass: both [n, 1].
+    """Where the sum of masses [n, x] passes points [n, m], and how far these are into that mass: both [n, m].
 
     A mass of 0 is never where it passes, as rounding may not lift the point past all of them.
     """
@@ -122,9 +125,14 @@ def _pass(masses: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def token_logprob(
-    head: LMHead, hidden: Tensor, tokens: Tensor, temperature: float = 1.0, suppressed: Tensor | None = None
+    head: LMHead,
+    hidden: Tensor,
+    tokens: Tensor,
+    temperature: float = 1.0,
+    suppressed: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """log softmax(logits / temperature) of the given tokens, in float32. Logits are made again for the gradient.
+    """log softmax(logits / temperature) of the given tokens, in float32. No logits are kept.
 
     Args:
         head: the LM head.
@@ -132,11 +140,17 @@ def token_logprob(
         tokens: [n]
         temperature: above 0.
         suppressed: ids that have no probability, None for none.
+        weights: [n], what each value weighs in the loss. For a loss that is their weighted sum, times anything,
+            gradients are made along with the values; for every other loss the logits are made a second time.
 
     Returns:
         [n]
     """
-    return _TokenLogprob.apply(hidden, head.weight, head.bias, tokens, head, temperature, suppressed)  # type: ignore[no-untyped-call,no-any-return]
+    if not torch.is_grad_enabled():
+        weights = None
+    return _TokenLogprob.apply(  # type: ignore[no-untyped-call,no-any-return]
+        hidden, head.weight, head.bias, tokens, weights, head, temperature, suppressed
+    )
 
 
 def masked_logprob(
@@ -146,9 +160,11 @@ def masked_logprob(
     where: Tensor,
     temperature: float = 1.0,
     suppressed: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """token_logprob of tokens [...] from states [..., D] where a mask [...] is true; 0 elsewhere."""
-    values = token_logprob(head, hidden[where], tokens[where], temperature, suppressed)
+    weights = None if weights is None else weights[where]
+    values = token_logprob(head, hidden[where], tokens[where], temperature, suppressed, weights)
     return torch.zeros(tokens.shape, device=values.device).masked_scatter(where, values)
 
 
@@ -163,7 +179,8 @@ class _Blocks:
         self.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
         self.head, self.hidden, self.weight = head, hidden.to(self.dtype), head.weight.to(self.dtype)
         V = len(self.weight)
-        self.n_rows = min(len(hidden), max(1, BYTES_AT_ONCE.get(device, 2**25) // (4 * V)))
+        fitting = max(1, BYTES_AT_ONCE.get(device, BYTES_AT_ONCE["cpu"]) // (4 * V))
+        self.n_rows = min(len(hidden), fitting - fitting % 64 or fitting)  # products like even sizes
         self.buffer = torch.empty(self.n_rows, V, dtype=torch.float32, device=hidden.device)
 
     def __iter__(self) -> Iterator[slice]:
@@ -188,6 +205,40 @@ class _Blocks:
         return out if head.softcap is None else out.div_(head.softcap).tanh_().mul_(head.softcap)
 
 
+class _Gradients:
+    """Gradients of states, weight and bias, put together from those of blocks of logits; None where none is needed.
+
+    Sums over blocks are in float32, whatever the parameters are in.
+    """
+
+    def __init__(self, blocks: _Blocks, hidden: Tensor, needed: tuple[bool, ...]) -> None:
+        head = self.head = blocks.head
+        self.blocks = blocks
+        self.hidden = torch.empty_like(hidden) if needed[0] else None
+        self.weight = torch.zeros(head.weight.shape, device=hidden.device) if needed[1] else None
+        self.bias = None if head.bias is None or not needed[2] else torch.zeros(head.bias.shape, device=hidden.device)
+
+    def add(self, rows: slice, d_logits: Tensor, scale: Tensor) -> None:
+        """Take in some rows' gradient of logits, [rows, V] times a scale [rows, 1]."""
+        blocks = self.blocks
+        if self.bias is not None:
+            self.bias += (d_logits.T @ scale).squeeze(1)
+        d_logits = d_logits.to(blocks.dtype)
+        if self.hidden is not None:
+            self.hidden[rows] = (d_logits @ blocks.weight).float() * scale
+        if self.weight is not None:
+            scaled = (blocks.hidden[rows].float() * scale).to(blocks.dtype)
+            if blocks.dtype == torch.float32:
+                self.weight.addmm_(d_logits.T, scaled)
+            else:
+                self.weight += d_logits.T @ scaled
+
+    def times(self, factor: Tensor | float) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """All three, times a factor, in the dtypes of what they are gradients of; done in place, so once only."""
+        pairs = ((self.hidden, self.hidden), (self.weight, self.head.weight), (self.bias, self.head.bias))
+        return tuple(d if d is None else d.mul_(factor).to(of.dtype) for d, of in pairs)  # type: ignore[return-value, union-attr]
+
+
 class _TokenLogprob(torch.autograd.Function):
     """d logits = (one-hot - p) d logprob / temperature, through the factors and the bending of the head."""
 
@@ -198,54 +249,64 @@ class _TokenLogprob(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         tokens: Tensor,
+        weights: Tensor | None,
         head: LMHead,
         temperature: float,
         suppressed: Tensor | None,
     ) -> Tensor:
         blocks = _Blocks(head, hidden)
         chosen, lse = (torch.empty(len(hidden), 1, dtype=torch.float32, device=hidden.device) for _ in range(2))
-        for rows in blocks:
-            logits = _tempered_(blocks.logits(rows), temperature, suppressed)
-            chosen[rows] = logits.gather(1, tokens[rows, None])
-            highest = logits.amax(-1, keepdim=True)
-            lse[rows] = logits.sub_(highest).exp_().sum(-1, keepdim=True).log_().add_(highest)
-        ctx.save_for_backward(hidden, weight, bias, tokens, lse, suppressed)
-        ctx.settings = head.factor, head.divisor, head.softcap, temperature, blocks.dtype
+        gradients = None if weights is None else _Gradients(blocks, hidden, ctx.needs_input_grad)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for rows in blocks:
+                logits = blocks.logits(rows)
+                slope = None if gradients is None else _slope(logits, head)
+                logits = _tempered_(logits, temperature, suppressed)
+                chosen[rows] = logits.gather(1, tokens[rows, None])
+                highest = logits.amax(-1, keepdim=True)
+                p = logits.sub_(highest).exp_()
+                total = p.sum(-1, keepdim=True)
+                lse[rows] = total.log().add_(highest)
+                if gradients is not None:
+                    scale = -weights[rows, None] / total  # type: ignore[index]
+                    gradients.add(rows, _d_logits_(p, total, tokens[rows], slope), scale)
+        ctx.save_for_backward(hidden, weight, bias, tokens, weights, lse, suppressed)
+        ctx.settings = head, temperature, blocks.dtype
+        ctx.gradients = gradients
         return (chosen - lse).squeeze(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_logprob: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, tokens, lse, suppressed = ctx.saved_tensors
-        factor, divisor, softcap, temperature, dtype = ctx.settings
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        head = LMHead(weight.to(dtype), bias, factor, divisor, softcap)
-        d_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # sums over blocks in float32, whatever the parameters are in
-        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
-        d_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device) if needs_bias else None
-        d_logprob = (d_logprob.float() * (factor / divisor / temperature))[:, None]
-        with torch.autocast(hidden.device.type, enabled=False):
+        hidden, _, _, tokens, weights, lse, suppressed = ctx.saved_tensors
+        head, temperature, dtype = ctx.settings
+        scale = head.factor / head.divisor / temperature
+        made, ctx.gradients = ctx.gradients, None
+        if made is not None and len(d_logprob):
+            times = (d_logprob * weights).sum() / weights.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
+            if (d_logprob - times * weights).abs().max() <= 1e-5 * d_logprob.abs().max():
+                return *made.times(times * scale), None, None, None, None, None
+        with torch.autocast(hidden.device.type, dtype=dtype, enabled=dtype != head.weight.dtype):
             blocks = _Blocks(head, hidden)
+        gradients = _Gradients(blocks, hidden, ctx.needs_input_grad)
+        with torch.autocast(hidden.device.type, enabled=False):
             for rows in blocks:
                 logits = blocks.logits(rows)
-                slope = None if softcap is None else 1 - (logits / softcap).square_()
-                d_logits = _tempered_(logits, temperature, suppressed).sub_(lse[rows]).exp_().mul_(-d_logprob[rows])
-                d_logits.scatter_add_(1, tokens[rows, None], d_logprob[rows])
-                if slope is not None:
-                    d_logits *= slope
-                if d_bias is not None:
-                    d_bias += d_logits.sum(0)
-                low = d_logits.to(dtype)
-                if d_hidden is not None:
-                    d_hidden[rows] = low @ head.weight
-                if d_weight is not None and dtype == torch.float32:
-                    d_weight.addmm_(low.T, blocks.hidden[rows])
-                elif d_weight is not None:
-                    d_weight += low.T @ blocks.hidden[rows]
-        d_weight = None if d_weight is None else d_weight.to(weight.dtype)
-        d_bias = None if d_bias is None else d_bias.to(bias.dtype)
-        return d_hidden, d_weight, d_bias, None, None, None, None
+                slope = _slope(logits, head)
+                p = _tempered_(logits, temperature, suppressed).sub_(lse[rows]).exp_()
+                gradients.add(rows, _d_logits_(p, 1.0, tokens[rows], slope), -d_logprob[rows, None])
+        return *gradients.times(scale), None, None, None, None, None
+
+
+def _d_logits_(p: Tensor, total: Tensor | float, tokens: Tensor, slope: Tensor | None) -> Tensor:
+    """In place: probabilities [n, V] times a total -> total times the gradient of - logprob by tempered logits."""
+    d_logits = p.scatter_add_(1, tokens[:, None], torch.zeros_like(p[:, :1]) - total)
+    return d_logits if slope is None else d_logits.mul_(slope)
+
+
+def _slope(logits: Tensor, head: LMHead) -> Tensor | None:
+    """What bending the logits does to their gradient; None without."""
+    return None if head.softcap is None else 1 - (logits / head.softcap).square_()
 
 
 def _tempered_(logits: Tensor, temperature: float, suppressed: Tensor | None) -> Tensor:

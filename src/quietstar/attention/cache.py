@@ -36,6 +36,10 @@ class BranchLayer(DynamicLayer):
         keys, values = zip(*self.pieces, strict=True)
         return torch.cat([self.keys, *keys], dim=2), torch.cat([self.values, *values], dim=2)
 
+    def repeat(self, n_passes: int) -> None:
+        """See BranchCache."""
+        self.pieces = [tuple(of.repeat(1, 1, n_passes, 1) for of in piece) for piece in self.pieces]  # type: ignore[misc]
+
     def get_seq_length(self) -> int:
         """Base and branch tokens so far."""
         return self.keys.shape[2] + sum(keys.shape[2] for keys, _ in self.pieces)
@@ -68,3 +72,8 @@ class BranchCache(DynamicCache):
                 "thinking at earlier positions than the last needs keys that this sliding-window cache has "
                 "dropped; pass past_key_values=DynamicCache() without a config, or logits_to_keep=1"
             )
+
+    def repeat(self, n_passes: int) -> None:
+        """Let steps that were the same for all passes, and went through the trunk once, be every pass's own."""
+        for layer in self.layers:
+            layer.repeat(n_passes)
