@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from quietstar import QuietStarConfig, QuietStarForCausalLM
-from quietstar.base import check_base
+from quietstar.attention.hook import own_implementation
+from quietstar.base import best_backend, check_base
 from quietstar.errors import CheckpointError, SettingsError, UnsupportedModelError
 from tests.tiny import FAMILIES, tiny_base, tiny_model
 
@@ -123,9 +124,9 @@ def test_a_base_config_needs_its_kind() -> None:
 def test_a_config_keeps_the_inner_attention() -> None:
     """transformers resets it to None, and attention then runs without its mask."""
     base_lm = tiny_base()
-    assert base_lm.config._attn_implementation == "sdpa"
+    assert own_implementation(base_lm) == "sdpa"
     QuietStarConfig(base_config=base_lm.config)
-    assert base_lm.config._attn_implementation == "sdpa"
+    assert own_implementation(base_lm) == "sdpa"
 
 
 # ---------------------------------------------------------------------- loading
@@ -158,7 +159,8 @@ def test_a_folder_of_an_encoder_decoder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_passes_and_is_left_as_it_was(family: str) -> None:
     base_lm = tiny_base(family).train()
-    check_base(base_lm)
+    assert best_backend(base_lm) == "split"
+    check_base(base_lm, "dense")
     assert base_lm.training
 
 
@@ -185,24 +187,49 @@ def without_four_dimensional_masks(kwargs: dict) -> None:
         kwargs["attention_mask"] = None
 
 
+def without_the_grid(kwargs: dict) -> None:
+    """Its layers then find no mask but the one of NaN, so that nothing is silently wrong."""
+    kwargs.pop("over_grid", None)
+
+
 def positions_in_a_row(kwargs: dict) -> None:
     ids = kwargs.get("position_ids")
     if ids is not None:
         kwargs["position_ids"] = torch.arange(ids.shape[1])[None]
 
 
-@pytest.mark.parametrize("change", [without_position_ids, without_four_dimensional_masks, positions_in_a_row])
-def test_a_model_that_ignores_what_it_is_given_is_refused(change: Callable[[dict], None]) -> None:
-    check_base(tiny_base())
-    with pytest.raises(UnsupportedModelError, match="'llama' cannot be served"):
-        check_base(instead(tiny_base(), change))
+@pytest.mark.parametrize(
+    ("change", "backend"),
+    [
+        (without_position_ids, "dense"),
+        (without_position_ids, "split"),
+        (without_four_dimensional_masks, "dense"),
+        (without_the_grid, "split"),
+        (positions_in_a_row, "dense"),
+        (positions_in_a_row, "split"),
+    ],
+)
+def test_a_model_that_ignores_what_it_is_given_is_refused(change: Callable[[dict], None], backend: str) -> None:
+    check_base(tiny_base(), backend)
+    with pytest.raises(UnsupportedModelError, match=f"'llama' cannot be served with {backend} attention"):
+        check_base(instead(tiny_base(), change), backend)
+
+
+def test_where_only_dense_masks_are_right_they_are_used_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = QuietStarForCausalLM.from_base(instead(tiny_base(), without_the_grid), n_ahead=4)
+    assert model.attention.name == "dense"
+    said = [record.getMessage() for record in caplog.records if "dense masks are used instead" in record.getMessage()]
+    assert len(said) == 1
+    with pytest.raises(UnsupportedModelError, match="with split attention"):
+        model.set_attention_backend("split")
+    assert model.attention.name == "dense"
 
 
 def test_a_model_with_logits_of_its_own_is_refused() -> None:
     """Whatever it does to logits after its head, and that we do not know of."""
     base_lm = tiny_base()
     base_lm.lm_head.register_forward_hook(lambda module, given, logits: logits)
-    check_base(base_lm)
+    check_base(base_lm, "split")
     right = base_lm.forward
 
     def forward(self: object, **kwargs: object) -> object:
@@ -212,12 +239,12 @@ def test_a_model_with_logits_of_its_own_is_refused() -> None:
 
     base_lm.forward = MethodType(forward, base_lm)
     with pytest.raises(UnsupportedModelError, match="prediction from the last hidden state"):
-        check_base(base_lm)
+        check_base(base_lm, "split")
 
 
 def test_the_check_is_made_when_loading_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_model().save_pretrained(tmp_path)
     seen = []
-    monkeypatch.setattr("quietstar.model.check_base", seen.append)
+    monkeypatch.setattr("quietstar.base.check_base", lambda *given: seen.append(given))
     loaded = QuietStarForCausalLM.from_pretrained(tmp_path)
-    assert seen == [loaded.base_lm]
+    assert seen == [(loaded.base_lm, "split")]

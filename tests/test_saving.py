@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from quietstar import QuietStarConfig, QuietStarForCausalLM
+from quietstar.attention.hook import own_implementation
 from quietstar.errors import CheckpointError
 from tests.tiny import make_thoughtful, texts, tiny_base, tiny_model
 
@@ -145,13 +146,13 @@ def test_the_attention_that_was_asked_for_is_used(family: str, implementation: s
     expected = logits(model)
     tolerance = 1e-4 * float(expected.abs().max())
     loaded = QuietStarForCausalLM.from_pretrained(tmp_path, attn_implementation=implementation)
-    assert loaded.base_lm.config._attn_implementation == implementation
+    assert own_implementation(loaded.base_lm) == implementation
     torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=tolerance)
 
     base_lm = tiny_base(family)
     base_lm.set_attn_implementation(implementation)
     fresh = QuietStarForCausalLM.from_base(base_lm, n_ahead=4)
-    assert fresh.base_lm.config._attn_implementation == implementation
+    assert own_implementation(fresh.base_lm) == implementation
     make_thoughtful(fresh)
     fresh.mixing_head.load_state_dict(model.mixing_head.state_dict())
     torch.testing.assert_close(logits(fresh), expected, rtol=0, atol=tolerance)
@@ -196,4 +197,4 @@ def test_a_folder_of_a_base_model_makes_a_thinking_one(tmp_path: Path) -> None:
     half = QuietStarForCausalLM.from_base(str(tmp_path), n_ahead=4, dtype=torch.bfloat16, attn_implementation="eager")
     assert {p.dtype for p in half.base_lm.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in half.mixing_head.parameters()} == {torch.float32}
-    assert half.base_lm.config._attn_implementation == "eager"
+    assert own_implementation(half.base_lm) == "eager"

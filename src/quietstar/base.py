@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from quietstar.attention import BranchCache, attention_backend
+from quietstar.attention import attention_backend, default_backend
 from quietstar.config import QuietStarConfig
-from quietstar.errors import CheckpointError, SettingsError, UnsupportedModelError
+from quietstar.errors import CheckpointError, QuietStarError, SettingsError, UnsupportedModelError
 from quietstar.grid import ThoughtGrid
 from quietstar.trunk import Trunk
 
@@ -46,8 +46,9 @@ def give_thoughts(
         raise SettingsError(f"{', '.join(sorted(rest))} is no setting; choose from {', '.join(sorted(SETTINGS))}")
     else:
         base_lm = base
-    check_base(base_lm)
+    backend = best_backend(base_lm)
     model = cls(QuietStarConfig(base_config=base_lm.config, **own), base_lm)
+    model.attention = attention_backend(backend, base_lm)
     model.to(base_lm.device)
     first = first_thought_vector(base_lm, model.config.initial_thought_text, tokenizer)
     model.thought_embeddings.begin_as(first)
@@ -130,18 +131,40 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def best_backend(base_lm: PreTrainedModel) -> str:
+    """The name of the attention backend to give a base model: the default one, or dense where only that is right.
+
+    Raises:
+        UnsupportedModelError: neither is right.
+    """
+    backend = default_backend(base_lm)
+    try:
+        check_base(base_lm, backend)
+    except UnsupportedModelError as error:
+        if backend == "dense":
+            raise
+        check_base(base_lm, "dense")
+        backend = "dense"
+        logger.warning("%s; dense masks are used instead, slower", error)
+    return backend
+
+
 @torch.no_grad()
-def check_base(base_lm: PreTrainedModel) -> None:
+def check_base(base_lm: PreTrainedModel, backend: str) -> None:
     """Compare a small thought grid with a plain loop that grows one branch at a time as an ordinary sequence.
 
     Two rows of a few tokens, one padded on the left, through the cached steps and through the one pass: a base
     model that ignores its mask, its positions or its cache shows it here.
 
+    Args:
+        base_lm: the base model, left as it was but for its attention function.
+        backend: the attention backend that the grid is attended over with.
+
     Raises:
         UnsupportedModelError: they differ, or the model does not take what a grid needs.
     """
     family = base_lm.config.model_type
-    cannot = f"base model family {family!r} cannot be served"
+    cannot = f"base model family {family!r} cannot be served with {backend} attention"
     if getattr(base_lm.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{cannot}: it is an encoder-decoder; choose a decoder-only model")
     if any(parameter.is_meta for parameter in base_lm.parameters()):
@@ -149,8 +172,8 @@ def check_base(base_lm: PreTrainedModel) -> None:
     was_training = base_lm.training
     base_lm.eval()
     try:
-        differences = _grid_differences(base_lm)
-    except UnsupportedModelError:
+        differences = _grid_differences(base_lm, backend)
+    except QuietStarError:
         raise
     except Exception as error:
         raise UnsupportedModelError(
@@ -168,8 +191,8 @@ def check_base(base_lm: PreTrainedModel) -> None:
             )
 
 
-def _grid_differences(base_lm: PreTrainedModel) -> dict[str, float]:
-    trunk = Trunk(base_lm, attention_backend("dense", base_lm))
+def _grid_differences(base_lm: PreTrainedModel, backend: str) -> dict[str, float]:
+    trunk = Trunk(base_lm, attention_backend(backend, base_lm))
     device = base_lm.get_input_embeddings().weight.device
     V = base_lm.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
@@ -185,7 +208,7 @@ def _grid_differences(base_lm: PreTrainedModel) -> dict[str, float]:
 
     cache = DynamicCache()
     h_base = trunk.base_pass(embeds, attention_mask, grid.base_position_ids, cache)
-    grown = BranchCache(cache, grid)
+    grown = trunk.branch_cache(cache, grid)
     cached = torch.cat(
         [trunk.branch_pass(grid, range(step, step + 1), branches[:, step : step + 1], grown) for step in range(L)],
         dim=1,

@@ -23,11 +23,11 @@ from transformers import (
 from transformers.cache_utils import Cache
 
 from quietstar import learn
-from quietstar.attention import BranchCache, attention_backend
-from quietstar.base import check_base, give_thoughts, loading
+from quietstar.attention import BranchCache, attention_backend, default_backend
+from quietstar.base import best_backend, check_base, give_thoughts, loading
 from quietstar.checks import check_arguments, check_thoughts
 from quietstar.config import QuietStarConfig
-from quietstar.errors import CheckpointError
+from quietstar.errors import CheckpointError, QuietStarError
 from quietstar.grid import ThoughtGrid, default_position_ids
 from quietstar.heads import MixingHead, ThoughtEmbeddings
 from quietstar.learn import Counts, Labels
@@ -65,7 +65,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             config.lora = add_lora(base_lm, config.lora)
         self.mixing_head = MixingHead(config.hidden_size)
         self.thought_embeddings = ThoughtEmbeddings(config.hidden_size, config.embedding_scale)
-        self.set_attention_backend("dense")
+        self.attention = attention_backend(default_backend(base_lm), base_lm)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -303,16 +303,22 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
     @property
     def trunk(self) -> Trunk:
         """The base model as think and talk use it."""
-        return Trunk(self.base_lm, self._attention)
+        return Trunk(self.base_lm, self.attention)
 
     def set_attention_backend(self, name: str) -> None:
-        """Choose how the base model attends over a grid; see `quietstar.attention.BACKENDS`.
+        """Choose how branches attend over a grid, and check it on a few tokens; see `quietstar.attention.BACKENDS`.
 
         Raises:
-            SettingsError: there is no backend of that name.
+            SettingsError: there is no backend of that name, or it cannot run on the model's device.
             UnsupportedModelError: it cannot serve this base model.
         """
-        self._attention = attention_backend(name, self.base_lm)
+        before = self.attention
+        try:
+            check_base(self.base_lm, name)
+        except QuietStarError:
+            self.attention = attention_backend(before.name, self.base_lm)
+            raise
+        self.attention = attention_backend(name, self.base_lm)
 
     def get_input_embeddings(self) -> nn.Module:
         """The base model's token embeddings."""
@@ -386,7 +392,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             )
         if model.config.lora is not None:
             train_adapters_only(model.base_lm)
-        check_base(model.base_lm)
+        model.attention = attention_backend(best_backend(model.base_lm), model.base_lm)
         return (model, info) if wants_info else model
 
     @classmethod

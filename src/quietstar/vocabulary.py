@@ -148,9 +148,7 @@ def token_logprob(
     """
     if not torch.is_grad_enabled():
         weights = None
-    return _TokenLogprob.apply(  # type: ignore[no-untyped-call,no-any-return]
-        hidden, head.weight, head.bias, tokens, weights, head, temperature, suppressed
-    )
+    return _TokenLogprob.apply(hidden, head.weight, head.bias, tokens, weights, head, temperature, suppressed)
 
 
 def masked_logprob(

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from quietstar.attention.cache import BranchCache
 from quietstar.attention.dense import DenseAttention
-from quietstar.attention.hook import unhook
+from quietstar.attention.flex import FlexAttention
+from quietstar.attention.hook import can_hook, unhook
 from quietstar.attention.split import SplitAttention
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
@@ -20,6 +21,8 @@ from quietstar.grid import ThoughtGrid
 class AttentionBackend(Protocol):
     """What think and talk ask of a backend: keyword arguments for the trunk that make it see the grid."""
 
+    name: str
+    """as BACKENDS lists it"""
     joined: bool
     """whether layers are given all keys and values in one tensor, or look the earlier ones up in the cache"""
 
@@ -35,6 +38,7 @@ class AttentionBackend(Protocol):
 BACKENDS: dict[str, Callable[[PreTrainedModel], AttentionBackend]] = {
     "dense": DenseAttention,
     "split": SplitAttention,
+    "flex": FlexAttention,
 }
 
 
@@ -49,3 +53,8 @@ def attention_backend(name: str, base_lm: PreTrainedModel) -> AttentionBackend:
         raise SettingsError(f"attention backend {name!r} is unknown; choose from {', '.join(BACKENDS)}")
     unhook(base_lm)
     return BACKENDS[name](base_lm)
+
+
+def default_backend(base_lm: PreTrainedModel) -> str:
+    """The name of the fastest backend that a base model can be given on any device."""
+    return "split" if can_hook(base_lm) else "dense"

@@ -21,6 +21,7 @@ class DenseAttention:
         UnsupportedModelError: a layer is of a kind that no mask can describe.
     """
 
+    name = "dense"
     joined = True
 
     def __init__(self, base_lm: PreTrainedModel) -> None:

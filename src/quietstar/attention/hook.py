@@ -40,6 +40,11 @@ def own_implementation(base_lm: PreTrainedModel) -> str:
     return str(base_lm.config.get_text_config()._attn_implementation).removesuffix(SUFFIX)
 
 
+def can_hook(base_lm: PreTrainedModel) -> bool:
+    """Whether the base model's attention function can be replaced."""
+    return own_implementation(base_lm) in HOOKED and bool(base_lm._can_set_attn_implementation())  # type: ignore[operator]
+
+
 def hook(base_lm: PreTrainedModel) -> None:
     """Let a base model take `over_grid`. Whatever it computes without one stays as it is.
 

@@ -3,6 +3,7 @@ the grid."""
 
 import logging
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ from quietstar.grid import ThoughtGrid
 
 logger = logging.getLogger(__name__)
 
+FEW_BRANCHES = 16
+"""branches of a row over which one small mask and one call of the base model's own attention are faster: those of a
+token that is generated, or of a short answer"""
+
 
 class SplitAttention:
     """Attention in two parts, in plain torch: for any device, and any base model whose attention can be hooked.
@@ -29,6 +34,7 @@ class SplitAttention:
         UnsupportedModelError: its attention cannot be hooked, or has layers that branches cannot grow over.
     """
 
+    name = "split"
     joined = False
 
     def __init__(self, base_lm: PreTrainedModel) -> None:
@@ -60,35 +66,37 @@ class SplitOverGrid:
     cache: BranchCache | None
     """what was before these steps; None where the pass has the base tokens too, before the branches"""
     _sights: dict[tuple[int | None, int], Sight] = field(default_factory=dict)
+    _dense_masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
     _base_masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def __call__(
         self, own: AttentionFunction, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
     ) -> tuple[Tensor, None]:
         """[B, H, T, d] queries -> [B, T, H, d'], of the branch tokens or of base and branch tokens."""
-        S, layer = self.grid.n_base, module.layer_idx
-        window = self.windows.of(layer)  # type: ignore[arg-type]
+        S, layer = self.grid.n_base, int(module.layer_idx)  # type: ignore[arg-type]
+        window = self.windows.of(layer)
         said = []
         if self.cache is None:
             prefix = key[:, :, :S], value[:, :, :S]
-            own_pieces = [(key[:, :, S:], value[:, :, S:])]
+            pieces = [(key[:, :, S:], value[:, :, S:])]
             mask = self._base_mask(window, query.dtype)
             said.append(own(module, query[:, :, :S], *prefix, mask, **kwargs)[0])
             query = query[:, :, S:]
         else:
-            grown = self.cache.layers[layer]  # type: ignore[index]
-            prefix, own_pieces = (grown.keys, grown.values), grown.pieces
-        said.append(
-            two_part_attention(
-                query,
-                prefix,
-                own_pieces,
-                self._sight(window, prefix[0].shape[2]),
-                scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
-                softcap=kwargs.get("softcap"),
-                sinks=kwargs.get("s_aux"),
-            )
-        )
+            grown = self.cache.layers[layer]
+            prefix, pieces = (grown.keys, grown.values), grown.pieces  # type: ignore[union-attr]
+        n_kept = prefix[0].shape[2]
+        what = _beyond_two_parts(kwargs)
+        if what:
+            _warn_of_dense(what)
+        if what or self.grid.step_size <= FEW_BRANCHES:
+            joined = (torch.cat(of, dim=2) for of in zip(prefix, *pieces, strict=True))
+            said.append(own(module, query, *joined, self._dense_mask(window, n_kept, query.dtype), **kwargs)[0])
+        else:
+            scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+            sight = self._sight(window, n_kept)
+            bent = {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
+            said.append(two_part_attention(query, prefix, pieces, sight, scaling=scaling, **bent))
         return torch.cat(said, dim=1) if len(said) > 1 else said[0], None
 
     def _base_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -96,9 +104,27 @@ class SplitOverGrid:
             self._base_masks[window] = additive(self.grid.base_sight(window), dtype)
         return self._base_masks[window]
 
+    def _dense_mask(self, window: int | None, n_kept: int, dtype: torch.dtype) -> Tensor:
+        if (window, n_kept) not in self._dense_masks:
+            seen = self.grid.branch_sight(self.steps, window)[..., self.grid.n_base - n_kept :]
+            self._dense_masks[window, n_kept] = additive(seen, dtype)
+        return self._dense_masks[window, n_kept]
+
     def _sight(self, window: int | None, n_kept: int) -> Sight:
         if (window, n_kept) not in self._sights:
             grid = self.grid
             prefix = grid.prefix_sight(self.steps, window)[..., grid.n_base - n_kept :]
             self._sights[window, n_kept] = Sight(grid.n_passes, ~prefix, ~grid.own_sight(self.steps, window))
         return self._sights[window, n_kept]
+
+
+def _beyond_two_parts(kwargs: dict[str, Any]) -> str | None:
+    """What a layer asks of its attention that two parts cannot do; None where there is nothing."""
+    if kwargs.get("dropout"):
+        return "attention dropout"
+    return "a position bias" if kwargs.get("position_bias") is not None else None
+
+
+@cache
+def _warn_of_dense(what: str) -> None:
+    logger.warning("%s cannot be computed in two parts: layers with it attend through dense masks, slower", what)

@@ -88,7 +88,7 @@ def two_part_attention(
         [B, C, H, d']
     """
     pieces = [tensor for keys_and_values in own for tensor in keys_and_values]
-    return _TwoParts.apply(query, *prefix, sinks, sight, scaling, softcap, *pieces)  # type: ignore[no-untyped-call,no-any-return]
+    return _TwoParts.apply(query, *prefix, sinks, sight, scaling, softcap, *pieces)
 
 
 @dataclass(slots=True)

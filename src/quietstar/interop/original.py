@@ -20,7 +20,8 @@ from transformers import MistralConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from quietstar.base import check_base, first_line, load_base, load_tokenizer, loading
+from quietstar.attention import attention_backend
+from quietstar.base import best_backend, first_line, load_base, load_tokenizer, loading
 from quietstar.config import QuietStarConfig
 from quietstar.errors import CheckpointError, UnsupportedModelError
 
@@ -85,11 +86,12 @@ def load_original(cls: "type[QuietStarForCausalLM]", path: str | Path, **setting
         base_lm = load_base(path, config=base_config, **settings)
     finally:
         transformers_logging.set_verbosity(verbosity)
-    check_base(base_lm)
+    backend = best_backend(base_lm)
 
     if "suppressed_token_ids" not in own:
         own["suppressed_token_ids"] = thought_rows(load_tokenizer(path), base_config.vocab_size)
     model = cls(QuietStarConfig(base_config=base_config, **own), base_lm)
+    model.attention = attention_backend(backend, base_lm)
     model.mixing_head.to(base_lm.device)
     model.thought_embeddings.to(base_lm.device)
     rescale = 100.0 / model.config.embedding_scale  # their parameter is a hundredth of what is fed

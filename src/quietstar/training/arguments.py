@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from quietstar.attention import BACKENDS
 from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 
@@ -46,6 +47,9 @@ class ModelArguments:
         False, "train the base model as it is, without thoughts: the baseline; saved as a plain model", MODEL
     )
     dtype: str = option("auto", "weights are loaded as: auto (as they are stored), float32 or bfloat16", MODEL)
+    attention_backend: str = option(
+        "auto", f"how branches attend: auto (the fastest that the model takes), {', '.join(BACKENDS)}", MODEL
+    )
     trust_remote_code: bool = option(False, "run code that lies beside the model on the hub", MODEL)
     lora: bool = option(
         False, "train low-rank adapters, the mixing head and the thought embeddings; nothing else", LORA
@@ -62,6 +66,10 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise SettingsError(f"dtype is {self.dtype!r}; choose from auto, float32, bfloat16, float16")
+        if self.attention_backend not in ("auto", *BACKENDS):
+            raise SettingsError(
+                f"attention_backend is {self.attention_backend!r}; choose from auto, {', '.join(BACKENDS)}"
+            )
         if self.lora_r < 1 or self.lora_alpha <= 0 or not 0 <= self.lora_dropout < 1:
             raise SettingsError(
                 f"lora_r is {self.lora_r}, lora_alpha {self.lora_alpha}, lora_dropout {self.lora_dropout}; give a "

@@ -67,6 +67,8 @@ def run_training(
         trust_remote_code=model_args.trust_remote_code,
         **({"lora": model_args.lora_settings()} if model_args.lora else {}),
     )
+    if model_args.attention_backend != "auto":
+        model.set_attention_backend(model_args.attention_backend)
     check_fit(model, tokenizer, data_args.max_length)
     if model_args.original:
         for part in (model.mixing_head, model.thought_embeddings):

@@ -1,0 +1,335 @@
+"""Time and memory of thinking, beside a plain language-model step of the same base model.
+
+    python benchmarks/speed.py                          every row of the CPU table (make bench), under 5 minutes
+    python benchmarks/speed.py --rows train score       those rows only
+    python benchmarks/speed.py --device cuda            the GPU table: Qwen3-0.6B's shape, random weights, bfloat16
+    python benchmarks/speed.py --backend dense          the same rows with dense masks
+
+Each row runs in a process of its own, in which steps of the row and plain steps take turns, so that a shared
+machine's mood falls on both; a ratio is that of their medians. The plain step is the base model alone: forward with
+labels and backward for rows that train, a forward pass for rows that score, in float32 on a CPU and in the row's own
+precision on a GPU. Peak memory is that of the whole process (CPU: largest resident set, Python and torch included,
+against a process that only runs plain steps; GPU: largest allocation). `share` is the arithmetic that the method
+needs (see `needed_flops`), over the time, over the rate of a large matrix product measured in the same process.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from quietstar import QuietStarConfig, QuietStarForCausalLM
+from quietstar.attention import BACKENDS
+
+SHAPES = {
+    "cpu": dict(
+        model_type="llama",
+        vocab_size=32_002,
+        hidden_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        intermediate_size=688,
+        max_position_embeddings=2048,
+    ),
+    "cuda": dict(
+        model_type="qwen3",
+        vocab_size=151_936,
+        hidden_size=1024,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=3072,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    ),
+}
+"""base models: that of the issue's table, and Qwen3-0.6B's shape"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    batch: int
+    length: int
+    n_ahead: int = 7
+    """start, end and 5 sampled tokens: what the released code counts as 8"""
+    n_ahead_talk: int = 4
+    train: bool = True
+    bfloat16: bool = False
+    checkpointing: bool = False
+    answer: int = 0
+    """score: the last so many tokens only; 0 is every position"""
+    layers: int = 0
+    """layers of the base model, where they are not the shape's"""
+    backend: str = "auto"
+
+
+TRAIN = Row("train", 4, 128)
+SCORE = Row("score every position", 1, 256, n_ahead_talk=1, train=False)
+ROWS = {
+    "cpu": {
+        "train": TRAIN,
+        "train-checkpointing": replace(TRAIN, what="train, gradient checkpointing", checkpointing=True),
+        "train-bfloat16": replace(TRAIN, what="train, bfloat16 autocast", bfloat16=True),
+        "train-256": replace(TRAIN, batch=2, length=256),
+        "train-512": replace(TRAIN, batch=1, length=512),
+        "train-11": replace(TRAIN, n_ahead=11),
+        "train-deep": replace(TRAIN, what="train, 12 layers, checkpointing", layers=12, checkpointing=True),
+        "score": SCORE,
+        "score-answer": replace(SCORE, what="score an answer of 4 tokens", answer=4),
+    },
+    "cuda": {
+        f"{backend}-{length}": Row("train", 8192 // length, length, n_ahead=8, bfloat16=True, backend=backend)
+        for backend, length in (("flex", 512), ("split", 512), ("flex", 1024), ("split", 1024), ("dense", 1024))
+    },
+}
+
+
+def base_config(device: str, layers: int = 0) -> PreTrainedConfig:
+    """The base model's config."""
+    shape = dict(SHAPES[device])
+    if layers:
+        shape["num_hidden_layers"] = layers
+    return AutoConfig.for_model(shape.pop("model_type"), **shape)
+
+
+def needed_flops(config: PreTrainedConfig, row: Row, n_passes: int = 2) -> float:
+    """Floating-point operations that the method needs for a row: 2 for each weight and token, 6 with gradient.
+
+    Base tokens go through trunk and LM head once; start once for each column, the rest of a branch once for each
+    pass. Each draw needs one row of logits. With gradient, half of the sampled tokens are reinforced.
+    """
+    D, heads = config.hidden_size, config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or D // heads
+    projections = D * head_dim * (2 * heads + 2 * config.num_key_value_heads)
+    trunk = config.num_hidden_layers * (projections + 3 * D * config.intermediate_size)
+    head = config.vocab_size * D
+    P = n_passes if row.train else 1
+    K, L = row.n_ahead - 2, row.n_ahead + row.n_ahead_talk - 1
+    base = row.batch * row.length
+    columns = row.batch * (row.answer or row.length - row.train)
+    branch = columns * (1 + P * (L - 1))
+    attention = config.num_hidden_layers * 2 * heads * head_dim * (row.length / 2 * (base + branch) + L / 2 * branch)
+    drawn = columns * (1 + P * (K - 1)) * head
+    if not row.train:
+        return 2.0 * ((base + branch) * trunk + attention + drawn + base * head)
+    talk = P * sum(row.batch * (row.length - 1 - k) for k in range(row.n_ahead_talk))
+    reinforced = columns * P * K / 2
+    return 6.0 * ((base + branch) * trunk + attention + (base + talk + reinforced) * head) + 2.0 * drawn
+
+
+class Bench:
+    """A base model, the thinking model around it, and the steps that are timed."""
+
+    def __init__(self, row: Row, device: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        self.row, self.device = row, device
+        self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self.config = base_config(device, row.layers)
+        with torch.device(device):
+            self.base_lm: PreTrainedModel = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype)
+            self.input_ids = torch.randint(self.config.vocab_size - 2, (row.batch, row.length))
+
+    def thinking(self) -> QuietStarForCausalLM:
+        """The thinking model, its mixing head drawn at random: a zero one would hide the thoughts' gradient."""
+        settings = QuietStarConfig(
+            base_config=self.config, n_ahead=self.row.n_ahead, n_ahead_talk=self.row.n_ahead_talk
+        )
+        model = QuietStarForCausalLM(settings, self.base_lm).to(self.device).train(self.row.train)
+        torch.nn.init.normal_(model.mixing_head.layers[-1].weight, std=0.02)
+        if self.row.backend != "auto":
+            model.set_attention_backend(self.row.backend)
+        return model
+
+    def plain(self) -> None:
+        """A step of the base model alone."""
+        if not self.row.train:
+            with torch.no_grad():
+                self.base_lm(input_ids=self.input_ids, use_cache=False)
+            return
+        self.base_lm.zero_grad(set_to_none=True)
+        self.base_lm(input_ids=self.input_ids, labels=self.input_ids, use_cache=False).loss.backward()
+
+    def step(self, model: QuietStarForCausalLM) -> None:
+        """A step of the thinking model."""
+        row = self.row
+        if not row.train:
+            with torch.no_grad():
+                model(input_ids=self.input_ids, think_at=self.answer(), use_cache=False)
+            return
+        if row.checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(self.device, torch.bfloat16, enabled=row.bfloat16 and self.device == "cpu"):
+            loss = model(input_ids=self.input_ids, labels=self.input_ids, loss_only=True).loss
+        loss.backward()
+        if row.checkpointing:
+            model.gradient_checkpointing_disable()
+
+    def answer(self) -> Tensor | None:
+        """think_at for the positions that predict the answer."""
+        if not self.row.answer:
+            return None
+        think_at = torch.zeros_like(self.input_ids)
+        think_at[:, -1 - self.row.answer : -1] = 1
+        return think_at
+
+    def seconds(self, step: Callable[[], None]) -> float:
+        """How long a step takes."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        step()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def matrix_rate(self, dtype: torch.dtype) -> float:
+        """Operations a second of a large matrix product."""
+        n = 8192 if self.device == "cuda" else 2048
+        a = torch.randn(n, n, device=self.device).to(dtype)
+        return 2 * n**3 / statistics.median(self.seconds(lambda: a @ a) for _ in range(7))
+
+    def peak_mb(self) -> float:
+        """Largest memory so far, MB."""
+        if self.device == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kB on Linux
+
+
+def measure(row: Row, device: str, steps: int, threads: int) -> dict[str, Any]:
+    """A row, in this process: seconds of its steps and of the plain steps between them, peak memory, rates."""
+    bench = Bench(row, device, threads)
+    model = bench.thinking()
+    bench.seconds(lambda: bench.step(model))
+    bench.seconds(bench.plain)
+    own, plain = [], []
+    for _ in range(steps):
+        own.append(bench.seconds(lambda: bench.step(model)))
+        # as many plain steps as take about a quarter of the row's time: one alone meets a lucky moment
+        n_plain = max(3, min(20, round(own[-1] / 4 / (plain[-1] if plain else 0.3))))
+        plain += [bench.seconds(bench.plain) for _ in range(n_plain)]
+    peak = bench.peak_mb()
+    rate = bench.matrix_rate(torch.bfloat16 if row.bfloat16 else torch.float32)
+    needed = needed_flops(bench.config, row)
+    return {"own": own, "plain": plain, "peak_mb": peak, "rate": rate, "flops": needed}
+
+
+def measure_plain(row: Row, device: str, threads: int) -> dict[str, Any]:
+    """Peak memory of plain steps alone."""
+    bench = Bench(row, device, threads)
+    for _ in range(4):
+        bench.plain()
+    return {"peak_mb": bench.peak_mb()}
+
+
+def in_a_process(row: Row, options: argparse.Namespace, kind: str) -> dict[str, Any]:
+    """`measure` or `measure_plain` in a process of its own."""
+    job = json.dumps({"row": asdict(row), "kind": kind})
+    command = [sys.executable, __file__, "--device", options.device, "--steps", str(options.steps)]
+    command += ["--threads", str(options.threads), "--job", job]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    if done.returncode:
+        why = (done.stderr.strip() or "no message").splitlines()[-1]
+        return {"error": why}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_job(options: argparse.Namespace) -> None:
+    """What a process of `in_a_process` does."""
+    job = json.loads(options.job)
+    row = Row(**job["row"])
+    found = (
+        measure(row, options.device, options.steps, options.threads)
+        if job["kind"] == "row"
+        else measure_plain(row, options.device, options.threads)
+    )
+    print(json.dumps(found))
+
+
+def line(row: Row, found: dict[str, Any], plain_mb: float) -> str:
+    """A row of the table, in Markdown."""
+    size = f"{row.batch} x {row.length}, n_ahead {row.n_ahead}"
+    backend = "" if row.backend == "auto" else f", {row.backend}"
+    if "error" in found:
+        return f"| {row.what}{backend} | {size} | {found['error']} | | | | | |"
+    own, plain = statistics.median(found["own"]), statistics.median(found["plain"])
+    spread = f"{min(found['own']):.3g} - {max(found['own']):.3g}"
+    share = found["flops"] / own / found["rate"]
+    return (
+        f"| {row.what}{backend} | {size} | {own:.3g} s ({spread}) | {plain:.3g} s | **{own / plain:.3g}** "
+        f"| {found['peak_mb']:,.0f} MB | **{found['peak_mb'] / plain_mb:.2f}** "
+        f"| {share:.0%} of {found['rate'] / 1e9:,.0f} GFLOP/s |"
+    )
+
+
+def machine(options: argparse.Namespace) -> str:
+    """What it ran on."""
+    name = platform.processor() or platform.machine()
+    if options.device == "cuda":
+        name = torch.cuda.get_device_name()
+    elif Path("/proc/cpuinfo").is_file():
+        names = [
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ]
+        name = names[0] if names else name
+    return f"{date.today()}, {name}, {options.threads} threads, torch {torch.__version__}"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rows", nargs="+", help="names of rows (default: all)")
+    parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="for rows that name none")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of a row, after one to warm up")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, help="also write all measurements here, as JSON")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.job:
+        return run_job(options)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda was given and there is no CUDA device; leave it out for the CPU table")
+    rows = ROWS[options.device]
+    if unknown := sorted(set(options.rows or []) - rows.keys()):
+        parser.error(f"no row is named {', '.join(unknown)}; choose from {', '.join(rows)}")
+    print(f"{machine(options)}: python benchmarks/speed.py {' '.join(sys.argv[1:])}\n")
+    print("| row | size | time (lowest - highest) | plain step | times plain | peak memory | times plain | share |")
+    print("|---|---|---|---|---|---|---|---|")
+    results, plain_mb = {}, {}
+    for name in options.rows or rows:
+        row = rows[name] if rows[name].backend != "auto" else replace(rows[name], backend=options.backend)
+        key = (row.train, row.batch, row.length, row.layers)
+        if key not in plain_mb:
+            plain_mb[key] = in_a_process(row, options, "plain").get("peak_mb", float("nan"))
+        results[name] = found = in_a_process(row, options, "row")
+        found["plain_peak_mb"] = plain_mb[key]
+        print(line(row, found, plain_mb[key]), flush=True)
+    if options.output:
+        options.output.write_text(json.dumps({"machine": machine(options), "rows": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""The flex backend: torch's flex attention over branches laid side by side, one kernel for CUDA devices.
+
+A branch token's sight is two runs of keys: base tokens up to its column, and its own branch up to itself. Branch
+tokens come step by step; here each branch's tokens are put together, so that both runs are short stretches, and
+128 x 128 blocks of scores that nobody sees are never computed:
+
+    keys       base tokens, filled up to whole blocks | branch 0 | branch 1 | ...
+    queries    branch 0 | branch 1 | ...              | filled up to whole blocks
+
+Whole blocks keep every index of the kernel within its tables, let many lengths share one compiled kernel, and keep
+short queries away from a second kernel of torch's, which takes fewer head sizes and groups.
+
+Legend: B examples, H heads, J key-value heads, Q steps of P x N branches, C = Q x P x N branch tokens, S base tokens
+whose keys are kept, L steps of the branches so far, R and T queries and keys in whole blocks, d head size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from quietstar.attention.cache import BranchCache
+from quietstar.attention.hook import AttentionFunction
+from quietstar.attention.split import FEW_BRANCHES, SplitAttention, SplitOverGrid, _beyond_two_parts
+from quietstar.errors import SettingsError
+from quietstar.grid import ThoughtGrid
+
+try:
+    from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+except ImportError:  # a torch built without it
+    flex_attention = None  # type: ignore[assignment]
+
+BLOCK = 128
+"""queries, and keys, of a block: flex attention's own default"""
+
+LEAST_HEAD_SIZE = 16
+"""flex attention's kernels multiply no smaller heads; they are filled up with zeros"""
+
+COMPILATION = {"recompile_limit": 64, "specialize_float": True}
+"""settings of torch's compiler: a kernel for one block or several, each dtype, with and without gradient, and kind of
+head are more than the 8 that it makes by default; and scale and softcap cannot be variables of a kernel"""
+
+
+class FlexAttention(SplitAttention):
+    """Flex attention, for base models on CUDA devices whose attention can be hooked.
+
+    Few branches, and layers with attention dropout or a position bias, attend as they do with SplitAttention.
+
+    Args:
+        base_lm: the base model; its attention is hooked.
+
+    Raises:
+        SettingsError: the base model is not on a CUDA device, or torch has no flex attention.
+        UnsupportedModelError: its attention cannot be hooked, or has layers that branches cannot grow over.
+    """
+
+    name = "flex"
+
+    def __init__(self, base_lm: PreTrainedModel) -> None:
+        if flex_attention is None:
+            raise SettingsError(
+                f"attention backend 'flex' needs torch's flex attention, which torch {torch.__version__} here lacks; "
+                "install another build of torch, or choose split"
+            )
+        _check_device(base_lm.device, "this model is")
+        super().__init__(base_lm)
+
+    def whole(self, grid: ThoughtGrid, dtype: torch.dtype) -> dict[str, Any]:
+        """See AttentionBackend."""
+        return self._over(FlexOverGrid(grid, range(grid.branch_length), self.windows, cache=None))
+
+    def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
+        """See AttentionBackend."""
+        return self._over(FlexOverGrid(grid, steps, self.windows, cache))
+
+
+@dataclass(slots=True)
+class FlexOverGrid(SplitOverGrid):
+    """One pass of the trunk over a grid, as its layers attend."""
+
+    _block_masks: dict[tuple[int | None, int], "BlockMask"] = field(default_factory=dict)
+
+    def __call__(
+        self, own: AttentionFunction, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        """[B, H, T, d] queries -> [B, T, H, d'], of the branch tokens or of base and branch tokens.
+
+        Raises:
+            SettingsError: the tensors are not on a CUDA device.
+        """
+        _check_device(query.device, "these tensors are")
+        if self.grid.step_size <= FEW_BRANCHES or _beyond_two_parts(kwargs):
+            return SplitOverGrid.__call__(self, own, module, query, key, value, **kwargs)
+        S, layer = self.grid.n_base, int(module.layer_idx)  # type: ignore[arg-type]
+        window = self.windows.of(layer)
+        said = []
+        if self.cache is None:
+            prefix = key[:, :, :S], value[:, :, :S]
+            pieces = [(key[:, :, S:], value[:, :, S:])]
+            mask = self._base_mask(window, query.dtype)
+            said.append(own(module, query[:, :, :S], *prefix, mask, **kwargs)[0])
+            query = query[:, :, S:]
+        else:
+            grown = self.cache.layers[layer]
+            prefix, pieces = (grown.keys, grown.values), grown.pieces
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        block_mask = self._block_mask(window, prefix[0].shape[2])
+        bent = {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
+        branches = (self.grid.n_passes, self.grid.n_columns)
+        said.append(flex_over_branches(query, prefix, pieces, block_mask, branches, scaling=scaling, **bent))
+        return torch.cat(said, dim=1) if len(said) > 1 else said[0], None
+
+    def _block_mask(self, window: int | None, n_kept: int) -> "BlockMask":
+        if (window, n_kept) not in self._block_masks:
+            self._block_masks[window, n_kept] = branch_block_mask(self.grid, self.steps, window, n_kept)
+        return self._block_masks[window, n_kept]
+
+
+def flex_over_branches(
+    query: Tensor,
+    prefix: tuple[Tensor, Tensor],
+    own: list[tuple[Tensor, Tensor]],
+    block_mask: "BlockMask",
+    branches: tuple[int, int],
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Attention of branch tokens to the base and to their own branches.
+
+    Args:
+        query: [B, H, C, d], step by step.
+        prefix: keys [B, J, S, d] and values [B, J, S, d'] of the base tokens.
+        own: keys [B, J, l x P x N, d] and values of the branch tokens, in pieces of some steps each, L in all.
+        block_mask: what is seen; see branch_block_mask.
+        branches: P and N.
+        scaling: factor of the scores.
+        softcap: scores are bent to stay within it.
+        sinks: [H], a score for each head that takes part in the softmax and has no value.
+
+    Returns:
+        [B, C, H, d']
+    """
+    C, size = query.shape[2], prefix[1].shape[3]
+    attend = _compiled() if query.is_cuda else _uncompiled()
+    with torch.autocast(query.device.type, enabled=False), torch._dynamo.config.patch(COMPILATION):
+        own_keys, own_values = (torch.cat(of, dim=2) for of in zip(*own, strict=True))
+        out, aux = attend(
+            _in_blocks(_by_branch(query, branches)),
+            _keys_in_blocks(prefix[0], own_keys, branches, query.dtype),
+            _keys_in_blocks(prefix[1], own_values, branches, query.dtype),
+            score_mod=None if softcap is None else _bend(softcap),
+            block_mask=block_mask,
+            scale=scaling,
+            enable_gqa=True,
+            return_aux=AuxRequest(lse=sinks is not None),
+        )
+        out = out[:, :, :C, :size]
+        if sinks is not None:
+            share = torch.sigmoid(aux.lse[:, :, :C] - sinks.float()[:, None])  # what the sink leaves of the softmax
+            out = (out * share[..., None]).to(query.dtype)
+    P, N = branches
+    return out.unflatten(2, (P, N, C // (P * N))).permute(0, 4, 2, 3, 1, 5).flatten(1, 3)
+
+
+def branch_block_mask(grid: ThoughtGrid, steps: range, window: int | None, n_kept: int) -> "BlockMask":
+    """What some steps of all branches see, as flex attention takes it: [B, 1, R, T] in blocks, never as a whole.
+
+    Args:
+        grid: where the branches grow.
+        steps: Q of them, the last L - 1.
+        window: how far back a token sees; None for everything.
+        n_kept: S, base tokens whose keys are kept: the last ones.
+    """
+    P, N, Q, L = grid.n_passes, grid.n_columns, len(steps), steps.stop
+    first_own = _whole_blocks(n_kept)
+    R, T = _whole_blocks(Q * P * N), first_own + _whole_blocks(L * P * N)
+    device, forgotten = grid.columns.device, grid.n_base - n_kept
+
+    def runs(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, P or 1, N, Q] twice -> [B, R]: keys that each query sees, none of them for those that fill up."""
+        start, stop = (pad(of.expand(-1, P, -1, Q).flatten(1), (0, R - Q * P * N)).int() for of in (start, stop))
+        return start.where(start < stop, T), stop.where(start < stop, 0)
+
+    ahead = torch.arange(steps.start + 1, steps.stop + 1, device=device)
+    column = grid.columns[:, None, :, None]
+    since = torch.zeros_like(column) if window is None else (column + ahead - window + 1 - forgotten).clamp(min=0)
+    base_start, base_stop = runs(since, column + 1 - forgotten)
+    base_seen = pad(grid.base_mask[:, forgotten:], (0, T - n_kept))  # [B, T]
+
+    own_seen = grid.own_sight(steps, window).permute(0, 3, 1, 2)[:, None]  # [B, 1, N, Q, L], one run each
+    branch = torch.arange(P * N, device=device).view(P, N, 1)
+    from_here = first_own + branch * L + own_seen.int().argmax(-1)  # [B, P, N, Q]
+    own_start, own_stop = runs(from_here, from_here + own_seen.sum(-1))
+
+    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        in_base = (k >= base_start[b, q]) & (k < base_stop[b, q]) & base_seen[b, k]
+        return in_base | ((k >= own_start[b, q]) & (k < own_stop[b, q]))
+
+    block = torch.arange(0, T, BLOCK, device=device)
+
+    def touched(start: Tensor, stop: Tensor) -> Tensor:
+        """[B, R / BLOCK, T / BLOCK]: blocks in which there may be something to see."""
+        first, last = _by_block(start).amin(-1, keepdim=True), _by_block(stop).amax(-1, keepdim=True)
+        return (first < block + BLOCK) & (last > block)
+
+    seen_by_all = _by_block(base_start).amax(-1, keepdim=True) <= block
+    seen_by_all &= _by_block(base_stop).amin(-1, keepdim=True) >= block + BLOCK
+    full = seen_by_all & _by_block(base_seen).all(-1)[:, None]
+    partial = (touched(base_start, base_stop) | touched(own_start, own_stop)) & ~full
+    return BlockMask.from_kv_blocks(
+        *_listed(partial), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=mask_mod, seq_lengths=(R, T)
+    )
+
+
+def _check_device(device: torch.device, what: str) -> None:
+    if device.type != "cuda":
+        raise SettingsError(
+            f"attention backend 'flex' runs on CUDA devices only, and {what} on {device.type}; move the model first, "
+            "or choose split"
+        )
+
+
+@cache
+def _compiled() -> Callable[..., Any]:  # lazily and once in a process
+    # as a full graph, so that too many variants end in an error and not in scores as large as the grid
+    return torch.compile(flex_attention, fullgraph=True)
+
+
+def _uncompiled() -> Callable[..., Any]:
+    return flex_attention
+
+
+@cache
+def _bend(softcap: float) -> Callable[..., Tensor]:
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return score_mod
+
+
+def _whole_blocks(n: int) -> int:
+    return -(-n // BLOCK) * BLOCK
+
+
+def _by_block(of: Tensor) -> Tensor:
+    """[B, n x BLOCK] -> [B, n, BLOCK]"""
+    return of.unflatten(1, (-1, BLOCK))
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, R / BLOCK, T / BLOCK] which blocks -> how many in each row, and first those, then the others' indices."""
+    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1).int()[:, None], order.int()[:, None]
+
+
+def _by_branch(tokens: Tensor, branches: tuple[int, int]) -> Tensor:
+    """[B, H, l x P x N, d] -> [B, H, P x N x l, d]"""
+    return tokens.unflatten(2, (-1, *branches)).permute(0, 1, 3, 4, 2, 5).flatten(2, 4)
+
+
+def _in_blocks(tokens: Tensor) -> Tensor:
+    """[B, H, n, d] -> whole blocks of tokens, and heads large enough."""
+    n, size = tokens.shape[2:]
+    return pad(tokens, (0, max(0, LEAST_HEAD_SIZE - size), 0, _whole_blocks(n) - n))
+
+
+def _keys_in_blocks(base: Tensor, own: Tensor, branches: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """[B, J, S, d] and [B, J, L x P x N, d] -> [B, J, T, d], keys or values"""
+    return torch.cat([_in_blocks(base.to(dtype)), _in_blocks(_by_branch(own.to(dtype), branches))], dim=2)
