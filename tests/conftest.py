@@ -4,9 +4,16 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def always_in_two_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grids of tests are so small that the split backend would never attend in two parts."""
+    monkeypatch.setattr("quietstar.attention.split.FEW_BRANCHES", 0)

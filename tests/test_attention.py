@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from quietstar import ThoughtGrid
-from quietstar.attention import BACKENDS, BranchCache, DenseAttention, attention_backend
+from quietstar.attention import BranchCache, DenseAttention, attention_backend
 from quietstar.attention.dense import additive
 from quietstar.errors import SettingsError, UnsupportedModelError
 from quietstar.trunk import Trunk
@@ -24,29 +24,28 @@ def grid_over(inputs: dict[str, Tensor], n_passes: int = 2, branch_length: int =
     return ThoughtGrid.grow(mask, mask, n_passes=n_passes, branch_length=branch_length)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("family", KINDS)
-def test_a_backend_attends_as_dense_masks_do(family: str, backend: str) -> None:
+def test_two_parts_attend_as_dense_masks_do(family: str) -> None:
     """Outputs and gradients, sampling and given thoughts, padded on the left."""
     model = tiny_model(family, n_ahead=5, n_ahead_talk=3)
     inputs = texts(10, 3, left=True)
     thoughts = random_thoughts(model, 2, 10, P=2)
     real = inputs["attention_mask"].bool()
     found = {}
-    for name in ("dense", backend):
+    for name in ("dense", "split"):
         model.set_attention_backend(name)
         given = model(**inputs, thoughts=thoughts)
         with torch.no_grad():
             own = model(**inputs)
         gradient = torch.autograd.grad(given.nll, model.thought_embeddings.start_embedding)[0]
         found[name] = (given.logits[real].detach(), own.logits[real], own.thoughts, gradient)
-    for dense, other in zip(found["dense"], found[backend], strict=True):
+    for dense, other in zip(found["dense"], found["split"], strict=True):
         torch.testing.assert_close(other, dense, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("family", "implementation"), [*product(KINDS[:-1], ["eager", "sdpa"]), ("gemma2", "eager")])
 def test_branches_grown_in_any_bites_are_the_same(family: str, implementation: str) -> None:
-    """Step by step, in two bites, at once over the cache, and in one pass without a cache."""
+    """Step by step, in two bites, and at once."""
     base_lm = tiny_base(family)
     base_lm.set_attn_implementation(implementation)
     trunk = Trunk(base_lm, DenseAttention(base_lm))
@@ -58,7 +57,7 @@ def test_branches_grown_in_any_bites_are_the_same(family: str, implementation: s
     with torch.no_grad():
         cache = DynamicCache()
         trunk.base_pass(embeds, inputs["attention_mask"], grid.base_position_ids, cache)
-        results = [trunk.whole_pass(grid, embeds, branches)[1]]
+        results = []
         for bites in ([6], [1, 5], [1, 1, 1, 1, 1, 1], [3, 3]):
             grown, first, parts = BranchCache(cache, grid), 0, []
             for n in bites:
@@ -142,11 +141,13 @@ def test_masks_come_as_the_family_takes_them(family: str) -> None:
     base_lm = tiny_base(family)
     config = base_lm.config
     grid = grid_over(texts(4), n_passes=1, branch_length=2)
-    mask = DenseAttention(base_lm).whole(grid, torch.float32)["attention_mask"]
+    cache = DynamicCache()
+    base_lm(torch.ones(1, 4, dtype=torch.long), past_key_values=cache)
+    mask = DenseAttention(base_lm).steps(grid, range(2), BranchCache(cache, grid), torch.float32)["attention_mask"]
     kinds = getattr(config, "layer_types", None)
     masks = mask if kinds else {"full_attention": mask}
     assert set(masks) == set(kinds or ["full_attention"])
-    assert all(mask.shape == (1, 1, 12, 12) for mask in masks.values())
+    assert all(mask.shape == (1, 1, 8, 12) for mask in masks.values())
 
 
 def test_an_unknown_backend_is_refused() -> None:
@@ -159,6 +160,6 @@ def test_an_unknown_backend_is_refused() -> None:
 def test_layers_that_no_mask_describes_are_refused() -> None:
     base_lm = tiny_base("llama")
     base_lm.config.layer_types = ["full_attention", "chunked_attention"]
-    for backend in BACKENDS:
+    for backend in ("dense", "split"):
         with pytest.raises(UnsupportedModelError, match="chunked_attention"):
             attention_backend(backend, base_lm)

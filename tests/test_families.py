@@ -1,9 +1,10 @@
-"""Every family of base model equals the plain loop: padded on either side, cached or in one pass, with gradients.
+"""Every family of base model equals the plain loop: padded on either side, cached or in parts, with gradients.
 
 The comparison is proved to bite: each deliberate error of `ERRORS` must make it fail.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ from tests.tiny import FAMILIES, WINDOWED, random_thoughts, texts, tiny_base, ti
 LENGTHS = (8, 3, 5)
 """tokens in the three rows; windows are 5"""
 BACKENDS = ("dense", "split")
-MODES = ("without gradient", "cached", "one pass")
-"""how the model runs: sampling steps kept, branches over the cached base pass, everything at once"""
+MODES = ("without gradient", "cached", "in parts")
+"""how the model runs: sampling steps kept, branches over the cached base pass, a few columns at a time"""
 OF_EACH_POSITION = {"logits": 1, "base_nll": 1, "talk_nll": 2, "mixing_weight": 2, "thought_logprob": 2}
 OF_EACH_POSITION |= {"reward": 2, "advantage": 2}
 """field -> its dimension S"""
@@ -87,7 +88,7 @@ def padded(case: Case, left: bool) -> tuple[dict[str, Tensor], Plain]:
 def running(model: QuietStarForCausalLM, mode: str, backend: str = "split") -> Iterator[None]:
     """Run the model in one of MODES, and leave it as it was."""
     model.set_attention_backend(backend)
-    if mode == "one pass":
+    if mode == "in parts":
         model.train()
         model.gradient_checkpointing_enable()
     try:
@@ -114,16 +115,16 @@ def test_model_equals_the_plain_loop(family: str, left: bool, mode: str, backend
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_of_the_cached_path_equal_those_of_the_one_pass(family: str) -> None:
+def test_gradients_of_the_cached_path_equal_those_made_in_parts(family: str) -> None:
     case = case_of(family)
     inputs, _ = padded(case, left=True)
     found = []
     for mode in MODES[1:]:
         with running(case.model, mode):
             found.append(gradients(case.model, case.model(**inputs)))
-    cached, one_pass = found
-    assert differing(cached, one_pass) == {}
-    for name, gradient in one_pass.items():
+    cached, in_parts = found
+    assert differing(cached, in_parts) == {}
+    for name, gradient in in_parts.items():
         assert gradient.abs().max() > 0, f"nothing reaches {name}"
 
 
@@ -262,7 +263,8 @@ def true_tokens_one_late(patch: pytest.MonkeyPatch) -> None:
     def wrong(trunk: object, grid: object, embeddings: object, thoughts: object, base: Tensor, *given: int) -> Tensor:
         return right(trunk, grid, embeddings, thoughts, base.roll(-1, dims=1), *given)
 
-    patch.setattr(quietstar.model, "branch_embeds", wrong)
+    for module in (quietstar.model, sys.modules["quietstar.talk"]):
+        patch.setattr(module, "branch_embeds", wrong)
 
 
 def swapped_weights(patch: pytest.MonkeyPatch) -> None:

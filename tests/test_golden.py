@@ -28,7 +28,7 @@ def rows(tensor: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("folder", "name"), of_kind("train"))
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "one-pass"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "in-parts"])
 def test_training_case(folder: Path, name: str, checkpointing: bool, tmp_path: Path) -> None:
     case = load_case(folder, name)
     model = case.load(tmp_path).train()

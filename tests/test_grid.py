@@ -41,6 +41,18 @@ def grids(draw: st.DrawFn, holes: bool = True) -> tuple[ThoughtGrid, Tensor]:
     return grid, think_at
 
 
+def whole_sight(grid: ThoughtGrid, window: int | None = None) -> Tensor:
+    """[B, T, T]: what every token of the base pass and of all branches sees."""
+    branches = grid.branch_sight(range(grid.branch_length), window)
+    base = torch.nn.functional.pad(grid.base_sight(window), (0, branches.shape[1]))
+    return torch.cat([base, branches], dim=1)
+
+
+def whole_position_ids(grid: ThoughtGrid) -> Tensor:
+    """[B, T]"""
+    return torch.cat([grid.base_position_ids, grid.branch_position_ids(range(grid.branch_length))], dim=1)
+
+
 windows = st.one_of(st.none(), st.integers(1, 9))
 
 
@@ -76,7 +88,7 @@ def sight_by_hand(grid: ThoughtGrid, b: int, window: int | None) -> Tensor:
 @given(grids(), windows)
 def test_sight_is_what_the_definition_says(made: tuple[ThoughtGrid, Tensor], window: int | None) -> None:
     grid, _ = made
-    whole = grid.whole_sight(window)
+    whole = whole_sight(grid, window)
     for b in range(grid.batch_size):
         assert torch.equal(whole[b], sight_by_hand(grid, b, window))
 
@@ -84,7 +96,7 @@ def test_sight_is_what_the_definition_says(made: tuple[ThoughtGrid, Tensor], win
 @given(grids(), windows)
 def test_every_token_sees_something(made: tuple[ThoughtGrid, Tensor], window: int | None) -> None:
     grid, _ = made
-    assert grid.whole_sight(window).any(-1).all()
+    assert whole_sight(grid, window).any(-1).all()
     assert grid.base_sight(window).any(-1).all()
 
 
@@ -96,7 +108,7 @@ def test_sight_of_some_steps_is_those_rows_of_the_whole(
     stop = data.draw(st.integers(1, grid.branch_length))
     steps = range(data.draw(st.integers(0, stop - 1)), stop)
     first, last = (grid.n_base + step * grid.step_size for step in (steps.start, steps.stop))
-    rows = grid.whole_sight(window)[:, first:last]
+    rows = whole_sight(grid, window)[:, first:last]
     assert torch.equal(grid.branch_sight(steps, window), rows[..., :last])
     assert not rows[..., last:].any()
 
@@ -107,7 +119,7 @@ def test_what_is_seen_lies_as_far_back_in_positions_as_in_indices(
 ) -> None:
     """Position ids count the same distances as the window does, padded rows included."""
     grid, _ = made
-    positions, sight = grid.whole_position_ids(), grid.whole_sight(window)
+    positions, sight = whole_position_ids(grid), whole_sight(grid, window)
     for b in range(grid.batch_size):
         real = grid.base_mask[b]
         index = torch.tensor([place.index for place in places(grid, b)])
@@ -132,7 +144,7 @@ def test_columns_are_the_chosen_positions(made: tuple[ThoughtGrid, Tensor]) -> N
 @given(grids())
 def test_position_ids_count_on_from_the_column(made: tuple[ThoughtGrid, Tensor]) -> None:
     grid, _ = made
-    ids = grid.whole_position_ids()
+    ids = whole_position_ids(grid)
     for b in range(grid.batch_size):
         of_base = grid.base_position_ids[b].tolist()
         expected = [
@@ -155,7 +167,7 @@ def test_positions_begin_at_the_first_real_token(made: tuple[ThoughtGrid, Tensor
 def test_given_position_ids_are_kept() -> None:
     position_ids = torch.tensor([[7, 8, 9]])
     grid = ThoughtGrid.grow(torch.tensor([[0, 1, 0]]), torch.ones(1, 3), position_ids, n_passes=1, branch_length=2)
-    assert grid.whole_position_ids().tolist() == [[7, 8, 9, 9, 10]]
+    assert whole_position_ids(grid).tolist() == [[7, 8, 9, 9, 10]]
 
 
 @given(grids(), st.integers(0, 3))
@@ -195,6 +207,20 @@ def test_gathering_from_the_last_tokens_only() -> None:
 def test_nowhere_and_everywhere_are_grids_too(chosen: int) -> None:
     grid = ThoughtGrid.grow(torch.full((2, 3), chosen), torch.ones(2, 3), n_passes=2, branch_length=3)
     T = 3 + 3 * 2 * 3 * chosen
-    assert grid.whole_sight().shape == (2, T, T)
-    assert grid.whole_position_ids().shape == (2, T)
+    assert whole_sight(grid).shape == (2, T, T)
+    assert whole_position_ids(grid).shape == (2, T)
     assert grid.scatter_columns(torch.ones(2, 2, 3 * chosen)).sum() == 12 * chosen
+
+
+@given(grids(), windows, st.integers(1, 9))
+def test_parts_are_the_columns_of_the_whole(made: tuple[ThoughtGrid, Tensor], window: int | None, n: int) -> None:
+    grid, _ = made
+    parts = list(grid.parts(n))
+    assert len(parts) <= n
+    assert [column for some, _ in parts for column in range(grid.n_columns)[some]] == list(range(grid.n_columns))
+    steps = range(grid.branch_length)
+    for some, part in parts:
+        assert torch.equal(part.prefix_sight(steps, window), grid.prefix_sight(steps, window)[:, :, some])
+        assert torch.equal(part.own_sight(steps, window), grid.own_sight(steps, window)[..., some])
+        of_all = grid.branch_position_ids(steps).unflatten(1, (-1, grid.n_columns))
+        assert torch.equal(part.branch_position_ids(steps).unflatten(1, (-1, part.n_columns)), of_all[..., some])

@@ -199,7 +199,7 @@ def test_nothing_to_learn_is_a_loss_of_zero() -> None:
 # ---------------------------------------------------------------------- in the model
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "one pass"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "in parts"])
 def test_batches_that_share_their_counts_add_up(checkpointing: bool) -> None:
     """Loss and gradients of one batch of four rows are the sums of those of two batches, unequal in labels."""
     model = tiny_model(n_ahead=4, n_ahead_talk=3, n_passes=2, policy_weight=1.0).train()
@@ -247,7 +247,7 @@ def policy_gradients(model: QuietStarForCausalLM, output: QuietStarOutput) -> di
     return dict(zip(named, found, strict=True))
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "one pass"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "in parts"])
 def test_where_the_policy_term_reaches(checkpointing: bool) -> None:
     """The whole base model, the start embedding and the rows of tokens; neither mixing head nor end embedding."""
     model = tiny_model(n_ahead=4, n_ahead_talk=2, n_passes=2).train()

@@ -48,7 +48,7 @@ def test_fresh_adapters_change_nothing(family: str) -> None:
     assert torch.equal(adapted(family)(**inputs).logits[real], own[real])
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "one pass"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "in parts"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_mixing_head_and_thought_embeddings_train_and_nothing_else(family: str, checkpointing: bool) -> None:
     model = adapted(family, n_passes=2).train()

@@ -125,7 +125,7 @@ def test_losses_do_not_depend_on_what_else_is_returned() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
 
 
-@pytest.mark.parametrize("mode", ["without gradient", "cached", "one pass"])
+@pytest.mark.parametrize("mode", ["without gradient", "cached", "in parts"])
 def test_think_at_restricts(mode: str) -> None:
     """Where no thought grows, logits are the base model's; where one does, nothing else matters."""
     model = tiny_model(n_ahead=4, n_ahead_talk=2, n_passes=2)
@@ -134,7 +134,7 @@ def test_think_at_restricts(mode: str) -> None:
     chosen = torch.zeros(3, 8, dtype=torch.bool)
     chosen[0, [0, 3, 4]] = True
     chosen[1, [4]] = True  # the third row thinks nowhere
-    if mode == "one pass":
+    if mode == "in parts":
         model.train()
         model.gradient_checkpointing_enable()
     with torch.set_grad_enabled(mode != "without gradient"):
@@ -152,13 +152,13 @@ def test_think_at_restricts(mode: str) -> None:
         assert (ours[~chosen] == 0).all(), name
 
 
-@pytest.mark.parametrize("mode", ["without gradient", "cached", "one pass"])
+@pytest.mark.parametrize("mode", ["without gradient", "cached", "in parts"])
 @pytest.mark.parametrize("given", [False, True], ids=["sampled", "given"])
 def test_thinking_nowhere_is_the_base_model(mode: str, given: bool) -> None:
     model = tiny_model(n_ahead=4, n_ahead_talk=2)
     inputs = texts(6, 3)
     thoughts = random_thoughts(model, 2, 6) if given else None
-    if mode == "one pass":
+    if mode == "in parts":
         model.train()
         model.gradient_checkpointing_enable()
     with torch.set_grad_enabled(mode != "without gradient"):

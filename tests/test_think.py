@@ -28,7 +28,7 @@ def test_greedy_thoughts_are_what_the_plain_loop_would_write(family: str, left: 
     assert (output.thoughts[1, 0, batch["attention_mask"][1] == 0] == 0).all(), "nothing is thought at padding"
 
 
-@pytest.mark.parametrize("mode", ["without gradient", "cached", "one pass"])
+@pytest.mark.parametrize("mode", ["without gradient", "cached", "in parts"])
 @pytest.mark.parametrize("backend", ["dense", "split"])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_thoughts_sampled_and_replayed_say_the_same(family: str, backend: str, mode: str) -> None:
@@ -36,7 +36,7 @@ def test_thoughts_sampled_and_replayed_say_the_same(family: str, backend: str, m
     model = tiny_model(family, n_ahead=5, n_ahead_talk=3, n_passes=2, policy_weight=1.0)
     model.set_attention_backend(backend)
     inputs = texts(8, 3, left=True)
-    if mode == "one pass":
+    if mode == "in parts":
         model.train()
         model.gradient_checkpointing_enable()
     with torch.set_grad_enabled(mode != "without gradient"):

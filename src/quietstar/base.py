@@ -153,7 +153,7 @@ def best_backend(base_lm: PreTrainedModel) -> str:
 def check_base(base_lm: PreTrainedModel, backend: str) -> None:
     """Compare a small thought grid with a plain loop that grows one branch at a time as an ordinary sequence.
 
-    Two rows of a few tokens, one padded on the left, through the cached steps and through the one pass: a base
+    Two rows of a few tokens, one padded on the left, step by step and in one pass: a base
     model that ignores its mask, its positions or its cache shows it here.
 
     Args:
@@ -213,7 +213,7 @@ def _grid_differences(base_lm: PreTrainedModel, backend: str) -> dict[str, float
         [trunk.branch_pass(grid, range(step, step + 1), branches[:, step : step + 1], grown) for step in range(L)],
         dim=1,
     )
-    _, whole = trunk.whole_pass(grid, embeds, branches)
+    at_once = trunk.branch_pass(grid, range(L), branches, trunk.branch_cache(cache, grid))
 
     def plain(row: int, column: int) -> Tensor:
         n_hidden = n_padded if row == 1 else 0
@@ -225,7 +225,7 @@ def _grid_differences(base_lm: PreTrainedModel, backend: str) -> dict[str, float
     own_logits = base_lm(input_ids=input_ids, attention_mask=attention_mask).logits[0]
     return {
         "a branch grown step by step": _relative(cached, loop),
-        "a branch grown in one pass": _relative(whole, loop),
+        "a branch grown in one pass": _relative(at_once, loop),
         "a prediction from the last hidden state": _relative(trunk.logits(h_base)[0], own_logits),
     }
 

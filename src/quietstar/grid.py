@@ -11,7 +11,8 @@ A branch token sees the base tokens up to its column and its own branch up to it
 Branch tokens are laid out step by step ([L, P, N] flattened), so that a step of all columns is one slice.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -153,16 +154,12 @@ class ThoughtGrid:
         seen_branch = seen_step[:, :, None, :, :, None, None] & same_branch
         return torch.cat([seen_base, seen_branch.reshape(B, Q * P * N, steps.stop * P * N)], dim=2)
 
-    def whole_sight(self, window: int | None = None) -> Tensor:
-        """[B, T, T] with T = S + L x P x N: what every token of the base pass and of all branches sees."""
-        steps = range(self.branch_length)
-        n_branch = self.branch_length * self.step_size
-        base = torch.nn.functional.pad(self.base_sight(window), (0, n_branch))
-        return torch.cat([base, self.branch_sight(steps, window)], dim=1)
-
-    def whole_position_ids(self) -> Tensor:
-        """[B, T]: position ids of the base pass and of all branches."""
-        return torch.cat([self.base_position_ids, self.branch_position_ids(range(self.branch_length))], dim=1)
+    def parts(self, n: int) -> Iterator[tuple[slice, Self]]:
+        """At most n grids that each have some of the columns, and which."""
+        size = max(1, -(-self.n_columns // n))
+        for first in range(0, self.n_columns, size):
+            some = slice(first, first + size)
+            yield some, replace(self, columns=self.columns[:, some], is_column=self.is_column[:, some])  # type: ignore[arg-type]
 
     def gather_columns(self, values: Tensor, ahead: int = 0) -> Tensor:
         """[B, Q, ...] for the last Q base tokens -> [B, N, ...]: what stands `ahead` of each column.

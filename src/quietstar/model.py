@@ -33,7 +33,16 @@ from quietstar.heads import MixingHead, ThoughtEmbeddings
 from quietstar.learn import Counts, Labels
 from quietstar.lora import add_lora, merge_lora, train_adapters_only
 from quietstar.output import QuietStarOutput
-from quietstar.talk import Branches, Talk, branch_embeds, finish_branches, mixed_states, split_branches, talk
+from quietstar.talk import (
+    Branches,
+    Talk,
+    branch_embeds,
+    branches_in_parts,
+    finish_branches,
+    mixed_states,
+    split_branches,
+    talk,
+)
 from quietstar.think import Thoughts, think
 from quietstar.trunk import Trunk
 from quietstar.vocabulary import masked_logprob
@@ -191,35 +200,32 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> tuple[Tensor, Tensor, Branches]:
         """The base pass, the thoughts, and the states along the branches.
 
-        With gradient, the branches run in one pass over the base pass's keys and values, from which gradients
-        flow back. Gradient checkpointing keeps no keys and values: there, base and branches run in one pass
-        together, after thoughts were sampled without gradient. Without gradient, branches go on from where the
-        sampling left them.
+        The branches run over the base pass's keys and values, through which gradients flow back into the text.
+        They go on from where the sampling left them; under gradient checkpointing, which would drop those keys and
+        values, thoughts are sampled without gradient and whole branches then made some columns at a time.
 
         Returns:
             h_base [B, Q, D], thoughts [B, P, N, K], states along the branches.
         """
         trunk, K, Q = self.trunk, self.config.n_thought_tokens, input_ids.shape[1]
-        together = torch.is_grad_enabled() and trunk.recomputes and grid.n_base == Q
+        in_parts = torch.is_grad_enabled() and trunk.recomputes
         embeds = trunk.embed(input_ids)
-        grown: Thoughts | None = None
+        over_text = (trunk, grid, self.thought_embeddings)
         with trunk.keeping_caches():
-            if thoughts is None or not together:
-                with torch.set_grad_enabled(torch.is_grad_enabled() and not together):
-                    h_base = trunk.base_pass(embeds, attention_mask, grid.base_position_ids[:, -Q:], cache)
-                    over_base = trunk.branch_cache(cache, grid)
-                    if thoughts is None:
-                        grown = sample(over_base)
-                        words = grown.tokens
-            if thoughts is not None:
+            h_base = trunk.base_pass(embeds, attention_mask, grid.base_position_ids[:, -Q:], cache)
+            branch_cache, grown = trunk.branch_cache(cache, grid), None
+            if thoughts is None:
+                with torch.set_grad_enabled(torch.is_grad_enabled() and not in_parts):
+                    sampled = sample(branch_cache)
+                words, grown = sampled.tokens, sampled.hidden
+            else:
                 words = grid.gather_columns(thoughts.transpose(1, 2)).transpose(1, 2)
-            grown_states = None if grown is None or together else grown.hidden
-            n_grown = 0 if grown_states is None else grown_states.shape[1]
-            branches = branch_embeds(trunk, grid, self.thought_embeddings, words, embeds, n_ahead_talk, n_grown)
-            if not together:
-                hidden = finish_branches(trunk, grid, branches, over_base, grown_states)
-        if together:
-            h_base, hidden = trunk.whole_pass(grid, embeds, branches)
+            if in_parts:
+                hidden = branches_in_parts(*over_text, words, embeds, n_ahead_talk, cache)
+            else:
+                n_grown = 0 if grown is None else grown.shape[1]
+                branches = branch_embeds(*over_text, words, embeds, n_ahead_talk, n_grown)
+                hidden = finish_branches(trunk, grid, branches, branch_cache, grown)
         return h_base, words, split_branches(hidden, K)
 
     def _learn(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache
 
 from quietstar.attention import BranchCache
 from quietstar.grid import ThoughtGrid
@@ -87,6 +89,45 @@ def finish_branches(
     n_grown = 0 if grown is None else grown.shape[1]
     hidden = trunk.branch_pass(grid, range(n_grown, grid.branch_length), embeds, cache)
     return hidden if grown is None else torch.cat([grown, hidden], dim=1)
+
+
+def branches_in_parts(
+    trunk: Trunk,
+    grid: ThoughtGrid,
+    embeddings: ThoughtEmbeddings,
+    thoughts: Tensor,
+    base_embeds: Tensor,
+    n_ahead_talk: int,
+    cache: Cache,
+) -> Tensor:
+    """States along whole branches, some columns at a time, each part made again for its gradient.
+
+    There are twice as many parts as layers, so that what a part keeps in all layers while its gradient is made is
+    half of what all branches keep in one layer, however deep the model.
+
+    Args:
+        trunk: the base model.
+        grid: where the branches grow.
+        embeddings: start and end of a thought.
+        thoughts: [B, P, N, K]
+        base_embeds: [B, Q, D], of the last Q base tokens.
+        n_ahead_talk: M.
+        cache: of the base pass.
+
+    Returns:
+        [B, L, P, N, D]
+    """
+
+    def states(part: ThoughtGrid, words: Tensor) -> Tensor:
+        embeds = branch_embeds(trunk, part, embeddings, words, base_embeds, n_ahead_talk)
+        with trunk.keeping_caches():
+            return finish_branches(trunk, part, embeds, trunk.branch_cache(cache, part))
+
+    parts = [
+        checkpoint(states, part, thoughts[:, :, some], use_reentrant=False)
+        for some, part in grid.parts(2 * len(cache.layers))
+    ]
+    return torch.cat(parts, dim=3) if parts else states(grid, thoughts)
 
 
 def split_branches(hidden: Tensor, n_thought_tokens: int) -> Branches:

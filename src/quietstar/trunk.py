@@ -91,19 +91,6 @@ class Trunk:
         )
         return hidden.reshape(embeds.shape)
 
-    def whole_pass(self, grid: ThoughtGrid, base_embeds: Tensor, branch_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """Base tokens and all branches at once, nothing cached.
-
-        [B, S, D] and [B, L, P, N, D] embeddings -> h_base [B, S, D] and branch states [B, L, P, N, D].
-        """
-        hidden = self._states(
-            torch.cat([base_embeds, branch_embeds.flatten(1, 3)], dim=1),
-            position_ids=grid.whole_position_ids(),
-            **self.attention.whole(grid, base_embeds.dtype),
-        )
-        S = grid.n_base
-        return hidden[:, :S], hidden[:, S:].reshape(branch_embeds.shape)
-
     def check_reach(self, n_base: int, branch_length: int) -> None:
         """Raise SettingsError where rows of so many tokens and their branches reach past learned positions."""
         config = self.base_lm.config.get_text_config()

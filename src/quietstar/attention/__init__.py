@@ -26,10 +26,6 @@ class AttentionBackend(Protocol):
     joined: bool
     """whether layers are given all keys and values in one tensor, or look the earlier ones up in the cache"""
 
-    def whole(self, grid: ThoughtGrid, dtype: torch.dtype) -> dict[str, Any]:
-        """For base tokens and all branches in one pass, nothing cached."""
-        ...
-
     def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
         """For some steps of all branches over the keys and values of everything before them."""
         ...

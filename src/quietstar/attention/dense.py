@@ -27,11 +27,6 @@ class DenseAttention:
     def __init__(self, base_lm: PreTrainedModel) -> None:
         self.windows = LayerWindows(base_lm.config.get_text_config())
 
-    def whole(self, grid: ThoughtGrid, dtype: torch.dtype) -> dict[str, Any]:
-        """See AttentionBackend."""
-        masks = self.windows.masks(lambda layer: additive(grid.whole_sight(self.windows.of(layer)), dtype))
-        return {"attention_mask": masks}
-
     def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
         """See AttentionBackend."""
 

@@ -70,10 +70,6 @@ class FlexAttention(SplitAttention):
         _check_device(base_lm.device, "this model is")
         super().__init__(base_lm)
 
-    def whole(self, grid: ThoughtGrid, dtype: torch.dtype) -> dict[str, Any]:
-        """See AttentionBackend."""
-        return self._over(FlexOverGrid(grid, range(grid.branch_length), self.windows, cache=None))
-
     def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
         """See AttentionBackend."""
         return self._over(FlexOverGrid(grid, steps, self.windows, cache))
@@ -87,8 +83,8 @@ class FlexOverGrid(SplitOverGrid):
 
     def __call__(
         self, own: AttentionFunction, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
-    ) -> tuple[Tensor, None]:
-        """[B, H, T, d] queries -> [B, T, H, d'], of the branch tokens or of base and branch tokens.
+    ) -> tuple[Tensor, Tensor | None]:
+        """[B, H, C, d] queries of branch tokens -> [B, C, H, d'].
 
         Raises:
             SettingsError: the tensors are not on a CUDA device.
@@ -96,24 +92,19 @@ class FlexOverGrid(SplitOverGrid):
         _check_device(query.device, "these tensors are")
         if self.grid.step_size <= FEW_BRANCHES or _beyond_two_parts(kwargs):
             return SplitOverGrid.__call__(self, own, module, query, key, value, **kwargs)
-        S, layer = self.grid.n_base, int(module.layer_idx)  # type: ignore[arg-type]
-        window = self.windows.of(layer)
-        said = []
-        if self.cache is None:
-            prefix = key[:, :, :S], value[:, :, :S]
-            pieces = [(key[:, :, S:], value[:, :, S:])]
-            mask = self._base_mask(window, query.dtype)
-            said.append(own(module, query[:, :, :S], *prefix, mask, **kwargs)[0])
-            query = query[:, :, S:]
-        else:
-            grown = self.cache.layers[layer]
-            prefix, pieces = (grown.keys, grown.values), grown.pieces
-        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        block_mask = self._block_mask(window, prefix[0].shape[2])
-        bent = {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
-        branches = (self.grid.n_passes, self.grid.n_columns)
-        said.append(flex_over_branches(query, prefix, pieces, block_mask, branches, scaling=scaling, **bent))
-        return torch.cat(said, dim=1) if len(said) > 1 else said[0], None
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        window, grown = self.windows.of(layer), self.cache.layers[layer]
+        attended = flex_over_branches(
+            query,
+            (grown.keys, grown.values),
+            grown.pieces,
+            self._block_mask(window, grown.keys.shape[2]),
+            (self.grid.n_passes, self.grid.n_columns),
+            scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
+            softcap=kwargs.get("softcap"),
+            sinks=kwargs.get("s_aux"),
+        )
+        return attended, None
 
     def _block_mask(self, window: int | None, n_kept: int) -> "BlockMask":
         if (window, n_kept) not in self._block_masks:
@@ -148,7 +139,7 @@ def flex_over_branches(
         [B, C, H, d']
     """
     C, size = query.shape[2], prefix[1].shape[3]
-    attend = _compiled() if query.is_cuda else _uncompiled()
+    attend = _flex_attention(query.is_cuda)
     with torch.autocast(query.device.type, enabled=False), torch._dynamo.config.patch(COMPILATION):
         own_keys, own_values = (torch.cat(of, dim=2) for of in zip(*own, strict=True))
         out, aux = attend(
@@ -200,7 +191,7 @@ def branch_block_mask(grid: ThoughtGrid, steps: range, window: int | None, n_kep
     own_start, own_stop = runs(from_here, from_here + own_seen.sum(-1))
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        in_base = (k >= base_start[b, q]) & (k < base_stop[b, q]) & base_seen[b, k]
+        in_base = (k >= base_start[b, q]) & (k < base_stop[b, q])
         return in_base | ((k >= own_start[b, q]) & (k < own_stop[b, q]))
 
     block = torch.arange(0, T, BLOCK, device=device)
@@ -228,13 +219,9 @@ def _check_device(device: torch.device, what: str) -> None:
 
 
 @cache
-def _compiled() -> Callable[..., Any]:  # lazily and once in a process
-    # as a full graph, so that too many variants end in an error and not in scores as large as the grid
-    return torch.compile(flex_attention, fullgraph=True)
-
-
-def _uncompiled() -> Callable[..., Any]:
-    return flex_attention
+def _flex_attention(on_cuda: bool) -> Callable[..., Any]:
+    # compiled as a full graph, so that too many variants end in an error and not in scores as large as the grid
+    return torch.compile(flex_attention, fullgraph=True) if on_cuda else flex_attention  # type: ignore[return-value]
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -42,7 +42,7 @@ def own_implementation(base_lm: PreTrainedModel) -> str:
 
 def can_hook(base_lm: PreTrainedModel) -> bool:
     """Whether the base model's attention function can be replaced."""
-    return own_implementation(base_lm) in HOOKED and bool(base_lm._can_set_attn_implementation())  # type: ignore[operator]
+    return own_implementation(base_lm) in HOOKED and bool(base_lm._can_set_attn_implementation())
 
 
 def hook(base_lm: PreTrainedModel) -> None:
@@ -70,10 +70,12 @@ def unhook(base_lm: PreTrainedModel) -> None:
 
 def own_attention(module: nn.Module) -> AttentionFunction:
     """The attention function that a layer of a hooked base model has of its own."""
-    name = module.config._attn_implementation.removesuffix(SUFFIX)  # type: ignore[union-attr]
+    config: PreTrainedConfig = module.config  # type: ignore[assignment]
+    name = str(config._attn_implementation).removesuffix(SUFFIX)
     if name == "eager":  # every modeling file has its own
-        return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
-    return ALL_ATTENTION_FUNCTIONS[name]  # type: ignore[no-any-return]
+        own: AttentionFunction = sys.modules[type(module).__module__].eager_attention_forward
+        return own
+    return ALL_ATTENTION_FUNCTIONS[name]
 
 
 def attend(

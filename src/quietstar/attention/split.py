@@ -42,10 +42,6 @@ class SplitAttention:
         self.windows = LayerWindows(base_lm.config.get_text_config())
         hook(base_lm)
 
-    def whole(self, grid: ThoughtGrid, dtype: torch.dtype) -> dict[str, Any]:
-        """See AttentionBackend."""
-        return self._over(SplitOverGrid(grid, range(grid.branch_length), self.windows, cache=None))
-
     def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
         """See AttentionBackend."""
         return self._over(SplitOverGrid(grid, steps, self.windows, cache))
@@ -63,46 +59,29 @@ class SplitOverGrid:
     grid: ThoughtGrid
     steps: range
     windows: LayerWindows
-    cache: BranchCache | None
-    """what was before these steps; None where the pass has the base tokens too, before the branches"""
+    cache: BranchCache
+    """what was before these steps"""
     _sights: dict[tuple[int | None, int], Sight] = field(default_factory=dict)
     _dense_masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
-    _base_masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def __call__(
         self, own: AttentionFunction, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
-    ) -> tuple[Tensor, None]:
-        """[B, H, T, d] queries -> [B, T, H, d'], of the branch tokens or of base and branch tokens."""
-        S, layer = self.grid.n_base, int(module.layer_idx)  # type: ignore[arg-type]
-        window = self.windows.of(layer)
-        said = []
-        if self.cache is None:
-            prefix = key[:, :, :S], value[:, :, :S]
-            pieces = [(key[:, :, S:], value[:, :, S:])]
-            mask = self._base_mask(window, query.dtype)
-            said.append(own(module, query[:, :, :S], *prefix, mask, **kwargs)[0])
-            query = query[:, :, S:]
-        else:
-            grown = self.cache.layers[layer]
-            prefix, pieces = (grown.keys, grown.values), grown.pieces  # type: ignore[union-attr]
+    ) -> tuple[Tensor, Tensor | None]:
+        """[B, H, C, d] queries of branch tokens -> [B, C, H, d']."""
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        window, grown = self.windows.of(layer), self.cache.layers[layer]
+        prefix, pieces = (grown.keys, grown.values), grown.pieces
         n_kept = prefix[0].shape[2]
         what = _beyond_two_parts(kwargs)
         if what:
             _warn_of_dense(what)
         if what or self.grid.step_size <= FEW_BRANCHES:
             joined = (torch.cat(of, dim=2) for of in zip(prefix, *pieces, strict=True))
-            said.append(own(module, query, *joined, self._dense_mask(window, n_kept, query.dtype), **kwargs)[0])
-        else:
-            scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-            sight = self._sight(window, n_kept)
-            bent = {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
-            said.append(two_part_attention(query, prefix, pieces, sight, scaling=scaling, **bent))
-        return torch.cat(said, dim=1) if len(said) > 1 else said[0], None
-
-    def _base_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        if window not in self._base_masks:
-            self._base_masks[window] = additive(self.grid.base_sight(window), dtype)
-        return self._base_masks[window]
+            return own(module, query, *joined, self._dense_mask(window, n_kept, query.dtype), **kwargs)
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        sight = self._sight(window, n_kept)
+        bent = {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
+        return two_part_attention(query, prefix, pieces, sight, scaling=scaling, **bent), None
 
     def _dense_mask(self, window: int | None, n_kept: int, dtype: torch.dtype) -> Tensor:
         if (window, n_kept) not in self._dense_masks:
