@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from quietstar.attention import attention_backend, default_backend
+from quietstar.attention import SplitAttention, attention_backend, default_backend
 from quietstar.config import QuietStarConfig
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError, UnsupportedModelError
 from quietstar.grid import ThoughtGrid
@@ -192,7 +192,10 @@ def check_base(base_lm: PreTrainedModel, backend: str) -> None:
 
 
 def _grid_differences(base_lm: PreTrainedModel, backend: str) -> dict[str, float]:
-    trunk = Trunk(base_lm, attention_backend(backend, base_lm))
+    attention = attention_backend(backend, base_lm)
+    if isinstance(attention, SplitAttention):
+        attention.few_branches = 0  # so few as here would not be split
+    trunk = Trunk(base_lm, attention)
     device = base_lm.get_input_embeddings().weight.device
     V = base_lm.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)

@@ -20,13 +20,12 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from quietstar.attention.cache import BranchCache
-from quietstar.attention.hook import AttentionFunction
-from quietstar.attention.split import FEW_BRANCHES, SplitAttention, SplitOverGrid, _beyond_two_parts
+from quietstar.attention.split import SplitAttention, SplitOverGrid
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
 
@@ -72,7 +71,7 @@ class FlexAttention(SplitAttention):
 
     def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
         """See AttentionBackend."""
-        return self._over(FlexOverGrid(grid, steps, self.windows, cache))
+        return self._over(FlexOverGrid(grid, steps, self.windows, cache, self.few_branches))
 
 
 @dataclass(slots=True)
@@ -81,30 +80,30 @@ class FlexOverGrid(SplitOverGrid):
 
     _block_masks: dict[tuple[int | None, int], "BlockMask"] = field(default_factory=dict)
 
-    def __call__(
-        self, own: AttentionFunction, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """[B, H, C, d] queries of branch tokens -> [B, C, H, d'].
+    def over_branches(
+        self,
+        window: int | None,
+        query: Tensor,
+        prefix: tuple[Tensor, Tensor],
+        pieces: list[tuple[Tensor, Tensor]],
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        """See SplitOverGrid.
 
         Raises:
             SettingsError: the tensors are not on a CUDA device.
         """
         _check_device(query.device, "these tensors are")
-        if self.grid.step_size <= FEW_BRANCHES or _beyond_two_parts(kwargs):
-            return SplitOverGrid.__call__(self, own, module, query, key, value, **kwargs)
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        window, grown = self.windows.of(layer), self.cache.layers[layer]
-        attended = flex_over_branches(
+        return flex_over_branches(
             query,
-            (grown.keys, grown.values),
-            grown.pieces,
-            self._block_mask(window, grown.keys.shape[2]),
+            prefix,
+            pieces,
+            self._block_mask(window, prefix[0].shape[2]),
             (self.grid.n_passes, self.grid.n_columns),
             scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
             softcap=kwargs.get("softcap"),
             sinks=kwargs.get("s_aux"),
         )
-        return attended, None
 
     def _block_mask(self, window: int | None, n_kept: int) -> "BlockMask":
         if (window, n_kept) not in self._block_masks:
@@ -191,7 +190,7 @@ def branch_block_mask(grid: ThoughtGrid, steps: range, window: int | None, n_kep
     own_start, own_stop = runs(from_here, from_here + own_seen.sum(-1))
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        in_base = (k >= base_start[b, q]) & (k < base_stop[b, q])
+        in_base = (k >= base_start[b, q]) & (k < base_stop[b, q]) & base_seen[b, k]
         return in_base | ((k >= own_start[b, q]) & (k < own_stop[b, q]))
 
     block = torch.arange(0, T, BLOCK, device=device)

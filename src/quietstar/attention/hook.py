@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -70,7 +70,7 @@ def unhook(base_lm: PreTrainedModel) -> None:
 
 def own_attention(module: nn.Module) -> AttentionFunction:
     """The attention function that a layer of a hooked base model has of its own."""
-    config: PreTrainedConfig = module.config  # type: ignore[assignment]
+    config: Any = module.config
     name = str(config._attn_implementation).removesuffix(SUFFIX)
     if name == "eager":  # every modeling file has its own
         own: AttentionFunction = sys.modules[type(module).__module__].eager_attention_forward

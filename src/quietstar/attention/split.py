@@ -39,12 +39,13 @@ class SplitAttention:
 
     def __init__(self, base_lm: PreTrainedModel) -> None:
         self.base_lm = base_lm
+        self.few_branches = FEW_BRANCHES
         self.windows = LayerWindows(base_lm.config.get_text_config())
         hook(base_lm)
 
     def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
         """See AttentionBackend."""
-        return self._over(SplitOverGrid(grid, steps, self.windows, cache))
+        return self._over(SplitOverGrid(grid, steps, self.windows, cache, self.few_branches))
 
     def _over(self, over_grid: "SplitOverGrid") -> dict[str, Any]:
         hook(self.base_lm)  # again, as its attention may have been set since
@@ -61,6 +62,8 @@ class SplitOverGrid:
     windows: LayerWindows
     cache: BranchCache
     """what was before these steps"""
+    few_branches: int
+    """see FEW_BRANCHES"""
     _sights: dict[tuple[int | None, int], Sight] = field(default_factory=dict)
     _dense_masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
 
@@ -72,16 +75,32 @@ class SplitOverGrid:
         window, grown = self.windows.of(layer), self.cache.layers[layer]
         prefix, pieces = (grown.keys, grown.values), grown.pieces
         n_kept = prefix[0].shape[2]
-        what = _beyond_two_parts(kwargs)
+        what = beyond_two_parts(kwargs)
         if what:
             _warn_of_dense(what)
-        if what or self.grid.step_size <= FEW_BRANCHES:
+        if what or self.grid.step_size <= self.few_branches:
             joined = (torch.cat(of, dim=2) for of in zip(prefix, *pieces, strict=True))
             return own(module, query, *joined, self._dense_mask(window, n_kept, query.dtype), **kwargs)
-        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        sight = self._sight(window, n_kept)
-        bent = {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
-        return two_part_attention(query, prefix, pieces, sight, scaling=scaling, **bent), None
+        return self.over_branches(window, query, prefix, pieces, kwargs), None
+
+    def over_branches(
+        self,
+        window: int | None,
+        query: Tensor,
+        prefix: tuple[Tensor, Tensor],
+        pieces: list[tuple[Tensor, Tensor]],
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        """[B, H, C, d] queries, keys and values as `two_part_attention` takes them -> [B, C, H, d']."""
+        return two_part_attention(
+            query,
+            prefix,
+            pieces,
+            self._sight(window, prefix[0].shape[2]),
+            scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
+            softcap=kwargs.get("softcap"),
+            sinks=kwargs.get("s_aux"),
+        )
 
     def _dense_mask(self, window: int | None, n_kept: int, dtype: torch.dtype) -> Tensor:
         if (window, n_kept) not in self._dense_masks:
@@ -97,7 +116,7 @@ class SplitOverGrid:
         return self._sights[window, n_kept]
 
 
-def _beyond_two_parts(kwargs: dict[str, Any]) -> str | None:
+def beyond_two_parts(kwargs: dict[str, Any]) -> str | None:
     """What a layer asks of its attention that two parts cannot do; None where there is nothing."""
     if kwargs.get("dropout"):
         return "attention dropout"
