@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from quietstar import QuietStarConfig, QuietStarForCausalLM
@@ -125,12 +124,12 @@ def needed_flops(config: PreTrainedConfig, row: Row, n_passes: int = 2) -> float
     P = n_passes if row.train else 1
     K, L = row.n_ahead - 2, row.n_ahead + row.n_ahead_talk - 1
     base = row.batch * row.length
-    columns = row.batch * (row.answer or row.length - 1)
+    columns = row.batch * (row.answer or row.length - row.train)
     branch = columns * (1 + P * (L - 1))
     attention = config.num_hidden_layers * 2 * heads * head_dim * (row.length / 2 * (base + branch) + L / 2 * branch)
     drawn = columns * (1 + P * (K - 1)) * head
     if not row.train:
-        return 2.0 * ((base + branch) * trunk + attention + drawn + 2 * columns * head)
+        return 2.0 * ((base + branch) * trunk + attention + drawn + columns * head)
     talk = P * sum(row.batch * (row.length - 1 - k) for k in range(row.n_ahead_talk))
     reinforced = columns * P * K / 2
     return 6.0 * ((base + branch) * trunk + attention + (base + talk + reinforced) * head) + 2.0 * drawn
@@ -173,8 +172,11 @@ class Bench:
         """A step of the thinking model."""
         row = self.row
         if not row.train:
-            with torch.no_grad():  # log-probabilities of the answer, with and without thoughts
-                model(input_ids=self.input_ids, labels=self.answer(), n_ahead_talk=1, loss_only=True)
+            # logits after thoughts: at every position, or at those that predict the answer
+            think_at = torch.ones_like(self.input_ids)
+            think_at[:, -1] = not row.answer
+            with torch.no_grad():
+                model(self.input_ids, think_at=think_at, logits_to_keep=row.answer and row.answer + 1, use_cache=False)
             return
         if row.checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -184,13 +186,6 @@ class Bench:
         loss.backward()
         if row.checkpointing:
             model.gradient_checkpointing_disable()
-
-    def answer(self) -> Tensor:
-        """Labels of the tokens that are scored."""
-        labels = self.input_ids.clone()
-        if self.row.answer:
-            labels[:, : -self.row.answer] = -100
-        return labels
 
     def seconds(self, step: Callable[[], None]) -> float:
         """How long a step takes."""

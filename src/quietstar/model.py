@@ -157,11 +157,12 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             n_passes=P,
             branch_length=config.n_ahead + M - 1,
         )
-        self.trunk.check_reach(grid.n_base, grid.branch_length)
+        trunk = self.trunk
+        trunk.check_reach(grid.n_base, grid.branch_length)
 
         def sample(cache: BranchCache) -> Thoughts:
             return think(
-                self.trunk,
+                trunk,
                 grid,
                 cache,
                 self.thought_embeddings,
@@ -171,7 +172,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
                 generator=generator,
             )
 
-        h_base, words, branches = self._grow(grid, input_ids, attention_mask, cache, thoughts, sample, M)
+        h_base, words, branches = self._grow(trunk, grid, input_ids, attention_mask, cache, thoughts, sample, M)
         if thoughts is not None and labels is not None:
             check_thoughts(config, words, grid.is_column)
         said = talk(grid, self.mixing_head, h_base, branches.h_thought)
@@ -182,7 +183,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values=cache if use_cache else None,
         )
         if not loss_only:
-            output.logits = self.trunk.logits(mixed_states(grid, h_base, said)[:, kept])
+            output.logits = trunk.logits(mixed_states(grid, h_base, said)[:, kept])
         if labels is not None:
             ahead = Labels.look_ahead(labels, wanted, M, attention_mask)
             self._learn(output, grid, ahead, counts, h_base, branches, said, words, loss_only)
@@ -190,6 +191,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _grow(
         self,
+        trunk: Trunk,
         grid: ThoughtGrid,
         input_ids: Tensor,
         attention_mask: Tensor,
@@ -207,7 +209,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         Returns:
             h_base [B, Q, D], thoughts [B, P, N, K], states along the branches.
         """
-        trunk, K, Q = self.trunk, self.config.n_thought_tokens, input_ids.shape[1]
+        K, Q = self.config.n_thought_tokens, input_ids.shape[1]
         in_parts = torch.is_grad_enabled() and trunk.recomputes
         embeds = trunk.embed(input_ids)
         over_text = (trunk, grid, self.thought_embeddings)

@@ -7,6 +7,7 @@ Legend: B examples, S base tokens, P passes, N columns, Q steps of a branch, D h
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ class Trunk:
     def __init__(self, base_lm: PreTrainedModel, attention: AttentionBackend) -> None:
         self.base_lm = base_lm
         self.attention = attention
+        self._table: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -43,7 +45,13 @@ class Trunk:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[...] token ids -> [..., D]"""
-        return self.base_lm.get_input_embeddings()(tokens)
+        module = self.base_lm.get_input_embeddings()
+        plain = type(module) is nn.Embedding and module.max_norm is None and not module._forward_hooks
+        if not (plain and torch.is_grad_enabled() and module.weight.requires_grad):
+            return module(tokens)
+        if self._table is None:
+            self._table = _OneGradient.apply(module.weight)
+        return nn.functional.embedding(tokens, self._table, module.padding_idx, sparse=True)
 
     @property
     def head(self) -> LMHead:
@@ -133,3 +141,15 @@ class Trunk:
             **kwargs,
         )
         return outputs.last_hidden_state
+
+
+class _OneGradient(torch.autograd.Function):
+    """[V, D] embeddings that are looked up many times: rows of gradient are gathered, and made one at the end."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, d_table: Tensor) -> Tensor:
+        return d_table.to_dense() if d_table.is_sparse else d_table

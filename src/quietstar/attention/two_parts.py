@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 BITS = 1 / math.log(2)
 """in a nat"""
 
-COLUMNS_AT_ONCE = 128
+COLUMNS_AT_ONCE = 64
 """columns whose scores are one block: keys past the last of them are never multiplied"""
 
 ROWS_AT_LEAST = 8
