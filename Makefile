@@ -1,5 +1,6 @@
 # make demo   the whole story on a CPU, in minutes      make check   lint, format, types
-# make test   set up and run the tests                  make clean   remove the virtual environment
+# make test   set up and run the tests                  make bench   time and memory beside a plain step, in minutes
+# make clean  remove the virtual environment
 #
 # Each target makes the virtual environment where it is missing. PYTHON=python3.12 make ... chooses another Python.
 
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 # Byte code is written when a module is first imported: compiling all of torch beforehand takes a minute.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo test check format clean
+.PHONY: demo test check bench format clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/quietstar demo $(DEMO_OPTIONS)
@@ -18,13 +19,16 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(TEST_OPTIONS)
 
 check: $(VENV)/installed-dev
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 
+bench: $(VENV)/installed-dev
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/speed.py $(BENCH_OPTIONS)
+
 format: $(VENV)/installed-dev
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
 
 clean:
 	rm -rf $(VENV)

@@ -4,6 +4,7 @@
     python benchmarks/speed.py --rows train score       those rows only
     python benchmarks/speed.py --device cuda            the GPU table: Qwen3-0.6B's shape, random weights, bfloat16
     python benchmarks/speed.py --backend dense          the same rows with dense masks
+    python benchmarks/speed.py --profile --rows train   where a row's time goes, by torch.profiler
 
 Each row runs in a process of its own, in which steps of the row and plain steps take turns, so that a shared
 machine's mood falls on both; a ratio is that of their medians. The plain step is the base model alone: forward with
@@ -228,6 +229,22 @@ def measure(row: Row, device: str, steps: int, threads: int) -> dict[str, Any]:
     return {"own": own, "plain": plain, "peak_mb": peak, "rate": rate, "flops": needed}
 
 
+def profile(row: Row, device: str, threads: int) -> str:
+    """Shares of a step's time by operation, the largest first."""
+    bench = Bench(row, device, threads)
+    model = bench.thinking()
+    bench.step(model)
+    with torch.profiler.profile() as recorded:
+        bench.step(model)
+    name = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    times = sorted(((getattr(event, name), event.key) for event in recorded.key_averages()), reverse=True)
+    total = sum(spent for spent, _ in times)
+    lines = [
+        f"| {key.removeprefix('aten::')} | {spent / 1e6:.2f} s | {spent / total:.1%} |" for spent, key in times[:16]
+    ]
+    return "\n".join([f"{row.what}: {total / 1e6:.2f} s", "| operation | time | share |", "|---|---|---|", *lines])
+
+
 def measure_plain(row: Row, device: str, threads: int) -> dict[str, Any]:
     """Peak memory of plain steps alone."""
     bench = Bench(row, device, threads)
@@ -299,6 +316,7 @@ def main() -> None:
     parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="for rows that name none")
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a row, after one to warm up")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--profile", action="store_true", help="print where the time goes, instead of the table")
     parser.add_argument("--output", type=Path, help="also write all measurements here, as JSON")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -309,6 +327,11 @@ def main() -> None:
     rows = ROWS[options.device]
     if unknown := sorted(set(options.rows or []) - rows.keys()):
         parser.error(f"no row is named {', '.join(unknown)}; choose from {', '.join(rows)}")
+    if options.profile:
+        for name in options.rows or rows:
+            row = rows[name] if rows[name].backend != "auto" else replace(rows[name], backend=options.backend)
+            print(profile(row, options.device, options.threads), end="\n\n")
+        return
     print(f"{machine(options)}: python benchmarks/speed.py {' '.join(sys.argv[1:])}\n")
     print("| row | size | time (lowest - highest) | plain step | times plain | peak memory | times plain | share |")
     print("|---|---|---|---|---|---|---|---|")

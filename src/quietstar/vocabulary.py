@@ -71,7 +71,10 @@ def draw(
     Returns:
         [n, m] token ids.
     """
-    uniform = torch.rand(len(hidden), n_draws, generator=generator, device=hidden.device)
+    shape, device = (len(hidden), n_draws), hidden.device
+    uniform = (
+        torch.rand(shape, generator=generator, device=device) if temperature else torch.zeros(shape, device=device)
+    )
     with torch.no_grad():
         blocks = _Blocks(head, hidden)
         tokens = [choose(blocks.logits(rows), uniform[rows], temperature, suppressed) for rows in blocks]
