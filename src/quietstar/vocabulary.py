@@ -71,10 +71,9 @@ def draw(
     Returns:
         [n, m] token ids.
     """
-    shape, device = (len(hidden), n_draws), hidden.device
-    uniform = (
-        torch.rand(shape, generator=generator, device=device) if temperature else torch.zeros(shape, device=device)
-    )
+    uniform = torch.zeros(len(hidden), n_draws, device=hidden.device)
+    if temperature:
+        uniform.uniform_(generator=generator)
     with torch.no_grad():
         blocks = _Blocks(head, hidden)
         tokens = [choose(blocks.logits(rows), uniform[rows], temperature, suppressed) for rows in blocks]
