@@ -221,7 +221,7 @@ def measure(row: Row, device: str, steps: int, threads: int) -> dict[str, Any]:
     for _ in range(steps):
         own.append(bench.seconds(lambda: bench.step(model)))
         # as many plain steps as take about a quarter of the row's time: one alone meets a lucky moment
-        n_plain = max(3, min(20, round(own[-1] / 4 / (plain[-1] if plain else 0.3))))
+        n_plain = max(4, min(20, round(own[-1] / 4 / (plain[-1] if plain else 0.3))))
         plain += [bench.seconds(bench.plain) for _ in range(n_plain)]
     peak = bench.peak_mb()
     rate = bench.matrix_rate(torch.bfloat16 if row.bfloat16 else torch.float32)
@@ -314,7 +314,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rows", nargs="+", help="names of rows (default: all)")
     parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="for rows that name none")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of a row, after one to warm up")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of a row, after one to warm up")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--profile", action="store_true", help="print where the time goes, instead of the table")
     parser.add_argument("--output", type=Path, help="also write all measurements here, as JSON")

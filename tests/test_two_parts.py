@@ -286,3 +286,17 @@ def test_the_base_model_alone_computes_what_it_did(caplog: pytest.LogCaptureFixt
         model.base_lm.generate(**inputs, max_new_tokens=4, do_sample=False),
         tiny_base("gemma3_text").generate(**inputs, max_new_tokens=4, do_sample=False),
     )
+
+
+def test_a_base_model_goes_by_its_own_name_but_while_branches_attend() -> None:
+    """Some modeling files look at the name of their attention function: GPT-2 has one path for eager alone."""
+    model, inputs = tiny_model("gpt2", n_ahead=4), texts(6)
+    seen = []
+    model.base_lm.transformer.h[0].register_forward_pre_hook(
+        lambda layer, given: seen.append((given[0].shape[1], model.base_lm.config._attn_implementation))
+    )
+    with torch.no_grad():
+        model(**inputs)
+    assert model.base_lm.config._attn_implementation == "sdpa"
+    assert seen[0] == (6, "sdpa")
+    assert {name for _, name in seen[1:]} == {"sdpa+thoughts"}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quietstar import vocabulary
-from quietstar.vocabulary import BLOCK, LMHead, choose, draw, masked_logprob, token_logprob
+from quietstar.vocabulary import BLOCK, LMHead, bend, choose, draw, masked_logprob, token_logprob
 from tests.tiny import VOCABULARY, seeded
 
 
@@ -122,10 +122,11 @@ HEADS = {
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("suppressed", [None, [1, 4]])
 @pytest.mark.parametrize("n", [0, 1, 7, 8])
+@pytest.mark.parametrize("weighed", ["not", "as the loss", "otherwise"])
 def test_logprobs_of_a_few_rows_at_once_are_logprobs(
-    n: int, suppressed: list[int] | None, temperature: float, parts: str, monkeypatch: pytest.MonkeyPatch
+    n: int, suppressed: list[int] | None, temperature: float, parts: str, weighed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Values, and gradients of states and of the head, four rows at a time."""
+    """Values, and gradients of states and of the head, four rows at a time; made with the values, or afterwards."""
     monkeypatch.setitem(vocabulary.BYTES_AT_ONCE, "cpu", 4 * 4 * 11)
     lm_head = head(**HEADS[parts])
     inputs = [torch.randn(n, 8, generator=seeded()), lm_head.weight]
@@ -138,19 +139,20 @@ def test_logprobs_of_a_few_rows_at_once_are_logprobs(
     ids = None if suppressed is None else torch.tensor(suppressed)
     up = torch.randn(n, generator=seeded(4))
 
-    ours = token_logprob(lm_head, hidden, tokens, temperature, ids)
+    weights = {"not": None, "as the loss": -0.3 * up, "otherwise": up.flip(0) + 1}[weighed]
+
+    ours = token_logprob(lm_head, hidden, tokens, temperature, ids, weights)
     logits = torch.nn.functional.linear(hidden, lm_head.weight, lm_head.bias)
-    logits = lm_head.finish(logits) / temperature
+    logits = bend(logits, lm_head.factor, lm_head.divisor, lm_head.softcap) / temperature
     if ids is not None:
         logits = logits.index_fill(-1, ids, -torch.inf)
     direct = logits.log_softmax(-1)[torch.arange(n), tokens]
     torch.testing.assert_close(ours, direct)
-    for own, expected in zip(
-        torch.autograd.grad((ours * up).sum(), inputs),
-        torch.autograd.grad((direct * up).sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(own, expected)
+    theirs = torch.autograd.grad((direct * up).sum(), inputs)
+    for _ in range(2):  # a graph that is kept gives the same gradients again
+        found = torch.autograd.grad((ours * up).sum(), inputs, retain_graph=True)
+        for own, expected in zip(found, theirs, strict=True):
+            torch.testing.assert_close(own, expected)
 
 
 def test_a_frozen_head_gets_no_gradient_and_passes_one_on() -> None:
@@ -183,3 +185,16 @@ def test_in_bfloat16_only_the_products_are_rounded(how: str) -> None:
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, logits.float().log_softmax(-1)[torch.arange(300), tokens])
     assert (ours - exact).abs().max() > 1e-4, "nothing was rounded"
+
+
+def test_float16_gradients_survive_a_loss_scale() -> None:
+    """Made before the scale is known they would vanish or overflow: they are made afterwards."""
+    hidden = torch.randn(20, 8, generator=seeded()).half().requires_grad_()
+    lm_head = LMHead(torch.randn(3000, 8, generator=seeded(1)).half().requires_grad_())
+    weights = torch.full((20,), 2.0**-14)
+    values = token_logprob(lm_head, hidden, torch.arange(20), weights=weights)
+    found = torch.autograd.grad(2.0**16 * (values * weights).sum(), (hidden, lm_head.weight))
+    exact = [tensor.detach().float().requires_grad_() for tensor in (hidden, lm_head.weight)]
+    logprob = (exact[0] @ exact[1].T).log_softmax(-1)[torch.arange(20), torch.arange(20)]
+    for own, expected in zip(found, torch.autograd.grad(4 * logprob.sum(), exact), strict=True):
+        torch.testing.assert_close(own.float(), expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))

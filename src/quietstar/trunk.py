@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 from quietstar.attention import AttentionBackend, BranchCache
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
-from quietstar.vocabulary import LMHead
+from quietstar.vocabulary import LMHead, bend
 
 
 class Trunk:
@@ -31,7 +31,6 @@ class Trunk:
     def __init__(self, base_lm: PreTrainedModel, attention: AttentionBackend) -> None:
         self.base_lm = base_lm
         self.attention = attention
-        self._table: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -45,13 +44,7 @@ class Trunk:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[...] token ids -> [..., D]"""
-        module = self.base_lm.get_input_embeddings()
-        plain = type(module) is nn.Embedding and module.max_norm is None and not module._forward_hooks
-        if not (plain and torch.is_grad_enabled() and module.weight.requires_grad):
-            return module(tokens)
-        if self._table is None:
-            self._table = _OneGradient.apply(module.weight)
-        return nn.functional.embedding(tokens, self._table, module.padding_idx, sparse=True)
+        return self.base_lm.get_input_embeddings()(tokens)
 
     @property
     def head(self) -> LMHead:
@@ -64,17 +57,21 @@ class Trunk:
             bias = module(torch.zeros(1, config.hidden_size, dtype=self.dtype, device=self.device))[0]
             identity = torch.eye(config.hidden_size, dtype=self.dtype, device=self.device)
             weight = (module(identity) - bias).T
-        return LMHead(
-            weight,
-            bias,
-            factor=getattr(config, "logit_scale", None) or 1.0,  # Cohere
-            divisor=getattr(config, "logits_scaling", None) or 1.0,  # Granite
-            softcap=getattr(config, "final_logit_softcapping", None),  # Gemma
-        )
+        return LMHead(weight, bias, **self._bending)
+
+    @property
+    def _bending(self) -> dict[str, Any]:
+        """What the base model does to the products of its LM head."""
+        config = self.base_lm.config.get_text_config()
+        return {
+            "factor": getattr(config, "logit_scale", None) or 1.0,  # Cohere
+            "divisor": getattr(config, "logits_scaling", None) or 1.0,  # Granite
+            "softcap": getattr(config, "final_logit_softcapping", None),  # Gemma
+        }
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] states after the final norm -> [..., V], as the base model itself makes them."""
-        return self.head.finish(self.base_lm.get_output_embeddings()(hidden))
+        return bend(self.base_lm.get_output_embeddings()(hidden), **self._bending)
 
     def base_pass(self, embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None) -> Tensor:
         """The ordinary forward pass over the text: [B, S, D] embeddings -> [B, S, D] h_base.
@@ -91,12 +88,13 @@ class Trunk:
         """Some steps of all branches, over cached keys and values: [B, Q, P, N, D] -> the same of states."""
         if embeds.numel() == 0:  # no column anywhere
             return embeds
-        hidden = self._states(
-            embeds.flatten(1, 3),
-            position_ids=grid.branch_position_ids(steps),
-            past_key_values=cache,
-            **self.attention.steps(grid, steps, cache, embeds.dtype),
-        )
+        with self.attention.attending(self.base_lm):
+            hidden = self._states(
+                embeds.flatten(1, 3),
+                position_ids=grid.branch_position_ids(steps),
+                past_key_values=cache,
+                **self.attention.steps(grid, steps, cache, embeds.dtype),
+            )
         return hidden.reshape(embeds.shape)
 
     def check_reach(self, n_base: int, branch_length: int) -> None:
@@ -141,15 +139,3 @@ class Trunk:
             **kwargs,
         )
         return outputs.last_hidden_state
-
-
-class _OneGradient(torch.autograd.Function):
-    """[V, D] embeddings that are looked up many times: rows of gradient are gathered, and made one at the end."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, d_table: Tensor) -> Tensor:
-        return d_table.to_dense() if d_table.is_sparse else d_table

@@ -23,10 +23,7 @@ BLOCK = 256
 
 @dataclass(frozen=True, slots=True)
 class LMHead:
-    """An LM head by its parts: logits = softcap(weight h + bias) with the base model's factors.
-
-    Raises nothing; made by `Trunk.head`.
-    """
+    """An LM head by its parts: logits = softcap(weight h + bias) with the base model's factors; see `Trunk.head`."""
 
     weight: Tensor
     """[V, D]"""
@@ -39,15 +36,14 @@ class LMHead:
     softcap: float | None = None
     """logits are bent to stay within it"""
 
-    def finish(self, logits: Tensor) -> Tensor:
-        """[..., V] products of weight and states, with bias -> [..., V] logits."""
-        if self.factor != 1:
-            logits = logits * self.factor
-        if self.divisor != 1:
-            logits = logits / self.divisor
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
+
+def bend(logits: Tensor, factor: float, divisor: float, softcap: float | None) -> Tensor:
+    """[..., V] products of an LM head and states, with bias -> [..., V] logits; see LMHead."""
+    if factor != 1:
+        logits = logits * factor
+    if divisor != 1:
+        logits = logits / divisor
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
 def draw(
@@ -143,13 +139,14 @@ def token_logprob(
         temperature: above 0.
         suppressed: ids that have no probability, None for none.
         weights: [n], what each value weighs in the loss. For a loss that is their weighted sum, times anything,
-            gradients are made along with the values; for every other loss the logits are made a second time.
+            gradients are made along with the values, and one of the weight's size is kept until the backward pass;
+            for every other loss the logits are made a second time.
 
     Returns:
         [n]
     """
-    if not torch.is_grad_enabled():
-        weights = None
+    if not torch.is_grad_enabled() or hidden.dtype == torch.float16 or head.weight.dtype == torch.float16:
+        weights = None  # float16 has no room for gradients that a loss scale has not reached yet
     return _TokenLogprob.apply(hidden, head.weight, head.bias, tokens, weights, head, temperature, suppressed)
 
 
@@ -197,12 +194,7 @@ class _Blocks:
                 out.copy_(hidden @ self.weight.T)
         if self.head.bias is not None:
             out += self.head.bias
-        head = self.head
-        if head.factor != 1:
-            out *= head.factor
-        if head.divisor != 1:
-            out /= head.divisor
-        return out if head.softcap is None else out.div_(head.softcap).tanh_().mul_(head.softcap)
+        return bend(out, self.head.factor, self.head.divisor, self.head.softcap)
 
 
 class _Gradients:

@@ -4,6 +4,7 @@ A backend turns a ThoughtGrid into keyword arguments for the base model's trunk.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 from quietstar.attention.cache import BranchCache
 from quietstar.attention.dense import DenseAttention
 from quietstar.attention.flex import FlexAttention
-from quietstar.attention.hook import can_hook, unhook
+from quietstar.attention.hook import can_hook
 from quietstar.attention.split import SplitAttention
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
@@ -25,6 +26,10 @@ class AttentionBackend(Protocol):
     """as BACKENDS lists it"""
     joined: bool
     """whether layers are given all keys and values in one tensor, or look the earlier ones up in the cache"""
+
+    def attending(self, base_lm: PreTrainedModel) -> AbstractContextManager[None]:
+        """Entered around every pass over branches."""
+        ...
 
     def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
         """For some steps of all branches over the keys and values of everything before them."""
@@ -47,7 +52,6 @@ def attention_backend(name: str, base_lm: PreTrainedModel) -> AttentionBackend:
     """
     if name not in BACKENDS:
         raise SettingsError(f"attention backend {name!r} is unknown; choose from {', '.join(BACKENDS)}")
-    unhook(base_lm)
     return BACKENDS[name](base_lm)
 
 

@@ -1,5 +1,6 @@
 """The dense backend: additive 4-D masks as large as the grid. The yardstick of correctness for every other one."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +27,10 @@ class DenseAttention:
 
     def __init__(self, base_lm: PreTrainedModel) -> None:
         self.windows = LayerWindows(base_lm.config.get_text_config())
+
+    def attending(self, base_lm: PreTrainedModel) -> AbstractContextManager[None]:
+        """See AttentionBackend."""
+        return nullcontext()
 
     def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
         """See AttentionBackend."""

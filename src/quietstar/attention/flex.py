@@ -51,7 +51,7 @@ class FlexAttention(SplitAttention):
     Few branches, and layers with attention dropout or a position bias, attend as they do with SplitAttention.
 
     Args:
-        base_lm: the base model; its attention is hooked.
+        base_lm: the base model.
 
     Raises:
         SettingsError: the base model is not on a CUDA device, or torch has no flex attention.

@@ -1,12 +1,14 @@
 """A base model's own attention function, and ours in its place where a branch attends.
 
-The modeling files of transformers look their attention function up by `config._attn_implementation`. A hooked base
-model's name there ends in `+thoughts`: without a grid such a function is the base model's own; with one, handed
+The modeling files of transformers look their attention function up by `config._attn_implementation`. While branches
+attend, the name there ends in `+thoughts`: without a grid such a function is the base model's own; with one, handed
 down through the layers as the keyword argument `over_grid`, it is the backend's.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +22,10 @@ from quietstar.errors import UnsupportedModelError
 SUFFIX = "+thoughts"
 HOOKED = ("sdpa", "eager")
 """attention functions of base models that take the additive masks of a base pass"""
+
+_LOCK = Lock()
+_INSIDE: dict[int, int] = {}
+"""how many branch passes are under way over a config"""
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 """what transformers calls: module, query [B, H, T, d], key, value, mask -> [B, T, H, d'] and weights or None"""
@@ -45,27 +51,33 @@ def can_hook(base_lm: PreTrainedModel) -> bool:
     return own_implementation(base_lm) in HOOKED and bool(base_lm._can_set_attn_implementation())
 
 
-def hook(base_lm: PreTrainedModel) -> None:
-    """Let a base model take `over_grid`. Whatever it computes without one stays as it is.
-
-    Raises:
-        UnsupportedModelError: its attention function cannot be replaced.
-    """
-    name = own_implementation(base_lm)
-    family = base_lm.config.model_type
-    if name not in HOOKED:
+def check_hook(base_lm: PreTrainedModel) -> None:
+    """Raise UnsupportedModelError where the base model's attention function cannot be replaced."""
+    if not can_hook(base_lm):
         raise UnsupportedModelError(
-            f"{family} attends by {name}, over which no branch can grow; load it with attn_implementation={HOOKED[0]!r}"
+            f"the attention of family {base_lm.config.model_type!r} ({own_implementation(base_lm)}) cannot be "
+            f"replaced: load it with attn_implementation={HOOKED[0]!r}, or choose the dense backend"
         )
-    if not base_lm._can_set_attn_implementation():
-        raise UnsupportedModelError(f"{family} has an attention function that cannot be replaced")
-    base_lm.config.get_text_config()._attn_implementation = name + SUFFIX
 
 
-def unhook(base_lm: PreTrainedModel) -> None:
-    """Take `hook` back."""
-    if own_implementation(base_lm) in HOOKED:
-        base_lm.config.get_text_config()._attn_implementation = own_implementation(base_lm)
+@contextmanager
+def hooked(base_lm: PreTrainedModel) -> Iterator[None]:
+    """Let a base model take `over_grid` for a while; several threads may be inside at once.
+
+    Some modeling files look at the name of their attention function: outside, it is what it was.
+    """
+    config = base_lm.config.get_text_config()
+    with _LOCK:
+        _INSIDE[id(config)] = _INSIDE.get(id(config), 0) + 1
+        config._attn_implementation = own_implementation(base_lm) + SUFFIX
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _INSIDE[id(config)] -= 1
+            if not _INSIDE[id(config)]:
+                del _INSIDE[id(config)]
+                config._attn_implementation = own_implementation(base_lm)
 
 
 def own_attention(module: nn.Module) -> AttentionFunction:

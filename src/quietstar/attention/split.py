@@ -2,6 +2,7 @@
 the grid."""
 
 import logging
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 
 from quietstar.attention.cache import BranchCache
 from quietstar.attention.dense import additive
-from quietstar.attention.hook import AttentionFunction, hook, no_mask
+from quietstar.attention.hook import AttentionFunction, check_hook, hooked, no_mask
 from quietstar.attention.two_parts import Sight, two_part_attention
 from quietstar.attention.windows import LayerWindows
 from quietstar.grid import ThoughtGrid
@@ -28,7 +29,7 @@ class SplitAttention:
     """Attention in two parts, in plain torch: for any device, and any base model whose attention can be hooked.
 
     Args:
-        base_lm: the base model; its attention is hooked.
+        base_lm: the base model.
 
     Raises:
         UnsupportedModelError: its attention cannot be hooked, or has layers that branches cannot grow over.
@@ -38,17 +39,19 @@ class SplitAttention:
     joined = False
 
     def __init__(self, base_lm: PreTrainedModel) -> None:
-        self.base_lm = base_lm
         self.few_branches = FEW_BRANCHES
         self.windows = LayerWindows(base_lm.config.get_text_config())
-        hook(base_lm)
+        check_hook(base_lm)
+
+    def attending(self, base_lm: PreTrainedModel) -> AbstractContextManager[None]:
+        """See AttentionBackend."""
+        return hooked(base_lm)
 
     def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
         """See AttentionBackend."""
         return self._over(SplitOverGrid(grid, steps, self.windows, cache, self.few_branches))
 
     def _over(self, over_grid: "SplitOverGrid") -> dict[str, Any]:
-        hook(self.base_lm)  # again, as its attention may have been set since
         unused = no_mask(over_grid.grid.base_mask)
         return {"attention_mask": self.windows.masks(lambda _: unused), "over_grid": over_grid}
 
