@@ -1,6 +1,6 @@
 """Time and memory of thinking, beside a plain language-model step of the same base model.
 
-    python benchmarks/speed.py                          every row of the CPU table (make bench: those that fit into 5 minutes)
+    python benchmarks/speed.py                          every row of the CPU table (make bench: some of them)
     python benchmarks/speed.py --rows train score       those rows only
     python benchmarks/speed.py --device cuda            the GPU table: Qwen3-0.6B's shape, random weights, bfloat16
     python benchmarks/speed.py --backend dense          the same rows with dense masks
