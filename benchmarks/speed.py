@@ -327,17 +327,17 @@ def main() -> None:
     rows = ROWS[options.device]
     if unknown := sorted(set(options.rows or []) - rows.keys()):
         parser.error(f"no row is named {', '.join(unknown)}; choose from {', '.join(rows)}")
+    rows = {name: rows[name] for name in options.rows or rows}
+    rows = {name: row if row.backend != "auto" else replace(row, backend=options.backend) for name, row in rows.items()}
     if options.profile:
-        for name in options.rows or rows:
-            row = rows[name] if rows[name].backend != "auto" else replace(rows[name], backend=options.backend)
+        for row in rows.values():
             print(profile(row, options.device, options.threads), end="\n\n")
         return
     print(f"{machine(options)}: python benchmarks/speed.py {' '.join(sys.argv[1:])}\n")
     print("| row | size | time (lowest - highest) | plain step | times plain | peak memory | times plain | share |")
     print("|---|---|---|---|---|---|---|---|")
     results, plain_mb = {}, {}
-    for name in options.rows or rows:
-        row = rows[name] if rows[name].backend != "auto" else replace(rows[name], backend=options.backend)
+    for name, row in rows.items():
         key = (row.train, row.batch, row.length, row.layers)
         if key not in plain_mb:
             plain_mb[key] = in_a_process(row, options, "plain").get("peak_mb", float("nan"))

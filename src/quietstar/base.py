@@ -157,7 +157,7 @@ def check_base(base_lm: PreTrainedModel, backend: str) -> None:
     model that ignores its mask, its positions or its cache shows it here.
 
     Args:
-        base_lm: the base model, left as it was but for its attention function.
+        base_lm: the base model, left as it was.
         backend: the attention backend that the grid is attended over with.
 
     Raises:

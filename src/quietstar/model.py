@@ -27,7 +27,7 @@ from quietstar.attention import BranchCache, attention_backend, default_backend
 from quietstar.base import best_backend, check_base, give_thoughts, loading
 from quietstar.checks import check_arguments, check_thoughts
 from quietstar.config import QuietStarConfig
-from quietstar.errors import CheckpointError, QuietStarError
+from quietstar.errors import CheckpointError
 from quietstar.grid import ThoughtGrid, default_position_ids
 from quietstar.heads import MixingHead, ThoughtEmbeddings
 from quietstar.learn import Counts, Labels
@@ -320,12 +320,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             SettingsError: there is no backend of that name, or it cannot run on the model's device.
             UnsupportedModelError: it cannot serve this base model.
         """
-        before = self.attention
-        try:
-            check_base(self.base_lm, name)
-        except QuietStarError:
-            self.attention = attention_backend(before.name, self.base_lm)
-            raise
+        check_base(self.base_lm, name)
         self.attention = attention_backend(name, self.base_lm)
 
     def get_input_embeddings(self) -> nn.Module:

@@ -23,8 +23,6 @@ class Thoughts:
     """[B, P, N, K]: sampled tokens."""
     hidden: Tensor
     """[B, K, P, N, D]: state from which each token was sampled."""
-    cache: BranchCache
-    """Keys and values of the base, of start, and of all sampled tokens but the last (K steps)."""
 
 
 def think(
@@ -67,4 +65,4 @@ def think(
         tokens.append(drawn.reshape(B, P, N))
         embeds = trunk.embed(tokens[-1])[:, None]
     stacked = torch.stack(tokens, dim=-1) if tokens else grid.columns.new_zeros(B, P, N, 0)
-    return Thoughts(tokens=stacked, hidden=torch.cat(hidden, dim=1), cache=cache)
+    return Thoughts(tokens=stacked, hidden=torch.cat(hidden, dim=1))

@@ -36,10 +36,15 @@ class DenseAttention:
         """See AttentionBackend."""
 
         def mask(layer: int) -> Tensor:
-            forgotten = grid.n_base - cache.n_base_kept[layer]
-            return additive(grid.branch_sight(steps, self.windows.of(layer))[..., forgotten:], dtype)
+            return branch_mask(grid, steps, self.windows.of(layer), cache.n_base_kept[layer], dtype)
 
         return {"attention_mask": self.windows.masks(mask)}
+
+
+def branch_mask(grid: ThoughtGrid, steps: range, window: int | None, n_kept: int, dtype: torch.dtype) -> Tensor:
+    """[B, 1, Q x P x N, n_kept + steps.stop x P x N]: what is added to those steps' scores, over the last n_kept
+    base tokens and the branches."""
+    return additive(grid.branch_sight(steps, window)[..., grid.n_base - n_kept :], dtype)
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

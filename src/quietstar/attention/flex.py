@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from quietstar.attention.cache import BranchCache
 from quietstar.attention.split import SplitAttention, SplitOverGrid
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
@@ -45,6 +44,41 @@ COMPILATION = {"recompile_limit": 64, "specialize_float": True}
 head are more than the 8 that it makes by default; and scale and softcap cannot be variables of a kernel"""
 
 
+@dataclass(slots=True)
+class FlexOverGrid(SplitOverGrid):
+    """One pass of the trunk over a grid, as its layers attend."""
+
+    _block_masks: dict[tuple[int | None, int], "BlockMask"] = field(default_factory=dict)
+
+    def over_branches(
+        self,
+        window: int | None,
+        query: Tensor,
+        prefix: tuple[Tensor, Tensor],
+        pieces: list[tuple[Tensor, Tensor]],
+        how: dict[str, Any],
+    ) -> Tensor:
+        """See SplitOverGrid.
+
+        Raises:
+            SettingsError: the tensors are not on a CUDA device.
+        """
+        _check_device(query.device, "these tensors are")
+        return flex_over_branches(
+            query,
+            prefix,
+            pieces,
+            self._block_mask(window, prefix[0].shape[2]),
+            (self.grid.n_passes, self.grid.n_columns),
+            **how,
+        )
+
+    def _block_mask(self, window: int | None, n_kept: int) -> "BlockMask":
+        if (window, n_kept) not in self._block_masks:
+            self._block_masks[window, n_kept] = branch_block_mask(self.grid, self.steps, window, n_kept)
+        return self._block_masks[window, n_kept]
+
+
 class FlexAttention(SplitAttention):
     """Flex attention, for base models on CUDA devices whose attention can be hooked.
 
@@ -59,6 +93,7 @@ class FlexAttention(SplitAttention):
     """
 
     name = "flex"
+    over_grid = FlexOverGrid
 
     def __init__(self, base_lm: PreTrainedModel) -> None:
         if flex_attention is None:
@@ -68,47 +103,6 @@ class FlexAttention(SplitAttention):
             )
         _check_device(base_lm.device, "this model is")
         super().__init__(base_lm)
-
-    def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
-        """See AttentionBackend."""
-        return self._over(FlexOverGrid(grid, steps, self.windows, cache, self.few_branches))
-
-
-@dataclass(slots=True)
-class FlexOverGrid(SplitOverGrid):
-    """One pass of the trunk over a grid, as its layers attend."""
-
-    _block_masks: dict[tuple[int | None, int], "BlockMask"] = field(default_factory=dict)
-
-    def over_branches(
-        self,
-        window: int | None,
-        query: Tensor,
-        prefix: tuple[Tensor, Tensor],
-        pieces: list[tuple[Tensor, Tensor]],
-        kwargs: dict[str, Any],
-    ) -> Tensor:
-        """See SplitOverGrid.
-
-        Raises:
-            SettingsError: the tensors are not on a CUDA device.
-        """
-        _check_device(query.device, "these tensors are")
-        return flex_over_branches(
-            query,
-            prefix,
-            pieces,
-            self._block_mask(window, prefix[0].shape[2]),
-            (self.grid.n_passes, self.grid.n_columns),
-            scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
-            softcap=kwargs.get("softcap"),
-            sinks=kwargs.get("s_aux"),
-        )
-
-    def _block_mask(self, window: int | None, n_kept: int) -> "BlockMask":
-        if (window, n_kept) not in self._block_masks:
-            self._block_masks[window, n_kept] = branch_block_mask(self.grid, self.steps, window, n_kept)
-        return self._block_masks[window, n_kept]
 
 
 def flex_over_branches(

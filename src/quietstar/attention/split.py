@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quietstar.attention.cache import BranchCache
-from quietstar.attention.dense import additive
+from quietstar.attention.dense import branch_mask
 from quietstar.attention.hook import AttentionFunction, check_hook, hooked, no_mask
 from quietstar.attention.two_parts import Sight, two_part_attention
 from quietstar.attention.windows import LayerWindows
@@ -23,37 +23,6 @@ logger = logging.getLogger(__name__)
 FEW_BRANCHES = 16
 """branches of a row over which one small mask and one call of the base model's own attention are faster: those of a
 token that is generated, or of a short answer"""
-
-
-class SplitAttention:
-    """Attention in two parts, in plain torch: for any device, and any base model whose attention can be hooked.
-
-    Args:
-        base_lm: the base model.
-
-    Raises:
-        UnsupportedModelError: its attention cannot be hooked, or has layers that branches cannot grow over.
-    """
-
-    name = "split"
-    joined = False
-
-    def __init__(self, base_lm: PreTrainedModel) -> None:
-        self.few_branches = FEW_BRANCHES
-        self.windows = LayerWindows(base_lm.config.get_text_config())
-        check_hook(base_lm)
-
-    def attending(self, base_lm: PreTrainedModel) -> AbstractContextManager[None]:
-        """See AttentionBackend."""
-        return hooked(base_lm)
-
-    def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
-        """See AttentionBackend."""
-        return self._over(SplitOverGrid(grid, steps, self.windows, cache, self.few_branches))
-
-    def _over(self, over_grid: "SplitOverGrid") -> dict[str, Any]:
-        unused = no_mask(over_grid.grid.base_mask)
-        return {"attention_mask": self.windows.masks(lambda _: unused), "over_grid": over_grid}
 
 
 @dataclass(slots=True)
@@ -84,7 +53,12 @@ class SplitOverGrid:
         if what or self.grid.step_size <= self.few_branches:
             joined = (torch.cat(of, dim=2) for of in zip(prefix, *pieces, strict=True))
             return own(module, query, *joined, self._dense_mask(window, n_kept, query.dtype), **kwargs)
-        return self.over_branches(window, query, prefix, pieces, kwargs), None
+        how = {
+            "scaling": kwargs.get("scaling") or query.shape[-1] ** -0.5,
+            "softcap": kwargs.get("softcap"),
+            "sinks": kwargs.get("s_aux"),
+        }
+        return self.over_branches(window, query, prefix, pieces, how), None
 
     def over_branches(
         self,
@@ -92,23 +66,14 @@ class SplitOverGrid:
         query: Tensor,
         prefix: tuple[Tensor, Tensor],
         pieces: list[tuple[Tensor, Tensor]],
-        kwargs: dict[str, Any],
+        how: dict[str, Any],
     ) -> Tensor:
         """[B, H, C, d] queries, keys and values as `two_part_attention` takes them -> [B, C, H, d']."""
-        return two_part_attention(
-            query,
-            prefix,
-            pieces,
-            self._sight(window, prefix[0].shape[2]),
-            scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
-            softcap=kwargs.get("softcap"),
-            sinks=kwargs.get("s_aux"),
-        )
+        return two_part_attention(query, prefix, pieces, self._sight(window, prefix[0].shape[2]), **how)
 
     def _dense_mask(self, window: int | None, n_kept: int, dtype: torch.dtype) -> Tensor:
         if (window, n_kept) not in self._dense_masks:
-            seen = self.grid.branch_sight(self.steps, window)[..., self.grid.n_base - n_kept :]
-            self._dense_masks[window, n_kept] = additive(seen, dtype)
+            self._dense_masks[window, n_kept] = branch_mask(self.grid, self.steps, window, n_kept, dtype)
         return self._dense_masks[window, n_kept]
 
     def _sight(self, window: int | None, n_kept: int) -> Sight:
@@ -117,6 +82,36 @@ class SplitOverGrid:
             prefix = grid.prefix_sight(self.steps, window)[..., grid.n_base - n_kept :]
             self._sights[window, n_kept] = Sight(grid.n_passes, ~prefix, ~grid.own_sight(self.steps, window))
         return self._sights[window, n_kept]
+
+
+class SplitAttention:
+    """Attention in two parts, in plain torch: for any device, and any base model whose attention can be hooked.
+
+    Args:
+        base_lm: the base model.
+
+    Raises:
+        UnsupportedModelError: its attention cannot be hooked, or has layers that branches cannot grow over.
+    """
+
+    name = "split"
+    joined = False
+    over_grid = SplitOverGrid
+
+    def __init__(self, base_lm: PreTrainedModel) -> None:
+        self.few_branches = FEW_BRANCHES
+        self.windows = LayerWindows(base_lm.config.get_text_config())
+        check_hook(base_lm)
+
+    def attending(self, base_lm: PreTrainedModel) -> AbstractContextManager[None]:
+        """See AttentionBackend."""
+        return hooked(base_lm)
+
+    def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
+        """See AttentionBackend."""
+        unused = no_mask(grid.base_mask)
+        over_grid = self.over_grid(grid, steps, self.windows, cache, self.few_branches)
+        return {"attention_mask": self.windows.masks(lambda _: unused), "over_grid": over_grid}
 
 
 def beyond_two_parts(kwargs: dict[str, Any]) -> str | None:

@@ -34,7 +34,7 @@ SCORES_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
 """elements of a block of scores: what fits into a core's cache, or keeps a GPU busy"""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sight:
     """What branch tokens may not see, one layer's window taken into account."""
 
@@ -52,7 +52,7 @@ class Sight:
         S = seen.shape[1]
         first = torch.where(seen.any(1), seen.int().argmax(1), S)
         last = torch.where(seen.any(1), S - seen.flip(1).int().argmax(1), 0)
-        object.__setattr__(self, "reach", torch.stack([first, last], dim=1).tolist())
+        self.reach = torch.stack([first, last], dim=1).tolist()
 
     def blocks(self) -> Iterator[tuple[slice, slice]]:
         """Columns that are worked on at once, and the base tokens that any of them sees."""
