@@ -142,8 +142,9 @@ def test_masks_come_as_the_family_takes_them(family: str) -> None:
     config = base_lm.config
     grid = grid_over(texts(4), n_passes=1, branch_length=2)
     cache = DynamicCache()
-    base_lm(torch.ones(1, 4, dtype=torch.long), past_key_values=cache)
-    mask = DenseAttention(base_lm).steps(grid, range(2), BranchCache(cache, grid), torch.float32)["attention_mask"]
+    trunk = Trunk(base_lm, DenseAttention(base_lm))
+    trunk.base_pass(trunk.embed(torch.ones(1, 4, dtype=torch.long)), grid.base_mask, grid.base_position_ids, cache)
+    mask = trunk.attention.steps(grid, range(2), BranchCache(cache, grid), torch.float32)["attention_mask"]
     kinds = getattr(config, "layer_types", None)
     masks = mask if kinds else {"full_attention": mask}
     assert set(masks) == set(kinds or ["full_attention"])

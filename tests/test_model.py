@@ -1,5 +1,7 @@
 """The whole model: what forward returns and refuses, and `generate` with everything that belongs to it."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 from quietstar import QuietStarForCausalLM, QuietStarOutput
 from quietstar.errors import SettingsError
 from quietstar.learn import Labels
+from quietstar.output import CACHE
 from tests.plain_loop import mismatches, plain_loop
 from tests.tiny import VOCABULARY, make_thoughtful, random_thoughts, texts, tiny_base, tiny_model
 
@@ -43,7 +46,7 @@ def test_names_and_shapes(training: bool) -> None:
         "thoughts": (B, P, S, K),
     }
     without_labels = model(**unlabelled(7, 4))
-    assert set(without_labels) == {"logits", "mixing_weight", "thoughts", "past_key_values"}
+    assert set(without_labels) == {"logits", "mixing_weight", "thoughts", CACHE}
     assert without_labels.mixing_weight.shape == (B, 1, S, 1)
     assert without_labels.thoughts.shape == (B, 1, S, K)
 
@@ -216,7 +219,8 @@ BAD_ARGUMENTS = {
     "no tokens": ({"input_ids": torch.zeros(2, 0).long()}, "at least one token"),
     "mask 4-D": ({"attention_mask": torch.ones(2, 1, 5, 5)}, "attention_mask"),
     "labels of another shape": ({"labels": torch.zeros(2, 4).long()}, "labels"),
-    "labels with a cache": ({"labels": torch.zeros(2, 5).long(), "past_key_values": DynamicCache()}, "past_key_values"),
+    "labels with a cache": ({"labels": torch.zeros(2, 5).long(), "cache": DynamicCache()}, "a cache"),
+    "a cache by both names": ({"cache": DynamicCache(), "past_key_values": DynamicCache()}, "give cache"),
     "thoughts without passes": ({"thoughts": torch.zeros(2, 5, 2).long()}, "thoughts"),
     "thoughts of another length": ({"thoughts": torch.zeros(2, 1, 4, 2).long()}, "thoughts"),
     "thoughts of another batch": ({"thoughts": torch.zeros(1, 1, 5, 2).long()}, "thoughts"),
@@ -287,7 +291,7 @@ def test_bfloat16_keeps_rewards_losses_and_weights_in_float32(family: str) -> No
 @pytest.mark.parametrize("bites", [[4, 5], [1] * 9, [3, 1, 1, 4]], ids=str)
 @pytest.mark.parametrize("family", CACHED)
 def test_a_text_read_in_bites_is_the_text(family: str, bites: list[int]) -> None:
-    """Logits of each bite over past_key_values equal those of the whole, left padding and windows included."""
+    """Logits of each bite over a cache equal those of the whole, left padding and windows included."""
     model = tiny_model(family, n_ahead=4)
     inputs = unlabelled(9, 6, left=True)
     with torch.no_grad():
@@ -295,10 +299,8 @@ def test_a_text_read_in_bites_is_the_text(family: str, bites: list[int]) -> None
         cache, first, parts = DynamicCache(), 0, []
         for n in bites:
             part = slice(first, first + n)
-            output = model(
-                inputs["input_ids"][:, part], inputs["attention_mask"][:, : part.stop], past_key_values=cache
-            )
-            assert output.past_key_values is cache
+            output = model(inputs["input_ids"][:, part], inputs["attention_mask"][:, : part.stop], cache=cache)
+            assert output.cache is cache
             assert cache.get_seq_length() == part.stop
             assert output.mixing_weight.shape[2] == output.thoughts.shape[2] == n
             parts.append(output.logits)
@@ -310,10 +312,23 @@ def test_a_text_read_in_bites_is_the_text(family: str, bites: list[int]) -> None
 
 def test_a_cache_is_returned_where_asked() -> None:
     model = tiny_model(n_ahead=4)
-    assert model(**unlabelled(5)).past_key_values.get_seq_length() == 5
-    assert model(**unlabelled(5), use_cache=False).past_key_values is None
-    assert model(**texts(5)).past_key_values is None
-    assert model(**texts(5), use_cache=True).past_key_values.get_seq_length() == 5
+    assert model(**unlabelled(5)).cache.get_seq_length() == 5
+    assert model(**unlabelled(5), use_cache=False).cache is None
+    assert model(**texts(5)).cache is None
+    assert model(**texts(5), use_cache=True).cache.get_seq_length() == 5
+
+
+@torch.no_grad()
+def test_a_cache_has_two_names() -> None:
+    """Its older one and its newer one, given and returned, whichever transformers uses."""
+    model, tokens = tiny_model(n_ahead=4).eval(), unlabelled(5)["input_ids"]
+    first = model(tokens[:, :4])
+    assert first.cache is first.past_key_values is first[CACHE]
+    by_name = {
+        name: model(tokens[:, 4:], **{name: copy.deepcopy(first.cache)}).logits for name in ("cache", "past_key_values")
+    }
+    assert torch.equal(by_name["cache"], by_name["past_key_values"])
+    assert not torch.allclose(by_name["cache"], model(tokens[:, 4:]).logits, atol=1e-2)
 
 
 # ---------------------------------------------------------------------- generate
@@ -362,9 +377,9 @@ def test_the_cache_holds_the_text_and_no_branch(family: str) -> None:
     model = tiny_model(family, n_ahead=6)
     output = model.generate(**unlabelled(6, 3, left=True), **GREEDY, return_dict_in_generate=True)
     assert output.sequences.shape == (2, 11)
-    assert output.past_key_values.get_seq_length() == 10  # the last token was never read
+    assert output[CACHE].get_seq_length() == 10  # the last token was never read
     if family == "llama":
-        assert {layer.keys.shape[-2] for layer in output.past_key_values.layers} == {10}
+        assert {layer.keys.shape[-2] for layer in output[CACHE].layers} == {10}
 
 
 @pytest.mark.parametrize("how", [{}, {"do_sample": True, "temperature": 50.0, "top_k": 0}, {"num_beams": 3}], ids=str)

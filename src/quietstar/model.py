@@ -27,12 +27,12 @@ from quietstar.attention import BranchCache, attention_backend, default_backend
 from quietstar.base import best_backend, check_base, give_thoughts, loading
 from quietstar.checks import check_arguments, check_thoughts
 from quietstar.config import QuietStarConfig
-from quietstar.errors import CheckpointError
+from quietstar.errors import CheckpointError, SettingsError
 from quietstar.grid import ThoughtGrid, default_position_ids
 from quietstar.heads import MixingHead, ThoughtEmbeddings
 from quietstar.learn import Counts, Labels
 from quietstar.lora import add_lora, merge_lora, train_adapters_only
-from quietstar.output import QuietStarOutput
+from quietstar.output import CACHE, QuietStarOutput
 from quietstar.talk import (
     Branches,
     Talk,
@@ -61,7 +61,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
     _supports_sdpa = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012  (how transformers declares it)
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012  (how transformers declares it)
     _keep_in_fp32_modules_strict = ["mixing_head", "thought_embeddings", "lora_A", "lora_B"]  # noqa: RUF012
 
     def __init__(self, config: QuietStarConfig, base_lm: PreTrainedModel | None = None) -> None:
@@ -91,6 +91,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         think_at: Tensor | None = None,
         *,
         position_ids: Tensor | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -113,7 +114,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             think_at: [B, S], true where to think; elsewhere logits are the base model's own. None thinks at
                 every position that is returned or has a label.
             position_ids: [B, S]; None counts from each row's first token that is not padding.
-            past_key_values: keys and values of base tokens before these.
+            cache: keys and values of base tokens before these.
+            past_key_values: the same, by its name in transformers up to 5.23.
             use_cache: return keys and values of the base tokens; None does where there are no labels.
             logits_to_keep: return logits of the last so many positions only (0: all), or of these positions.
             n_passes: P; None is the config's in training with labels, 1 otherwise.
@@ -130,7 +132,10 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         """
         config = self.config
         numbers = {"n_passes": n_passes, "n_ahead_talk": n_ahead_talk}
-        check_arguments(config, input_ids, attention_mask, labels, thoughts, past_key_values, numbers, ignored)
+        if cache is not None and past_key_values is not None:
+            raise SettingsError("cache and past_key_values were both given; they are one thing: give cache")
+        cache = past_key_values if cache is None else cache
+        check_arguments(config, input_ids, attention_mask, labels, thoughts, cache, numbers, ignored)
         M = n_ahead_talk or (config.n_ahead_talk if labels is not None else 1)
         P = n_passes or (config.n_passes if self.training and labels is not None else 1)
         if thoughts is not None:
@@ -141,7 +146,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache = labels is None
 
         B, Q = input_ids.shape
-        cache = DynamicCache() if past_key_values is None else past_key_values
+        cache = DynamicCache() if cache is None else cache
         n_past = cache.get_seq_length()
         if attention_mask is None:
             attention_mask = input_ids.new_ones(B, n_past + Q)
@@ -180,7 +185,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         output = QuietStarOutput(
             mixing_weight=grid.scatter_columns(said.weight)[:, :, n_past:],
             thoughts=grid.scatter_columns(words)[:, :, n_past:] if thoughts is None else thoughts,
-            past_key_values=cache if use_cache else None,
+            **{CACHE: cache if use_cache else None},  # type: ignore[arg-type]
         )
         if not loss_only:
             output.logits = trunk.logits(mixed_states(grid, h_base, said)[:, kept])

@@ -10,6 +10,9 @@ from transformers.utils import ModelOutput
 ABSENT: Any = None
 """what an output holds where nothing asked for it"""
 
+CACHE = "cache" if hasattr(ModelOutput, "past_key_values") else "past_key_values"
+"""what transformers calls keys and values: the one from 5.24 on, the other before"""
+
 
 @dataclass
 class QuietStarOutput(ModelOutput):
@@ -27,7 +30,7 @@ class QuietStarOutput(ModelOutput):
         reward: [B, P, S] in nats, no gradient.
         advantage: [B, P, S], no gradient.
         thoughts: [B, P, S, K] token ids, sampled or as given; 0 where no thought was written.
-        past_key_values: keys and values of the base tokens, and of nothing else.
+        cache: keys and values of the base tokens, and of nothing else; `past_key_values` is the same.
     """
 
     loss: Tensor = ABSENT
@@ -41,4 +44,12 @@ class QuietStarOutput(ModelOutput):
     reward: Tensor = ABSENT
     advantage: Tensor = ABSENT
     thoughts: Tensor = ABSENT
-    past_key_values: Cache | None = None
+    if CACHE == "cache":  # ModelOutput itself knows it by its older name
+        cache: Cache | None = None
+    else:
+        past_key_values: Cache | None = None
+
+        @property
+        def cache(self) -> Cache | None:
+            """By its newer name."""
+            return self.past_key_values

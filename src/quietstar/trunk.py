@@ -5,8 +5,10 @@ hidden state.
 Legend: B examples, S base tokens, P passes, N columns, Q steps of a branch, D hidden size, V vocabulary.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -78,7 +80,7 @@ class Trunk:
 
         Its keys and values are appended to `cache`.
         """
-        return self._states(embeds, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache)
+        return self._states(embeds, attention_mask=attention_mask, position_ids=position_ids, cache=cache)
 
     def branch_cache(self, cache: Cache, grid: ThoughtGrid) -> BranchCache:
         """A base pass's keys and values, for branches to grow on."""
@@ -92,7 +94,7 @@ class Trunk:
             hidden = self._states(
                 embeds.flatten(1, 3),
                 position_ids=grid.branch_position_ids(steps),
-                past_key_values=cache,
+                cache=cache,
                 **self.attention.steps(grid, steps, cache, embeds.dtype),
             )
         return hidden.reshape(embeds.shape)
@@ -131,11 +133,13 @@ class Trunk:
     def _checkpointed(self) -> list:
         return [module for module in self.base_lm.modules() if hasattr(module, "gradient_checkpointing")]
 
-    def _states(self, embeds: Tensor, past_key_values: Cache | None = None, **kwargs: object) -> Tensor:
-        outputs = self.base_lm.base_model(
-            inputs_embeds=embeds,
-            past_key_values=past_key_values,
-            use_cache=past_key_values is not None,
-            **kwargs,
-        )
-        return outputs.last_hidden_state
+    def _states(self, embeds: Tensor, cache: Cache | None = None, **kwargs: Any) -> Tensor:
+        base_model = self.base_lm.base_model
+        kwargs[_cache_name(type(base_model))] = cache  # type: ignore[arg-type]
+        return base_model(inputs_embeds=embeds, use_cache=cache is not None, **kwargs).last_hidden_state
+
+
+@functools.cache
+def _cache_name(base_model: type[nn.Module]) -> str:
+    """What a base model's forward calls its cache: transformers renamed it in 5.24."""
+    return "cache" if "cache" in signature(base_model.forward).parameters else "past_key_values"
