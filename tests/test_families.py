@@ -286,7 +286,7 @@ def reward_without_looking_ahead(patch: pytest.MonkeyPatch) -> None:
 
 def policy_at_sampling_temperature(patch: pytest.MonkeyPatch) -> None:
     right = quietstar.model.masked_logprob
-    patch.setattr(quietstar.model, "masked_logprob", lambda *given, weights=None: right(*given[:4]))
+    patch.setattr(quietstar.model, "masked_logprob", lambda *given, **how: right(*given[:4], **how))
 
 
 ERRORS = {

@@ -337,7 +337,7 @@ def sampled_gradients(model: QuietStarForCausalLM, n_batches: int, batch_size: i
     rows = ROW.expand(batch_size, -1)
     found = []
     for _ in range(n_batches):
-        loss = model(rows, labels=rows, loss_only=True).policy_loss
+        loss = model(rows, labels=rows).policy_loss
         found.append(flat(torch.autograd.grad(loss, watched(model))))
     return torch.stack(found)
 

@@ -31,6 +31,7 @@ from quietstar.errors import CheckpointError, SettingsError
 from quietstar.grid import ThoughtGrid, default_position_ids
 from quietstar.heads import MixingHead, ThoughtEmbeddings
 from quietstar.learn import Counts, Labels
+from quietstar.logprob import Descent, masked_logprob
 from quietstar.lora import add_lora, merge_lora, train_adapters_only
 from quietstar.output import CACHE, QuietStarOutput
 from quietstar.talk import (
@@ -45,7 +46,6 @@ from quietstar.talk import (
 )
 from quietstar.think import Thoughts, think
 from quietstar.trunk import Trunk
-from quietstar.vocabulary import masked_logprob
 
 
 class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
@@ -124,7 +124,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             generator: source of the random numbers for sampling, on the model's device.
             counts: denominators of the losses, where they span several batches; None counts this one.
             loss_only: True saves what a training step does not use: logits, thoughts where nothing has a label,
-                and `thought_logprob` where the policy loss reinforces nothing (it is 0 there).
+                and `thought_logprob` where the policy loss reinforces nothing (it is 0 there). Then only `loss`
+                has a gradient, made along with its value, for one backward pass.
             ignored: arguments that generation hands to every model and that change nothing here.
 
         Raises:
@@ -252,14 +253,18 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         P = grid.n_passes
         counts = labels.count() if counts is None else counts
 
-        head, suppressed = trunk.head, self._suppressed()
+        head = trunk.head
+        descent = Descent(head) if loss_only and Descent.serves(head) else None
         weights = learn.nll_weights(labels, counts, P, config.base_loss_weight)
-        output.base_nll = -masked_logprob(head, h_base, labels.ahead[..., 0], labels.base, weights=weights[0])
+        output.base_nll = -masked_logprob(
+            head, h_base, labels.ahead[..., 0], labels.base, descent=descent, weights=weights[0]
+        )
         ahead, talk_weights = (
             grid.gather_columns(of_each)[:, None].expand(-1, P, -1, -1) for of_each in (labels.ahead, weights[1])
         )  # [B, P, N, M]
         real = (ahead != learn.IGNORED) & grid.is_column[:, None, :, None]
-        output.talk_nll = -grid.scatter_columns(masked_logprob(head, said.mixed, ahead, real, weights=talk_weights))
+        talk_logprob = masked_logprob(head, said.mixed, ahead, real, descent=descent, weights=talk_weights)
+        output.talk_nll = -grid.scatter_columns(talk_logprob)
         output.nll = learn.nll_loss(output.base_nll, output.talk_nll, weights)
 
         output.reward = learn.reward(output.base_nll, output.talk_nll, labels)
@@ -269,20 +274,24 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         written = real.any(-1, keepdim=True).expand_as(words)  # [B, P, N, K]
         if loss_only:
             written = written & (at_columns > 0)
+        policy_weight = config.policy_weight if self.training else 0.0
         thought_logprob = masked_logprob(
             head,
             branches.h_sampled,
             words,
             written,
             config.reinforce_temperature,
-            suppressed,
-            at_columns,
+            self._suppressed(),
+            descent=descent,
+            weights=policy_weight * at_columns,
         )
         output.thought_logprob = grid.scatter_columns(thought_logprob)
         output.policy_loss = learn.policy_loss(output.thought_logprob, reinforced)
         output.loss = output.nll
         if self.training:
-            output.loss = output.nll + config.policy_weight * output.policy_loss
+            output.loss = output.nll + policy_weight * output.policy_loss
+        if descent is not None:
+            output.loss = descent.attach(output.loss)
         # entries without a label are 0: a weight that no loss uses says nothing
         output.mixing_weight = output.mixing_weight * labels.talk[:, None]
 

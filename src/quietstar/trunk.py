@@ -19,11 +19,12 @@ from transformers.cache_utils import Cache
 from quietstar.attention import AttentionBackend, BranchCache
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
+from quietstar.lookup import LookUps
 from quietstar.vocabulary import LMHead, bend
 
 
 class Trunk:
-    """A base model seen through a thought grid.
+    """A base model seen through a thought grid, during one forward pass.
 
     Args:
         base_lm: a decoder-only model with its LM head.
@@ -33,6 +34,10 @@ class Trunk:
     def __init__(self, base_lm: PreTrainedModel, attention: AttentionBackend) -> None:
         self.base_lm = base_lm
         self.attention = attention
+        self.embed = LookUps(base_lm.get_input_embeddings())
+        """[...] token ids -> [..., D]"""
+        self.head = self._lm_head()
+        """the LM head by its parts, for work over the vocabulary a few rows at a time"""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -44,13 +49,7 @@ class Trunk:
         """Of the same embeddings."""
         return self.base_lm.get_input_embeddings().weight.device
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """[...] token ids -> [..., D]"""
-        return self.base_lm.get_input_embeddings()(tokens)
-
-    @property
-    def head(self) -> LMHead:
-        """The LM head by its parts, for work over the vocabulary a few rows at a time."""
+    def _lm_head(self) -> LMHead:
         config = self.base_lm.config.get_text_config()
         module = self.base_lm.get_output_embeddings()
         if type(module) is nn.Linear:

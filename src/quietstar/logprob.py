@@ -1,0 +1,224 @@
+"""Log-probabilities of given tokens, and what descends from them, from a few rows of logits at a time.
+
+Softmax, log and sums are in float32 whatever the LM head's dtype.
+
+Legend: n states, D hidden size, V vocabulary.
+
+    logprob = logits[token] / temperature - lse          d_logits = (one-hot - p) d_logprob / temperature
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from quietstar.vocabulary import Blocks, LMHead
+
+
+def token_logprob(
+    head: LMHead, hidden: Tensor, tokens: Tensor, temperature: float = 1.0, suppressed: Tensor | None = None
+) -> Tensor:
+    """log softmax(logits / temperature) of the given tokens, in float32. No logits are kept: a gradient makes them
+    again.
+
+    Args:
+        head: the LM head.
+        hidden: [n, D]
+        tokens: [n]
+        temperature: above 0.
+        suppressed: ids that have no probability, None for none.
+
+    Returns:
+        [n]
+    """
+    return _TokenLogprob.apply(hidden, head.weight, head.bias, tokens, head, temperature, suppressed)
+
+
+class Descent:
+    """A weighted sum of log-probabilities, and its gradients, made while each block of logits is there.
+
+    Logits are made once, not twice, and the LM head has one gradient for all that a step does with the vocabulary.
+
+    Args:
+        head: the LM head.
+    """
+
+    def __init__(self, head: LMHead) -> None:
+        self.head = head
+        self.d_weight, self.d_bias = (
+            torch.zeros(of.shape, device=of.device) if of is not None and of.requires_grad else None
+            for of in (head.weight, head.bias)
+        )
+        self.hidden: list[Tensor] = []
+        self.d_hidden: list[Tensor | None] = []
+
+    @staticmethod
+    def serves(head: LMHead) -> bool:
+        """Whether gradients can be made before a loss scale is known: float16 has no room for that."""
+        device = head.weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
+        return torch.is_grad_enabled() and torch.float16 not in (dtype, head.weight.dtype)
+
+    def logprob(
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        weights: Tensor,
+        temperature: float = 1.0,
+        suppressed: Tensor | None = None,
+    ) -> Tensor:
+        """[n] as `token_logprob` has them, without gradient; the loss takes in - weights x logprob, weights [n]."""
+        head, blocks = self.head, Blocks(self.head, hidden)
+        weights = weights * (head.factor / head.divisor / temperature)
+        d_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
+        values = []
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+            for rows in blocks:
+                made = _Softmax(blocks, rows, tokens[rows], temperature, suppressed)
+                values.append(made.logprob)
+                d_logits, scale = made.d_logits_(), weights[rows, None] / made.total
+                _add_(blocks, rows, d_logits, scale, d_hidden, self.d_weight, self.d_bias)
+        self.hidden.append(hidden)
+        self.d_hidden.append(d_hidden)
+        return torch.cat(values) if values else torch.zeros(0, device=hidden.device)
+
+    def attach(self, loss: Tensor) -> Tensor:
+        """The loss [], its value as computed from the log-probabilities, with the gradients behind it.
+
+        One backward pass uses them up.
+        """
+        return _Attached.apply(loss, self, self.head.weight, self.head.bias, *self.hidden)
+
+
+def masked_logprob(
+    head: LMHead,
+    hidden: Tensor,
+    tokens: Tensor,
+    where: Tensor,
+    temperature: float = 1.0,
+    suppressed: Tensor | None = None,
+    descent: Descent | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Log-probabilities of tokens [...] from states [..., D] where a mask [...] is true; 0 elsewhere.
+
+    By `token_logprob`; with a descent by `Descent.logprob`, with weights [...].
+    """
+    if descent is None:
+        values = token_logprob(head, hidden[where], tokens[where], temperature, suppressed)
+    else:
+        assert weights is not None
+        values = descent.logprob(hidden[where], tokens[where], weights[where], temperature, suppressed)
+    return torch.zeros(tokens.shape, device=values.device).masked_scatter(where, values)
+
+
+class _Softmax:
+    """A block of logits turned, in place, into probabilities times a total."""
+
+    def __init__(
+        self, blocks: Blocks, rows: slice, tokens: Tensor, temperature: float, suppressed: Tensor | None
+    ) -> None:
+        logits, head = blocks.logits(rows), blocks.head
+        self.tokens = tokens[:, None]
+        # what bending the logits does to their gradient
+        self.slope = None if head.softcap is None else 1 - (logits / head.softcap).square_()
+        if temperature != 1:
+            logits /= temperature
+        if suppressed is not None:
+            logits.index_fill_(-1, suppressed, -torch.inf)
+        chosen = logits.gather(1, self.tokens)
+        highest = logits.amax(-1, keepdim=True)
+        self.p = logits.sub_(highest).exp_()
+        self.total = self.p.sum(-1, keepdim=True)
+        self.logprob = (chosen - highest - self.total.log()).squeeze(1)
+
+    def d_logits_(self) -> Tensor:
+        """In place of the probabilities: the gradient of - logprob by the logits, times total and temperature."""
+        d_logits = self.p.scatter_add_(1, self.tokens, -self.total)
+        return d_logits if self.slope is None else d_logits.mul_(self.slope)
+
+
+def _add_(
+    blocks: Blocks,
+    rows: slice,
+    d_logits: Tensor,
+    scale: Tensor,
+    d_hidden: Tensor | None,
+    d_weight: Tensor | None,
+    d_bias: Tensor | None,
+) -> None:
+    """Add to gradients, where there are any, what a block's d_logits [rows, V] times a scale [rows, 1] gives them.
+
+    Sums over blocks are in float32, whatever the parameters are in.
+    """
+    if d_bias is not None:
+        d_bias += (d_logits.T @ scale).squeeze(1)
+    d_logits = d_logits.to(blocks.dtype)
+    if d_hidden is not None:
+        d_hidden[rows] = (d_logits @ blocks.weight).float() * scale
+    if d_weight is not None:
+        scaled = (blocks.hidden[rows].float() * scale).to(blocks.dtype)
+        if blocks.dtype == torch.float32:
+            d_weight.addmm_(d_logits.T, scaled)
+        else:
+            d_weight += d_logits.T @ scaled
+
+
+class _TokenLogprob(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tokens: Tensor,
+        head: LMHead,
+        temperature: float,
+        suppressed: Tensor | None,
+    ) -> Tensor:
+        blocks = Blocks(head, hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            values = [_Softmax(blocks, rows, tokens[rows], temperature, suppressed).logprob for rows in blocks]
+        ctx.save_for_backward(hidden, weight, bias, tokens, suppressed)
+        ctx.settings = head, temperature, blocks.dtype
+        return torch.cat(values) if values else torch.zeros(0, device=hidden.device)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_logprob: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, tokens, suppressed = ctx.saved_tensors
+        head, temperature, dtype = ctx.settings
+        with torch.autocast(hidden.device.type, dtype=dtype, enabled=dtype != weight.dtype):
+            blocks = Blocks(head, hidden)
+        weights = -d_logprob[:, None] * (head.factor / head.divisor / temperature)
+        needed = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+        gradients = [torch.zeros(of.shape, device=of.device) if needs else None for of, needs in needed]
+        with torch.autocast(hidden.device.type, enabled=False):
+            for rows in blocks:
+                made = _Softmax(blocks, rows, tokens[rows], temperature, suppressed)
+                _add_(blocks, rows, made.d_logits_(), weights[rows] / made.total, *gradients)
+        pairs = zip(gradients, (hidden, weight, bias), strict=True)
+        return *(d if d is None else d.to(of.dtype) for d, of in pairs), None, None, None, None
+
+
+class _Attached(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, loss: Tensor, descent: Descent, weight: Tensor, bias: Tensor | None, *hidden: Tensor
+    ) -> Tensor:
+        ctx.descent = descent
+        ctx.dtypes = [None if of is None else of.dtype for of in (weight, bias, *hidden)]
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        descent, ctx.descent = ctx.descent, None
+        if descent is None:
+            raise RuntimeError(
+                "a loss made with loss_only=True was to be differentiated a second time; one backward pass uses its "
+                "gradients up: leave loss_only out"
+            )
+        made = (descent.d_weight, descent.d_bias, *descent.d_hidden)
+        return None, None, *(d if d is None else d.mul_(d_loss).to(of) for d, of in zip(made, ctx.dtypes, strict=True))
