@@ -187,13 +187,13 @@ def _base_seen(patch: pytest.MonkeyPatch, wrong: Callable[[ThoughtGrid, Tensor],
 def one_base_token_too_many(patch: pytest.MonkeyPatch) -> None:
     def wrong(grid: ThoughtGrid, seen: Tensor) -> Tensor:
         following = (grid.columns + 1).clamp(max=grid.n_base - 1)
-        return seen | torch.nn.functional.one_hot(following, grid.n_base).bool()[:, None]
+        return seen | torch.nn.functional.one_hot(following, grid.n_base).bool()
 
     _base_seen(patch, wrong)
 
 
 def one_base_token_too_few(patch: pytest.MonkeyPatch) -> None:
-    _base_seen(patch, lambda grid, seen: seen & ~torch.nn.functional.one_hot(grid.columns, grid.n_base).bool()[:, None])
+    _base_seen(patch, lambda grid, seen: seen & ~torch.nn.functional.one_hot(grid.columns, grid.n_base).bool())
 
 
 def a_neighbours_branch(patch: pytest.MonkeyPatch) -> None:
@@ -206,12 +206,12 @@ def a_neighbours_branch(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(ThoughtGrid, "branch_sight", wrong)
     own = two_parts._Parts._own
-    patch.setattr(two_parts._Parts, "_own", lambda *given: own(*given).roll(1, dims=2))
+    patch.setattr(two_parts._Parts, "_own", lambda *given: own(*given).roll(1, dims=0))
 
 
 def one_step_too_many(patch: pytest.MonkeyPatch) -> None:
     right = ThoughtGrid.own_sight
-    patch.setattr(ThoughtGrid, "own_sight", lambda *given: right(*given) | right(*given).roll(1, dims=2))
+    patch.setattr(ThoughtGrid, "own_sight", lambda *given: right(*given) | right(*given).roll(1, dims=1))
 
 
 def a_window(by: int) -> Callable[[pytest.MonkeyPatch], None]:

@@ -203,9 +203,9 @@ def _grid_differences(base_lm: PreTrainedModel, backend: str) -> dict[str, float
     input_ids = torch.randint(V, (2, S), generator=generator).to(device)
     attention_mask = torch.ones_like(input_ids)
     attention_mask[1, :n_padded] = 0
-    branches = trunk.embed(torch.randint(V, (2, L, 1, 2), generator=generator).to(device))  # [B, L, P, N, D]
+    branches = trunk.embed(torch.randint(V, (L, 1, 3), generator=generator).to(device))  # [L, P, C, D]
     think_at = torch.zeros_like(input_ids)
-    think_at[:, [S - 3, S - 1]] = 1
+    think_at[0, S - 3] = think_at[:, S - 1] = 1
     grid = ThoughtGrid.grow(think_at, attention_mask, n_passes=1, branch_length=L)
     embeds = trunk.embed(input_ids)
 
@@ -213,18 +213,17 @@ def _grid_differences(base_lm: PreTrainedModel, backend: str) -> dict[str, float
     h_base = trunk.base_pass(embeds, attention_mask, grid.base_position_ids, cache)
     grown = trunk.branch_cache(cache, grid)
     cached = torch.cat(
-        [trunk.branch_pass(grid, range(step, step + 1), branches[:, step : step + 1], grown) for step in range(L)],
-        dim=1,
+        [trunk.branch_pass(grid, range(step, step + 1), branches[step : step + 1], grown) for step in range(L)]
     )
     at_once = trunk.branch_pass(grid, range(L), branches, trunk.branch_cache(cache, grid))
 
-    def plain(row: int, column: int) -> Tensor:
-        n_hidden = n_padded if row == 1 else 0
-        text = embeds[row, n_hidden : int(grid.columns[row, column]) + 1]
-        sequence = torch.cat([text, branches[row, :, 0, column]])[None]
+    def plain(n: int) -> Tensor:
+        row = int(grid.rows[n])
+        text = embeds[row, (n_padded if row == 1 else 0) : int(grid.columns[n]) + 1]
+        sequence = torch.cat([text, branches[:, 0, n]])[None]
         return base_lm.base_model(inputs_embeds=sequence).last_hidden_state[0, -L:]
 
-    loop = torch.stack([torch.stack([plain(row, column) for column in range(2)], 1) for row in range(2)])[:, :, None]
+    loop = torch.stack([plain(n) for n in range(grid.n_columns)], 1)[:, None]
     own_logits = base_lm(input_ids=input_ids, attention_mask=attention_mask).logits[0]
     return {
         "a branch grown step by step": _relative(cached, loop),

@@ -50,18 +50,17 @@ def check_arguments(
         raise SettingsError(f"forward does not know the argument {', '.join(unknown)}; see its docstring")
 
 
-def check_thoughts(config: QuietStarConfig, words: Tensor, written: Tensor) -> None:
+def check_thoughts(config: QuietStarConfig, words: Tensor) -> None:
     """Raise SettingsError where thoughts to learn from hold a token that cannot be sampled.
 
     Args:
         config: says which tokens are suppressed.
-        words: [B, P, N, K], thoughts that were given.
-        written: [B, N], where they are thought.
+        words: [P, C, K], thoughts that were given, where they are thought.
     """
     if not config.suppressed_token_ids:
         return
     suppressed = torch.tensor(config.suppressed_token_ids, device=words.device)
-    if (torch.isin(words, suppressed) & written[:, None, :, None]).any():
+    if torch.isin(words, suppressed).any():
         raise SettingsError(
             f"thoughts hold a suppressed token ({config.suppressed_token_ids}), which has no probability to learn "
             "from; give thoughts without it"

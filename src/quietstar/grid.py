@@ -1,6 +1,7 @@
 """Where every token of every branch sits, its position id, and what it may see. Pure geometry.
 
-Legend: B examples, S base tokens in a row, P passes, N columns in a row, L tokens of a branch.
+Legend: B rows of text, S base tokens in a row, P passes, C columns in all rows together, N of a row at most, L tokens
+of a branch, Q some steps of them.
 
     base pass     x0   x1   x2   x3  ...
                         |    |
@@ -8,29 +9,31 @@ Legend: B examples, S base tokens in a row, P passes, N columns in a row, L toke
                         start  t1  t2  end  x2  x3           grown at column 1: position ids 2, 3, 4, ...
 
 A branch token sees the base tokens up to its column and its own branch up to itself, never another branch.
-Branch tokens are laid out step by step ([L, P, N] flattened), so that a step of all columns is one slice.
+Branch tokens are laid out step by step ([L, P, C]), so that a step of all columns is one slice. Columns stand row by
+row, as many of each row as it has: a short text beside a long one has no branches that are computed for nothing.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import torch
 from torch import BoolTensor, LongTensor, Tensor
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ThoughtGrid:
-    """The places of B x P x N branches of L tokens beside B rows of S base tokens.
+    """The places of P x C branches of L tokens beside B rows of S base tokens.
 
     Base tokens have index 0 .. S-1. The t-th token (t = 1 for start) of the branch at column i has index i + t:
     distances, and with them sliding windows, are differences of these indices, as in an ordinary sequence.
     """
 
+    rows: LongTensor
+    """[C]: row of each column, rising."""
     columns: LongTensor
-    """[B, N]: base index at which a branch grows, rising along a row; 0 where there is no branch."""
-    is_column: BoolTensor
-    """[B, N]: False where a row has fewer than N columns."""
+    """[C]: base index at which a branch grows, rising along a row."""
     base_mask: BoolTensor
     """[B, S]: base tokens that may be seen; False at padding."""
     base_position_ids: LongTensor
@@ -59,17 +62,13 @@ class ThoughtGrid:
             n_passes: P, branches at each column.
             branch_length: L, tokens of a branch.
         """
-        think_at, base_mask = think_at.bool(), attention_mask.bool()
-        n_columns = think_at.sum(1)
-        N = int(n_columns.max()) if think_at.numel() else 0
-        # a stable sort puts the chosen positions first and keeps their order
-        columns = torch.argsort((~think_at).int(), dim=1, stable=True)[:, :N]
-        is_column = torch.arange(N, device=think_at.device) < n_columns[:, None]
+        base_mask = attention_mask.bool()
+        rows, columns = think_at.nonzero(as_tuple=True)
         if position_ids is None:
             position_ids = default_position_ids(base_mask)
         return cls(
-            columns=columns.masked_fill(~is_column, 0),  # type: ignore[arg-type]
-            is_column=is_column,  # type: ignore[arg-type]
+            rows=rows,  # type: ignore[arg-type]
+            columns=columns,  # type: ignore[arg-type]
             base_mask=base_mask,  # type: ignore[arg-type]
             base_position_ids=position_ids.expand_as(base_mask),  # type: ignore[arg-type]
             n_passes=n_passes,
@@ -88,20 +87,19 @@ class ThoughtGrid:
 
     @property
     def n_columns(self) -> int:
-        """N"""
-        return self.columns.shape[1]
+        """C"""
+        return len(self.columns)
 
-    @property
-    def step_size(self) -> int:
-        """P x N, the tokens of one step of all branches."""
-        return self.n_passes * self.n_columns
+    @cached_property
+    def per_row(self) -> list[int]:
+        """Columns of each row."""
+        return torch.bincount(self.rows, minlength=self.batch_size).tolist()
 
     def branch_position_ids(self, steps: range) -> Tensor:
-        """[B, len(steps) x P x N]: position ids of those steps of all branches; step 0 is start."""
-        at_column = self.base_position_ids.gather(1, self.columns)  # [B, N]
-        ahead = torch.tensor([step + 1 for step in steps], device=at_column.device)
-        positions = at_column[:, None, None, :] + ahead[None, :, None, None]  # [B, L', 1, N]
-        return positions.expand(-1, -1, self.n_passes, -1).flatten(1)
+        """[Q, P, C]: position ids of those steps of all branches; step 0 is start."""
+        at_column = self.base_position_ids[self.rows, self.columns]
+        ahead = torch.arange(steps.start + 1, steps.stop + 1, device=at_column.device)
+        return (at_column + ahead[:, None])[:, None].expand(-1, self.n_passes, -1)
 
     def base_sight(self, window: int | None = None) -> Tensor:
         """[B, S, S]: which base token (last) each base token sees."""
@@ -115,69 +113,86 @@ class ThoughtGrid:
         return seen | (blind & (distance == 0))
 
     def prefix_sight(self, steps: range, window: int | None = None) -> Tensor:
-        """[B, len(steps), N, S]: which base tokens those steps of a column see; the same for every pass.
+        """[Q, C, S]: which base tokens those steps of a column see; the same for every pass.
 
-        Without a window all steps see alike, and there is one entry for all of them: [B, 1, N, S].
+        Without a window all steps see alike, and there is one entry for all of them: [1, C, S].
         """
         base_index = torch.arange(self.n_base, device=self.columns.device)
-        seen = (base_index <= self.columns[..., None]) & self.base_mask[:, None, :]  # [B, N, S]
+        seen = (base_index <= self.columns[:, None]) & self.base_mask[self.rows]  # [C, S]
         if window is None:
-            return seen[:, None]
+            return seen[None]
         step = torch.arange(steps.start, steps.stop, device=self.columns.device)
-        token_index = self.columns[:, None, :] + step[:, None] + 1  # [B, Q, N]
-        return seen[:, None] & (token_index[..., None] - base_index < window)
+        token_index = self.columns + step[:, None] + 1  # [Q, C]
+        return seen & (token_index[..., None] - base_index < window)
 
     def own_sight(self, steps: range, window: int | None = None) -> Tensor:
-        """[B, len(steps), steps.stop, N]: which steps of its own branch those steps of a column see."""
+        """[Q, steps.stop, C]: which steps of its own branch those steps of a column see."""
         device = self.columns.device
         query_step = torch.arange(steps.start, steps.stop, device=device)
         key_step = torch.arange(steps.stop, device=device)
         distance = query_step[:, None] - key_step  # [Q, steps.stop]
         seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
         # what grows on a masked token is masked as that token is: the released code does the same
-        may_be_seen = self.base_mask.gather(1, self.columns)[:, None, None]  # [B, 1, 1, N]
-        seen = seen[..., None] & may_be_seen
-        blind = ~self.prefix_sight(steps, window).any(-1)[:, :, None] & ~seen.any(2, keepdim=True)
+        seen = seen[..., None] & self.base_mask[self.rows, self.columns]
+        blind = ~self.prefix_sight(steps, window).any(-1)[:, None] & ~seen.any(1, keepdim=True)
         return seen | (blind & (distance == 0)[..., None])
 
     def branch_sight(self, steps: range, window: int | None = None) -> Tensor:
-        """[B, len(steps) x P x N, S + steps.stop x P x N]: what those branch tokens see.
+        """[B, Q x P x N, S + steps.stop x P x N]: what those branch tokens see, row by row; see `to_rows`.
 
-        The last dimension is the base, then all branch tokens from step 0 up to the last of `steps`.
+        The last dimension is the base, then all branch tokens from step 0 up to the last of `steps`. Where a row has
+        fewer columns than another, nothing is seen.
         """
-        B, S, P, N = self.batch_size, self.n_base, self.n_passes, self.n_columns
-        Q = len(steps)
-        seen_base = self.prefix_sight(steps, window).expand(B, Q, N, S)
+        S, P, Q = self.n_base, self.n_passes, len(steps)
+        seen_base = self.to_rows(self.prefix_sight(steps, window).expand(Q, -1, -1), dim=1)  # [B, Q, N, S]
+        seen_step = self.to_rows(self.own_sight(steps, window), dim=2)  # [B, Q, steps.stop, N]
+        B, _, N, _ = seen_base.shape
         seen_base = seen_base[:, :, None].expand(B, Q, P, N, S).reshape(B, Q * P * N, S)
         same_branch = torch.eye(P * N, dtype=torch.bool, device=self.columns.device).view(P, N, 1, P, N)
-        seen_step = self.own_sight(steps, window).transpose(2, 3)  # [B, Q, N, steps.stop]
-        seen_branch = seen_step[:, :, None, :, :, None, None] & same_branch
+        seen_branch = seen_step.transpose(2, 3)[:, :, None, :, :, None, None] & same_branch
         return torch.cat([seen_base, seen_branch.reshape(B, Q * P * N, steps.stop * P * N)], dim=2)
+
+    def to_rows(self, values: Tensor, dim: int) -> Tensor:
+        """[..., C, ...], C at `dim` -> [B, ..., N, ...]: a row's columns in a row, zero where it has fewer than N."""
+        B, N = self.batch_size, max(self.per_row)
+        if min(self.per_row) == N:
+            return values.unflatten(dim, (B, N)).movedim(dim, 0)
+        by_column = values.movedim(dim, 0)
+        filled = by_column.new_zeros(B * N, *by_column.shape[1:]).index_copy(0, self._in_rows, by_column)
+        return filled.unflatten(0, (B, N)).movedim(1, dim + 1)
+
+    def from_rows(self, values: Tensor, dim: int) -> Tensor:
+        """What `to_rows` made, back again: [B, ..., N, ...] -> [..., C, ...], C at `dim`."""
+        return values.movedim(dim + 1, 1).flatten(0, 1)[self._in_rows].movedim(0, dim)
+
+    @cached_property
+    def _in_rows(self) -> Tensor:
+        """[C]: where each column stands among B x N."""
+        per_row = torch.tensor(self.per_row, device=self.rows.device)
+        first = per_row.cumsum(0) - per_row
+        index = torch.arange(self.n_columns, device=self.rows.device)
+        return self.rows * max(self.per_row) + index - first[self.rows]
 
     def parts(self, n: int) -> Iterator[tuple[slice, Self]]:
         """At most n grids that each have some of the columns, and which."""
         size = max(1, -(-self.n_columns // n))
         for first in range(0, self.n_columns, size):
             some = slice(first, first + size)
-            yield some, replace(self, columns=self.columns[:, some], is_column=self.is_column[:, some])  # type: ignore[arg-type]
+            yield some, replace(self, rows=self.rows[some], columns=self.columns[some])  # type: ignore[arg-type]
 
     def gather_columns(self, values: Tensor, ahead: int = 0) -> Tensor:
-        """[B, Q, ...] for the last Q base tokens -> [B, N, ...]: what stands `ahead` of each column.
+        """[B, Q, ...] for the last Q base tokens -> [C, ...]: what stands `ahead` of each column.
 
         Past the end of the text, what stands at its end.
         """
-        Q = values.shape[1]
-        index = (self.columns + ahead - (self.n_base - Q)).clamp(0, Q - 1)
-        index = index.reshape(*index.shape, *[1] * (values.dim() - 2))
-        return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
+        n_last = values.shape[1]
+        return values[self.rows, (self.columns + ahead - (self.n_base - n_last)).clamp(0, n_last - 1)]
 
     def scatter_columns(self, values: Tensor) -> Tensor:
-        """[B, P, N, ...] -> [B, P, S, ...]: each column's values at its base position, zero elsewhere."""
-        B, P, N = values.shape[:3]
-        trailing = [1] * (values.dim() - 3)
-        index = self.columns.reshape(B, 1, N, *trailing).expand_as(values)
-        real = values.masked_fill(~self.is_column.reshape(B, 1, N, *trailing), 0)
-        return values.new_zeros(B, P, self.n_base, *values.shape[3:]).scatter_add(2, index, real)
+        """[P, C, ...] -> [B, P, S, ...]: each column's values at its base position, zero elsewhere."""
+        P = len(values)
+        everywhere = values.new_zeros(self.batch_size, self.n_base, P, *values.shape[2:])
+        return everywhere.index_put((self.rows, self.columns), values.transpose(0, 1)).transpose(1, 2)
 
 
 def default_position_ids(base_mask: Tensor) -> Tensor:

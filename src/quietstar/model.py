@@ -1,7 +1,7 @@
 """QuietStarForCausalLM: think, talk and learn put together as one Hugging Face model.
 
-Legend: B examples, S tokens in a row, P passes, N columns, M true tokens after each thought, K sampled tokens of
-a thought, D hidden size, V vocabulary.
+Legend: B examples, S tokens in a row, P passes, C columns of all rows together, M true tokens after each thought,
+K sampled tokens of a thought, D hidden size, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -180,7 +180,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
 
         h_base, words, branches = self._grow(trunk, grid, input_ids, attention_mask, cache, thoughts, sample, M)
         if thoughts is not None and labels is not None:
-            check_thoughts(config, words, grid.is_column)
+            check_thoughts(config, words)
         said = talk(grid, self.mixing_head, h_base, branches.h_thought)
 
         output = QuietStarOutput(
@@ -213,7 +213,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         values, thoughts are sampled without gradient and whole branches then made some columns at a time.
 
         Returns:
-            h_base [B, Q, D], thoughts [B, P, N, K], states along the branches.
+            h_base [B, Q, D], thoughts [P, C, K], states along the branches.
         """
         K, Q = self.config.n_thought_tokens, input_ids.shape[1]
         in_parts = torch.is_grad_enabled() and trunk.recomputes
@@ -227,11 +227,11 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
                     sampled = sample(branch_cache)
                 words, grown = sampled.tokens, sampled.hidden
             else:
-                words = grid.gather_columns(thoughts.transpose(1, 2)).transpose(1, 2)
+                words = grid.gather_columns(thoughts.transpose(1, 2)).transpose(0, 1)
             if in_parts:
                 hidden = branches_in_parts(*over_text, words, embeds, n_ahead_talk, cache)
             else:
-                n_grown = 0 if grown is None else grown.shape[1]
+                n_grown = 0 if grown is None else len(grown)
                 branches = branch_embeds(*over_text, words, embeds, n_ahead_talk, n_grown)
                 hidden = finish_branches(trunk, grid, branches, branch_cache, grown)
         return h_base, words, split_branches(hidden, K)
@@ -260,9 +260,9 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             head, h_base, labels.ahead[..., 0], labels.base, descent=descent, weights=weights[0]
         )
         ahead, talk_weights = (
-            grid.gather_columns(of_each)[:, None].expand(-1, P, -1, -1) for of_each in (labels.ahead, weights[1])
-        )  # [B, P, N, M]
-        real = (ahead != learn.IGNORED) & grid.is_column[:, None, :, None]
+            grid.gather_columns(of_each).expand(P, -1, -1) for of_each in (labels.ahead, weights[1])
+        )  # [P, C, M]
+        real = ahead != learn.IGNORED
         talk_logprob = masked_logprob(head, said.mixed, ahead, real, descent=descent, weights=talk_weights)
         output.talk_nll = -grid.scatter_columns(talk_logprob)
         output.nll = learn.nll_loss(output.base_nll, output.talk_nll, weights)
@@ -270,8 +270,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         output.reward = learn.reward(output.base_nll, output.talk_nll, labels)
         output.advantage = learn.advantage(output.reward)
         reinforced = learn.policy_weights(output.advantage, labels, counts, words.shape[-1])  # [B, P, S]
-        at_columns = grid.gather_columns(reinforced.transpose(1, 2)).transpose(1, 2)[..., None].expand_as(words)
-        written = real.any(-1, keepdim=True).expand_as(words)  # [B, P, N, K]
+        at_columns = grid.gather_columns(reinforced.transpose(1, 2)).T[..., None].expand_as(words)
+        written = real.any(-1, keepdim=True).expand_as(words)  # [P, C, K]
         if loss_only:
             written = written & (at_columns > 0)
         policy_weight = config.policy_weight if self.training else 0.0

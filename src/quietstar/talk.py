@@ -1,7 +1,7 @@
 """Step 2, talk: predictions after each thought, mixed with what the base model would have said without it.
 
-Legend: B examples, S base tokens, P passes, N columns, L tokens of a branch, K sampled tokens of a thought,
-M true tokens after each thought, D hidden size.
+Legend: B examples, Q last base tokens, P passes, C columns of all rows together, L tokens of a branch, K sampled
+tokens of a thought, M true tokens after each thought, D hidden size.
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class Branches:
     """States along every branch."""
 
     h_sampled: Tensor
-    """[B, P, N, K, D]: h from which each thought token is drawn (start, then all thought tokens but the last)."""
+    """[P, C, K, D]: h from which each thought token is drawn (start, then all thought tokens but the last)."""
     h_thought: Tensor
-    """[B, P, N, M, D]: h_k, at the end token and the true tokens after it."""
+    """[P, C, M, D]: h_k, at the end token and the true tokens after it."""
 
 
 @dataclass(slots=True)
@@ -32,9 +32,9 @@ class Talk:
     """Predictions with the thoughts mixed in."""
 
     weight: Tensor
-    """[B, P, N, M]: mixing weight w_k."""
+    """[P, C, M]: mixing weight w_k."""
     mixed: Tensor
-    """[B, P, N, M, D]: mixed state; the LM head makes it a prediction of true token i+1+k."""
+    """[P, C, M, D]: mixed state; the LM head makes it a prediction of true token i+1+k."""
 
 
 def branch_embeds(
@@ -52,23 +52,19 @@ def branch_embeds(
         trunk: the base model, for its token embeddings.
         grid: where the branches grow.
         embeddings: start and end of a thought.
-        thoughts: [B, P, N, K]
+        thoughts: [P, C, K]
         base_embeds: [B, Q, D], of the last Q base tokens.
         n_ahead_talk: M.
         n_grown: steps that are left out at the start, as think has been through them: 0 or K.
 
     Returns:
-        [B, L - n_grown, P, N, D]
+        [L - n_grown, P, C, D]
     """
-    B, P, N, _ = thoughts.shape
-    start = embeddings.start.to(base_embeds.dtype).expand(B, 1, P, N, -1)
-    end = embeddings.end.to(base_embeds.dtype).expand(B, 1, P, N, -1)
-    words = trunk.embed(thoughts[..., max(n_grown - 1, 0) :].permute(0, 3, 1, 2))  # [B, K or 1, P, N, D]
-    truth = [
-        grid.gather_columns(base_embeds, ahead)[:, None, None].expand(-1, -1, P, -1, -1)
-        for ahead in range(1, n_ahead_talk)
-    ]
-    return torch.cat([start, words, end, *truth] if n_grown == 0 else [words, end, *truth], dim=1)
+    P, C, _ = thoughts.shape
+    start, end = (of.to(base_embeds.dtype).expand(1, P, C, -1) for of in (embeddings.start, embeddings.end))
+    words = trunk.embed(thoughts[..., max(n_grown - 1, 0) :].permute(2, 0, 1))  # [K or 1, P, C, D]
+    truth = [grid.gather_columns(base_embeds, ahead).expand(1, P, -1, -1) for ahead in range(1, n_ahead_talk)]
+    return torch.cat([start, words, end, *truth] if n_grown == 0 else [words, end, *truth])
 
 
 def finish_branches(
@@ -79,16 +75,16 @@ def finish_branches(
     Args:
         trunk: the base model.
         grid: where the branches grow.
-        embeds: [B, L - Q, P, N, D] of the steps that are left.
+        embeds: [L - n_grown, P, C, D] of the steps that are left.
         cache: of the base pass, and of the steps that `grown` has.
-        grown: [B, Q, P, N, D], states of the first Q steps where think has made them already.
+        grown: [n_grown, P, C, D], states of the first steps where think has made them already.
 
     Returns:
-        [B, L, P, N, D]
+        [L, P, C, D]
     """
-    n_grown = 0 if grown is None else grown.shape[1]
+    n_grown = 0 if grown is None else len(grown)
     hidden = trunk.branch_pass(grid, range(n_grown, grid.branch_length), embeds, cache)
-    return hidden if grown is None else torch.cat([grown, hidden], dim=1)
+    return hidden if grown is None else torch.cat([grown, hidden])
 
 
 def branches_in_parts(
@@ -109,13 +105,13 @@ def branches_in_parts(
         trunk: the base model.
         grid: where the branches grow.
         embeddings: start and end of a thought.
-        thoughts: [B, P, N, K]
+        thoughts: [P, C, K]
         base_embeds: [B, Q, D], of the last Q base tokens.
         n_ahead_talk: M.
         cache: of the base pass.
 
     Returns:
-        [B, L, P, N, D]
+        [L, P, C, D]
     """
 
     def states(part: ThoughtGrid, words: Tensor) -> Tensor:
@@ -124,15 +120,15 @@ def branches_in_parts(
             return finish_branches(trunk, part, embeds, trunk.branch_cache(cache, part))
 
     parts = [
-        checkpoint(states, part, thoughts[:, :, some], use_reentrant=False)
+        checkpoint(states, part, thoughts[:, some], use_reentrant=False)
         for some, part in grid.parts(2 * len(cache.layers))
     ]
-    return torch.cat(parts, dim=3) if parts else states(grid, thoughts)
+    return torch.cat(parts, dim=2) if parts else states(grid, thoughts)
 
 
 def split_branches(hidden: Tensor, n_thought_tokens: int) -> Branches:
-    """[B, L, P, N, D] states of whole branches -> those that sample (the first K) and those that predict."""
-    by_column = hidden.permute(0, 2, 3, 1, 4)
+    """[L, P, C, D] states of whole branches -> those that sample (the first K) and those that predict."""
+    by_column = hidden.permute(1, 2, 0, 3)
     K = n_thought_tokens
     return Branches(h_sampled=by_column[..., :K, :], h_thought=by_column[..., K + 1 :, :])
 
@@ -144,17 +140,15 @@ def talk(grid: ThoughtGrid, mixing_head: MixingHead, h_base: Tensor, h_thought: 
         grid: where the branches grow.
         mixing_head: says how much the thought counts.
         h_base: [B, Q, D], of the last Q base tokens.
-        h_thought: [B, P, N, M, D]
+        h_thought: [P, C, M, D]
     """
-    M = h_thought.shape[3]
-    at_column = torch.stack([grid.gather_columns(h_base, k) for k in range(M)], dim=2)  # [B, N, M, D]
-    without = at_column[:, None].expand_as(h_thought)
+    M = h_thought.shape[2]
+    without = torch.stack([grid.gather_columns(h_base, k) for k in range(M)], dim=1).expand_as(h_thought)
     weight = mixing_head(without, h_thought)
     return Talk(weight=weight.squeeze(-1), mixed=mix(without, h_thought, weight))
 
 
 def mixed_states(grid: ThoughtGrid, h_base: Tensor, said: Talk) -> Tensor:
     """[B, Q, D] for the last Q base tokens: mixed where a thought was written (the first pass), h_base elsewhere."""
-    rows, at = grid.is_column.nonzero(as_tuple=True)
-    columns = grid.columns[rows, at] - (grid.n_base - h_base.shape[1])
-    return h_base.index_put((rows, columns), said.mixed[rows, 0, at, 0])
+    columns = grid.columns - (grid.n_base - h_base.shape[1])
+    return h_base.index_put((grid.rows, columns), said.mixed[0, :, 0])

@@ -1,6 +1,6 @@
 """Step 1, think: write a thought after each chosen position, all positions at once.
 
-Legend: B examples, S base tokens, P passes, N columns, K sampled tokens of a thought, D hidden size.
+Legend: P passes, C columns of all rows together, K sampled tokens of a thought, D hidden size.
 """
 
 from dataclasses import dataclass, replace
@@ -20,9 +20,9 @@ class Thoughts:
     """What think leaves behind for talk to go on from."""
 
     tokens: Tensor
-    """[B, P, N, K]: sampled tokens."""
+    """[P, C, K]: sampled tokens."""
     hidden: Tensor
-    """[B, K, P, N, D]: state from which each token was sampled."""
+    """[K, P, C, D]: state from which each token was sampled."""
 
 
 def think(
@@ -48,21 +48,20 @@ def think(
         suppressed: ids that a thought may not contain.
         generator: source of the random numbers, on the states' device.
     """
-    B, P, N = grid.batch_size, grid.n_passes, grid.n_columns
-    head = trunk.head
-    embeds = embeddings.start.to(trunk.dtype).expand(B, 1, 1, N, -1)
-    tokens, hidden = [], [embeds[:, :0].expand(-1, -1, P, -1, -1)]
+    P, C = grid.n_passes, grid.n_columns
+    embeds = embeddings.start.to(trunk.dtype).expand(1, 1, C, -1)
+    tokens, hidden = [], [embeds[:0].expand(-1, P, -1, -1)]
     for step in range(n_tokens):
         # start is the same token in every pass: it goes through the trunk once
         passes = replace(grid, n_passes=1) if step == 0 else grid
         states = trunk.branch_pass(passes, range(step, step + 1), embeds, cache)
         n_draws = P if step == 0 else 1
-        drawn = draw(head, states.flatten(0, -2), temperature, suppressed, generator, n_draws)
+        drawn = draw(trunk.head, states.flatten(0, -2), temperature, suppressed, generator, n_draws)
         if step == 0:
             cache.repeat(P)
-            states, drawn = states.expand(-1, -1, P, -1, -1), drawn.view(B, N, P).transpose(1, 2)
+            states, drawn = states.expand(-1, P, -1, -1), drawn.T
         hidden.append(states)
-        tokens.append(drawn.reshape(B, P, N))
-        embeds = trunk.embed(tokens[-1])[:, None]
-    stacked = torch.stack(tokens, dim=-1) if tokens else grid.columns.new_zeros(B, P, N, 0)
-    return Thoughts(tokens=stacked, hidden=torch.cat(hidden, dim=1))
+        tokens.append(drawn.reshape(P, C))
+        embeds = trunk.embed(tokens[-1])[None]
+    stacked = torch.stack(tokens, dim=-1) if tokens else grid.columns.new_zeros(P, C, 0)
+    return Thoughts(tokens=stacked, hidden=torch.cat(hidden))

@@ -2,7 +2,7 @@
 logits. No file of the base model is patched; it is given embeddings, positions and masks, and asked for its last
 hidden state.
 
-Legend: B examples, S base tokens, P passes, N columns, Q steps of a branch, D hidden size, V vocabulary.
+Legend: B examples, S base tokens, P passes, C columns, Q steps of a branch, D hidden size, V vocabulary.
 """
 
 import functools
@@ -83,20 +83,25 @@ class Trunk:
 
     def branch_cache(self, cache: Cache, grid: ThoughtGrid) -> BranchCache:
         """A base pass's keys and values, for branches to grow on."""
-        return BranchCache(cache, grid, joined=self.attention.joined)
+        return BranchCache(cache, grid, by_row=self.attention.by_row)
 
     def branch_pass(self, grid: ThoughtGrid, steps: range, embeds: Tensor, cache: BranchCache) -> Tensor:
-        """Some steps of all branches, over cached keys and values: [B, Q, P, N, D] -> the same of states."""
+        """Some steps of all branches, over cached keys and values: [Q, P, C, D] embeddings -> the same of states."""
         if embeds.numel() == 0:  # no column anywhere
             return embeds
+        position_ids = grid.branch_position_ids(steps)
+        if self.attention.by_row:
+            embeds, position_ids = (grid.to_rows(of, dim=2) for of in (embeds, position_ids))  # [B, Q, P, N, ...]
+        else:
+            embeds, position_ids = embeds[None], position_ids[None]
         with self.attention.attending(self.base_lm):
             hidden = self._states(
                 embeds.flatten(1, 3),
-                position_ids=grid.branch_position_ids(steps),
+                position_ids=position_ids.flatten(1),
                 cache=cache,
                 **self.attention.steps(grid, steps, cache, embeds.dtype),
-            )
-        return hidden.reshape(embeds.shape)
+            ).view(embeds.shape)
+        return grid.from_rows(hidden, dim=2) if self.attention.by_row else hidden[0]
 
     def check_reach(self, n_base: int, branch_length: int) -> None:
         """Raise SettingsError where rows of so many tokens and their branches reach past learned positions."""

@@ -24,8 +24,9 @@ class AttentionBackend(Protocol):
 
     name: str
     """as BACKENDS lists it"""
-    joined: bool
-    """whether layers are given all keys and values in one tensor, or look the earlier ones up in the cache"""
+    by_row: bool
+    """whether branches are laid out row by row beside their text, and layers are given all keys and values in one
+    tensor; or all in one row, and layers look the earlier ones up in the cache"""
 
     def attending(self, base_lm: PreTrainedModel) -> AbstractContextManager[None]:
         """Entered around every pass over branches."""

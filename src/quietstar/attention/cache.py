@@ -17,21 +17,21 @@ class BranchLayer(DynamicLayer):
     Args:
         keys: [B, J, S, d]
         values: [B, J, S, d']
-        joined: whether `update` returns everything so far in one tensor, as the base model's own attention needs
-            it, or only what is new.
+        by_row: whether branches lie row by row beside their text, and `update` returns everything so far in one
+            tensor, as the base model's own attention needs it; or all in one row, and it returns what is new.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, joined: bool) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, by_row: bool) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
-        self.joined = joined
+        self.by_row = by_row
         self.pieces: list[tuple[Tensor, Tensor]] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Add the keys and values of some steps of all branches."""
         self.pieces.append((key_states, value_states))
-        if not self.joined:
+        if not self.by_row:
             return key_states, value_states
         keys, values = zip(*self.pieces, strict=True)
         return torch.cat([self.keys, *keys], dim=2), torch.cat([self.values, *values], dim=2)
@@ -54,20 +54,20 @@ class BranchCache(DynamicCache):
     Args:
         base: cache of a base pass, its layers dynamic, sliding or static.
         grid: where branches grow.
-        joined: see BranchLayer.
+        by_row: see BranchLayer.
 
     Raises:
         SettingsError: a layer's window has moved past what a branch sees.
     """
 
-    def __init__(self, base: Cache, grid: ThoughtGrid, *, joined: bool = True) -> None:
+    def __init__(self, base: Cache, grid: ThoughtGrid, *, by_row: bool = True) -> None:
         super().__init__()
         S = grid.n_base
-        self.layers = [BranchLayer(layer.keys[..., :S, :], layer.values[..., :S, :], joined) for layer in base.layers]
+        self.layers = [BranchLayer(layer.keys[..., :S, :], layer.values[..., :S, :], by_row) for layer in base.layers]
         self.n_base_kept = [layer.get_seq_length() for layer in self.layers]
         """base tokens that each layer still keeps: fewer than S where a window has moved on"""
         moved_on = min(self.n_base_kept, default=grid.n_base) < grid.n_base
-        if moved_on and bool((grid.is_column & (grid.columns < grid.n_base - 1)).any()):
+        if moved_on and bool((grid.columns < grid.n_base - 1).any()):
             raise SettingsError(
                 "thinking at earlier positions than the last needs keys that this sliding-window cache has "
                 "dropped; pass past_key_values=DynamicCache() without a config, or logits_to_keep=1"

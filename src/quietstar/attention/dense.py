@@ -23,7 +23,7 @@ class DenseAttention:
     """
 
     name = "dense"
-    joined = True
+    by_row = True
 
     def __init__(self, base_lm: PreTrainedModel) -> None:
         self.windows = LayerWindows(base_lm.config.get_text_config())
@@ -43,7 +43,7 @@ class DenseAttention:
 
 def branch_mask(grid: ThoughtGrid, steps: range, window: int | None, n_kept: int, dtype: torch.dtype) -> Tensor:
     """[B, 1, Q x P x N, n_kept + steps.stop x P x N]: what is added to those steps' scores, over the last n_kept
-    base tokens and the branches."""
+    base tokens and the branches, row by row."""
     return additive(grid.branch_sight(steps, window)[..., grid.n_base - n_kept :], dtype)
 
 

@@ -4,14 +4,14 @@ A branch token's sight is two runs of keys: base tokens up to its column, and it
 tokens come step by step; here each branch's tokens are put together, so that both runs are short stretches, and
 128 x 128 blocks of scores that nobody sees are never computed:
 
-    keys       base tokens, filled up to whole blocks | branch 0 | branch 1 | ...
-    queries    branch 0 | branch 1 | ...              | filled up to whole blocks
+    keys       base tokens of row 0 | of row 1 | ..., filled up to whole blocks | branch 0 | branch 1 | ...
+    queries    branch 0 | branch 1 | ..., filled up to whole blocks
 
 Whole blocks keep every index of the kernel within its tables, let many lengths share one compiled kernel, and keep
 short queries away from a second kernel of torch's, which takes fewer head sizes and groups.
 
-Legend: B examples, H heads, J key-value heads, Q steps of P x N branches, C = Q x P x N branch tokens, S base tokens
-whose keys are kept, L steps of the branches so far, R and T queries and keys in whole blocks, d head size.
+Legend: B rows of text, H heads, J key-value heads, Q steps of P passes of C columns, S base tokens whose keys are
+kept, L steps of the branches so far, R and T queries and keys in whole blocks, d head size.
 """
 
 from collections.abc import Callable
@@ -119,19 +119,19 @@ def flex_over_branches(
     """Attention of branch tokens to the base and to their own branches.
 
     Args:
-        query: [B, H, C, d], step by step.
+        query: [1, H, Q x P x C, d], step by step.
         prefix: keys [B, J, S, d] and values [B, J, S, d'] of the base tokens.
-        own: keys [B, J, l x P x N, d] and values of the branch tokens, in pieces of some steps each, L in all.
+        own: keys [1, J, l x P x C, d] and values of the branch tokens, in pieces of some steps each, L in all.
         block_mask: what is seen; see branch_block_mask.
-        branches: P and N.
+        branches: P and C.
         scaling: factor of the scores.
         softcap: scores are bent to stay within it.
         sinks: [H], a score for each head that takes part in the softmax and has no value.
 
     Returns:
-        [B, C, H, d']
+        [1, Q x P x C, H, d']
     """
-    C, size = query.shape[2], prefix[1].shape[3]
+    n_queries, size = query.shape[2], prefix[1].shape[3]
     attend = _flex_attention(query.is_cuda)
     with torch.autocast(query.device.type, enabled=False), torch._dynamo.config.patch(COMPILATION):
         own_keys, own_values = (torch.cat(of, dim=2) for of in zip(*own, strict=True))
@@ -145,16 +145,17 @@ def flex_over_branches(
             enable_gqa=True,
             return_aux=AuxRequest(lse=sinks is not None),
         )
-        out = out[:, :, :C, :size]
+        out = out[:, :, :n_queries, :size]
         if sinks is not None:
-            share = torch.sigmoid(aux.lse[:, :, :C] - sinks.float()[:, None])  # what the sink leaves of the softmax
+            share = torch.sigmoid(
+                aux.lse[:, :, :n_queries] - sinks.float()[:, None]
+            )  # what the sink leaves of the softmax
             out = (out * share[..., None]).to(query.dtype)
-    P, N = branches
-    return out.unflatten(2, (P, N, C // (P * N))).permute(0, 4, 2, 3, 1, 5).flatten(1, 3)
+    return out.unflatten(2, (*branches, -1)).permute(0, 4, 2, 3, 1, 5).flatten(1, 3)
 
 
 def branch_block_mask(grid: ThoughtGrid, steps: range, window: int | None, n_kept: int) -> "BlockMask":
-    """What some steps of all branches see, as flex attention takes it: [B, 1, R, T] in blocks, never as a whole.
+    """What some steps of all branches see, as flex attention takes it: [1, 1, R, T] in blocks, never as a whole.
 
     Args:
         grid: where the branches grow.
@@ -162,41 +163,42 @@ def branch_block_mask(grid: ThoughtGrid, steps: range, window: int | None, n_kep
         window: how far back a token sees; None for everything.
         n_kept: S, base tokens whose keys are kept: the last ones.
     """
-    P, N, Q, L = grid.n_passes, grid.n_columns, len(steps), steps.stop
-    first_own = _whole_blocks(n_kept)
-    R, T = _whole_blocks(Q * P * N), first_own + _whole_blocks(L * P * N)
-    device, forgotten = grid.columns.device, grid.n_base - n_kept
+    P, C, Q, L, S = grid.n_passes, grid.n_columns, len(steps), steps.stop, n_kept
+    first_own = _whole_blocks(grid.batch_size * S)
+    R, T = _whole_blocks(Q * P * C), first_own + _whole_blocks(L * P * C)
+    device, forgotten = grid.columns.device, grid.n_base - S
 
     def runs(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, P or 1, N, Q] twice -> [B, R]: keys that each query sees, none of them for those that fill up."""
-        start, stop = (pad(of.expand(-1, P, -1, Q).flatten(1), (0, R - Q * P * N)).int() for of in (start, stop))
+        """[P or 1, C, Q or 1] twice -> [R]: keys that each query sees, none of them for those that fill up."""
+        start, stop = (pad(of.expand(P, -1, Q).flatten(), (0, R - Q * P * C)).int() for of in (start, stop))
         return start.where(start < stop, T), stop.where(start < stop, 0)
 
     ahead = torch.arange(steps.start + 1, steps.stop + 1, device=device)
-    column = grid.columns[:, None, :, None]
+    column, text = grid.columns[None, :, None], (grid.rows * S)[None, :, None]
     since = torch.zeros_like(column) if window is None else (column + ahead - window + 1 - forgotten).clamp(min=0)
-    base_start, base_stop = runs(since, column + 1 - forgotten)
-    base_seen = pad(grid.base_mask[:, forgotten:], (0, T - n_kept))  # [B, T]
+    until = torch.maximum(column + 1 - forgotten, since)
+    base_start, base_stop = runs(text + since, text + until)
+    base_seen = pad(grid.base_mask[:, forgotten:].flatten(), (0, T - grid.batch_size * S))  # [T]
 
-    own_seen = grid.own_sight(steps, window).permute(0, 3, 1, 2)[:, None]  # [B, 1, N, Q, L], one run each
-    branch = torch.arange(P * N, device=device).view(P, N, 1)
-    from_here = first_own + branch * L + own_seen.int().argmax(-1)  # [B, P, N, Q]
+    own_seen = grid.own_sight(steps, window).permute(2, 0, 1)[None]  # [1, C, Q, L], one run each
+    branch = torch.arange(P * C, device=device).view(P, C, 1)
+    from_here = first_own + branch * L + own_seen.int().argmax(-1)  # [P, C, Q]
     own_start, own_stop = runs(from_here, from_here + own_seen.sum(-1))
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        in_base = (k >= base_start[b, q]) & (k < base_stop[b, q]) & base_seen[b, k]
-        return in_base | ((k >= own_start[b, q]) & (k < own_stop[b, q]))
+        in_base = (k >= base_start[q]) & (k < base_stop[q]) & base_seen[k]
+        return in_base | ((k >= own_start[q]) & (k < own_stop[q]))
 
     block = torch.arange(0, T, BLOCK, device=device)
 
     def touched(start: Tensor, stop: Tensor) -> Tensor:
-        """[B, R / BLOCK, T / BLOCK]: blocks in which there may be something to see."""
+        """[R / BLOCK, T / BLOCK]: blocks in which there may be something to see."""
         first, last = _by_block(start).amin(-1, keepdim=True), _by_block(stop).amax(-1, keepdim=True)
         return (first < block + BLOCK) & (last > block)
 
     seen_by_all = _by_block(base_start).amax(-1, keepdim=True) <= block
     seen_by_all &= _by_block(base_stop).amin(-1, keepdim=True) >= block + BLOCK
-    full = seen_by_all & _by_block(base_seen).all(-1)[:, None]
+    full = seen_by_all & _by_block(base_seen).all(-1)
     partial = (touched(base_start, base_stop) | touched(own_start, own_stop)) & ~full
     return BlockMask.from_kv_blocks(
         *_listed(partial), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=mask_mod, seq_lengths=(R, T)
@@ -230,27 +232,28 @@ def _whole_blocks(n: int) -> int:
 
 
 def _by_block(of: Tensor) -> Tensor:
-    """[B, n x BLOCK] -> [B, n, BLOCK]"""
-    return of.unflatten(1, (-1, BLOCK))
+    """[n x BLOCK] -> [n, BLOCK]"""
+    return of.unflatten(0, (-1, BLOCK))
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, R / BLOCK, T / BLOCK] which blocks -> how many in each row, and first those, then the others' indices."""
+    """[R / BLOCK, T / BLOCK] which blocks -> how many in each row, and first those, then the others' indices."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
-    return blocks.sum(-1).int()[:, None], order.int()[:, None]
+    return blocks.sum(-1).int()[None, None], order.int()[None, None]
 
 
 def _by_branch(tokens: Tensor, branches: tuple[int, int]) -> Tensor:
-    """[B, H, l x P x N, d] -> [B, H, P x N x l, d]"""
+    """[1, H, l x P x C, d] -> [1, H, P x C x l, d]"""
     return tokens.unflatten(2, (-1, *branches)).permute(0, 1, 3, 4, 2, 5).flatten(2, 4)
 
 
 def _in_blocks(tokens: Tensor) -> Tensor:
-    """[B, H, n, d] -> whole blocks of tokens, and heads large enough."""
+    """[1, H, n, d] -> whole blocks of tokens, and heads large enough."""
     n, size = tokens.shape[2:]
     return pad(tokens, (0, max(0, LEAST_HEAD_SIZE - size), 0, _whole_blocks(n) - n))
 
 
 def _keys_in_blocks(base: Tensor, own: Tensor, branches: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """[B, J, S, d] and [B, J, L x P x N, d] -> [B, J, T, d], keys or values"""
-    return torch.cat([_in_blocks(base.to(dtype)), _in_blocks(_by_branch(own.to(dtype), branches))], dim=2)
+    """[B, J, S, d] and [1, J, L x P x C, d] -> [1, J, T, d], keys or values"""
+    texts = base.transpose(0, 1).flatten(1, 2)[None]
+    return torch.cat([_in_blocks(texts.to(dtype)), _in_blocks(_by_branch(own.to(dtype), branches))], dim=2)

@@ -107,9 +107,9 @@ def attend(
     return over_grid(own, module, query, key, value, **kwargs)
 
 
-def no_mask(like: Tensor) -> Tensor:
-    """[B, 1, 1, 1] NaN: stands where a mask must be given and none is used, and would not go unnoticed if it were."""
-    return torch.full((like.shape[0], 1, 1, 1), torch.nan, device=like.device)
+def no_mask(device: torch.device) -> Tensor:
+    """[1, 1, 1, 1] NaN: stands where a mask must be given and none is used, and would not go unnoticed if it were."""
+    return torch.full((1, 1, 1, 1), torch.nan, device=device)
 
 
 for _name in HOOKED:

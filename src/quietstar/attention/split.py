@@ -42,7 +42,7 @@ class SplitOverGrid:
     def __call__(
         self, own: AttentionFunction, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """[B, H, C, d] queries of branch tokens -> [B, C, H, d']."""
+        """[1, H, Q x P x C, d] queries of branch tokens -> [1, Q x P x C, H, d']."""
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         window, grown = self.windows.of(layer), self.cache.layers[layer]
         prefix, pieces = (grown.keys, grown.values), grown.pieces
@@ -50,9 +50,14 @@ class SplitOverGrid:
         what = beyond_two_parts(kwargs)
         if what:
             _warn_of_dense(what)
-        if what or self.grid.step_size <= self.few_branches:
-            joined = (torch.cat(of, dim=2) for of in zip(prefix, *pieces, strict=True))
-            return own(module, query, *joined, self._dense_mask(window, n_kept, query.dtype), **kwargs)
+        if what or self.grid.n_passes * max(self.grid.per_row) <= self.few_branches:
+            joined = [
+                torch.cat([of[0], *map(self._to_rows, of[1:])], dim=2) for of in zip(prefix, *pieces, strict=True)
+            ]
+            mask = self._dense_mask(window, n_kept, query.dtype)
+            out, _ = own(module, self._to_rows(query), *joined, mask, **kwargs)  # [B, Q x P x N, H, d']
+            by_step = out.unflatten(1, (len(self.steps), self.grid.n_passes, -1))
+            return self.grid.from_rows(by_step, dim=2).flatten(0, 2)[None], None
         how = {
             "scaling": kwargs.get("scaling") or query.shape[-1] ** -0.5,
             "softcap": kwargs.get("softcap"),
@@ -68,8 +73,13 @@ class SplitOverGrid:
         pieces: list[tuple[Tensor, Tensor]],
         how: dict[str, Any],
     ) -> Tensor:
-        """[B, H, C, d] queries, keys and values as `two_part_attention` takes them -> [B, C, H, d']."""
+        """Queries, keys and values as `two_part_attention` takes them -> [1, Q x P x C, H, d']."""
         return two_part_attention(query, prefix, pieces, self._sight(window, prefix[0].shape[2]), **how)
+
+    def _to_rows(self, tokens: Tensor) -> Tensor:
+        """[1, x, l x P x C, d] -> [B, x, l x P x N, d]"""
+        by_step = tokens[0].unflatten(1, (-1, self.grid.n_passes, self.grid.n_columns))
+        return self.grid.to_rows(by_step, dim=3).flatten(2, 4)
 
     def _dense_mask(self, window: int | None, n_kept: int, dtype: torch.dtype) -> Tensor:
         if (window, n_kept) not in self._dense_masks:
@@ -78,9 +88,7 @@ class SplitOverGrid:
 
     def _sight(self, window: int | None, n_kept: int) -> Sight:
         if (window, n_kept) not in self._sights:
-            grid = self.grid
-            prefix = grid.prefix_sight(self.steps, window)[..., grid.n_base - n_kept :]
-            self._sights[window, n_kept] = Sight(grid.n_passes, ~prefix, ~grid.own_sight(self.steps, window))
+            self._sights[window, n_kept] = Sight.over(self.grid, self.steps, window, n_kept)
         return self._sights[window, n_kept]
 
 
@@ -95,7 +103,7 @@ class SplitAttention:
     """
 
     name = "split"
-    joined = False
+    by_row = False
     over_grid = SplitOverGrid
 
     def __init__(self, base_lm: PreTrainedModel) -> None:
@@ -109,7 +117,7 @@ class SplitAttention:
 
     def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
         """See AttentionBackend."""
-        unused = no_mask(grid.base_mask)
+        unused = no_mask(grid.columns.device)
         over_grid = self.over_grid(grid, steps, self.windows, cache, self.few_branches)
         return {"attention_mask": self.windows.masks(lambda _: unused), "over_grid": over_grid}
 

@@ -1,19 +1,20 @@
 """Attention of branch tokens in two parts: to the base tokens before their column, and to their own branch.
 
-The softmax over both is put together from their log-sum-exps, forwards and backwards, and only small blocks of
-scores ever exist. Everything is computed in float32 on a CPU; elsewhere products keep the dtype of their inputs,
-and softmax, log-sum-exp and sums are in float32. Exponentials are of base 2 and scores are in bits: on a CPU the
-natural one is ten times slower where it meets -inf or underflows, which is wherever a score is masked.
+Both parts share one softmax, forwards and backwards, and only small blocks of scores ever exist. Everything is
+computed in float32 on a CPU; elsewhere products keep the dtype of their inputs, and softmax, log-sum-exp and sums are
+in float32. Exponentials are of base 2 and scores are in bits: on a CPU the natural one is ten times slower where it
+meets -inf or underflows, which is wherever a score is masked.
 
-Legend: B examples, H heads = J key-value heads x G queries for each, Q steps of P x N branches, C = Q x P x N
-branch tokens, S base tokens whose keys are kept, L steps of the branches so far, d head size.
+Legend: B rows of text, H heads = J key-value heads x G queries for each, Q steps of P passes of C columns, S base
+tokens whose keys are kept, L steps of the branches so far, d head size. A block has n columns of each of b rows and
+the T base tokens that any of them sees.
 
     scores = softcap(scaling q k)          p = exp(scores - lse)         out = p v
     d_scores = p (d_out v - d_out out)     d_q = scaling d_scores k      d_k = scaling d_scores q     d_v = p d_out
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from quietstar.grid import ThoughtGrid
+
 BITS = 1 / math.log(2)
 """in a nat"""
 
 COLUMNS_AT_ONCE = 64
-"""columns whose scores are one block: keys past the last of them are never multiplied"""
+"""columns of a row in a block: keys past the last of them are never multiplied"""
 
 ROWS_AT_LEAST = 8
 """queries of a branch that are multiplied at once: with fewer, a CPU's batched products are many times slower"""
@@ -35,32 +38,105 @@ SCORES_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
 
 
 @dataclass(slots=True)
+class Place:
+    """The columns of a block, n of each of b rows, and the base tokens that any of them sees."""
+
+    rows: slice | Tensor
+    columns: slice | Tensor
+    """of each row, where all rows have equally many; otherwise [b, n] among the columns of all rows"""
+    per_row: int
+    """columns of every row, where all rows have equally many"""
+    is_real: Tensor | None
+    """[b, n]: False where a row has fewer columns, and another one stands in; None where there is no such place"""
+    keys: slice
+
+    def take(self, of: Tensor) -> Tensor:
+        """[x, C, ...] -> [x, b, n, ...]"""
+        return of[:, self.columns] if isinstance(self.columns, Tensor) else self._evenly(of)
+
+    def put(self, into: Tensor, values: Tensor) -> None:
+        """Values [x, b, n, ...] into [x, C, ...]."""
+        if not isinstance(self.columns, Tensor):
+            self._evenly(into).copy_(values)
+        elif self.is_real is None:
+            into[:, self.columns] = values.to(into.dtype)
+        else:
+            into[:, self.columns[self.is_real]] = values[:, self.is_real].to(into.dtype)
+
+    def _evenly(self, of: Tensor) -> Tensor:
+        return of.unflatten(1, (-1, self.per_row))[:, self.rows, self.columns]
+
+
+@dataclass(slots=True)
 class Sight:
     """What branch tokens may not see, one layer's window taken into account."""
 
     n_passes: int
     """P"""
+    per_row: list[int]
+    """columns of each row; they stand row by row"""
     prefix_hidden: Tensor
-    """[B, Q or 1, N, S] bool: base tokens that a column's steps do not see; one entry where all steps see alike."""
+    """[C, Q or 1, S] bool: base tokens that a column's steps do not see; one entry where all steps see alike."""
     own_hidden: Tensor
-    """[B, Q, L, N] bool: tokens of its own branch that a step does not see."""
-    reach: list[tuple[int, int]] = field(init=False)
-    """for each column, the first base token that any row or step of it sees, and the one after the last"""
+    """[C, Q, L] bool: tokens of its own branch that a step does not see."""
+    _reach: list[tuple[int, int]] = field(init=False)
+    """for each column, the first base token that any step of it sees, and the one after the last"""
+    _places: dict[int, list[Place]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        seen = ~self.prefix_hidden.all(dim=1).all(dim=0)  # [N, S]
+        seen = ~self.prefix_hidden.all(dim=1)  # [C, S]
         S = seen.shape[1]
         first = torch.where(seen.any(1), seen.int().argmax(1), S)
         last = torch.where(seen.any(1), S - seen.flip(1).int().argmax(1), 0)
-        self.reach = torch.stack([first, last], dim=1).tolist()
+        self._reach = torch.stack([first, last], dim=1).tolist()
 
-    def blocks(self) -> Iterator[tuple[slice, slice]]:
-        """Columns that are worked on at once, and the base tokens that any of them sees."""
-        N = self.own_hidden.shape[-1]
-        for column in range(0, N, COLUMNS_AT_ONCE):
-            columns = slice(column, min(column + COLUMNS_AT_ONCE, N))
-            reach = self.reach[columns]
-            yield columns, slice(min(low for low, _ in reach), max(high for _, high in reach))
+    @classmethod
+    def over(cls, grid: ThoughtGrid, steps: range, window: int | None, n_kept: int) -> "Sight":
+        """Of some steps of all branches; the last n_kept base tokens have keys."""
+        prefix = grid.prefix_sight(steps, window)[..., grid.n_base - n_kept :]
+        own = grid.own_sight(steps, window)
+        return cls(grid.n_passes, grid.per_row, ~prefix.transpose(0, 1), ~own.permute(2, 0, 1))
+
+    def places(self, n_heads: int) -> list[Place]:
+        """Blocks of columns, as large as their scores may be; see SCORES_AT_ONCE."""
+        if n_heads not in self._places:
+            self._places[n_heads] = list(self._in_blocks(n_heads * self.n_passes * self.own_hidden.shape[1]))
+        return self._places[n_heads]
+
+    def _in_blocks(self, n_queries: int) -> Iterator[Place]:
+        device = self.own_hidden.device
+        fitting = SCORES_AT_ONCE.get(device.type, SCORES_AT_ONCE["cpu"]) // n_queries
+        n = COLUMNS_AT_ONCE
+        while n > 1 and n * self.prefix_hidden.shape[2] > fitting:
+            n //= 2
+        starts = [sum(self.per_row[:row]) for row in range(len(self.per_row))]
+        for first in range(0, max(self.per_row, default=0), n):
+            rows = [row for row, count in enumerate(self.per_row) if count > first]
+            ranges = {row: (starts[row] + first, starts[row] + min(first + n, self.per_row[row])) for row in rows}
+            b = max(1, fitting // (n * max(1, _length(self._keys(ranges.values())))))
+            for at in range(0, len(rows), b):
+                yield self._place(first, {row: ranges[row] for row in rows[at : at + b]})
+
+    def _keys(self, ranges: Iterable[tuple[int, int]]) -> slice:
+        """The base tokens that any column of these ranges sees."""
+        reach = [pair for start, stop in ranges for pair in self._reach[start:stop]]
+        start = min(low for low, _ in reach)
+        return slice(start, max(start, *(high for _, high in reach)))
+
+    def _place(self, first: int, ranges: dict[int, tuple[int, int]]) -> Place:
+        """Of these rows, the columns from the first on: which they are among the columns of all rows."""
+        keys, rows = self._keys(ranges.values()), list(ranges)
+        counts = [stop - start for start, stop in ranges.values()]
+        if len(set(self.per_row)) == 1:
+            columns = slice(first, first + counts[0])
+            return Place(slice(rows[0], rows[-1] + 1), columns, self.per_row[0], None, keys)
+        device = self.own_hidden.device
+        start, count = (
+            torch.tensor(of, device=device)[:, None] for of in ([low for low, _ in ranges.values()], counts)
+        )
+        ahead = torch.arange(max(counts), device=device)
+        is_real = None if len(set(counts)) == 1 else ahead < count
+        return Place(torch.tensor(rows, device=device), start + ahead.minimum(count - 1), 0, is_real, keys)
 
 
 def two_part_attention(
@@ -76,73 +152,19 @@ def two_part_attention(
     """Attention of branch tokens to the base and to their own branches.
 
     Args:
-        query: [B, H, C, d], step by step.
+        query: [1, H, Q x P x C, d], step by step.
         prefix: keys [B, J, S, d] and values [B, J, S, d'] of the base tokens.
-        own: keys [B, J, l x P x N, d] and values of the branch tokens, in pieces of some steps each, L in all.
+        own: keys [1, J, l x P x C, d] and values of the branch tokens, in pieces of some steps each, L in all.
         sight: what is not seen.
         scaling: factor of the scores.
         softcap: scores are bent to stay within it.
         sinks: [H], a score for each head that takes part in the softmax and has no value.
 
     Returns:
-        [B, C, H, d']
+        [1, Q x P x C, H, d']
     """
     pieces = [tensor for keys_and_values in own for tensor in keys_and_values]
     return _TwoParts.apply(query, *prefix, sinks, sight, scaling, softcap, *pieces)
-
-
-@dataclass(slots=True)
-class _Block:
-    """Some columns' branches: J x G heads, n columns, T base tokens."""
-
-    q: Tensor
-    """[B, J, G, Q, P, n, d], times scaling, in bits"""
-    k: Tensor
-    """[B, J, T, d] of the base tokens"""
-    v: Tensor
-    """[B, J, T, d']"""
-    own_k: Tensor
-    """[B, J, P x n, L, d] of the branches themselves"""
-    own_v: Tensor
-    """[B, J, P x n, L, d']"""
-    prefix_mask: Tensor
-    """[B, 1, 1, Q or 1, 1, n, T], added to scores"""
-    own_mask: Tensor
-    """[B, 1, P x n, R, L], added to scores"""
-    softcap: float | None
-
-    def own_scores(self) -> Tensor:
-        """[B, J, P x n, R, L]"""
-        return _scores(self.by_branch(self.q), self.own_k, self.softcap).add_(self.own_mask)
-
-    def steps(self) -> Iterator[tuple[tuple[slice, ...], Tensor, Tensor]]:
-        """Some steps at a time: where they are in [B, J, G, Q, P, n], their queries as rows, and their scores."""
-        B, J, G, Q, P, n, _ = self.q.shape
-        T = self.k.shape[2]
-        if T == 0:
-            return
-        at_once = SCORES_AT_ONCE.get(self.q.device.type, SCORES_AT_ONCE["cpu"])
-        n_steps = max(1, at_once // (B * J * G * P * n * T))
-        for step in range(0, Q, n_steps):
-            where = (slice(None), slice(None), slice(None), slice(step, step + n_steps))
-            q = self.q[where].flatten(2, 5)
-            yield where, q, _scores(q, self.k, self.softcap)
-
-    def mask(self, where: tuple[slice, ...]) -> Tensor:
-        """What is added to the scores of those steps."""
-        return self.prefix_mask if self.prefix_mask.shape[3] == 1 else self.prefix_mask[where]
-
-    def by_branch(self, tokens: Tensor) -> Tensor:
-        """[B, J, G, Q, P, n, x] -> [B, J, P x n, R, x]: G x Q rows, and zeros up to ROWS_AT_LEAST."""
-        B, J, G, Q, P, n, x = tokens.shape
-        rows = tokens.new_zeros(B, J, P, n, max(G * Q, ROWS_AT_LEAST), x)
-        rows[..., : G * Q, :].unflatten(4, (G, Q)).copy_(tokens.permute(0, 1, 4, 5, 2, 3, 6))
-        return rows.flatten(2, 3)
-
-    def from_branch(self, rows: Tensor) -> Tensor:
-        """[B, J, P x n, R, x] -> [B, J, G, Q, P, n, x]"""
-        _, _, G, Q, P, n, _ = self.q.shape
-        return rows[..., : G * Q, :].unflatten(3, (G, Q)).unflatten(2, (P, n)).permute(0, 1, 4, 5, 2, 3, 6)
 
 
 class _Parts:
@@ -158,43 +180,98 @@ class _Parts:
         scaling: float,
         softcap: float | None,
     ) -> None:
-        B, Q, _, N = sight.own_hidden.shape
-        self.shape = (B, key.shape[1], query.shape[1] // key.shape[1], Q, sight.n_passes, N)
+        J, C = key.shape[1], len(sight.own_hidden)
+        self.heads = (J, query.shape[1] // J)
+        self.steps = (sight.own_hidden.shape[1], sight.n_passes, C)
         self.dtype = torch.float32 if query.device.type == "cpu" else query.dtype
-        self.query, self.key, self.value = self.by_column(query), key.to(self.dtype), value.to(self.dtype)
+        self.query = self.by_column(query)
+        self.key, self.value = (of.to(self.dtype).transpose(0, 1).contiguous() for of in (key, value))  # [J, B, S, d]
         self.own_keys, self.own_values = (
-            [piece.unflatten(2, (-1, sight.n_passes, N)) for piece in which] for which in (pieces[::2], pieces[1::2])
-        )  # [B, J, l, P, N, d] each
+            [piece[0].unflatten(1, (-1, sight.n_passes, C)).permute(0, 3, 2, 1, 4) for piece in which]
+            for which in (pieces[::2], pieces[1::2])
+        )  # [J, C, P, l, d] each
         self.sight, self.scaling, self.softcap = sight, scaling, softcap
 
     def by_column(self, tokens: Tensor) -> Tensor:
-        """[B, H, C, x] -> [B, J, G, Q, P, N, x]"""
-        return tokens.unflatten(2, self.shape[3:]).unflatten(1, self.shape[1:3])
+        """[1, H, Q x P x C, x] -> [J, C, P, G, Q, x], the same memory"""
+        return tokens[0].unflatten(1, self.steps).unflatten(0, self.heads).permute(0, 4, 3, 1, 2, 5)
 
-    def __iter__(self) -> Iterator[tuple[slice, slice, _Block]]:
-        G = self.shape[2]
-        for columns, keys in self.sight.blocks():
-            own_hidden = self.sight.own_hidden[..., columns]  # [B, Q, L, n]
-            own_hidden = own_hidden[:, None].expand(-1, G, -1, -1, -1).flatten(1, 2).permute(0, 3, 1, 2)
-            own_hidden = nn.functional.pad(own_hidden, (0, 0, 0, max(0, ROWS_AT_LEAST - own_hidden.shape[2])))
+    def __iter__(self) -> Iterator[tuple[Place, "_Block"]]:
+        for place in self.sight.places(self.heads[0] * self.heads[1]):
             yield (
-                columns,
-                keys,
+                place,
                 _Block(
-                    q=self.query[..., columns, :].to(self.dtype) * (self.scaling * BITS),
-                    k=self.key[:, :, keys],
-                    v=self.value[:, :, keys],
-                    own_k=self._own(self.own_keys, columns),
-                    own_v=self._own(self.own_values, columns),
-                    prefix_mask=_mask(self.sight.prefix_hidden[:, None, None, :, None, columns, keys]),
-                    own_mask=_mask(own_hidden.repeat(1, self.sight.n_passes, 1, 1)[:, None]),
+                    q=self._scaled(place.take(self.query)),
+                    k=self.key[:, place.rows, place.keys].flatten(0, 1),
+                    v=self.value[:, place.rows, place.keys].flatten(0, 1),
+                    own_k=self._own(self.own_keys, place),
+                    own_v=self._own(self.own_values, place),
+                    prefix_mask=_mask(place.take(self.sight.prefix_hidden[None])[..., place.keys]),
+                    own_mask=_mask(place.take(self.sight.own_hidden[None])),
                     softcap=self.softcap,
                 ),
             )
 
-    def _own(self, pieces: list[Tensor], columns: slice) -> Tensor:
-        tokens = torch.cat([piece[..., columns, :] for piece in pieces], dim=2).to(self.dtype)
-        return tokens.permute(0, 1, 3, 4, 2, 5).flatten(2, 3)
+    def _scaled(self, query: Tensor) -> Tensor:
+        return torch.mul(query, self.scaling * BITS, out=query.new_empty(query.shape)).to(self.dtype)
+
+    def _own(self, pieces: list[Tensor], place: Place) -> Tensor:
+        """[J x b x n x P, L, x] keys or values of branches."""
+        return torch.cat([place.take(piece) for piece in pieces], dim=-2).to(self.dtype).flatten(0, 3)
+
+
+@dataclass(slots=True)
+class _Block:
+    """Some columns' branches."""
+
+    q: Tensor
+    """[J, b, n, P, G, Q, d], times scaling, in bits"""
+    k: Tensor
+    """[J x b, T, d] of the base tokens"""
+    v: Tensor
+    """[J x b, T, d']"""
+    own_k: Tensor
+    """[J x b x n x P, L, d] of the branches themselves"""
+    own_v: Tensor
+    """[J x b x n x P, L, d']"""
+    prefix_mask: Tensor
+    """[1, b, n, Q or 1, T], added to scores"""
+    own_mask: Tensor
+    """[1, b, n, Q, L], added to scores"""
+    softcap: float | None
+
+    def scores(self) -> tuple[Tensor, Tensor]:
+        """[J, b, n, P, G, Q, T] for the base tokens and [J, b, n, P, G, Q, L] for its own, in bits and in float32."""
+        prefix = torch.bmm(by_row(self.q), self.k.transpose(1, 2).contiguous()).float()
+        own = torch.bmm(by_branch(self.q), self.own_k.transpose(1, 2)).float()
+        bent = self.of_queries(prefix), self.from_branch(own)
+        for scores, mask in zip(bent, (self.prefix_mask, self.own_mask), strict=True):
+            if self.softcap is not None:
+                scores.div_(self.softcap * BITS).tanh_().mul_(self.softcap * BITS)
+            scores.add_(mask[:, :, :, None, None])
+        return bent
+
+    def of_queries(self, rows: Tensor) -> Tensor:
+        """[J x b, n x P x G x Q, x] -> [J, b, n, P, G, Q, x]"""
+        return rows.view(*self.q.shape[:-1], rows.shape[-1])
+
+    def from_branch(self, rows: Tensor) -> Tensor:
+        """[J x b x n x P, R, x] -> [J, b, n, P, G, Q, x]"""
+        G, Q = self.q.shape[4:6]
+        return rows[:, : G * Q].contiguous().view(*self.q.shape[:-1], rows.shape[-1])
+
+
+def by_row(tokens: Tensor) -> Tensor:
+    """[J, b, n, P, G, Q, x] -> [J x b, n x P x G x Q, x], the same memory"""
+    J, b, *queries, x = tokens.shape
+    return tokens.view(J * b, math.prod(queries), x)
+
+
+def by_branch(tokens: Tensor) -> Tensor:
+    """[J, b, n, P, G, Q, x] -> [J x b x n x P, R, x]: G x Q rows, and zeros up to ROWS_AT_LEAST."""
+    rows = tokens.flatten(0, 3).flatten(1, 2)
+    missing = ROWS_AT_LEAST - rows.shape[1]
+    return nn.functional.pad(rows, (0, 0, 0, missing)) if missing > 0 else rows
 
 
 class _TwoParts(torch.autograd.Function):
@@ -212,111 +289,124 @@ class _TwoParts(torch.autograd.Function):
     ) -> Tensor:
         with torch.autocast(query.device.type, enabled=False):
             parts = _Parts(query, key, value, pieces, sight, scaling, softcap)
-            B, J, G, Q, P, N = parts.shape
-            result = query.new_empty(B, Q, P, N, J, G, value.shape[-1])
-            lse = torch.empty(*parts.shape, 1, dtype=torch.float32, device=query.device)
-            for columns, _, block in parts:
-                p, total, own_lse = _softmax(block.own_scores())
-                out = block.from_branch(torch.matmul(p.to(parts.dtype), block.own_v).float().div_(total))
-                both = block.from_branch(own_lse)
-                out, both = out.contiguous(), both.contiguous()
-                for where, _, scores in block.steps():
-                    of = both[where].shape[:-1]
-                    scores.view(*of, -1).add_(block.mask(where))
-                    p, total, prefix_lse = (values.view(*of, -1) for values in _softmax(scores))
-                    prefix = torch.matmul(p.flatten(2, 5).to(parts.dtype), block.v).float().view(*of, -1)
-                    merged = torch.logaddexp2(both[where], prefix_lse)
-                    out[where] *= (both[where] - merged).exp2_()
-                    out[where] += prefix.mul_((prefix_lse - merged).exp2_().div_(total))
-                    both[where] = merged
-                if sinks is not None:
-                    merged = torch.logaddexp2(both, sinks.float().view(J, G, 1, 1, 1, 1) * BITS)
-                    out *= (both - merged).exp2_()
-                    both = merged
-                result[:, :, :, columns] = out.permute(0, 3, 4, 5, 1, 2, 6)
-                lse[..., columns, :] = both
-        ctx.save_for_backward(query, key, value, sinks, result, lse, *pieces)
-        ctx.settings = sight, scaling, softcap
-        return result.flatten(4, 5).flatten(1, 3)
+            result = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
+            by_column, sink = parts.by_column(_as_query(result)), _sink(sinks, parts.heads)
+            lses = []
+            for place, block in parts:
+                prefix, own = block.scores()
+                highest = own.amax(-1, keepdim=True)
+                if prefix.shape[-1]:
+                    highest = torch.maximum(highest, prefix.amax(-1, keepdim=True))
+                if sink is not None:
+                    highest = torch.maximum(highest, sink)
+                total = prefix.sub_(highest).exp2_().sum(-1, keepdim=True)
+                total += own.sub_(highest).exp2_().sum(-1, keepdim=True)
+                if sink is not None:
+                    total += (sink - highest).exp2_()
+                out = block.from_branch(torch.bmm(by_branch(own).to(parts.dtype), block.own_v)).float()
+                _add_product_(by_row(out), by_row(prefix).to(parts.dtype), block.v)
+                place.put(by_column, out.div_(total))
+                lse = total.log2_().add_(highest)
+                if place.is_real is not None:  # what stands in for a column has no share in any gradient
+                    lse.masked_fill_(~place.is_real[:, :, None, None, None, None], torch.inf)
+                lses.append(lse)
+        ctx.save_for_backward(query, key, value, sinks, result, *lses, *pieces)
+        ctx.settings = sight, scaling, softcap, len(lses)
+        return result[None]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_result: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, sinks, result, lse, *pieces = ctx.saved_tensors
-        sight, scaling, softcap = ctx.settings
+        query, key, value, sinks, result, *rest = ctx.saved_tensors
+        sight, scaling, softcap, n_blocks = ctx.settings
+        lses, pieces = rest[:n_blocks], tuple(rest[n_blocks:])
         with torch.autocast(query.device.type, enabled=False):
-            parts = _Parts(query, key, value, tuple(pieces), sight, scaling, softcap)
-            J, G, _, P, N = parts.shape[1:]
-            L = sight.own_hidden.shape[2]
-            d_result = d_result.reshape(result.shape)
+            parts = _Parts(query, key, value, pieces, sight, scaling, softcap)
+            C, _, L = sight.own_hidden.shape
+            offset = (d_result[0].float() * result.float()).sum(-1, keepdim=True)
+            d_outs, offsets = (parts.by_column(_as_query(of)) for of in (d_result[0], offset))
             d_query = torch.empty_like(query)
-            d_key, d_value = (torch.zeros(of.shape, dtype=torch.float32, device=of.device) for of in (key, value))
-            d_own = [of.new_empty(*of.shape[:2], L, P, N, of.shape[-1]) for of in (key, value)]
-            d_sinks = None if sinks is None else torch.zeros(J, G, dtype=torch.float32, device=sinks.device)
-            for columns, keys, block in parts:
-                d_out = d_result[:, :, :, columns].permute(0, 4, 5, 1, 2, 3, 6)  # [B, J, G, Q, P, n, d']
-                out, block_lse = result[:, :, :, columns].permute(0, 4, 5, 1, 2, 3, 6), lse[..., columns, :]
-                offset = (d_out.float() * out.float()).sum(-1, keepdim=True)
-                d_out = d_out.to(parts.dtype)
+            d_key, d_value = (torch.zeros_like(of, dtype=torch.float32) for of in (parts.key, parts.value))
+            d_own = [of.new_empty(of.shape[1], L, sight.n_passes, C, of.shape[-1]) for of in (key, value)]
+            sink, d_sinks = _sink(sinks, parts.heads), None
+            for (place, block), lse in zip(parts, lses, strict=True):
+                d_out, off = place.take(d_outs).to(parts.dtype).contiguous(), place.take(offsets)
+                q, rows, q_own, own_rows = by_row(block.q), by_row(d_out), by_branch(block.q), by_branch(d_out)
+                prefix, own = block.scores()
 
-                own_scores = block.own_scores()
-                own_lse, rows, own_offset = (block.by_branch(of) for of in (block_lse, d_out, offset))
-                p, d_scores = _through(own_scores, own_lse, rows, own_offset, block.own_v, softcap)
-                d_q = block.from_branch(torch.matmul(d_scores, block.own_k)).float().contiguous()
-                d_own_k = torch.matmul(d_scores.transpose(-1, -2), block.by_branch(block.q)).div_(BITS)
-                d_own_v = torch.matmul(p.transpose(-1, -2), rows)
-                for whole, part in zip(d_own, (d_own_k, d_own_v), strict=True):
-                    whole[..., columns, :] = part.unflatten(2, (P, -1)).permute(0, 1, 4, 2, 3, 5)
+                d_p = block.from_branch(torch.bmm(own_rows, block.own_v.transpose(1, 2)).float())
+                p, d_scores = (by_branch(of) for of in _through(own, lse, d_p, off, softcap, parts.dtype))
+                d_q = block.from_branch(_product(d_scores, block.own_k, scaling)).float()
+                d_own_k = _product(d_scores.transpose(1, 2), q_own, 1 / BITS)
+                d_own_v = torch.bmm(p.transpose(1, 2), own_rows)
+                for whole, part in zip(d_own, (d_own_k, d_own_v), strict=True):  # [J, L, P, C, x]
+                    place.put(whole.permute(0, 3, 2, 1, 4), part.view(*block.q.shape[:4], *part.shape[1:]))
 
-                for where, q, scores in block.steps():
-                    of = block_lse[where].shape[:-1]
-                    scores.view(*of, -1).add_(block.mask(where))
-                    step_lse, rows, step_offset = (each[where].flatten(2, 5) for each in (block_lse, d_out, offset))
-                    p, d_scores = _through(scores, step_lse, rows, step_offset, block.v, softcap)
-                    d_value[:, :, keys] += torch.matmul(p.transpose(-1, -2), rows)
-                    d_key[:, :, keys] += torch.matmul(d_scores.transpose(-1, -2), q)
-                    d_q[where] += torch.matmul(d_scores, block.k).view(*of, -1)
-                parts.by_column(d_query)[..., columns, :] = d_q.mul_(scaling)
-                if d_sinks is not None:
-                    share = (sinks.float().view(J, G, 1, 1, 1, 1) * BITS - block_lse).exp2_()
-                    d_sinks -= share.mul_(offset).sum((0, 3, 4, 5, 6))
-            n_steps = [piece.shape[2] // (P * N) for piece in pieces[::2]]
+                d_p = block.of_queries(torch.bmm(rows, block.v.transpose(1, 2).contiguous()).float())
+                p, d_scores = (by_row(of) for of in _through(prefix, lse, d_p, off, softcap, parts.dtype))
+                _add_product_(by_row(d_q), d_scores, block.k, scaling)
+                d_value[:, place.rows, place.keys] += _unflat(torch.bmm(p.transpose(1, 2), rows), block.q)
+                d_key[:, place.rows, place.keys] += _unflat(torch.bmm(d_scores.transpose(1, 2), q), block.q)
+                place.put(parts.by_column(d_query), d_q)
+                if sink is not None:
+                    share = (sink - lse).exp2_().mul_(off).sum((1, 2, 3, 5, 6)).flatten()
+                    d_sinks = -share if d_sinks is None else d_sinks - share
+            n_steps = [piece.shape[2] // (sight.n_passes * C) for piece in pieces[::2]]
             d_pieces = [
-                d_piece.flatten(2, 4)
-                for both in zip(*(whole.split(n_steps, dim=2) for whole in d_own), strict=True)
+                d_piece.flatten(1, 3)[None]
+                for both in zip(*(whole.split(n_steps, dim=1) for whole in d_own), strict=True)
                 for d_piece in both
             ]
-            d_key.div_(BITS)
-        d_sinks = None if d_sinks is None else d_sinks.view_as(sinks).to(sinks.dtype)
-        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), d_sinks, None, None, None, *d_pieces
+            d_key, d_value = (
+                of.transpose(0, 1).to(like.dtype) for of, like in ((d_key.div_(BITS), key), (d_value, value))
+            )
+        d_sinks = None if d_sinks is None else d_sinks.to(sinks.dtype)
+        return d_query, d_key, d_value, d_sinks, None, None, None, *d_pieces
+
+
+def _as_query(tokens: Tensor) -> Tensor:
+    """[Q x P x C, H, x] -> [1, H, Q x P x C, x]"""
+    return tokens.transpose(0, 1)[None]
+
+
+def _unflat(rows: Tensor, q: Tensor) -> Tensor:
+    """[J x b, T, x] -> [J, b, T, x]"""
+    return rows.unflatten(0, q.shape[:2])
+
+
+def _product(a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """Of batches of matrices, times a factor."""
+    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=factor)
+
+
+def _add_product_(to: Tensor, a: Tensor, b: Tensor, factor: float = 1.0) -> None:
+    """Add a product of batches of matrices, times a factor, in place and in float32."""
+    if a.dtype == torch.float32:
+        to.baddbmm_(a, b, alpha=factor)
+    else:
+        to.add_(torch.bmm(a, b), alpha=factor)
 
 
 def _mask(hidden: Tensor) -> Tensor:
     return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)
 
 
-def _scores(q: Tensor, k: Tensor, softcap: float | None) -> Tensor:
-    """[..., R, d] and [..., T, d] -> [..., R, T] in float32, in bits"""
-    scores = torch.matmul(q, k.transpose(-1, -2).contiguous()).float()
-    return scores if softcap is None else scores.div_(softcap * BITS).tanh_().mul_(softcap * BITS)
-
-
-def _softmax(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """In place: [..., T] -> p times a total, that total [..., 1], and the log-sum-exp, -inf where all is hidden."""
-    lowest = torch.finfo(scores.dtype).min
-    highest = scores.amax(-1, keepdim=True).clamp_(min=lowest)
-    total = scores.sub_(highest).exp2_().sum(-1, keepdim=True)
-    lse = total.log2().add_(highest)
-    return scores, total.clamp_(min=torch.finfo(scores.dtype).tiny), lse
+def _sink(sinks: Tensor | None, heads: tuple[int, int]) -> Tensor | None:
+    """[H] -> [J, 1, 1, 1, G, 1, 1] in bits"""
+    return None if sinks is None else BITS * sinks.float().view(heads[0], 1, 1, 1, heads[1], 1, 1)
 
 
 def _through(
-    scores: Tensor, lse: Tensor, d_out: Tensor, offset: Tensor, v: Tensor, softcap: float | None
+    scores: Tensor, lse: Tensor, d_p: Tensor, offset: Tensor, softcap: float | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of scores [..., R, T], from that of what they put out: p and d_scores [..., R, T]. Scores are lost."""
+    """In place of scores and d_p: probabilities, and the gradient of scores as they were before they were bent."""
     slope = None if softcap is None else 1 - (scores / (softcap * BITS)).clamp_(-1, 1).square_()
     p = scores.sub_(lse).exp2_()
-    d_scores = torch.matmul(d_out, v.transpose(-1, -2).contiguous()).float().sub_(offset).mul_(p)
+    d_scores = d_p.sub_(offset).mul_(p)
     if slope is not None:
         d_scores.mul_(slope)
-    return p.to(v.dtype), d_scores.to(v.dtype)
+    return p.to(dtype), d_scores.to(dtype)
+
+
+def _length(of: slice) -> int:
+    return of.stop - of.start
