@@ -12,7 +12,7 @@ from tests.tiny import VOCABULARY, seeded
 
 
 def sample(logits: Tensor, temperature: float, suppressed: Tensor | None = None) -> Tensor:
-    return choose_(logits.clone(), torch.rand(len(logits), 1, generator=seeded()), temperature, suppressed).squeeze(1)
+    return choose_(logits.T.clone(), torch.rand(len(logits), 1, generator=seeded()), temperature, suppressed).squeeze(1)
 
 
 def chi_square_is_plausible(tokens: Tensor, probability: Tensor) -> bool:
@@ -76,7 +76,7 @@ def test_suppressing_leaves_the_others_their_proportions() -> None:
 def test_what_has_no_probability_is_never_drawn(row: list[float], uniform: float) -> None:
     """At the ends of the uniform numbers too: 0, and the largest below 1."""
     logits = torch.tensor(row)
-    token = int(choose_(logits[None].clone(), torch.tensor([[uniform]]), 1.0))
+    token = int(choose_(logits[:, None].clone(), torch.tensor([[uniform]]), 1.0))
     assert logits.softmax(-1)[token] > 0
 
 
@@ -84,7 +84,7 @@ def test_what_has_no_probability_is_never_drawn(row: list[float], uniform: float
 def test_a_token_is_where_the_cumulative_distribution_passes(V: int, uniform: float, data: st.DataObject) -> None:
     """Summed in blocks, in float32, against the plain sum in float64: the same word but for the rounding."""
     logits = 3 * torch.randn(1, V, generator=seeded(data.draw(st.integers(0, 99))))
-    token = int(choose_(logits.clone(), torch.tensor([[uniform]]), 1.0))
+    token = int(choose_(logits.T.clone(), torch.tensor([[uniform]]), 1.0))
     cumulative = logits.double().softmax(-1).cumsum(-1)[0]
     before = float(cumulative[token - 1]) if token else 0.0
     assert before - 1e-5 <= uniform <= float(cumulative[token]) + 1e-5

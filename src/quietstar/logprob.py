@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, and what descends from them, from a few rows of logits at a time.
+"""Log-probabilities of given tokens, and what descends from them, from the logits of a few states at a time.
 
 Softmax, log and sums are in float32 whatever the LM head's dtype.
 
@@ -74,11 +74,10 @@ class Descent:
         d_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
         values = []
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            for rows in blocks:
-                made = _Softmax(blocks, rows, tokens[rows], temperature, suppressed)
+            for some in blocks:
+                made = _Softmax(blocks, some, tokens[some], temperature, suppressed)
                 values.append(made.logprob)
-                d_logits, scale = made.d_logits_(), weights[rows, None] / made.total
-                _add_(blocks, rows, d_logits, scale, d_hidden, self.d_weight, self.d_bias)
+                _add_(blocks, some, made, weights[some], d_hidden, self.d_weight, self.d_bias)
         self.hidden.append(hidden)
         self.d_hidden.append(d_hidden)
         return torch.cat(values) if values else torch.zeros(0, device=hidden.device)
@@ -117,52 +116,56 @@ class _Softmax:
     """A block of logits turned, in place, into probabilities times a total."""
 
     def __init__(
-        self, blocks: Blocks, rows: slice, tokens: Tensor, temperature: float, suppressed: Tensor | None
+        self, blocks: Blocks, some: slice, tokens: Tensor, temperature: float, suppressed: Tensor | None
     ) -> None:
-        logits, head = blocks.logits(rows), blocks.head
-        self.tokens = tokens[:, None]
+        logits, head = blocks.logits(some), blocks.head
+        self.n_states = len(tokens)
+        self.tokens = blocks.filled(tokens)[None]
         # what bending the logits does to their gradient
         self.slope = None if head.softcap is None else 1 - (logits / head.softcap).square_()
         if temperature != 1:
             logits /= temperature
         if suppressed is not None:
-            logits.index_fill_(-1, suppressed, -torch.inf)
-        chosen = logits.gather(1, self.tokens)
-        highest = logits.amax(-1, keepdim=True)
+            logits.index_fill_(0, suppressed, -torch.inf)
+        chosen = logits.gather(0, self.tokens)
+        highest = logits.amax(0, keepdim=True)
         self.p = logits.sub_(highest).exp_()
-        self.total = self.p.sum(-1, keepdim=True)
-        self.logprob = (chosen - highest - self.total.log()).squeeze(1)
+        self.total = self.p.sum(0, keepdim=True)
+        self.logprob = (chosen - highest - self.total.log())[0, : self.n_states]
 
     def d_logits_(self) -> Tensor:
-        """In place of the probabilities: the gradient of - logprob by the logits, times total and temperature."""
-        d_logits = self.p.scatter_add_(1, self.tokens, -self.total)
-        return d_logits if self.slope is None else d_logits.mul_(self.slope)
+        """In place of the probabilities: [V, states], the gradient of - logprob, times total and temperature."""
+        self.p.scatter_add_(0, self.tokens, -self.total)
+        d_logits = self.p if self.slope is None else self.p.mul_(self.slope)
+        return d_logits[:, : self.n_states]
 
 
 def _add_(
     blocks: Blocks,
-    rows: slice,
-    d_logits: Tensor,
-    scale: Tensor,
+    some: slice,
+    made: _Softmax,
+    weights: Tensor,
     d_hidden: Tensor | None,
     d_weight: Tensor | None,
     d_bias: Tensor | None,
 ) -> None:
-    """Add to gradients, where there are any, what a block's d_logits [rows, V] times a scale [rows, 1] gives them.
+    """Add to gradients, where there are any, those of - weights x logprob of some states, weights [states].
 
     Sums over blocks are in float32, whatever the parameters are in.
     """
+    scale = weights[:, None] / made.total[:, : made.n_states].T
+    d_logits = made.d_logits_()
     if d_bias is not None:
-        d_bias += (d_logits.T @ scale).squeeze(1)
+        d_bias += (d_logits @ scale).squeeze(1)
     d_logits = d_logits.to(blocks.dtype)
     if d_hidden is not None:
-        d_hidden[rows] = (d_logits @ blocks.weight).float() * scale
+        d_hidden[some] = (d_logits.T @ blocks.weight).float() * scale
     if d_weight is not None:
-        scaled = (blocks.hidden[rows].float() * scale).to(blocks.dtype)
+        scaled = (blocks.hidden[some].float() * scale).to(blocks.dtype)
         if blocks.dtype == torch.float32:
-            d_weight.addmm_(d_logits.T, scaled)
+            d_weight.addmm_(d_logits, scaled)
         else:
-            d_weight += d_logits.T @ scaled
+            d_weight += d_logits @ scaled
 
 
 class _TokenLogprob(torch.autograd.Function):
@@ -179,7 +182,7 @@ class _TokenLogprob(torch.autograd.Function):
     ) -> Tensor:
         blocks = Blocks(head, hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            values = [_Softmax(blocks, rows, tokens[rows], temperature, suppressed).logprob for rows in blocks]
+            values = [_Softmax(blocks, some, tokens[some], temperature, suppressed).logprob for some in blocks]
         ctx.save_for_backward(hidden, weight, bias, tokens, suppressed)
         ctx.settings = head, temperature, blocks.dtype
         return torch.cat(values) if values else torch.zeros(0, device=hidden.device)
@@ -191,13 +194,13 @@ class _TokenLogprob(torch.autograd.Function):
         head, temperature, dtype = ctx.settings
         with torch.autocast(hidden.device.type, dtype=dtype, enabled=dtype != weight.dtype):
             blocks = Blocks(head, hidden)
-        weights = -d_logprob[:, None] * (head.factor / head.divisor / temperature)
+        weights = -d_logprob * (head.factor / head.divisor / temperature)
         needed = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
         gradients = [torch.zeros(of.shape, device=of.device) if needs else None for of, needs in needed]
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows in blocks:
-                made = _Softmax(blocks, rows, tokens[rows], temperature, suppressed)
-                _add_(blocks, rows, made.d_logits_(), weights[rows] / made.total, *gradients)
+            for some in blocks:
+                made = _Softmax(blocks, some, tokens[some], temperature, suppressed)
+                _add_(blocks, some, made, weights[some], *gradients)
         pairs = zip(gradients, (hidden, weight, bias), strict=True)
         return *(d if d is None else d.to(of.dtype) for d, of in pairs), None, None, None, None
 
