@@ -12,6 +12,7 @@ from quietstar import QuietStarForCausalLM, ThoughtGrid
 from quietstar.attention import BACKENDS, attention_backend, flex
 from quietstar.attention.two_parts import Sight, two_part_attention
 from quietstar.errors import SettingsError
+from tests.test_grid import sight_in_one_row
 from tests.tiny import random_thoughts, texts, tiny_base, tiny_model
 
 FAMILIES = ["llama", "qwen2-window", "mistral-window", "gemma2", "gpt2"]
@@ -145,16 +146,16 @@ def check_against_two_parts(
     """Random queries, keys and values over a grid: the same outputs and gradients."""
     torch.manual_seed(0)
     grid = grid_of(S, P, steps.stop, device)
-    C, n_own = len(steps) * grid.step_size, steps.stop * grid.step_size
+    n = P * grid.n_columns
+    n_queries, n_own = len(steps) * n, steps.stop * n
     d_value = d_value or d
-    shapes = [(2, J * G, C, d), (2, J, S, d), (2, J, S, d_value), (2, J, n_own, d), (2, J, n_own, d_value)]
+    shapes = [(1, J * G, n_queries, d), (2, J, S, d), (2, J, S, d_value), (1, J, n_own, d), (1, J, n_own, d_value)]
     given = [torch.randn(shape, device=device, requires_grad=True) for shape in [*shapes, (J * G,)][: 5 + sinks]]
     query, key, value, own_key, own_value = given[:5]
-    n_first = grid.step_size  # own keys come in pieces
-    pieces = (of.split([n_first, n_own - n_first], 2) for of in (own_key, own_value))
+    pieces = (of.split([n, n_own - n], 2) for of in (own_key, own_value))  # own keys come in pieces
     own = list(zip(*pieces, strict=True))
     bent = dict(scaling=0.3, softcap=softcap, sinks=given[5] if sinks else None)
-    sight = Sight(P, ~grid.prefix_sight(steps, window), ~grid.own_sight(steps, window))
+    sight = Sight.over(grid, steps, window, S)
     block_mask = flex.branch_block_mask(grid, steps, window, S)
     found = []
     for out in (
@@ -183,25 +184,25 @@ ATTEND = flex.flex_over_branches
 def test_it_sees_what_the_grid_shows(S: int, P: int, steps: range, window: int | None) -> None:
     grid = grid_of(S, P, steps.stop)
     block_mask = flex.branch_block_mask(grid, steps, window, S)
-    assert torch.equal(in_grid_order(block_mask, grid, steps, S), grid.branch_sight(steps, window))
+    assert torch.equal(in_grid_order(block_mask, grid, steps, S), sight_in_one_row(grid, steps, window))
 
 
 def in_grid_order(block_mask: BlockMask, grid: ThoughtGrid, steps: range, n_kept: int) -> Tensor:
-    """[B, C, S + L x P x N]: what a block mask shows, tokens step by step; nothing else is shown."""
-    P, N, Q, L = grid.n_passes, grid.n_columns, len(steps), steps.stop
-    shown = create_mask(block_mask.mask_mod, grid.batch_size, None, *block_mask.seq_lengths, device="cpu")[:, 0]
-    base, own = shown[..., :n_kept], shown[..., -(-n_kept // flex.BLOCK) * flex.BLOCK :][..., : L * P * N]
-    assert shown.sum() == base[:, : Q * P * N].sum() + own[:, : Q * P * N].sum()
-    base = base[:, : Q * P * N].unflatten(1, (P * N, Q)).transpose(1, 2).flatten(1, 2)
-    own = own[:, : Q * P * N].unflatten(2, (P * N, L)).unflatten(1, (P * N, Q)).permute(0, 2, 1, 4, 3)
-    return torch.cat([base, own.flatten(3, 4).flatten(1, 2)], dim=2)
+    """[Q x P x C, B x S + L x P x C]: what a block mask shows, tokens step by step; nothing else is shown."""
+    P, C, Q, L, n_text = grid.n_passes, grid.n_columns, len(steps), steps.stop, grid.batch_size * n_kept
+    shown = create_mask(block_mask.mask_mod, 1, None, *block_mask.seq_lengths, device="cpu")[0, 0]
+    base, own = shown[:, :n_text], shown[:, -(-n_text // flex.BLOCK) * flex.BLOCK :][:, : L * P * C]
+    assert shown.sum() == base[: Q * P * C].sum() + own[: Q * P * C].sum()
+    base = base[: Q * P * C].unflatten(0, (P * C, Q)).transpose(0, 1).flatten(0, 1)
+    own = own[: Q * P * C].unflatten(1, (P * C, L)).unflatten(0, (P * C, Q)).permute(1, 0, 3, 2)
+    return torch.cat([base, own.flatten(2, 3).flatten(0, 1)], dim=1)
 
 
 @pytest.mark.parametrize(("P", "steps", "window"), [(2, range(1, 4), None), (1, range(2), 40), (2, range(1), 200)])
 def test_no_block_is_left_out_or_shown_in_full_that_should_not_be(P: int, steps: range, window: int | None) -> None:
     """As torch finds the blocks by looking at every score, but for few that have nothing in them."""
     ours = flex.branch_block_mask(grid_of(600, P, steps.stop), steps, window, 600)
-    torchs = create_block_mask(ours.mask_mod, 2, None, *ours.seq_lengths, device="cpu")
+    torchs = create_block_mask(ours.mask_mod, 1, None, *ours.seq_lengths, device="cpu")
     ours_partial, our_full = (
         blocks(ours.kv_num_blocks, ours.kv_indices),
         blocks(ours.full_kv_num_blocks, ours.full_kv_indices),
@@ -218,7 +219,7 @@ def test_no_block_is_left_out_or_shown_in_full_that_should_not_be(P: int, steps:
 
 
 def blocks(n: Tensor | None, indices: Tensor | None) -> Tensor:
-    """[B, R, T] bool: those that a block mask lists."""
+    """[1, R, T] bool: those that a block mask lists."""
     assert n is not None
     assert indices is not None
     listed = torch.arange(indices.shape[-1]) < n[..., None]
@@ -230,8 +231,10 @@ def test_base_tokens_that_are_forgotten_are_not_seen() -> None:
     grid = ThoughtGrid.grow(torch.arange(20).expand(2, -1) >= 19, torch.ones(2, 20), n_passes=2, branch_length=3)
     steps, window, n_kept = range(1, 3), 6, 7
     block_mask = flex.branch_block_mask(grid, steps, window, n_kept)
-    expected = grid.branch_sight(steps, window)[..., 20 - n_kept :]
-    assert torch.equal(in_grid_order(block_mask, grid, steps, n_kept), expected)
+    whole = sight_in_one_row(grid, steps, window)
+    kept = torch.arange(whole.shape[1]) % 20 >= 20 - n_kept
+    kept[40:] = True
+    assert torch.equal(in_grid_order(block_mask, grid, steps, n_kept), whole[:, kept])
 
 
 @pytest.mark.slow

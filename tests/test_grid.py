@@ -42,28 +42,52 @@ def grids(draw: st.DrawFn, holes: bool = True) -> tuple[ThoughtGrid, Tensor]:
 
 
 def whole_sight(grid: ThoughtGrid, window: int | None = None) -> Tensor:
-    """[B, T, T]: what every token of the base pass and of all branches sees."""
+    """[B, T, T]: what every token of the base pass and of all branches sees, row by row."""
     branches = grid.branch_sight(range(grid.branch_length), window)
     base = torch.nn.functional.pad(grid.base_sight(window), (0, branches.shape[1]))
     return torch.cat([base, branches], dim=1)
 
 
 def whole_position_ids(grid: ThoughtGrid) -> Tensor:
-    """[B, T]"""
-    return torch.cat([grid.base_position_ids, grid.branch_position_ids(range(grid.branch_length))], dim=1)
+    """[B, T], row by row"""
+    branches = grid.to_rows(grid.branch_position_ids(range(grid.branch_length)), dim=2).flatten(1)
+    return torch.cat([grid.base_position_ids, branches], dim=1)
+
+
+def sight_in_one_row(grid: ThoughtGrid, steps: range, window: int | None = None) -> Tensor:
+    """[Q x P x C, B x S + L x P x C]: what those steps see, texts and branches of all rows one after the other."""
+    Q, L, P, C = len(steps), steps.stop, grid.n_passes, grid.n_columns
+    of_row = torch.nn.functional.one_hot(grid.rows, grid.batch_size).bool()[..., None]
+    base = (grid.prefix_sight(steps, window)[:, :, None] & of_row).flatten(2)  # [Q or 1, C, B x S]
+    same_branch = torch.eye(P * C, dtype=torch.bool).view(P, C, 1, P, C)
+    own = grid.own_sight(steps, window).transpose(1, 2)[:, None, :, :, None, None] & same_branch
+    base = base[:, None].expand(Q, P, C, -1)
+    return torch.cat([base.flatten(0, 2), own.reshape(Q * P * C, L * P * C)], dim=1)
+
+
+def step_size(grid: ThoughtGrid) -> int:
+    """Tokens of a step of all branches of a row, row by row."""
+    return grid.n_passes * max(grid.per_row)
 
 
 windows = st.one_of(st.none(), st.integers(1, 9))
 
 
-def places(grid: ThoughtGrid, b: int) -> list[Place]:
-    """Every token of row b in the order of the grid: the base, then step by step all passes of all columns."""
+def columns_of(grid: ThoughtGrid, b: int) -> list[int]:
+    return grid.columns[grid.rows == b].tolist()
+
+
+def places(grid: ThoughtGrid, b: int) -> list[Place | None]:
+    """Every token of row b in the order of the grid: the base, then step by step all passes of all columns; None
+    where the row has fewer columns than another."""
     base = [Place(index=i) for i in range(grid.n_base)]
+    columns = columns_of(grid, b)
+    columns += [None] * (max(grid.per_row) - len(columns))
     branches = [
-        Place(index=i + step + 1, column=i, branch=(p, n), step=step)
+        None if i is None else Place(index=i + step + 1, column=i, branch=(p, n), step=step)
         for step in range(grid.branch_length)
         for p in range(grid.n_passes)
-        for n, i in enumerate(grid.columns[b].tolist())
+        for n, i in enumerate(columns)
     ]
     return base + branches
 
@@ -81,8 +105,11 @@ def sees(query: Place, key: Place, real: list[bool], window: int | None) -> bool
 def sight_by_hand(grid: ThoughtGrid, b: int, window: int | None) -> Tensor:
     """[T, T] of row b; whoever sees nothing sees itself."""
     tokens, real = places(grid, b), grid.base_mask[b].tolist()
-    seen = torch.tensor([[sees(query, key, real, window) for key in tokens] for query in tokens])
-    return seen | (~seen.any(1, keepdim=True) & torch.eye(len(tokens), dtype=torch.bool))
+    there = torch.tensor([token is not None for token in tokens])
+    seen = torch.tensor(
+        [[bool(query and key and sees(query, key, real, window)) for key in tokens] for query in tokens]
+    )
+    return seen | (~seen.any(1, keepdim=True) & torch.eye(len(tokens), dtype=torch.bool) & there)
 
 
 @given(grids(), windows)
@@ -96,7 +123,9 @@ def test_sight_is_what_the_definition_says(made: tuple[ThoughtGrid, Tensor], win
 @given(grids(), windows)
 def test_every_token_sees_something(made: tuple[ThoughtGrid, Tensor], window: int | None) -> None:
     grid, _ = made
-    assert whole_sight(grid, window).any(-1).all()
+    there = torch.tensor([[place is not None for place in places(grid, b)] for b in range(grid.batch_size)])
+    assert torch.equal(whole_sight(grid, window).any(-1), there)
+    assert sight_in_one_row(grid, range(grid.branch_length), window).any(-1).all()
     assert grid.base_sight(window).any(-1).all()
 
 
@@ -107,7 +136,7 @@ def test_sight_of_some_steps_is_those_rows_of_the_whole(
     grid, _ = made
     stop = data.draw(st.integers(1, grid.branch_length))
     steps = range(data.draw(st.integers(0, stop - 1)), stop)
-    first, last = (grid.n_base + step * grid.step_size for step in (steps.start, steps.stop))
+    first, last = (grid.n_base + step * step_size(grid) for step in (steps.start, steps.stop))
     rows = whole_sight(grid, window)[:, first:last]
     assert torch.equal(grid.branch_sight(steps, window), rows[..., :last])
     assert not rows[..., last:].any()
@@ -122,9 +151,9 @@ def test_what_is_seen_lies_as_far_back_in_positions_as_in_indices(
     positions, sight = whole_position_ids(grid), whole_sight(grid, window)
     for b in range(grid.batch_size):
         real = grid.base_mask[b]
-        index = torch.tensor([place.index for place in places(grid, b)])
-        grown_on = torch.tensor([i if (i := place.column) is not None else place.index for place in places(grid, b)])
-        kept = real[grown_on]
+        index = torch.tensor([place.index if place else 0 for place in places(grid, b)])
+        grown_on = [place and (place.index if place.column is None else place.column) for place in places(grid, b)]
+        kept = torch.tensor([i is not None and bool(real[i]) for i in grown_on])
         distance = (positions[b][:, None] - positions[b][None, :])[kept][:, kept]
         seen = sight[b][kept][:, kept]
         assert (distance[seen] >= 0).all()
@@ -135,10 +164,30 @@ def test_what_is_seen_lies_as_far_back_in_positions_as_in_indices(
 @given(grids())
 def test_columns_are_the_chosen_positions(made: tuple[ThoughtGrid, Tensor]) -> None:
     grid, think_at = made
-    assert grid.n_columns == int(think_at.sum(1).max())
+    assert grid.n_columns == int(think_at.sum())
+    assert grid.per_row == think_at.sum(1).tolist()
+    assert (grid.rows.diff() >= 0).all()
     for b in range(grid.batch_size):
-        assert grid.columns[b][grid.is_column[b]].tolist() == think_at[b].nonzero().flatten().tolist()
-        assert (grid.columns[b][~grid.is_column[b]] == 0).all()
+        assert columns_of(grid, b) == think_at[b].nonzero().flatten().tolist()
+
+
+@given(grids(), st.integers(0, 1))
+def test_rows_hold_their_own_columns_and_give_them_back(made: tuple[ThoughtGrid, Tensor], dim: int) -> None:
+    """Row by row, with nothing where a row has fewer; and back."""
+    grid, _ = made
+    values = 1.0 + torch.arange(3 * grid.n_columns).reshape(3, -1)
+    values = (values if dim == 1 else values.T).contiguous().requires_grad_()
+    by_row = grid.to_rows(values, dim)
+    N = max(grid.per_row)
+    assert by_row.shape == ((grid.batch_size, 3, N) if dim == 1 else (grid.batch_size, N, 3))
+    for b, count in enumerate(grid.per_row):
+        own, rest = by_row.movedim(dim + 1, -1)[b].split([count, N - count], dim=1)
+        assert torch.equal(own, values.movedim(dim, -1)[:, grid.rows == b])
+        assert (rest == 0).all()
+    back = grid.from_rows(by_row, dim)
+    assert torch.equal(back, values)
+    back.sum().backward()
+    assert (values.grad == 1).all()
 
 
 @given(grids())
@@ -148,12 +197,12 @@ def test_position_ids_count_on_from_the_column(made: tuple[ThoughtGrid, Tensor])
     for b in range(grid.batch_size):
         of_base = grid.base_position_ids[b].tolist()
         expected = [
-            of_base[place.index] if place.column is None else of_base[place.column] + place.step + 1
+            0 if not place else of_base[place.index] if place.column is None else of_base[place.column] + place.step + 1
             for place in places(grid, b)
         ]
         assert ids[b].tolist() == expected
     steps = range(1, grid.branch_length)
-    assert torch.equal(grid.branch_position_ids(steps), ids[:, grid.n_base + grid.step_size :])
+    assert torch.equal(grid.branch_position_ids(steps), grid.branch_position_ids(range(grid.branch_length))[1:])
 
 
 @given(grids(holes=False))
@@ -176,9 +225,8 @@ def test_gathering_looks_ahead_of_each_column(made: tuple[ThoughtGrid, Tensor], 
     B, S = grid.batch_size, grid.n_base
     values = torch.arange(B * S * 2).reshape(B, S, 2)
     gathered = grid.gather_columns(values, ahead)
-    for b in range(B):
-        for n, column in enumerate(grid.columns[b].tolist()):
-            assert torch.equal(gathered[b, n], values[b, min(column + ahead, S - 1)])
+    for n, (b, column) in enumerate(zip(grid.rows.tolist(), grid.columns.tolist(), strict=True)):
+        assert torch.equal(gathered[n], values[b, min(column + ahead, S - 1)])
 
 
 @given(grids(), st.integers(0, 2))
@@ -189,8 +237,8 @@ def test_scattering_what_was_gathered_gives_it_back(made: tuple[ThoughtGrid, Ten
     trailing = (2, 3)[:n_trailing]
     values = 1 + torch.arange(B * P * S * 6).reshape(B, P, S, 6)[..., :1].reshape(B, P, S, *[1] * n_trailing)
     values = values.expand(B, P, S, *trailing)
-    gathered = grid.gather_columns(values.transpose(1, 2)).transpose(1, 2)
-    assert gathered.shape == (B, P, grid.n_columns, *trailing)
+    gathered = grid.gather_columns(values.transpose(1, 2)).transpose(0, 1)
+    assert gathered.shape == (P, grid.n_columns, *trailing)
     back = grid.scatter_columns(gathered)
     chosen = think_at.reshape(B, 1, S, *[1] * n_trailing)
     assert torch.equal(back, values * chosen)
@@ -199,8 +247,8 @@ def test_scattering_what_was_gathered_gives_it_back(made: tuple[ThoughtGrid, Ten
 def test_gathering_from_the_last_tokens_only() -> None:
     """With a cache, values exist for the newest tokens, and columns count from the beginning."""
     grid = ThoughtGrid.grow(torch.tensor([[0, 0, 0, 1, 1]]), torch.ones(1, 5), n_passes=1, branch_length=2)
-    assert grid.gather_columns(torch.tensor([[30, 40]])).tolist() == [[30, 40]]
-    assert grid.gather_columns(torch.tensor([[30, 40]]), ahead=1).tolist() == [[40, 40]]
+    assert grid.gather_columns(torch.tensor([[30, 40]])).tolist() == [30, 40]
+    assert grid.gather_columns(torch.tensor([[30, 40]]), ahead=1).tolist() == [40, 40]
 
 
 @pytest.mark.parametrize("chosen", [0, 1])
@@ -209,7 +257,7 @@ def test_nowhere_and_everywhere_are_grids_too(chosen: int) -> None:
     T = 3 + 3 * 2 * 3 * chosen
     assert whole_sight(grid).shape == (2, T, T)
     assert whole_position_ids(grid).shape == (2, T)
-    assert grid.scatter_columns(torch.ones(2, 2, 3 * chosen)).sum() == 12 * chosen
+    assert grid.scatter_columns(torch.ones(2, 6 * chosen)).sum() == 12 * chosen
 
 
 @given(grids(), windows, st.integers(1, 9))
@@ -220,7 +268,6 @@ def test_parts_are_the_columns_of_the_whole(made: tuple[ThoughtGrid, Tensor], wi
     assert [column for some, _ in parts for column in range(grid.n_columns)[some]] == list(range(grid.n_columns))
     steps = range(grid.branch_length)
     for some, part in parts:
-        assert torch.equal(part.prefix_sight(steps, window), grid.prefix_sight(steps, window)[:, :, some])
+        assert torch.equal(part.prefix_sight(steps, window), grid.prefix_sight(steps, window)[:, some])
         assert torch.equal(part.own_sight(steps, window), grid.own_sight(steps, window)[..., some])
-        of_all = grid.branch_position_ids(steps).unflatten(1, (-1, grid.n_columns))
-        assert torch.equal(part.branch_position_ids(steps).unflatten(1, (-1, part.n_columns)), of_all[..., some])
+        assert torch.equal(part.branch_position_ids(steps), grid.branch_position_ids(steps)[..., some])

@@ -44,6 +44,7 @@ def test_logprobs_of_a_few_rows_at_once_are_logprobs(
     n: int, suppressed: list[int] | None, temperature: float, parts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values, and gradients of states and of the head, four rows at a time."""
+    monkeypatch.setattr(vocabulary, "STATES", 4)
     monkeypatch.setitem(vocabulary.BYTES_AT_ONCE, "cpu", 4 * 4 * 11)
     lm_head, hidden = head(**HEADS[parts]), torch.randn(n, 8, generator=seeded(), requires_grad=True)
     inputs = [hidden, *parameters(lm_head)]
@@ -68,6 +69,7 @@ def test_a_descent_has_the_gradients_of_its_weighted_sum(
     n: int, suppressed: list[int] | None, parts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two sets of states at two temperatures, one of them behind another operation, whatever the loss's factor."""
+    monkeypatch.setattr(vocabulary, "STATES", 4)
     monkeypatch.setitem(vocabulary.BYTES_AT_ONCE, "cpu", 4 * 4 * 11)
     lm_head, first = head(**HEADS[parts]), torch.randn(n, 8, generator=seeded(), requires_grad=True)
     second = torch.randn(3, 8, generator=seeded(2), requires_grad=True)
@@ -98,6 +100,16 @@ def test_a_descent_has_the_gradients_of_its_weighted_sum(
         torch.testing.assert_close(own, expected)
     with pytest.raises(RuntimeError, match="leave loss_only out"):
         loss.backward()
+
+
+@pytest.mark.parametrize(("V", "D"), [(61, 32), (1002, 64), (5000, 256)])
+def test_a_state_has_the_same_logprob_to_the_bit_wherever_it_stands(V: int, D: int) -> None:
+    """Rewards are differences of them: a thought that changes nothing must be rewarded with nothing."""
+    lm_head, hidden = head(V, D), torch.randn(200, D, generator=seeded())
+    tokens = torch.randint(V, (200,), generator=seeded())
+    together = token_logprob(lm_head, hidden, tokens)
+    for some in (slice(1), slice(5, 8), slice(100, 163), slice(40, 199)):
+        assert torch.equal(token_logprob(lm_head, hidden[some], tokens[some]), together[some])
 
 
 def test_a_frozen_head_gets_no_gradient_and_passes_one_on() -> None:

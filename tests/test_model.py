@@ -84,6 +84,15 @@ def test_labels_missing_in_the_middle() -> None:
         assert mismatches(model(**inputs), plain, inputs["attention_mask"]) == {}
 
 
+@pytest.mark.parametrize("lengths", [(9, 4), (7,), (3, 8, 5)])
+def test_a_fresh_models_thoughts_are_rewarded_with_exactly_nothing(lengths: tuple[int, ...]) -> None:
+    """The paper's policy weight of a million would make a direction of the smallest rounding."""
+    model = QuietStarForCausalLM.from_base(tiny_base(), n_ahead=5, n_ahead_talk=3, n_passes=2).train()
+    output = model(**texts(*lengths), loss_only=True)
+    assert (output.reward == 0).all()
+    assert output.loss == output.nll
+
+
 @pytest.mark.parametrize("loss_only", [True, False])
 def test_nothing_is_learnt_from_no_label(loss_only: bool) -> None:
     model = tiny_model(n_ahead=4).train()

@@ -33,7 +33,7 @@ def grown(n_ahead_talk: int = 3) -> tuple:
     inputs = texts(5, 5)
     think_at = torch.tensor([[0, 1, 0, 1, 0], [1, 0, 0, 0, 0]])
     grid = ThoughtGrid.grow(think_at, inputs["attention_mask"], n_passes=2, branch_length=3 + n_ahead_talk)
-    thoughts = torch.randint(3, 61, (2, 2, 2, 2), generator=torch.Generator().manual_seed(0))
+    thoughts = torch.randint(3, 61, (2, 3, 2), generator=torch.Generator().manual_seed(0))
     return model, model.trunk, grid, inputs["input_ids"], thoughts
 
 
@@ -41,15 +41,14 @@ def test_a_branch_is_start_thought_end_and_true_tokens() -> None:
     model, trunk, grid, input_ids, thoughts = grown()
     embeds = branch_embeds(trunk, grid, model.thought_embeddings, thoughts, trunk.embed(input_ids), 3)
     the_rest = branch_embeds(trunk, grid, model.thought_embeddings, thoughts, trunk.embed(input_ids), 3, n_grown=2)
-    assert torch.equal(the_rest, embeds[:, 2:])
-    assert embeds.shape == (2, 6, 2, 2, 32)
+    assert torch.equal(the_rest, embeds[2:])
+    assert embeds.shape == (6, 2, 3, 32)
     word = model.get_input_embeddings()
-    for b, n in ((0, 0), (0, 1), (1, 0)):
-        column = int(grid.columns[b, n])
+    for n, (b, column) in enumerate([(0, 1), (0, 3), (1, 0)]):
         for p in range(2):
-            branch = embeds[b, :, p, n]
+            branch = embeds[:, p, n]
             assert torch.equal(branch[0], model.thought_embeddings.start)
-            assert torch.equal(branch[1:3], word(thoughts[b, p, n]))
+            assert torch.equal(branch[1:3], word(thoughts[p, n]))
             assert torch.equal(branch[3], model.thought_embeddings.end)
             truth = input_ids[b, column + 1 : column + 3]
             assert torch.equal(branch[4 : 4 + len(truth)], word(truth))
@@ -57,7 +56,7 @@ def test_a_branch_is_start_thought_end_and_true_tokens() -> None:
 
 def test_states_that_sample_and_states_that_predict() -> None:
     """Start and all thought tokens but the last draw; the last draws nothing; end and true tokens predict."""
-    hidden = torch.arange(6.0).reshape(1, 6, 1, 1, 1)
+    hidden = torch.arange(6.0).reshape(6, 1, 1, 1)
     branches = split_branches(hidden, n_thought_tokens=2)
     assert branches.h_sampled.flatten().tolist() == [0, 1]
     assert branches.h_thought.flatten().tolist() == [3, 4, 5]
@@ -73,8 +72,8 @@ def test_branches_go_on_from_what_was_grown() -> None:
         embeds = branch_embeds(trunk, grid, model.thought_embeddings, thoughts, words, 3)
         at_once = finish_branches(trunk, grid, embeds, BranchCache(cache, grid))
         over = BranchCache(cache, grid)
-        first = trunk.branch_pass(grid, range(2), embeds[:, :2], over)
-        in_two = finish_branches(trunk, grid, embeds[:, 2:], over, grown=first)
+        first = trunk.branch_pass(grid, range(2), embeds[:2], over)
+        in_two = finish_branches(trunk, grid, embeds[2:], over, grown=first)
     torch.testing.assert_close(in_two, at_once, rtol=1e-4, atol=1e-4)
 
 
@@ -83,14 +82,14 @@ def test_each_prediction_is_mixed_with_the_base_states_own() -> None:
     model, _, grid, _, _ = grown()
     generator = torch.Generator().manual_seed(0)
     h_base = torch.randn(2, 5, 32, generator=generator)
-    h_thought = torch.randn(2, 2, 2, 3, 32, generator=generator)
+    h_thought = torch.randn(2, 3, 3, 32, generator=generator)
     said = talk(grid, model.mixing_head, h_base, h_thought)
-    assert said.weight.shape == (2, 2, 2, 3)
-    for b, p, n, k in ((0, 0, 0, 0), (0, 1, 0, 2), (0, 1, 1, 1), (1, 0, 0, 2)):
-        without, after = h_base[b, int(grid.columns[b, n]) + k], h_thought[b, p, n, k]
+    assert said.weight.shape == (2, 3, 3)
+    for p, n, k in ((0, 0, 0), (1, 0, 2), (1, 1, 1), (0, 2, 2)):
+        without, after = h_base[grid.rows[n], int(grid.columns[n]) + k], h_thought[p, n, k]
         weight = model.mixing_head(without, after)
-        torch.testing.assert_close(said.weight[b, p, n, k], weight[0])
-        torch.testing.assert_close(said.mixed[b, p, n, k], (1 - weight) * without + weight * after)
+        torch.testing.assert_close(said.weight[p, n, k], weight[0])
+        torch.testing.assert_close(said.mixed[p, n, k], (1 - weight) * without + weight * after)
 
 
 @pytest.mark.parametrize("n_kept", [5, 2])
@@ -101,11 +100,11 @@ def test_mixed_states_stand_where_a_thought_was_written(n_kept: int) -> None:
     grid = ThoughtGrid.grow(think_at, torch.ones(2, 5), n_passes=2, branch_length=6)
     generator = torch.Generator().manual_seed(0)
     h_base = torch.randn(2, n_kept, 32, generator=generator)
-    said = talk(grid, model.mixing_head, h_base, torch.randn(2, 2, 2, 3, 32, generator=generator))
+    said = talk(grid, model.mixing_head, h_base, torch.randn(2, 3, 3, 32, generator=generator))
     states = mixed_states(grid, h_base, said)
     first = 5 - n_kept
     expected = h_base.clone()
-    expected[0, 3 - first] = said.mixed[0, 0, 0, 0]
-    expected[1, 3 - first] = said.mixed[1, 0, 0, 0]
-    expected[1, 4 - first] = said.mixed[1, 0, 1, 0]
+    expected[0, 3 - first] = said.mixed[0, 0, 0]
+    expected[1, 3 - first] = said.mixed[0, 1, 0]
+    expected[1, 4 - first] = said.mixed[0, 2, 0]
     assert torch.equal(states, expected)

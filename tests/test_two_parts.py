@@ -14,7 +14,7 @@ from quietstar import QuietStarForCausalLM, ThoughtGrid, vocabulary
 from quietstar.attention import split, two_parts
 from quietstar.attention.two_parts import Sight, two_part_attention
 from tests.plain_loop import mismatches, plain_loop
-from tests.test_grid import grids, windows
+from tests.test_grid import grids, sight_in_one_row, windows
 from tests.tiny import loud, make_thoughtful, random_thoughts, seeded, texts, tiny_base, tiny_model
 
 
@@ -27,13 +27,13 @@ def in_one_part(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """[B, C, H, d'] by one softmax over all keys and the sinks, in float64."""
+    """[1, queries, H, d'] by one softmax over all keys and the sinks, in float64."""
     groups = query.shape[1] // keys.shape[1]
     keys, values = (of.double().repeat_interleave(groups, dim=1) for of in (keys, values))
     scores = scaling * query.double() @ keys.transpose(-1, -2)
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
-    scores = scores.masked_fill(~seen[:, None], -torch.inf)
+    scores = scores.masked_fill(~seen, -torch.inf)
     if sinks is not None:
         scores = torch.cat([scores, sinks.double()[None, :, None, None].expand(*scores.shape[:3], 1)], dim=-1)
     p = scores.softmax(-1)[..., : keys.shape[2]]
@@ -63,8 +63,9 @@ def test_two_parts_are_one_softmax(
 ) -> None:
     """Any grid, steps, window, grouping, pieces of keys and sizes of blocks; soft caps and sinks."""
     grid, _ = made
-    assume(grid.step_size)
+    assume(grid.n_columns)
     B, S, J, d = grid.batch_size, grid.n_base, heads[0], 3
+    n = grid.n_passes * grid.n_columns
     stop = data.draw(st.integers(1, grid.branch_length))
     steps = range(data.draw(st.integers(0, stop - 1)), stop)
     generator = seeded(data.draw(st.integers(0, 9)))
@@ -72,22 +73,26 @@ def test_two_parts_are_one_softmax(
     def random(*shape: int) -> Tensor:
         return (2 * torch.randn(*shape, generator=generator)).requires_grad_()
 
-    query = random(B, J * heads[1], len(steps) * grid.step_size, d)
-    keys, values = random(B, J, S + stop * grid.step_size, d), random(B, J, S + stop * grid.step_size, d + 1)
+    query = random(1, J * heads[1], len(steps) * n, d)
+    prefix = random(B, J, S, d), random(B, J, S, d + 1)
+    own = random(1, J, stop * n, d), random(1, J, stop * n, d + 1)
     sinks = random(J * heads[1]) if with_sinks else None
-    inputs = [query, keys, values] + ([sinks] if with_sinks else [])
-    cut = S + data.draw(st.integers(0, stop - 1)) * grid.step_size
-    pieces = [(keys[:, :, part], values[:, :, part]) for part in (slice(S, cut), slice(cut, None))]
+    inputs = [query, *prefix, *own] + ([sinks] if with_sinks else [])
+    cut = data.draw(st.integers(0, stop - 1)) * n
+    pieces = [(own[0][:, :, part], own[1][:, :, part]) for part in (slice(cut), slice(cut, None))]
     pieces = [piece for piece in pieces if piece[0].shape[2]]
-    sight = Sight(grid.n_passes, ~grid.prefix_sight(steps, window), ~grid.own_sight(steps, window))
+    sight = Sight.over(grid, steps, window, S)
+    keys, values = (
+        torch.cat([text.transpose(0, 1).flatten(1, 2)[None], branches], dim=2)
+        for text, branches in zip(prefix, own, strict=True)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(two_parts, "COLUMNS_AT_ONCE", columns)
         patch.setitem(two_parts.SCORES_AT_ONCE, "cpu", scores)
         ours = two_part_attention(
-            query, (keys[:, :, :S], values[:, :, :S]), pieces, sight,
-            scaling=0.7, softcap=softcap, sinks=sinks,
+            query, prefix, pieces, sight, scaling=0.7, softcap=softcap, sinks=sinks
         )  # fmt: skip
-        theirs = in_one_part(query, keys, values, grid.branch_sight(steps, window), 0.7, softcap, sinks)
+        theirs = in_one_part(query, keys, values, sight_in_one_row(grid, steps, window), 0.7, softcap, sinks)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
         up = torch.randn(ours.shape, generator=generator)
         gradients = torch.autograd.grad(ours, inputs, up, allow_unused=True)
@@ -233,11 +238,11 @@ def test_no_tensor_is_as_large_as_the_grid_squared_or_as_tokens_times_vocabulary
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a training step, forwards and backwards. Dense masks are: the test would notice."""
-    B, S, P, L, V = 2, 48, 2, 8, 2000
+    B, S, P, L, V = 2, 48, 2, 8, 1500
     model = tiny_model(n_ahead=6, n_ahead_talk=3, n_passes=P, base={"vocab_size": V}).train()
     model.set_attention_backend(backend)
     monkeypatch.setitem(two_parts.SCORES_AT_ONCE, "cpu", 2**14)
-    monkeypatch.setitem(vocabulary.BYTES_AT_ONCE, "cpu", 4 * V * 16)
+    monkeypatch.setitem(vocabulary.BYTES_AT_ONCE, "cpu", 4 * V * vocabulary.STATES)
     inputs = texts(S, S)
     with Largest() as largest:
         model(**inputs, loss_only=True).loss.backward()

@@ -71,11 +71,11 @@ class Blocks:
         device = hidden.device.type
         self.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
         self.head, self.hidden, self.weight = head, hidden.to(self.dtype), head.weight.to(self.dtype)
-        fitting = max(1, BYTES_AT_ONCE.get(device, BYTES_AT_ONCE["cpu"]) // (4 * len(self.weight)))
-        self.n_states = min(len(hidden), fitting - fitting % STATES or fitting)
+        fitting = BYTES_AT_ONCE.get(device, BYTES_AT_ONCE["cpu"]) // (4 * len(self.weight))
+        self.n_states = max(STATES, fitting - fitting % STATES)
 
     def __iter__(self) -> Iterator[slice]:
-        return (slice(first, first + self.n_states) for first in range(0, len(self.hidden), self.n_states or 1))
+        return (slice(first, first + self.n_states) for first in range(0, len(self.hidden), self.n_states))
 
     def filled(self, of: Tensor) -> Tensor:
         """[states, ...] -> zeros after them, up to whole STATES."""
