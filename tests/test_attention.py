@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from quietstar import ThoughtGrid
+from quietstar import QuietStarForCausalLM, ThoughtGrid
 from quietstar.attention import BranchCache, DenseAttention, attention_backend
 from quietstar.attention.dense import additive
 from quietstar.errors import SettingsError, UnsupportedModelError
@@ -163,3 +163,35 @@ def test_layers_that_no_mask_describes_are_refused() -> None:
     for backend in ("dense", "split"):
         with pytest.raises(UnsupportedModelError, match="chunked_attention"):
             attention_backend(backend, base_lm)
+
+
+# ---------------------------------------------------------------------- gradient checkpointing of the base pass
+
+
+def text_passes(model: QuietStarForCausalLM, inputs: dict[str, Tensor]) -> int:
+    """How often the text goes through a layer in a training step."""
+    passes = []
+    layer = model.base_lm.model.layers[0].self_attn.q_proj
+    S = inputs["input_ids"].shape[1]
+    handle = layer.register_forward_hook(lambda *given: passes.append(given[-1].shape[:2]))
+    model(**inputs, loss_only=True).loss.backward()
+    handle.remove()
+    return passes.count((len(inputs["input_ids"]), S))
+
+
+@pytest.mark.parametrize(("backend", "reentrant"), [("split", False), ("split", True), ("dense", False)])
+def test_under_checkpointing_the_text_is_computed_again(backend: str, reentrant: bool) -> None:
+    """Its keys and values are kept, its activations are not. Where that cannot be, all are kept, and the gradients
+    are the same."""
+    inputs, gradients = texts(10, 6), []
+    inputs["thoughts"] = random_thoughts(tiny_model(n_ahead=4), 2, 10, P=2)
+    for checkpointing in (False, True):
+        model = tiny_model(n_ahead=4, n_ahead_talk=2, n_passes=2, policy_weight=1.0).train()
+        model.set_attention_backend(backend)
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        n_passes = text_passes(model, inputs)
+        assert n_passes == (2 if checkpointing and backend == "split" and not reentrant else 1)
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for kept, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, kept, rtol=1e-3, atol=1e-3 * float(kept.abs().max()))

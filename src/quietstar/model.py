@@ -219,8 +219,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         in_parts = torch.is_grad_enabled() and trunk.recomputes
         embeds = trunk.embed(input_ids)
         over_text = (trunk, grid, self.thought_embeddings)
+        h_base = trunk.base_pass(embeds, attention_mask, grid.base_position_ids[:, -Q:], cache)
         with trunk.keeping_caches():
-            h_base = trunk.base_pass(embeds, attention_mask, grid.base_position_ids[:, -Q:], cache)
             branch_cache, grown = trunk.branch_cache(cache, grid), None
             if thoughts is None:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not in_parts):

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from quietstar.attention import AttentionBackend, BranchCache
+from quietstar.attention.hook import KeepingKeys
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
 from quietstar.lookup import LookUps
@@ -77,9 +78,14 @@ class Trunk:
     def base_pass(self, embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None) -> Tensor:
         """The ordinary forward pass over the text: [B, S, D] embeddings -> [B, S, D] h_base.
 
-        Its keys and values are appended to `cache`.
+        Its keys and values are appended to `cache`, under gradient checkpointing too.
         """
-        return self._states(embeds, attention_mask=attention_mask, position_ids=position_ids, cache=cache)
+        how: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids}
+        if cache is not None and torch.is_grad_enabled() and self._recomputes_with_keys:
+            with self.attention.attending(self.base_lm):
+                return self._states(embeds, over_grid=KeepingKeys(cache), **how)
+        with self.keeping_caches():
+            return self._states(embeds, cache=cache, **how)
 
     def branch_cache(self, cache: Cache, grid: ThoughtGrid) -> BranchCache:
         """A base pass's keys and values, for branches to grow on."""
@@ -122,9 +128,19 @@ class Trunk:
         """Whether gradient checkpointing is at work: layers then drop every cache that they are given."""
         return any(module.gradient_checkpointing and module.training for module in self._checkpointed())
 
+    @property
+    def _recomputes_with_keys(self) -> bool:
+        """Whether layers that are computed again can leave their keys and values behind, gradient included.
+
+        Not where their attention cannot be hooked, nor with reentrant checkpoints, whose insides have no gradient.
+        """
+        functions = [getattr(module, "_gradient_checkpointing_func", None) for module in self._checkpointed()]
+        reentrant = any(getattr(function, "keywords", {}).get("use_reentrant", True) for function in functions)
+        return self.recomputes and not self.attention.by_row and not reentrant
+
     @contextmanager
     def keeping_caches(self) -> Iterator[None]:
-        """Switch gradient checkpointing off, for passes without gradient that need their cache."""
+        """Switch gradient checkpointing off, for passes that need their cache."""
         switched_on = [module for module in self._checkpointed() if module.gradient_checkpointing]
         for module in switched_on:
             module.gradient_checkpointing = False

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -32,13 +33,49 @@ AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 class OverGrid(Protocol):
-    """What a backend hands down to the layers: how they attend over a grid."""
+    """What is handed down to the layers: how they attend over a grid."""
 
     def __call__(
-        self, own: AttentionFunction, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
+        self,
+        own: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend; `own` is the base model's own attention function."""
         ...
+
+
+class KeepingKeys:
+    """Layers attend as they do, and their keys and values are kept in a cache.
+
+    Gradient checkpointing takes every cache away from a layer, as it would be written to a second time when the layer
+    is computed again. Here it is written to once.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.kept: set[int] = set()
+
+    def __call__(
+        self,
+        own: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See OverGrid."""
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        if layer not in self.kept:
+            self.kept.add(layer)
+            self.cache.update(key, value, layer)
+        return own(module, query, key, value, attention_mask, **kwargs)
 
 
 def own_implementation(base_lm: PreTrainedModel) -> str:
@@ -104,7 +141,7 @@ def attend(
     own = own_attention(module)
     if over_grid is None:
         return own(module, query, key, value, attention_mask, **kwargs)
-    return over_grid(own, module, query, key, value, **kwargs)
+    return over_grid(own, module, query, key, value, attention_mask, **kwargs)
 
 
 def no_mask(device: torch.device) -> Tensor:

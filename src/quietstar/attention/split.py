@@ -40,7 +40,14 @@ class SplitOverGrid:
     _dense_masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
 
     def __call__(
-        self, own: AttentionFunction, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
+        self,
+        own: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """[1, H, Q x P x C, d] queries of branch tokens -> [1, Q x P x C, H, d']."""
         layer = int(module.layer_idx)  # type: ignore[arg-type]
