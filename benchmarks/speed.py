@@ -6,8 +6,12 @@
     python benchmarks/speed.py --backend dense          the same rows with dense masks
     python benchmarks/speed.py --profile --rows train   where a row's time goes, by torch.profiler
 
+    python benchmarks/speed.py --malloc default         memory taken from the system anew in every step
+
 Each row runs in a process of its own, in which steps of the row and plain steps take turns, so that a shared
-machine's mood falls on both; a ratio is that of their medians. The plain step is the base model alone: forward with
+machine's mood falls on both; a ratio is that of their medians. A second table has pairs of rows whose steps take
+turns. On a CPU, the C library is told to keep memory that is freed (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_),
+for plain steps as well: taking it anew costs what the system's page faults cost, not what a step computes. The plain step is the base model alone: forward with
 labels and backward for rows that train, a forward pass for rows that score, in float32 on a CPU and in the row's own
 precision on a GPU. Peak memory is that of the whole process (CPU: largest resident set, Python and torch included,
 against a process that only runs plain steps; GPU: largest allocation). `share` is the arithmetic that the method
@@ -75,6 +79,8 @@ class Row:
     train: bool = True
     bfloat16: bool = False
     checkpointing: bool = False
+    lengths: tuple[int, ...] = ()
+    """of the rows of text, where they are not all as long as the batch; padded on the right"""
     answer: int = 0
     """score: the last so many tokens only; 0 is every position"""
     layers: int = 0
@@ -92,6 +98,7 @@ ROWS = {
         "train-256": replace(TRAIN, batch=2, length=256),
         "train-512": replace(TRAIN, batch=1, length=512),
         "train-11": replace(TRAIN, n_ahead=11),
+        "train-ragged": replace(TRAIN, what="train, 128, 80, 64 and 48 tokens", lengths=(128, 80, 64, 48)),
         "train-deep": replace(TRAIN, what="train, 12 layers, checkpointing", layers=12, checkpointing=True),
         "score": SCORE,
         "score-answer": replace(SCORE, what="score an answer of 4 tokens", answer=4),
@@ -101,6 +108,13 @@ ROWS = {
         for backend, length in (("flex", 512), ("split", 512), ("flex", 1024), ("split", 1024), ("dense", 1024))
     },
 }
+
+
+PAIRS = {"cpu": (("train-11", "train"), ("train-512", "train"), ("train-ragged", "train")), "cuda": ()}
+"""rows whose steps take turns with those of another one"""
+
+KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
+"""environment of glibc"""
 
 
 def base_config(device: str, layers: int = 0) -> PreTrainedConfig:
@@ -124,16 +138,24 @@ def needed_flops(config: PreTrainedConfig, row: Row, n_passes: int = 2) -> float
     head = config.vocab_size * D
     P = n_passes if row.train else 1
     K, L = row.n_ahead - 2, row.n_ahead + row.n_ahead_talk - 1
+    lengths = row.lengths or (row.length,) * row.batch
     base = row.batch * row.length
-    columns = row.batch * (row.answer or row.length - row.train)
-    branch = columns * (1 + P * (L - 1))
+    columns = sum(row.answer or length - row.train for length in lengths)
+    branch = branch_tokens(row, n_passes)
     attention = config.num_hidden_layers * 2 * heads * head_dim * (row.length / 2 * (base + branch) + L / 2 * branch)
-    drawn = columns * (1 + P * (K - 1)) * head
+    drawn = columns * (1 + P * max(K - 1, 0)) * head
     if not row.train:
         return 2.0 * ((base + branch) * trunk + attention + drawn + columns * head)
-    talk = P * sum(row.batch * (row.length - 1 - k) for k in range(row.n_ahead_talk))
+    talk = P * sum(length - 1 - k for length in lengths for k in range(row.n_ahead_talk))
     reinforced = columns * P * K / 2
     return 6.0 * ((base + branch) * trunk + attention + (base + talk + reinforced) * head) + 2.0 * drawn
+
+
+def branch_tokens(row: Row, n_passes: int = 2) -> int:
+    """Tokens of all branches: start once for each column, the rest once for each pass."""
+    columns = sum(row.answer or length - row.train for length in row.lengths or (row.length,) * row.batch)
+    P, L = n_passes if row.train else 1, row.n_ahead + row.n_ahead_talk - 1
+    return columns * (1 + P * (L - 1))
 
 
 class Bench:
@@ -148,6 +170,10 @@ class Bench:
         with torch.device(device):
             self.base_lm: PreTrainedModel = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype)
             self.input_ids = torch.randint(self.config.vocab_size - 2, (row.batch, row.length))
+            lengths = torch.tensor(row.lengths or (row.length,) * row.batch)
+            self.attention_mask = (torch.arange(row.length) < lengths[:, None]).long()
+        self.labels = self.input_ids.masked_fill(self.attention_mask == 0, -100)
+        self.text = {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "labels": self.labels}
 
     def thinking(self) -> QuietStarForCausalLM:
         """The thinking model, its mixing head drawn at random: a zero one would hide the thoughts' gradient."""
@@ -167,7 +193,7 @@ class Bench:
                 self.base_lm(input_ids=self.input_ids, use_cache=False)
             return
         self.base_lm.zero_grad(set_to_none=True)
-        self.base_lm(input_ids=self.input_ids, labels=self.input_ids, use_cache=False).loss.backward()
+        self.base_lm(**self.text, use_cache=False).loss.backward()
 
     def step(self, model: QuietStarForCausalLM) -> None:
         """A step of the thinking model."""
@@ -183,7 +209,7 @@ class Bench:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.zero_grad(set_to_none=True)
         with torch.autocast(self.device, torch.bfloat16, enabled=row.bfloat16 and self.device == "cpu"):
-            loss = model(input_ids=self.input_ids, labels=self.input_ids, loss_only=True).loss
+            loss = model(**self.text, loss_only=True).loss
         loss.backward()
         if row.checkpointing:
             model.gradient_checkpointing_disable()
@@ -229,6 +255,21 @@ def measure(row: Row, device: str, steps: int, threads: int) -> dict[str, Any]:
     return {"own": own, "plain": plain, "peak_mb": peak, "rate": rate, "flops": needed}
 
 
+def measure_pair(row: Row, other: Row, device: str, steps: int, threads: int) -> dict[str, Any]:
+    """Seconds of two rows' steps, which take turns in this process."""
+    runs = []
+    for each in (row, other):
+        bench = Bench(each, device, threads)
+        runs.append((bench, bench.thinking()))
+    for bench, model in runs:
+        bench.step(model)
+    found: list[list[float]] = [[], []]
+    for _ in range(max(steps, 3)):
+        for seconds, (bench, model) in zip(found, runs, strict=True):
+            seconds.append(bench.seconds(lambda bench=bench, model=model: bench.step(model)))
+    return {"row": found[0], "other": found[1]}
+
+
 def profile(row: Row, device: str, threads: int) -> str:
     """Shares of a step's time by operation, the largest first."""
     bench = Bench(row, device, threads)
@@ -253,12 +294,13 @@ def measure_plain(row: Row, device: str, threads: int) -> dict[str, Any]:
     return {"peak_mb": bench.peak_mb()}
 
 
-def in_a_process(row: Row, options: argparse.Namespace, kind: str) -> dict[str, Any]:
-    """`measure` or `measure_plain` in a process of its own."""
-    job = json.dumps({"row": asdict(row), "kind": kind})
+def in_a_process(row: Row, options: argparse.Namespace, kind: str, other: Row | None = None) -> dict[str, Any]:
+    """`measure`, `measure_plain` or `measure_pair` in a process of its own."""
+    job = json.dumps({"row": asdict(row), "kind": kind, "other": other and asdict(other)})
     command = [sys.executable, __file__, "--device", options.device, "--steps", str(options.steps)]
     command += ["--threads", str(options.threads), "--job", job]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(KEEP_FREED_MEMORY if options.malloc == "keep" else {})}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         why = (done.stderr.strip() or "no message").splitlines()[-1]
         return {"error": why}
@@ -269,11 +311,12 @@ def run_job(options: argparse.Namespace) -> None:
     """What a process of `in_a_process` does."""
     job = json.loads(options.job)
     row = Row(**job["row"])
-    found = (
-        measure(row, options.device, options.steps, options.threads)
-        if job["kind"] == "row"
-        else measure_plain(row, options.device, options.threads)
-    )
+    if job["kind"] == "row":
+        found = measure(row, options.device, options.steps, options.threads)
+    elif job["kind"] == "plain":
+        found = measure_plain(row, options.device, options.threads)
+    else:
+        found = measure_pair(row, Row(**job["other"]), options.device, options.steps, options.threads)
     print(json.dumps(found))
 
 
@@ -291,6 +334,16 @@ def line(row: Row, found: dict[str, Any], plain_mb: float) -> str:
         f"| {found['peak_mb']:,.0f} MB | **{found['peak_mb'] / plain_mb:.2f}** "
         f"| {share:.0%} of {found['rate'] / 1e9:,.0f} GFLOP/s |"
     )
+
+
+def pair_line(name: str, other: str, rows: dict[str, Row], found: dict[str, Any], device: str) -> str:
+    """A row of the table of pairs, in Markdown."""
+    if "error" in found:
+        return f"| {name} | {other} | {found['error']} | | |"
+    a, b = rows[name], rows[other]
+    flops = needed_flops(base_config(device, a.layers), a) / needed_flops(base_config(device, b.layers), b)
+    seconds = statistics.median(found["row"]) / statistics.median(found["other"])
+    return f"| {name} | {other} | **{seconds:.2f}** | {flops:.2f} | {branch_tokens(a) / branch_tokens(b):.2f} |"
 
 
 def machine(options: argparse.Namespace) -> str:
@@ -316,6 +369,7 @@ def main() -> None:
     parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="for rows that name none")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of a row, after one to warm up")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--malloc", choices=("keep", "default"), default="keep", help="what becomes of freed memory")
     parser.add_argument("--profile", action="store_true", help="print where the time goes, instead of the table")
     parser.add_argument("--output", type=Path, help="also write all measurements here, as JSON")
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -336,7 +390,8 @@ def main() -> None:
     print(f"{machine(options)}: python benchmarks/speed.py {' '.join(sys.argv[1:])}\n")
     print("| row | size | time (lowest - highest) | plain step | times plain | peak memory | times plain | share |")
     print("|---|---|---|---|---|---|---|---|")
-    results, plain_mb = {}, {}
+    results: dict[str, Any] = {}
+    plain_mb: dict[Any, float] = {}
     for name, row in rows.items():
         key = (row.train, row.batch, row.length, row.layers)
         if key not in plain_mb:
@@ -344,6 +399,12 @@ def main() -> None:
         results[name] = found = in_a_process(row, options, "row")
         found["plain_peak_mb"] = plain_mb[key]
         print(line(row, found, plain_mb[key]), flush=True)
+    pairs = [pair for pair in PAIRS[options.device] if set(pair) <= rows.keys()]
+    if pairs:
+        print("\n| row | beside | time | arithmetic | branch tokens |\n|---|---|---|---|---|")
+    for name, other in pairs:
+        results[f"{name} / {other}"] = found = in_a_process(rows[name], options, "pair", rows[other])
+        print(pair_line(name, other, rows, found, options.device), flush=True)
     if options.output:
         options.output.write_text(json.dumps({"machine": machine(options), "rows": results}, indent=1))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from quietstar.vocabulary import Blocks, LMHead
+from quietstar.vocabulary import STATES, Blocks, LMHead
 
 
 def token_logprob(
@@ -69,7 +69,7 @@ class Descent:
         suppressed: Tensor | None = None,
     ) -> Tensor:
         """[n] as `token_logprob` has them, without gradient; the loss takes in - weights x logprob, weights [n]."""
-        head, blocks = self.head, Blocks(self.head, hidden)
+        head, blocks = self.head, Blocks(self.head, hidden, STATES)
         weights = weights * (head.factor / head.divisor / temperature)
         d_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
         values = []
@@ -180,7 +180,7 @@ class _TokenLogprob(torch.autograd.Function):
         temperature: float,
         suppressed: Tensor | None,
     ) -> Tensor:
-        blocks = Blocks(head, hidden)
+        blocks = Blocks(head, hidden, STATES)
         with torch.autocast(hidden.device.type, enabled=False):
             values = [_Softmax(blocks, some, tokens[some], temperature, suppressed).logprob for some in blocks]
         ctx.save_for_backward(hidden, weight, bias, tokens, suppressed)
@@ -193,7 +193,7 @@ class _TokenLogprob(torch.autograd.Function):
         hidden, weight, bias, tokens, suppressed = ctx.saved_tensors
         head, temperature, dtype = ctx.settings
         with torch.autocast(hidden.device.type, dtype=dtype, enabled=dtype != weight.dtype):
-            blocks = Blocks(head, hidden)
+            blocks = Blocks(head, hidden, STATES)
         weights = -d_logprob * (head.factor / head.divisor / temperature)
         needed = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
         gradients = [torch.zeros(of.shape, device=of.device) if needs else None for of, needs in needed]

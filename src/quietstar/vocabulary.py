@@ -5,7 +5,7 @@ A block of logits has the vocabulary first, [V, states]: on a CPU its product is
 Legend: n states, D hidden size, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -15,8 +15,8 @@ BYTES_AT_ONCE = {"cpu": 2**25, "cuda": 2**29}
 """size of a block of logits in float32"""
 
 STATES = 64
-"""blocks are filled up to a multiple of so many states: a state's sums are then rounded alike wherever it stands, and
-a thought that changes nothing is rewarded with exactly nothing"""
+"""blocks have a multiple of so many states; for losses they are filled up to it: a state's sums are then rounded alike
+wherever it stands, and a thought that changes nothing is rewarded with exactly nothing"""
 
 BLOCK = 256
 """words whose probabilities are summed before a drawn number is looked for among them"""
@@ -65,12 +65,18 @@ class Blocks:
     """Logits of [n, D] states, some states at a time, in memory that every block writes over.
 
     Iterating gives the slices of states.
+
+    Args:
+        head: the LM head.
+        hidden: [n, D]
+        filled_to: blocks are filled up to a multiple of so many states.
     """
 
-    def __init__(self, head: LMHead, hidden: Tensor) -> None:
+    def __init__(self, head: LMHead, hidden: Tensor, filled_to: int = 1) -> None:
         device = hidden.device.type
         self.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
         self.head, self.hidden, self.weight = head, hidden.to(self.dtype), head.weight.to(self.dtype)
+        self.filled_to = filled_to
         fitting = BYTES_AT_ONCE.get(device, BYTES_AT_ONCE["cpu"]) // (4 * len(self.weight))
         self.n_states = max(STATES, fitting - fitting % STATES)
 
@@ -78,8 +84,8 @@ class Blocks:
         return (slice(first, first + self.n_states) for first in range(0, len(self.hidden), self.n_states))
 
     def filled(self, of: Tensor) -> Tensor:
-        """[states, ...] -> zeros after them, up to whole STATES."""
-        missing = -len(of) % STATES
+        """[states, ...] -> zeros after them, where a block is filled up."""
+        missing = -len(of) % self.filled_to
         return torch.cat([of, of.new_zeros(missing, *of.shape[1:])]) if missing else of
 
     def logits(self, some: slice) -> Tensor:
@@ -142,23 +148,37 @@ def choose_(logits: Tensor, uniform: Tensor, temperature: float, suppressed: Ten
         [n, m] token ids.
     """
     n, m = uniform.shape
-    V = len(logits)
     if suppressed is not None and suppressed.numel():
         logits.index_fill_(0, suppressed, -torch.inf)
     if temperature == 0:
-        return logits.argmax(dim=0)[:n, None].expand(n, m)
-    logits.sub_(logits.amax(dim=0))
-    if temperature != 1:
-        logits /= temperature
-    p = logits.exp_()  # times a total
-    whole, rest = p.split([V - V % BLOCK, V % BLOCK])
-    sums = torch.cat([whole.unflatten(0, (-1, BLOCK)).sum(1), rest.sum(0, keepdim=True)])[:, :n].T  # [n, blocks]
-    block, left = _pass(sums, uniform * sums.sum(-1, keepdim=True))
-    words = block[..., None] * BLOCK + torch.arange(BLOCK, device=p.device)  # [n, m, BLOCK]
-    inside = p[:, :n].gather(0, words.clamp(max=V - 1).flatten(1).T).T.reshape(words.shape)
-    word, _ = _pass(inside.masked_fill_(words >= V, 0).flatten(0, 1), left.reshape(n * m, 1))
+        block = _by_block(logits, torch.amax)[:n].argmax(-1, keepdim=True)
+        word = _words_of(logits, block, -torch.inf).argmax(-1)
+    else:
+        logits.sub_(logits.amax(dim=0))
+        if temperature != 1:
+            logits /= temperature
+        p = logits.exp_()  # times a total
+        sums = _by_block(p, torch.sum)[:n]
+        block, left = _pass(sums, uniform * sums.sum(-1, keepdim=True))
+        word, _ = _pass(_words_of(p, block, 0.0).flatten(0, 1), left.reshape(n * m, 1))
     # NaN is found nowhere; the loss will show it
-    return (block * BLOCK + word.view(n, m)).clamp(max=V - 1)
+    return (block * BLOCK + word.view_as(block)).clamp(max=len(logits) - 1).expand(n, m)
+
+
+def _by_block(of_words: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
+    """[V, n] -> [n, blocks]: what each block of words comes to."""
+    n_whole, n_rest = divmod(len(of_words), BLOCK)
+    whole, rest = of_words.split([n_whole * BLOCK, n_rest])
+    reduced = [reduce(whole.unflatten(0, (n_whole, BLOCK)), dim=1)]
+    return torch.cat([*reduced, reduce(rest, dim=0, keepdim=True)] if n_rest else reduced).T
+
+
+def _words_of(of_words: Tensor, block: Tensor, beyond: float) -> Tensor:
+    """[V, n or more] and blocks [n, m] -> [n, m, BLOCK]: their words, `beyond` where the vocabulary is at its end."""
+    V, (n, m) = len(of_words), block.shape
+    words = block[..., None] * BLOCK + torch.arange(BLOCK, device=block.device)
+    found = of_words[:, :n].gather(0, words.clamp(max=V - 1).flatten(1).T).T.reshape(n, m, BLOCK)
+    return found.masked_fill_(words >= V, beyond)
 
 
 def _pass(masses: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
