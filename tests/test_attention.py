@@ -59,7 +59,7 @@ def test_branches_grown_in_any_bites_are_the_same(family: str, implementation: s
         trunk.base_pass(embeds, inputs["attention_mask"], grid.base_position_ids, cache)
         results = []
         for bites in ([6], [1, 5], [1, 1, 1, 1, 1, 1], [3, 3]):
-            grown, first, parts = BranchCache(cache, grid), 0, []
+            grown, first, parts = BranchCache(cache, grid, by_row=True), 0, []
             for n in bites:
                 steps = range(first, first + n)
                 parts.append(trunk.branch_pass(grid, steps, branches[first : first + n], grown))
@@ -89,7 +89,7 @@ def base_pass(family: str, columns: slice, config: bool) -> tuple[Trunk, Thought
 def test_a_branch_cache_leaves_the_base_pass_alone(family: str, config: bool) -> None:
     trunk, grid, cache = base_pass(family, slice(-1, None), config)
     before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
-    grown = BranchCache(cache, grid)
+    grown = BranchCache(cache, grid, by_row=True)
     with torch.no_grad():
         trunk.branch_pass(grid, range(1), torch.ones(1, 2, 1, 32), grown)
     assert cache.get_seq_length() == 9
@@ -106,7 +106,7 @@ def test_layers_that_forgot_get_masks_without_what_they_forgot(family: str) -> N
     found = []
     for config in (False, True):
         trunk, grid, cache = base_pass(family, slice(-1, None), config)
-        grown = BranchCache(cache, grid)
+        grown = BranchCache(cache, grid, by_row=True)
         assert (min(grown.n_base_kept) < 9) == config
         masks = trunk.attention.steps(grid, range(1), grown, torch.float32)["attention_mask"]
         kinds = getattr(trunk.base_lm.config, "layer_types", None)
@@ -122,7 +122,7 @@ def test_layers_that_forgot_get_masks_without_what_they_forgot(family: str) -> N
 def test_earlier_columns_over_keys_that_are_gone_are_refused(family: str) -> None:
     _, grid, cache = base_pass(family, slice(-2, None), config=True)
     with pytest.raises(SettingsError, match="sliding-window cache has dropped"):
-        BranchCache(cache, grid)
+        BranchCache(cache, grid, by_row=True)
 
 
 def test_additive_masks_hide_and_show() -> None:
@@ -143,7 +143,7 @@ def test_masks_come_as_the_family_takes_them(family: str) -> None:
     cache = DynamicCache()
     trunk = Trunk(base_lm, DenseAttention(base_lm))
     trunk.base_pass(trunk.embed(torch.ones(1, 4, dtype=torch.long)), grid.base_mask, grid.base_position_ids, cache)
-    mask = trunk.attention.steps(grid, range(2), BranchCache(cache, grid), torch.float32)["attention_mask"]
+    mask = trunk.attention.steps(grid, range(2), BranchCache(cache, grid, by_row=True), torch.float32)["attention_mask"]
     kinds = getattr(config, "layer_types", None)
     masks = mask if kinds else {"full_attention": mask}
     assert set(masks) == set(kinds or ["full_attention"])
@@ -195,3 +195,16 @@ def test_under_checkpointing_the_text_is_computed_again(backend: str, reentrant:
         gradients.append([parameter.grad for parameter in model.parameters()])
     for kept, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(recomputed, kept, rtol=1e-3, atol=1e-3 * float(kept.abs().max()))
+
+
+def test_under_checkpointing_a_text_that_is_read_on_sees_what_was_read_before() -> None:
+    """A cache that holds tokens already is not given up for the checkpoints' sake."""
+    tokens, found = texts(8)["input_ids"], []
+    for checkpointing in (False, True):
+        model = tiny_model(n_ahead=4).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        with torch.no_grad():
+            cache = model(tokens[:, :5], thought_temperature=0.0).cache
+        found.append(model(tokens[:, 5:], cache=cache, thought_temperature=0.0).logits)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)

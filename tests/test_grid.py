@@ -41,10 +41,18 @@ def grids(draw: st.DrawFn, holes: bool = True) -> tuple[ThoughtGrid, Tensor]:
     return grid, think_at
 
 
+def base_sight(grid: ThoughtGrid, window: int | None = None) -> Tensor:
+    """[B, S, S]: which base token (last) each base token sees; one with nothing to see sees itself."""
+    index = torch.arange(grid.n_base)
+    distance = index[:, None] - index[None, :]
+    seen = (distance >= 0) & grid.base_mask[:, None, :] & (distance < (window or grid.n_base))
+    return seen | (~seen.any(dim=-1, keepdim=True) & (distance == 0))
+
+
 def whole_sight(grid: ThoughtGrid, window: int | None = None) -> Tensor:
     """[B, T, T]: what every token of the base pass and of all branches sees, row by row."""
     branches = grid.branch_sight(range(grid.branch_length), window)
-    base = torch.nn.functional.pad(grid.base_sight(window), (0, branches.shape[1]))
+    base = torch.nn.functional.pad(base_sight(grid, window), (0, branches.shape[1]))
     return torch.cat([base, branches], dim=1)
 
 
@@ -105,11 +113,10 @@ def sees(query: Place, key: Place, real: list[bool], window: int | None) -> bool
 def sight_by_hand(grid: ThoughtGrid, b: int, window: int | None) -> Tensor:
     """[T, T] of row b; whoever sees nothing sees itself."""
     tokens, real = places(grid, b), grid.base_mask[b].tolist()
-    there = torch.tensor([token is not None for token in tokens])
     seen = torch.tensor(
         [[bool(query and key and sees(query, key, real, window)) for key in tokens] for query in tokens]
     )
-    return seen | (~seen.any(1, keepdim=True) & torch.eye(len(tokens), dtype=torch.bool) & there)
+    return seen | (~seen.any(1, keepdim=True) & torch.eye(len(tokens), dtype=torch.bool))
 
 
 @given(grids(), windows)
@@ -123,10 +130,8 @@ def test_sight_is_what_the_definition_says(made: tuple[ThoughtGrid, Tensor], win
 @given(grids(), windows)
 def test_every_token_sees_something(made: tuple[ThoughtGrid, Tensor], window: int | None) -> None:
     grid, _ = made
-    there = torch.tensor([[place is not None for place in places(grid, b)] for b in range(grid.batch_size)])
-    assert torch.equal(whole_sight(grid, window).any(-1), there)
+    assert whole_sight(grid, window).any(-1).all()
     assert sight_in_one_row(grid, range(grid.branch_length), window).any(-1).all()
-    assert grid.base_sight(window).any(-1).all()
 
 
 @given(grids(), windows, st.data())
@@ -265,9 +270,11 @@ def test_parts_are_the_columns_of_the_whole(made: tuple[ThoughtGrid, Tensor], wi
     grid, _ = made
     parts = list(grid.parts(n))
     assert len(parts) <= n
-    assert [column for some, _ in parts for column in range(grid.n_columns)[some]] == list(range(grid.n_columns))
+    assert [column for some, *_ in parts for column in range(grid.n_columns)[some]] == list(range(grid.n_columns))
     steps = range(grid.branch_length)
-    for some, part in parts:
+    for some, text, part in parts:
+        assert torch.equal(part.rows + text.start, grid.rows[some])
+        assert min(part.per_row[0], part.per_row[-1]) > 0
         assert torch.equal(part.prefix_sight(steps, window), grid.prefix_sight(steps, window)[:, some])
         assert torch.equal(part.own_sight(steps, window), grid.own_sight(steps, window)[..., some])
         assert torch.equal(part.branch_position_ids(steps), grid.branch_position_ids(steps)[..., some])

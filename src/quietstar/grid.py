@@ -101,17 +101,6 @@ class ThoughtGrid:
         ahead = torch.arange(steps.start + 1, steps.stop + 1, device=at_column.device)
         return (at_column + ahead[:, None])[:, None].expand(-1, self.n_passes, -1)
 
-    def base_sight(self, window: int | None = None) -> Tensor:
-        """[B, S, S]: which base token (last) each base token sees."""
-        index = torch.arange(self.n_base, device=self.columns.device)
-        distance = index[:, None] - index[None, :]
-        seen = (distance >= 0) & self.base_mask[:, None, :]
-        if window is not None:
-            seen &= distance < window
-        # a token with nothing to see sees itself, as a softmax over nothing is NaN
-        blind = ~seen.any(dim=-1, keepdim=True)
-        return seen | (blind & (distance == 0))
-
     def prefix_sight(self, steps: range, window: int | None = None) -> Tensor:
         """[Q, C, S]: which base tokens those steps of a column see; the same for every pass.
 
@@ -140,13 +129,17 @@ class ThoughtGrid:
     def branch_sight(self, steps: range, window: int | None = None) -> Tensor:
         """[B, Q x P x N, S + steps.stop x P x N]: what those branch tokens see, row by row; see `to_rows`.
 
-        The last dimension is the base, then all branch tokens from step 0 up to the last of `steps`. Where a row has
-        fewer columns than another, nothing is seen.
+        The last dimension is the base, then all branch tokens from step 0 up to the last of `steps`. What stands in a
+        row's place of a column that it has not sees itself alone: a softmax over nothing is NaN.
         """
         S, P, Q = self.n_base, self.n_passes, len(steps)
         seen_base = self.to_rows(self.prefix_sight(steps, window).expand(Q, -1, -1), dim=1)  # [B, Q, N, S]
         seen_step = self.to_rows(self.own_sight(steps, window), dim=2)  # [B, Q, steps.stop, N]
         B, _, N, _ = seen_base.shape
+        is_real = self.to_rows(torch.ones_like(self.rows, dtype=torch.bool), dim=0)  # [B, N]
+        query_step = torch.arange(steps.start, steps.stop, device=self.columns.device)
+        is_itself = query_step[:, None] == torch.arange(steps.stop, device=self.columns.device)
+        seen_step = seen_step | (is_itself[..., None] & ~is_real[:, None, None])
         seen_base = seen_base[:, :, None].expand(B, Q, P, N, S).reshape(B, Q * P * N, S)
         same_branch = torch.eye(P * N, dtype=torch.bool, device=self.columns.device).view(P, N, 1, P, N)
         seen_branch = seen_step.transpose(2, 3)[:, :, None, :, :, None, None] & same_branch
@@ -173,12 +166,24 @@ class ThoughtGrid:
         index = torch.arange(self.n_columns, device=self.rows.device)
         return self.rows * max(self.per_row) + index - first[self.rows]
 
-    def parts(self, n: int) -> Iterator[tuple[slice, Self]]:
-        """At most n grids that each have some of the columns, and which."""
+    def parts(self, n: int) -> Iterator[tuple[slice, slice, Self]]:
+        """At most n grids that each have some of the columns and the rows that these stand in: columns, rows, grid."""
         size = max(1, -(-self.n_columns // n))
+        row_of = [row for row, count in enumerate(self.per_row) for _ in range(count)]
         for first in range(0, self.n_columns, size):
-            some = slice(first, first + size)
-            yield some, replace(self, rows=self.rows[some], columns=self.columns[some])  # type: ignore[arg-type]
+            some = slice(first, min(first + size, self.n_columns))
+            text = slice(row_of[some.start], row_of[some.stop - 1] + 1)
+            yield (
+                some,
+                text,
+                replace(
+                    self,
+                    rows=self.rows[some] - text.start,  # type: ignore[arg-type]
+                    columns=self.columns[some],  # type: ignore[arg-type]
+                    base_mask=self.base_mask[text],  # type: ignore[arg-type]
+                    base_position_ids=self.base_position_ids[text],  # type: ignore[arg-type]
+                ),
+            )
 
     def gather_columns(self, values: Tensor, ahead: int = 0) -> Tensor:
         """[B, Q, ...] for the last Q base tokens -> [C, ...]: what stands `ahead` of each column.

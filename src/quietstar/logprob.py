@@ -153,8 +153,12 @@ def _add_(
 
     Sums over blocks are in float32, whatever the parameters are in.
     """
-    scale = weights[:, None] / made.total[:, : made.n_states].T
-    d_logits = made.d_logits_()
+    scale, d_logits = weights[:, None], made.d_logits_()
+    total = made.total[:, : made.n_states]
+    if blocks.dtype == torch.float16:  # which a total may be too large for
+        d_logits = d_logits / total
+    else:
+        scale = scale / total.T
     if d_bias is not None:
         d_bias += (d_logits @ scale).squeeze(1)
     d_logits = d_logits.to(blocks.dtype)

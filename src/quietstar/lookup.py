@@ -36,7 +36,8 @@ class LookUps:
 
 
 def _only_looks_up(module: nn.Module) -> bool:
-    has_hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    has_hooks = any(hooks)
     is_plain = type(module) is nn.Embedding and "forward" not in vars(module) and not has_hooks
     return is_plain and not (
         module.sparse or module.scale_grad_by_freq or module.max_norm or torch.compiler.is_compiling()

@@ -192,7 +192,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             output.logits = trunk.logits(mixed_states(grid, h_base, said)[:, kept])
         if labels is not None:
             ahead = Labels.look_ahead(labels, wanted, M, attention_mask)
-            self._learn(output, grid, ahead, counts, h_base, branches, said, words, loss_only)
+            self._learn(output, trunk, grid, ahead, counts, h_base, branches, said, words, loss_only)
         return output
 
     def _grow(
@@ -209,8 +209,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         """The base pass, the thoughts, and the states along the branches.
 
         The branches run over the base pass's keys and values, through which gradients flow back into the text.
-        They go on from where the sampling left them; under gradient checkpointing, which would drop those keys and
-        values, thoughts are sampled without gradient and whole branches then made some columns at a time.
+        They go on from where the sampling left them; under gradient checkpointing thoughts are sampled without gradient
+        and whole branches then made some columns at a time.
 
         Returns:
             h_base [B, Q, D], thoughts [P, C, K], states along the branches.
@@ -229,6 +229,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             else:
                 words = grid.gather_columns(thoughts.transpose(1, 2)).transpose(0, 1)
             if in_parts:
+                del branch_cache, grown
                 hidden = branches_in_parts(*over_text, words, embeds, n_ahead_talk, cache)
             else:
                 n_grown = 0 if grown is None else len(grown)
@@ -239,6 +240,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
     def _learn(
         self,
         output: QuietStarOutput,
+        trunk: Trunk,
         grid: ThoughtGrid,
         labels: Labels,
         counts: Counts | None,
@@ -249,8 +251,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         loss_only: bool,
     ) -> None:
         """Fill in losses and rewards."""
-        config, trunk = self.config, self.trunk
-        P = grid.n_passes
+        config, P = self.config, grid.n_passes
         counts = labels.count() if counts is None else counts
 
         head = trunk.head

@@ -114,16 +114,17 @@ def branches_in_parts(
         [L, P, C, D]
     """
 
-    def states(part: ThoughtGrid, words: Tensor) -> Tensor:
-        embeds = branch_embeds(trunk, part, embeddings, words, base_embeds, n_ahead_talk)
+    embeds = branch_embeds(trunk, grid, embeddings, thoughts, base_embeds, n_ahead_talk)
+
+    def states(part: ThoughtGrid, rows: slice, embeds: Tensor) -> Tensor:
         with trunk.keeping_caches():
-            return finish_branches(trunk, part, embeds, trunk.branch_cache(cache, part))
+            return finish_branches(trunk, part, embeds, trunk.branch_cache(cache, part, rows))
 
     parts = [
-        checkpoint(states, part, thoughts[:, some], use_reentrant=False)
-        for some, part in grid.parts(2 * len(cache.layers))
+        checkpoint(states, part, rows, embeds[:, :, some], use_reentrant=False)
+        for some, rows, part in grid.parts(2 * len(cache.layers))
     ]
-    return torch.cat(parts, dim=2) if parts else states(grid, thoughts)
+    return torch.cat(parts, dim=2) if parts else embeds
 
 
 def split_branches(hidden: Tensor, n_thought_tokens: int) -> Branches:

@@ -75,21 +75,21 @@ class Trunk:
         """[..., D] states after the final norm -> [..., V], as the base model itself makes them."""
         return bend(self.base_lm.get_output_embeddings()(hidden), **self._bending)
 
-    def base_pass(self, embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None) -> Tensor:
+    def base_pass(self, embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache) -> Tensor:
         """The ordinary forward pass over the text: [B, S, D] embeddings -> [B, S, D] h_base.
 
         Its keys and values are appended to `cache`, under gradient checkpointing too.
         """
         how: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids}
-        if cache is not None and torch.is_grad_enabled() and self._recomputes_with_keys:
+        if torch.is_grad_enabled() and self._recomputes_with_keys and cache.get_seq_length() == 0:
             with self.attention.attending(self.base_lm):
                 return self._states(embeds, over_grid=KeepingKeys(cache), **how)
         with self.keeping_caches():
             return self._states(embeds, cache=cache, **how)
 
-    def branch_cache(self, cache: Cache, grid: ThoughtGrid) -> BranchCache:
-        """A base pass's keys and values, for branches to grow on."""
-        return BranchCache(cache, grid, by_row=self.attention.by_row)
+    def branch_cache(self, cache: Cache, grid: ThoughtGrid, rows: slice = slice(None)) -> BranchCache:
+        """A base pass's keys and values, for branches to grow on: of the rows that the grid has."""
+        return BranchCache(cache, grid, by_row=self.attention.by_row, rows=rows)
 
     def branch_pass(self, grid: ThoughtGrid, steps: range, embeds: Tensor, cache: BranchCache) -> Tensor:
         """Some steps of all branches, over cached keys and values: [Q, P, C, D] embeddings -> the same of states."""
@@ -125,15 +125,18 @@ class Trunk:
 
     @property
     def recomputes(self) -> bool:
-        """Whether gradient checkpointing is at work: layers then drop every cache that they are given."""
+        """Whether gradient checkpointing is at work: layers then drop every cache in passes with gradient."""
         return any(module.gradient_checkpointing and module.training for module in self._checkpointed())
 
     @property
     def _recomputes_with_keys(self) -> bool:
         """Whether layers that are computed again can leave their keys and values behind, gradient included.
 
-        Not where their attention cannot be hooked, nor with reentrant checkpoints, whose insides have no gradient.
+        Not where their attention cannot be hooked, nor with reentrant checkpoints, whose insides have no gradient, nor
+        where the name of the attention function, which is its own when a layer is computed again, chooses another path.
         """
+        if getattr(self.base_lm.config.get_text_config(), "reorder_and_upcast_attn", False):  # GPT-2
+            return False
         functions = [getattr(module, "_gradient_checkpointing_func", None) for module in self._checkpointed()]
         reentrant = any(getattr(function, "keywords", {}).get("use_reentrant", True) for function in functions)
         return self.recomputes and not self.attention.by_row and not reentrant

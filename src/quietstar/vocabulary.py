@@ -37,6 +37,13 @@ class LMHead:
     softcap: float | None = None
     """logits are bent to stay within it"""
     _scratch: Tensor | None = field(default=None, init=False, repr=False)
+    _cast: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def weight_in(self, dtype: torch.dtype) -> Tensor:
+        """[V, D], without gradient, made once where the dtype is another one (under autocast)."""
+        if dtype not in self._cast:
+            self._cast[dtype] = self.weight.detach().to(dtype)
+        return self._cast[dtype]
 
     def scratch(self, n_states: int) -> Tensor:
         """[V, n_states] in float32, for a block of logits.
@@ -75,7 +82,7 @@ class Blocks:
     def __init__(self, head: LMHead, hidden: Tensor, filled_to: int = 1) -> None:
         device = hidden.device.type
         self.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
-        self.head, self.hidden, self.weight = head, hidden.to(self.dtype), head.weight.to(self.dtype)
+        self.head, self.hidden, self.weight = head, hidden.detach().to(self.dtype), head.weight_in(self.dtype)
         self.filled_to = filled_to
         fitting = BYTES_AT_ONCE.get(device, BYTES_AT_ONCE["cpu"]) // (4 * len(self.weight))
         self.n_states = max(STATES, fitting - fitting % STATES)
@@ -139,7 +146,7 @@ def choose_(logits: Tensor, uniform: Tensor, temperature: float, suppressed: Ten
     within one block.
 
     Args:
-        logits: [V, n or more] in float32, written over.
+        logits: [V, n] in float32, written over.
         uniform: [n, m], from 0 to below 1.
         temperature: at least 0.
         suppressed: ids that are never chosen.
@@ -151,14 +158,14 @@ def choose_(logits: Tensor, uniform: Tensor, temperature: float, suppressed: Ten
     if suppressed is not None and suppressed.numel():
         logits.index_fill_(0, suppressed, -torch.inf)
     if temperature == 0:
-        block = _by_block(logits, torch.amax)[:n].argmax(-1, keepdim=True)
+        block = _by_block(logits, torch.amax).argmax(-1, keepdim=True)
         word = _words_of(logits, block, -torch.inf).argmax(-1)
     else:
         logits.sub_(logits.amax(dim=0))
         if temperature != 1:
             logits /= temperature
         p = logits.exp_()  # times a total
-        sums = _by_block(p, torch.sum)[:n]
+        sums = _by_block(p, torch.sum)
         block, left = _pass(sums, uniform * sums.sum(-1, keepdim=True))
         word, _ = _pass(_words_of(p, block, 0.0).flatten(0, 1), left.reshape(n * m, 1))
     # NaN is found nowhere; the loss will show it
@@ -174,10 +181,10 @@ def _by_block(of_words: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
 
 
 def _words_of(of_words: Tensor, block: Tensor, beyond: float) -> Tensor:
-    """[V, n or more] and blocks [n, m] -> [n, m, BLOCK]: their words, `beyond` where the vocabulary is at its end."""
+    """[V, n] and blocks [n, m] -> [n, m, BLOCK]: their words, `beyond` where the vocabulary is at its end."""
     V, (n, m) = len(of_words), block.shape
     words = block[..., None] * BLOCK + torch.arange(BLOCK, device=block.device)
-    found = of_words[:, :n].gather(0, words.clamp(max=V - 1).flatten(1).T).T.reshape(n, m, BLOCK)
+    found = of_words.gather(0, words.clamp(max=V - 1).flatten(1).T).T.reshape(n, m, BLOCK)
     return found.masked_fill_(words >= V, beyond)
 
 

@@ -29,7 +29,7 @@ class AttentionBackend(Protocol):
     tensor; or all in one row, and layers look the earlier ones up in the cache"""
 
     def attending(self, base_lm: PreTrainedModel) -> AbstractContextManager[None]:
-        """Entered around every pass over branches."""
+        """Entered around every pass in which layers are handed how to attend."""
         ...
 
     def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:

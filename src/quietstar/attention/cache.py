@@ -41,7 +41,7 @@ class BranchLayer(DynamicLayer):
         self.pieces = [tuple(of.repeat(1, 1, n_passes, 1) for of in piece) for piece in self.pieces]  # type: ignore[misc]
 
     def get_seq_length(self) -> int:
-        """Base and branch tokens so far."""
+        """Tokens of a row and of the branches so far."""
         return self.keys.shape[2] + sum(keys.shape[2] for keys, _ in self.pieces)
 
 
@@ -52,28 +52,29 @@ class BranchCache(DynamicCache):
     needed to go back to the base pass.
 
     Args:
-        base: cache of a base pass, its layers dynamic, sliding or static.
+        base: cache of a base pass, its layers dynamic or sliding.
         grid: where branches grow.
         by_row: see BranchLayer.
+        rows: those of `base` that the grid has.
 
     Raises:
         SettingsError: a layer's window has moved past what a branch sees.
     """
 
-    def __init__(self, base: Cache, grid: ThoughtGrid, *, by_row: bool = True) -> None:
+    def __init__(self, base: Cache, grid: ThoughtGrid, *, by_row: bool, rows: slice = slice(None)) -> None:
         super().__init__()
         S = grid.n_base
-        self.layers = [BranchLayer(layer.keys[..., :S, :], layer.values[..., :S, :], by_row) for layer in base.layers]
-        self.n_base_kept = [layer.get_seq_length() for layer in self.layers]
+        self.layers = [BranchLayer(layer.keys[rows, :, :S], layer.values[rows, :, :S], by_row) for layer in base.layers]
+        self.n_base_kept = [layer.keys.shape[2] for layer in self.layers]
         """base tokens that each layer still keeps: fewer than S where a window has moved on"""
         moved_on = min(self.n_base_kept, default=grid.n_base) < grid.n_base
         if moved_on and bool((grid.columns < grid.n_base - 1).any()):
             raise SettingsError(
                 "thinking at earlier positions than the last needs keys that this sliding-window cache has "
-                "dropped; pass past_key_values=DynamicCache() without a config, or logits_to_keep=1"
+                "dropped; pass cache=DynamicCache() without a config, or logits_to_keep=1"
             )
 
     def repeat(self, n_passes: int) -> None:
-        """Let steps that were the same for all passes, and went through the trunk once, be every pass's own."""
+        """Let a step that was the same for all passes, and went through the trunk once, be every pass's own."""
         for layer in self.layers:
             layer.repeat(n_passes)

@@ -25,6 +25,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from quietstar.attention.split import SplitAttention, SplitOverGrid
+from quietstar.attention.two_parts import products_dtype
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
 
@@ -132,13 +133,13 @@ def flex_over_branches(
         [1, Q x P x C, H, d']
     """
     n_queries, size = query.shape[2], prefix[1].shape[3]
-    attend = _flex_attention(query.is_cuda)
+    attend, dtype = _flex_attention(query.is_cuda), products_dtype(query)
     with torch.autocast(query.device.type, enabled=False), torch._dynamo.config.patch(COMPILATION):
         own_keys, own_values = (torch.cat(of, dim=2) for of in zip(*own, strict=True))
         out, aux = attend(
-            _in_blocks(_by_branch(query, branches)),
-            _keys_in_blocks(prefix[0], own_keys, branches, query.dtype),
-            _keys_in_blocks(prefix[1], own_values, branches, query.dtype),
+            _in_blocks(_by_branch(query.to(dtype), branches)),
+            _keys_in_blocks(prefix[0], own_keys, branches, dtype),
+            _keys_in_blocks(prefix[1], own_values, branches, dtype),
             score_mod=None if softcap is None else _bend(softcap),
             block_mask=block_mask,
             scale=scaling,

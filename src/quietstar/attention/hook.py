@@ -1,8 +1,8 @@
 """A base model's own attention function, and ours in its place where a branch attends.
 
 The modeling files of transformers look their attention function up by `config._attn_implementation`. While branches
-attend, the name there ends in `+thoughts`: without a grid such a function is the base model's own; with one, handed
-down through the layers as the keyword argument `over_grid`, it is the backend's.
+attend, and while a base pass keeps its keys under gradient checkpointing, the name there ends in `+thoughts`. Such a
+function is the base model's own, or what is handed down through the layers as the keyword argument `over_grid`.
 """
 
 import sys
@@ -26,14 +26,14 @@ HOOKED = ("sdpa", "eager")
 
 _LOCK = Lock()
 _INSIDE: dict[int, int] = {}
-"""how many branch passes are under way over a config"""
+"""how many hooked passes are under way over a config"""
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 """what transformers calls: module, query [B, H, T, d], key, value, mask -> [B, T, H, d'] and weights or None"""
 
 
 class OverGrid(Protocol):
-    """What is handed down to the layers: how they attend over a grid."""
+    """What is handed down to the layers, to attend in place of their own function."""
 
     def __call__(
         self,

@@ -27,11 +27,12 @@ from quietstar.grid import ThoughtGrid
 BITS = 1 / math.log(2)
 """in a nat"""
 
-COLUMNS_AT_ONCE = 64
+COLUMNS_AT_ONCE = 128
 """columns of a row in a block: keys past the last of them are never multiplied"""
 
 ROWS_AT_LEAST = 8
-"""queries of a branch that are multiplied at once: with fewer, a CPU's batched products are many times slower"""
+"""queries of a branch in products with as many columns as a head is large: with fewer, a CPU's batched products are
+many times slower"""
 
 SCORES_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
 """elements of a block of scores: what fits into a core's cache, or keeps a GPU busy"""
@@ -48,6 +49,8 @@ class Place:
     """columns of every row, where all rows have equally many"""
     is_real: Tensor | None
     """[b, n]: False where a row has fewer columns, and another one stands in; None where there is no such place"""
+    real: tuple[Tensor, Tensor] | None
+    """where is_real is true: which of the b x n, and which among the columns of all rows"""
     keys: slice
 
     def take(self, of: Tensor) -> Tensor:
@@ -58,10 +61,11 @@ class Place:
         """Values [x, b, n, ...] into [x, C, ...]."""
         if not isinstance(self.columns, Tensor):
             self._evenly(into).copy_(values)
-        elif self.is_real is None:
+        elif self.real is None:
             into[:, self.columns] = values.to(into.dtype)
         else:
-            into[:, self.columns[self.is_real]] = values[:, self.is_real].to(into.dtype)
+            some, columns = self.real
+            into[:, columns] = values.flatten(1, 2)[:, some].to(into.dtype)
 
     def _evenly(self, of: Tensor) -> Tensor:
         return of.unflatten(1, (-1, self.per_row))[:, self.rows, self.columns]
@@ -129,14 +133,19 @@ class Sight:
         counts = [stop - start for start, stop in ranges.values()]
         if len(set(self.per_row)) == 1:
             columns = slice(first, first + counts[0])
-            return Place(slice(rows[0], rows[-1] + 1), columns, self.per_row[0], None, keys)
+            return Place(slice(rows[0], rows[-1] + 1), columns, self.per_row[0], None, None, keys)
         device = self.own_hidden.device
         start, count = (
             torch.tensor(of, device=device)[:, None] for of in ([low for low, _ in ranges.values()], counts)
         )
         ahead = torch.arange(max(counts), device=device)
-        is_real = None if len(set(counts)) == 1 else ahead < count
-        return Place(torch.tensor(rows, device=device), start + ahead.minimum(count - 1), 0, is_real, keys)
+        among_all = start + ahead.minimum(count - 1)
+        is_real, real = None, None
+        if len(set(counts)) > 1:
+            is_real = ahead < count
+            some = is_real.flatten().nonzero().squeeze(1)
+            real = some, among_all.flatten()[some]
+        return Place(torch.tensor(rows, device=device), among_all, 0, is_real, real, keys)
 
 
 def two_part_attention(
@@ -164,7 +173,15 @@ def two_part_attention(
         [1, Q x P x C, H, d']
     """
     pieces = [tensor for keys_and_values in own for tensor in keys_and_values]
-    return _TwoParts.apply(query, *prefix, sinks, sight, scaling, softcap, *pieces)
+    return _TwoParts.apply(query, *prefix, sinks, sight, scaling, softcap, products_dtype(query), *pieces)
+
+
+def products_dtype(query: Tensor) -> torch.dtype:
+    """In which products are made, as the base model's own attention makes them on a GPU, autocast regarded."""
+    device = query.device.type
+    if device == "cpu":
+        return torch.float32
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
 
 class _Parts:
@@ -179,11 +196,12 @@ class _Parts:
         sight: Sight,
         scaling: float,
         softcap: float | None,
+        dtype: torch.dtype,
     ) -> None:
         J, C = key.shape[1], len(sight.own_hidden)
         self.heads = (J, query.shape[1] // J)
         self.steps = (sight.own_hidden.shape[1], sight.n_passes, C)
-        self.dtype = torch.float32 if query.device.type == "cpu" else query.dtype
+        self.dtype = dtype
         self.query = self.by_column(query)
         self.key, self.value = (of.to(self.dtype).transpose(0, 1).contiguous() for of in (key, value))  # [J, B, S, d]
         self.own_keys, self.own_values = (
@@ -213,7 +231,8 @@ class _Parts:
             )
 
     def _scaled(self, query: Tensor) -> Tensor:
-        return torch.mul(query, self.scaling * BITS, out=query.new_empty(query.shape)).to(self.dtype)
+        query = query.to(self.dtype)
+        return torch.mul(query, self.scaling * BITS, out=query.new_empty(query.shape))
 
     def _own(self, pieces: list[Tensor], place: Place) -> Tensor:
         """[J x b x n x P, L, x] keys or values of branches."""
@@ -256,7 +275,7 @@ class _Block:
         return rows.view(*self.q.shape[:-1], rows.shape[-1])
 
     def from_branch(self, rows: Tensor) -> Tensor:
-        """[J x b x n x P, R, x] -> [J, b, n, P, G, Q, x]"""
+        """[J x b x n x P, R, x], filled or not -> [J, b, n, P, G, Q, x]"""
         G, Q = self.q.shape[4:6]
         return rows[:, : G * Q].contiguous().view(*self.q.shape[:-1], rows.shape[-1])
 
@@ -268,8 +287,12 @@ def by_row(tokens: Tensor) -> Tensor:
 
 
 def by_branch(tokens: Tensor) -> Tensor:
-    """[J, b, n, P, G, Q, x] -> [J x b x n x P, R, x]: G x Q rows, and zeros up to ROWS_AT_LEAST."""
-    rows = tokens.flatten(0, 3).flatten(1, 2)
+    """[J, b, n, P, G, Q, x] -> [J x b x n x P, G x Q, x]"""
+    return tokens.flatten(0, 3).flatten(1, 2)
+
+
+def filled(rows: Tensor) -> Tensor:
+    """[..., G x Q, x] -> [..., R, x]: zeros after them, up to ROWS_AT_LEAST."""
     missing = ROWS_AT_LEAST - rows.shape[1]
     return nn.functional.pad(rows, (0, 0, 0, missing)) if missing > 0 else rows
 
@@ -285,10 +308,11 @@ class _TwoParts(torch.autograd.Function):
         sight: Sight,
         scaling: float,
         softcap: float | None,
+        dtype: torch.dtype,
         *pieces: Tensor,
     ) -> Tensor:
         with torch.autocast(query.device.type, enabled=False):
-            parts = _Parts(query, key, value, pieces, sight, scaling, softcap)
+            parts = _Parts(query, key, value, pieces, sight, scaling, softcap, dtype)
             result = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
             by_column, sink = parts.by_column(_as_query(result)), _sink(sinks, parts.heads)
             lses = []
@@ -303,7 +327,7 @@ class _TwoParts(torch.autograd.Function):
                 total += own.sub_(highest).exp2_().sum(-1, keepdim=True)
                 if sink is not None:
                     total += (sink - highest).exp2_()
-                out = block.from_branch(torch.bmm(by_branch(own).to(parts.dtype), block.own_v)).float()
+                out = block.from_branch(torch.bmm(filled(by_branch(own)).to(parts.dtype), block.own_v)).float()
                 _add_product_(by_row(out), by_row(prefix).to(parts.dtype), block.v)
                 place.put(by_column, out.div_(total))
                 lse = total.log2_().add_(highest)
@@ -311,17 +335,17 @@ class _TwoParts(torch.autograd.Function):
                     lse.masked_fill_(~place.is_real[:, :, None, None, None, None], torch.inf)
                 lses.append(lse)
         ctx.save_for_backward(query, key, value, sinks, result, *lses, *pieces)
-        ctx.settings = sight, scaling, softcap, len(lses)
+        ctx.settings = sight, scaling, softcap, dtype, len(lses)
         return result[None]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_result: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, sinks, result, *rest = ctx.saved_tensors
-        sight, scaling, softcap, n_blocks = ctx.settings
+        sight, scaling, softcap, dtype, n_blocks = ctx.settings
         lses, pieces = rest[:n_blocks], tuple(rest[n_blocks:])
         with torch.autocast(query.device.type, enabled=False):
-            parts = _Parts(query, key, value, pieces, sight, scaling, softcap)
+            parts = _Parts(query, key, value, pieces, sight, scaling, softcap, dtype)
             C, _, L = sight.own_hidden.shape
             offset = (d_result[0].float() * result.float()).sum(-1, keepdim=True)
             d_outs, offsets = (parts.by_column(_as_query(of)) for of in (d_result[0], offset))
@@ -335,10 +359,10 @@ class _TwoParts(torch.autograd.Function):
                 prefix, own = block.scores()
 
                 d_p = block.from_branch(torch.bmm(own_rows, block.own_v.transpose(1, 2)).float())
-                p, d_scores = (by_branch(of) for of in _through(own, lse, d_p, off, softcap, parts.dtype))
+                p, d_scores = (filled(by_branch(of)) for of in _through(own, lse, d_p, off, softcap, parts.dtype))
                 d_q = block.from_branch(_product(d_scores, block.own_k, scaling)).float()
-                d_own_k = _product(d_scores.transpose(1, 2), q_own, 1 / BITS)
-                d_own_v = torch.bmm(p.transpose(1, 2), own_rows)
+                d_own_k = _product(d_scores.transpose(1, 2), filled(q_own), 1 / BITS)
+                d_own_v = torch.bmm(p.transpose(1, 2), filled(own_rows))
                 for whole, part in zip(d_own, (d_own_k, d_own_v), strict=True):  # [J, L, P, C, x]
                     place.put(whole.permute(0, 3, 2, 1, 4), part.view(*block.q.shape[:4], *part.shape[1:]))
 
@@ -361,7 +385,7 @@ class _TwoParts(torch.autograd.Function):
                 of.transpose(0, 1).to(like.dtype) for of, like in ((d_key.div_(BITS), key), (d_value, value))
             )
         d_sinks = None if d_sinks is None else d_sinks.to(sinks.dtype)
-        return d_query, d_key, d_value, d_sinks, None, None, None, *d_pieces
+        return d_query, d_key, d_value, d_sinks, None, None, None, None, *d_pieces
 
 
 def _as_query(tokens: Tensor) -> Tensor:
