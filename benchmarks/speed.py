@@ -9,13 +9,14 @@
     python benchmarks/speed.py --malloc default         memory taken from the system anew in every step
 
 Each row runs in a process of its own, in which steps of the row and plain steps take turns, so that a shared
-machine's mood falls on both; a ratio is that of their medians. A second table has pairs of rows whose steps take
-turns. On a CPU, the C library is told to keep memory that is freed (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_),
-for plain steps as well: taking it anew costs what the system's page faults cost, not what a step computes. The plain step is the base model alone: forward with
-labels and backward for rows that train, a forward pass for rows that score, in float32 on a CPU and in the row's own
-precision on a GPU. Peak memory is that of the whole process (CPU: largest resident set, Python and torch included,
-against a process that only runs plain steps; GPU: largest allocation). `share` is the arithmetic that the method
-needs (see `needed_flops`), over the time, over the rate of a large matrix product measured in the same process.
+machine's mood falls on both; a ratio is that of their medians. A second table has pairs of rows whose steps take turns.
+The plain step is the base model alone: forward with labels and backward for rows that train, a forward pass for rows
+that score, in float32 on a CPU and in the row's own precision on a GPU. On a CPU, the C library is told to keep memory
+that is freed (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_), for plain steps as well: taken from the system anew, it
+costs what that system's page faults cost. Peak memory is that of the whole process (CPU: largest resident set, Python
+and torch included, against a process that only runs plain steps; GPU: largest allocation). `share` is the arithmetic
+that the method needs (see `needed_flops`), over the time, over the rate of a large matrix product measured in the same
+process.
 """
 
 import argparse

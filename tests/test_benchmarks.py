@@ -50,3 +50,15 @@ def test_the_arithmetic_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.6e12 < needed < 0.9e12
     longer = speed.replace(row, n_ahead=row.n_ahead + 4)
     assert needed < speed.needed_flops(config, longer) < 2 * needed
+
+
+def test_a_ragged_batch_needs_what_its_own_tokens_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import speed
+
+    row, config = speed.ROWS["cpu"]["train"], speed.base_config("cpu")
+    even = speed.replace(row, lengths=(128,) * 4)
+    assert speed.needed_flops(config, even) == speed.needed_flops(config, row)
+    ragged = speed.replace(row, lengths=(128, 64, 64, 2))
+    assert speed.branch_tokens(ragged) / speed.branch_tokens(row) == (127 + 63 + 63 + 1) / (4 * 127)
+    assert 0.5 < speed.needed_flops(config, ragged) / speed.needed_flops(config, row) < 0.6
