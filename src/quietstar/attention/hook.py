@@ -127,6 +127,12 @@ def own_attention(module: nn.Module) -> AttentionFunction:
     return ALL_ATTENTION_FUNCTIONS[name]
 
 
+def bends(own: AttentionFunction) -> bool:
+    """Whether a base model's own attention function bends its scores. sdpa does not: transformers 5.17 hands it a soft
+    cap that it passes by, later versions refuse to. Branches attend as their text does."""
+    return own is not ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+
 def attend(
     module: nn.Module,
     query: Tensor,

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from quietstar.attention.cache import BranchCache
 from quietstar.attention.dense import branch_mask
-from quietstar.attention.hook import AttentionFunction, check_hook, hooked, no_mask
+from quietstar.attention.hook import AttentionFunction, bends, check_hook, hooked, no_mask
 from quietstar.attention.two_parts import Sight, two_part_attention
 from quietstar.attention.windows import LayerWindows
 from quietstar.grid import ThoughtGrid
@@ -67,7 +67,7 @@ class SplitOverGrid:
             return self.grid.from_rows(by_step, dim=2).flatten(0, 2)[None], None
         how = {
             "scaling": kwargs.get("scaling") or query.shape[-1] ** -0.5,
-            "softcap": kwargs.get("softcap"),
+            "softcap": kwargs.get("softcap") if bends(own) else None,
             "sinks": kwargs.get("s_aux"),
         }
         return self.over_branches(window, query, prefix, pieces, how), None
