@@ -10,7 +10,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, crea
 
 from quietstar import QuietStarForCausalLM, ThoughtGrid
 from quietstar.attention import BACKENDS, attention_backend, flex
-from quietstar.attention.two_parts import Sight, two_part_attention
+from quietstar.attention.sight import Sight
+from quietstar.attention.two_parts import two_part_attention
 from quietstar.errors import SettingsError
 from tests.test_grid import sight_in_one_row
 from tests.tiny import random_thoughts, texts, tiny_base, tiny_model

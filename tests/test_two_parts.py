@@ -11,8 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from quietstar import QuietStarForCausalLM, ThoughtGrid, vocabulary
-from quietstar.attention import split, two_parts
-from quietstar.attention.two_parts import Sight, two_part_attention
+from quietstar.attention import sight as blocks
+from quietstar.attention import split
+from quietstar.attention.sight import Sight
+from quietstar.attention.two_parts import two_part_attention
 from tests.plain_loop import mismatches, plain_loop
 from tests.test_grid import grids, sight_in_one_row, windows
 from tests.tiny import loud, make_thoughtful, random_thoughts, seeded, texts, tiny_base, tiny_model
@@ -87,8 +89,8 @@ def test_two_parts_are_one_softmax(
         for text, branches in zip(prefix, own, strict=True)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(two_parts, "COLUMNS_AT_ONCE", columns)
-        patch.setitem(two_parts.SCORES_AT_ONCE, "cpu", scores)
+        patch.setattr(blocks, "COLUMNS_AT_ONCE", columns)
+        patch.setitem(blocks.SCORES_AT_ONCE, "cpu", scores)
         ours = two_part_attention(
             query, prefix, pieces, sight, scaling=0.7, softcap=softcap, sinks=sinks
         )  # fmt: skip
@@ -241,7 +243,7 @@ def test_no_tensor_is_as_large_as_the_grid_squared_or_as_tokens_times_vocabulary
     B, S, P, L, V = 2, 48, 2, 8, 1500
     model = tiny_model(n_ahead=6, n_ahead_talk=3, n_passes=P, base={"vocab_size": V}).train()
     model.set_attention_backend(backend)
-    monkeypatch.setitem(two_parts.SCORES_AT_ONCE, "cpu", 2**14)
+    monkeypatch.setitem(blocks.SCORES_AT_ONCE, "cpu", 2**14)
     monkeypatch.setitem(vocabulary.BYTES_AT_ONCE, "cpu", 4 * V * vocabulary.STATES)
     inputs = texts(S, S)
     with Largest() as largest:

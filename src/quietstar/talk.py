@@ -113,7 +113,6 @@ def branches_in_parts(
     Returns:
         [L, P, C, D]
     """
-
     embeds = branch_embeds(trunk, grid, embeddings, thoughts, base_embeds, n_ahead_talk)
 
     def states(part: ThoughtGrid, rows: slice, embeds: Tensor) -> Tensor:

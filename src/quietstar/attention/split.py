@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from quietstar.attention.cache import BranchCache
 from quietstar.attention.dense import branch_mask
 from quietstar.attention.hook import AttentionFunction, bends, check_hook, hooked, no_mask
-from quietstar.attention.two_parts import Sight, two_part_attention
+from quietstar.attention.sight import Sight
+from quietstar.attention.two_parts import two_part_attention
 from quietstar.attention.windows import LayerWindows
 from quietstar.grid import ThoughtGrid
 

@@ -14,138 +14,22 @@ the T base tokens that any of them sees.
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from quietstar.grid import ThoughtGrid
+from quietstar.attention.sight import Place, Sight
 
 BITS = 1 / math.log(2)
 """in a nat"""
 
-COLUMNS_AT_ONCE = 128
-"""columns of a row in a block: keys past the last of them are never multiplied"""
-
 ROWS_AT_LEAST = 8
 """queries of a branch in products with as many columns as a head is large: with fewer, a CPU's batched products are
 many times slower"""
-
-SCORES_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
-"""elements of a block of scores: what fits into a core's cache, or keeps a GPU busy"""
-
-
-@dataclass(slots=True)
-class Place:
-    """The columns of a block, n of each of b rows, and the base tokens that any of them sees."""
-
-    rows: slice | Tensor
-    columns: slice | Tensor
-    """of each row, where all rows have equally many; otherwise [b, n] among the columns of all rows"""
-    per_row: int
-    """columns of every row, where all rows have equally many"""
-    is_real: Tensor | None
-    """[b, n]: False where a row has fewer columns, and another one stands in; None where there is no such place"""
-    real: tuple[Tensor, Tensor] | None
-    """where is_real is true: which of the b x n, and which among the columns of all rows"""
-    keys: slice
-
-    def take(self, of: Tensor) -> Tensor:
-        """[x, C, ...] -> [x, b, n, ...]"""
-        return of[:, self.columns] if isinstance(self.columns, Tensor) else self._evenly(of)
-
-    def put(self, into: Tensor, values: Tensor) -> None:
-        """Values [x, b, n, ...] into [x, C, ...]."""
-        if not isinstance(self.columns, Tensor):
-            self._evenly(into).copy_(values)
-        elif self.real is None:
-            into[:, self.columns] = values.to(into.dtype)
-        else:
-            some, columns = self.real
-            into[:, columns] = values.flatten(1, 2)[:, some].to(into.dtype)
-
-    def _evenly(self, of: Tensor) -> Tensor:
-        return of.unflatten(1, (-1, self.per_row))[:, self.rows, self.columns]
-
-
-@dataclass(slots=True)
-class Sight:
-    """What branch tokens may not see, one layer's window taken into account."""
-
-    n_passes: int
-    """P"""
-    per_row: list[int]
-    """columns of each row; they stand row by row"""
-    prefix_hidden: Tensor
-    """[C, Q or 1, S] bool: base tokens that a column's steps do not see; one entry where all steps see alike."""
-    own_hidden: Tensor
-    """[C, Q, L] bool: tokens of its own branch that a step does not see."""
-    _reach: list[tuple[int, int]] = field(init=False)
-    """for each column, the first base token that any step of it sees, and the one after the last"""
-    _places: dict[int, list[Place]] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        seen = ~self.prefix_hidden.all(dim=1)  # [C, S]
-        S = seen.shape[1]
-        first = torch.where(seen.any(1), seen.int().argmax(1), S)
-        last = torch.where(seen.any(1), S - seen.flip(1).int().argmax(1), 0)
-        self._reach = torch.stack([first, last], dim=1).tolist()
-
-    @classmethod
-    def over(cls, grid: ThoughtGrid, steps: range, window: int | None, n_kept: int) -> "Sight":
-        """Of some steps of all branches; the last n_kept base tokens have keys."""
-        prefix = grid.prefix_sight(steps, window)[..., grid.n_base - n_kept :]
-        own = grid.own_sight(steps, window)
-        return cls(grid.n_passes, grid.per_row, ~prefix.transpose(0, 1), ~own.permute(2, 0, 1))
-
-    def places(self, n_heads: int) -> list[Place]:
-        """Blocks of columns, as large as their scores may be; see SCORES_AT_ONCE."""
-        if n_heads not in self._places:
-            self._places[n_heads] = list(self._in_blocks(n_heads * self.n_passes * self.own_hidden.shape[1]))
-        return self._places[n_heads]
-
-    def _in_blocks(self, n_queries: int) -> Iterator[Place]:
-        device = self.own_hidden.device
-        fitting = SCORES_AT_ONCE.get(device.type, SCORES_AT_ONCE["cpu"]) // n_queries
-        n = COLUMNS_AT_ONCE
-        while n > 1 and n * self.prefix_hidden.shape[2] > fitting:
-            n //= 2
-        starts = [sum(self.per_row[:row]) for row in range(len(self.per_row))]
-        for first in range(0, max(self.per_row, default=0), n):
-            rows = [row for row, count in enumerate(self.per_row) if count > first]
-            ranges = {row: (starts[row] + first, starts[row] + min(first + n, self.per_row[row])) for row in rows}
-            b = max(1, fitting // (n * max(1, _length(self._keys(ranges.values())))))
-            for at in range(0, len(rows), b):
-                yield self._place(first, {row: ranges[row] for row in rows[at : at + b]})
-
-    def _keys(self, ranges: Iterable[tuple[int, int]]) -> slice:
-        """The base tokens that any column of these ranges sees."""
-        reach = [pair for start, stop in ranges for pair in self._reach[start:stop]]
-        start = min(low for low, _ in reach)
-        return slice(start, max(start, *(high for _, high in reach)))
-
-    def _place(self, first: int, ranges: dict[int, tuple[int, int]]) -> Place:
-        """Of these rows, the columns from the first on: which they are among the columns of all rows."""
-        keys, rows = self._keys(ranges.values()), list(ranges)
-        counts = [stop - start for start, stop in ranges.values()]
-        if len(set(self.per_row)) == 1:
-            columns = slice(first, first + counts[0])
-            return Place(slice(rows[0], rows[-1] + 1), columns, self.per_row[0], None, None, keys)
-        device = self.own_hidden.device
-        start, count = (
-            torch.tensor(of, device=device)[:, None] for of in ([low for low, _ in ranges.values()], counts)
-        )
-        ahead = torch.arange(max(counts), device=device)
-        among_all = start + ahead.minimum(count - 1)
-        is_real, real = None, None
-        if len(set(counts)) > 1:
-            is_real = ahead < count
-            some = is_real.flatten().nonzero().squeeze(1)
-            real = some, among_all.flatten()[some]
-        return Place(torch.tensor(rows, device=device), among_all, 0, is_real, real, keys)
 
 
 def two_part_attention(
@@ -430,7 +314,3 @@ def _through(
     if slope is not None:
         d_scores.mul_(slope)
     return p.to(dtype), d_scores.to(dtype)
-
-
-def _length(of: slice) -> int:
-    return of.stop - of.start
