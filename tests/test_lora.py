@@ -169,3 +169,22 @@ def test_dropout_of_adapters_needs_no_care() -> None:
     perturb(model)
     assert torch.equal(logits(model), logits(model))
     assert torch.isfinite(model.train()(**texts(8, 5)).loss)
+
+
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_embeddings_that_are_the_lm_head_too_are_not_adapted(module: str) -> None:
+    """And the base model is left as it was; where they are two matrices each can be adapted."""
+    lora = {**LORA, "target_modules": ["q_proj", module]}
+    base_lm = tiny_base("llama", tie_word_embeddings=True)
+    tokens = texts(6)["input_ids"]
+    before = base_lm(tokens).logits
+    with pytest.raises(SettingsError, match="are one matrix") as refusal:
+        QuietStarForCausalLM.from_base(base_lm, lora=lora)
+    assert "\n" not in str(refusal.value)
+    assert torch.equal(base_lm(tokens).logits, before)
+    assert not any("lora" in name for name, _ in base_lm.named_modules())
+    model = adapted(lora=lora)
+    perturb(model)
+    expected = logits(model)
+    model.merge_lora()
+    torch.testing.assert_close(logits(model), expected, rtol=1e-3, atol=1e-3)

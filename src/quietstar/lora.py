@@ -20,7 +20,8 @@ def add_lora(base_lm: PreTrainedModel, settings: dict[str, Any]) -> dict[str, An
 
     Raises:
         MissingExtraError: PEFT is not installed.
-        SettingsError: PEFT refuses the settings, or they ask for full modules beside the adapters.
+        SettingsError: PEFT refuses the settings, or they ask for full modules beside the adapters, or for adapters on
+            one matrix that is embeddings and LM head at once.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -31,11 +32,19 @@ def add_lora(base_lm: PreTrainedModel, settings: dict[str, Any]) -> dict[str, An
         raise SettingsError(
             "lora has modules_to_save; leave it out: the mixing head and thought embeddings train in any case"
         )
+    tables = base_lm.get_input_embeddings(), base_lm.get_output_embeddings()
+    tied = tables[0].weight is tables[1].weight
     try:
         config = LoraConfig(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings})
         inject_adapter_in_model(config, base_lm)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"these LoRA settings do not fit the model: {error}") from error
+    if tied and (base_lm.get_input_embeddings(), base_lm.get_output_embeddings()) != tables:
+        merge_lora(base_lm)  # fresh adapters add nothing
+        raise SettingsError(
+            f"lora would adapt embeddings or LM head of a {base_lm.config.model_type}, which are one matrix and "
+            "would become two; leave them out of target_modules"
+        )
     for name, module in base_lm.named_modules():
         if ".lora_" in name:
             module._is_hf_initialized = True  # or transformers draws them anew, as any linear layer
