@@ -5,7 +5,6 @@
     python benchmarks/speed.py --device cuda            the GPU table: Qwen3-0.6B's shape, random weights, bfloat16
     python benchmarks/speed.py --backend dense          the same rows with dense masks
     python benchmarks/speed.py --profile --rows train   where a row's time goes, by torch.profiler
-
     python benchmarks/speed.py --malloc default         memory taken from the system anew in every step
 
 Each row runs in a process of its own, in which steps of the row and plain steps take turns, so that a shared
@@ -88,6 +87,16 @@ class Row:
     """layers of the base model, where they are not the shape's"""
     backend: str = "auto"
 
+    @property
+    def text_lengths(self) -> tuple[int, ...]:
+        """Tokens of each row of text, padding left out."""
+        return tuple(self.lengths) or (self.length,) * self.batch
+
+    @property
+    def columns(self) -> int:
+        """Positions that are thought at, of all rows of text."""
+        return sum(self.answer or length - self.train for length in self.text_lengths)
+
 
 TRAIN = Row("train", 4, 128)
 SCORE = Row("score every position", 1, 256, n_ahead_talk=1, train=False)
@@ -139,24 +148,21 @@ def needed_flops(config: PreTrainedConfig, row: Row, n_passes: int = 2) -> float
     head = config.vocab_size * D
     P = n_passes if row.train else 1
     K, L = row.n_ahead - 2, row.n_ahead + row.n_ahead_talk - 1
-    lengths = row.lengths or (row.length,) * row.batch
-    base = row.batch * row.length
-    columns = sum(row.answer or length - row.train for length in lengths)
+    base, columns = row.batch * row.length, row.columns
     branch = branch_tokens(row, n_passes)
     attention = config.num_hidden_layers * 2 * heads * head_dim * (row.length / 2 * (base + branch) + L / 2 * branch)
     drawn = columns * (1 + P * max(K - 1, 0)) * head
     if not row.train:
         return 2.0 * ((base + branch) * trunk + attention + drawn + columns * head)
-    talk = P * sum(length - 1 - k for length in lengths for k in range(row.n_ahead_talk))
+    talk = P * sum(length - 1 - k for length in row.text_lengths for k in range(row.n_ahead_talk))
     reinforced = columns * P * K / 2
     return 6.0 * ((base + branch) * trunk + attention + (base + talk + reinforced) * head) + 2.0 * drawn
 
 
 def branch_tokens(row: Row, n_passes: int = 2) -> int:
     """Tokens of all branches: start once for each column, the rest once for each pass."""
-    columns = sum(row.answer or length - row.train for length in row.lengths or (row.length,) * row.batch)
     P, L = n_passes if row.train else 1, row.n_ahead + row.n_ahead_talk - 1
-    return columns * (1 + P * (L - 1))
+    return row.columns * (1 + P * (L - 1))
 
 
 class Bench:
@@ -171,8 +177,8 @@ class Bench:
         with torch.device(device):
             self.base_lm: PreTrainedModel = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype)
             self.input_ids = torch.randint(self.config.vocab_size - 2, (row.batch, row.length))
-            lengths = torch.tensor(row.lengths or (row.length,) * row.batch)
-            self.attention_mask = (torch.arange(row.length) < lengths[:, None]).long()
+            lengths = torch.tensor(row.text_lengths)[:, None]
+            self.attention_mask = (torch.arange(row.length) < lengths).long()
         self.labels = self.input_ids.masked_fill(self.attention_mask == 0, -100)
         self.text = {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "labels": self.labels}
 

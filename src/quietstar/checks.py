@@ -20,6 +20,7 @@ def check_arguments(
     labels: Tensor | None,
     thoughts: Tensor | None,
     cache: Cache | None,
+    past_key_values: Cache | None,
     counts_given: dict[str, int | None],
     ignored: dict[str, Any],
 ) -> None:
@@ -34,7 +35,9 @@ def check_arguments(
         )
     if labels is not None and tuple(labels.shape) != shape:
         raise SettingsError(f"labels are {list(labels.shape)}; give the shape of input_ids, {list(shape)}")
-    if labels is not None and cache is not None:
+    if cache is not None and past_key_values is not None:
+        raise SettingsError("cache and past_key_values were both given; they are one thing: give cache")
+    if labels is not None and (cache is not None or past_key_values is not None):
         raise SettingsError("labels and a cache were both given; give the whole text with labels")
     if thoughts is not None and (thoughts.dim() != 4 or thoughts.shape[::2] != (shape[0], shape[1])):
         raise SettingsError(f"thoughts are {list(thoughts.shape)}; give [B, P, S, K] for input_ids {list(shape)}")

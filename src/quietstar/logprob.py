@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from quietstar.precision import product_dtype
 from quietstar.vocabulary import STATES, Blocks, LMHead
 
 
@@ -56,9 +57,7 @@ class Descent:
     @staticmethod
     def serves(head: LMHead) -> bool:
         """Whether gradients can be made before a loss scale is known: float16 has no room for that."""
-        device = head.weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
-        return torch.is_grad_enabled() and torch.float16 not in (dtype, head.weight.dtype)
+        return torch.is_grad_enabled() and torch.float16 not in (product_dtype(head.weight), head.weight.dtype)
 
     def logprob(
         self,

@@ -27,7 +27,7 @@ from quietstar.attention import BranchCache, attention_backend, default_backend
 from quietstar.base import best_backend, check_base, give_thoughts, loading
 from quietstar.checks import check_arguments, check_thoughts
 from quietstar.config import QuietStarConfig
-from quietstar.errors import CheckpointError, SettingsError
+from quietstar.errors import CheckpointError
 from quietstar.grid import ThoughtGrid, default_position_ids
 from quietstar.heads import MixingHead, ThoughtEmbeddings
 from quietstar.learn import Counts, Labels
@@ -133,10 +133,8 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         """
         config = self.config
         numbers = {"n_passes": n_passes, "n_ahead_talk": n_ahead_talk}
-        if cache is not None and past_key_values is not None:
-            raise SettingsError("cache and past_key_values were both given; they are one thing: give cache")
+        check_arguments(config, input_ids, attention_mask, labels, thoughts, cache, past_key_values, numbers, ignored)
         cache = past_key_values if cache is None else cache
-        check_arguments(config, input_ids, attention_mask, labels, thoughts, cache, numbers, ignored)
         M = n_ahead_talk or (config.n_ahead_talk if labels is not None else 1)
         P = n_passes or (config.n_passes if self.training and labels is not None else 1)
         if thoughts is not None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from quietstar.precision import product_dtype
+
 BYTES_AT_ONCE = {"cpu": 2**25, "cuda": 2**29}
 """size of a block of logits in float32"""
 
@@ -81,7 +83,7 @@ class Blocks:
 
     def __init__(self, head: LMHead, hidden: Tensor, filled_to: int = 1) -> None:
         device = hidden.device.type
-        self.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
+        self.dtype = product_dtype(head.weight)
         self.head, self.hidden, self.weight = head, hidden.detach().to(self.dtype), head.weight_in(self.dtype)
         self.filled_to = filled_to
         fitting = BYTES_AT_ONCE.get(device, BYTES_AT_ONCE["cpu"]) // (4 * len(self.weight))

@@ -148,9 +148,8 @@ def flex_over_branches(
         )
         out = out[:, :, :n_queries, :size]
         if sinks is not None:
-            share = torch.sigmoid(
-                aux.lse[:, :, :n_queries] - sinks.float()[:, None]
-            )  # what the sink leaves of the softmax
+            # what the sink leaves of the softmax
+            share = torch.sigmoid(aux.lse[:, :, :n_queries] - sinks.float()[:, None])
             out = (out * share[..., None]).to(query.dtype)
     return out.unflatten(2, (*branches, -1)).permute(0, 4, 2, 3, 1, 5).flatten(1, 3)
 

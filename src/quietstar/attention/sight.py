@@ -98,7 +98,8 @@ class Sight:
         for first in range(0, max(self.per_row, default=0), n):
             rows = [row for row, count in enumerate(self.per_row) if count > first]
             ranges = {row: (starts[row] + first, starts[row] + min(first + n, self.per_row[row])) for row in rows}
-            b = max(1, fitting // (n * max(1, _length(self._keys(ranges.values())))))
+            keys = self._keys(ranges.values())
+            b = max(1, fitting // (n * max(1, keys.stop - keys.start)))
             for at in range(0, len(rows), b):
                 yield self._place(first, {row: ranges[row] for row in rows[at : at + b]})
 
@@ -127,7 +128,3 @@ class Sight:
             some = is_real.flatten().nonzero().squeeze(1)
             real = some, among_all.flatten()[some]
         return Place(torch.tensor(rows, device=device), among_all, 0, is_real, real, keys)
-
-
-def _length(of: slice) -> int:
-    return of.stop - of.start

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from quietstar.attention.sight import Place, Sight
+from quietstar.precision import product_dtype
 
 BITS = 1 / math.log(2)
 """in a nat"""
@@ -62,10 +63,7 @@ def two_part_attention(
 
 def products_dtype(query: Tensor) -> torch.dtype:
     """In which products are made, as the base model's own attention makes them on a GPU, autocast regarded."""
-    device = query.device.type
-    if device == "cpu":
-        return torch.float32
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    return torch.float32 if query.device.type == "cpu" else product_dtype(query)
 
 
 class _Parts:
