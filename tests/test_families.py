@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import quietstar.model
+import quietstar.predict
 from quietstar import QuietStarForCausalLM, QuietStarOutput, ThoughtEmbeddings, ThoughtGrid
 from quietstar.attention import two_parts
 from quietstar.errors import UnsupportedModelError
@@ -247,33 +248,33 @@ def unscaled_embeddings(patch: pytest.MonkeyPatch) -> None:
 
 
 def mixing_with_the_columns_state(patch: pytest.MonkeyPatch) -> None:
-    right, gather = quietstar.model.talk, ThoughtGrid.gather_columns
+    right, gather = quietstar.predict.talk, ThoughtGrid.gather_columns
 
     def wrong(*given: object) -> object:
         with pytest.MonkeyPatch.context() as meanwhile:
             meanwhile.setattr(ThoughtGrid, "gather_columns", lambda grid, values, ahead=0: gather(grid, values))
             return right(*given)
 
-    patch.setattr(quietstar.model, "talk", wrong)
+    patch.setattr(quietstar.predict, "talk", wrong)
 
 
 def true_tokens_one_late(patch: pytest.MonkeyPatch) -> None:
-    right = quietstar.model.branch_embeds
+    right = quietstar.predict.branch_embeds
 
     def wrong(trunk: object, grid: object, embeddings: object, thoughts: object, base: Tensor, *given: int) -> Tensor:
         return right(trunk, grid, embeddings, thoughts, base.roll(-1, dims=1), *given)
 
-    for module in (quietstar.model, sys.modules["quietstar.talk"]):
+    for module in (quietstar.predict, sys.modules["quietstar.talk"]):
         patch.setattr(module, "branch_embeds", wrong)
 
 
 def swapped_weights(patch: pytest.MonkeyPatch) -> None:
-    right = quietstar.model.talk
+    right = quietstar.predict.talk
 
     def wrong(grid: ThoughtGrid, head: object, h_base: Tensor, h_thought: Tensor) -> object:
         return right(grid, lambda without, after: 1 - head(without, after), h_base, h_thought)
 
-    patch.setattr(quietstar.model, "talk", wrong)
+    patch.setattr(quietstar.predict, "talk", wrong)
 
 
 def reward_without_looking_ahead(patch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ IGNORED_ARGUMENTS = frozenset({"return_dict", "token_type_ids", "cache_position"
 
 def check_arguments(
     config: QuietStarConfig,
-    input_ids: Tensor,
+    input_ids: Tensor | None,
     attention_mask: Tensor | None,
     labels: Tensor | None,
     thoughts: Tensor | None,
@@ -25,14 +25,15 @@ def check_arguments(
     ignored: dict[str, Any],
 ) -> None:
     """Raise SettingsError where arguments of forward do not fit each other or the model; see its docstring."""
+    if input_ids is None:
+        raise SettingsError(
+            "input_ids are missing; give [B, S] token ids (embeddings in their place cannot be thought on)"
+        )
     shape, K = tuple(input_ids.shape), config.n_thought_tokens
     if len(shape) != 2 or 0 in shape:
         raise SettingsError(f"input_ids is {list(shape)}; give [B, S] with at least one token")
     if attention_mask is not None and attention_mask.dim() != 2:
-        raise SettingsError(
-            f"attention_mask is {list(attention_mask.shape)}; give [B, S], 0 at padding "
-            "(static caches, which make 4-D masks, are not supported)"
-        )
+        raise SettingsError(f"attention_mask is {list(attention_mask.shape)}; give [B, S], 0 at padding")
     if labels is not None and tuple(labels.shape) != shape:
         raise SettingsError(f"labels are {list(labels.shape)}; give the shape of input_ids, {list(shape)}")
     if cache is not None and past_key_values is not None:

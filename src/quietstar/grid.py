@@ -90,6 +90,11 @@ class ThoughtGrid:
         """C"""
         return len(self.columns)
 
+    @property
+    def is_column(self) -> Tensor:
+        """[B, S] bool: where a branch grows."""
+        return torch.zeros_like(self.base_mask).index_put((self.rows, self.columns), torch.tensor(True))
+
     @cached_property
     def per_row(self) -> list[int]:
         """Columns of each row."""
@@ -193,11 +198,17 @@ class ThoughtGrid:
         n_last = values.shape[1]
         return values[self.rows, (self.columns + ahead - (self.n_base - n_last)).clamp(0, n_last - 1)]
 
-    def scatter_columns(self, values: Tensor) -> Tensor:
-        """[P, C, ...] -> [B, P, S, ...]: each column's values at its base position, zero elsewhere."""
-        P = len(values)
-        everywhere = values.new_zeros(self.batch_size, self.n_base, P, *values.shape[2:])
-        return everywhere.index_put((self.rows, self.columns), values.transpose(0, 1)).transpose(1, 2)
+    def scatter_columns(self, values: Tensor, n_last: int | None = None) -> Tensor:
+        """[P, C, ...] -> [B, P, Q, ...]: each column's values at its base position, zero elsewhere.
+
+        Args:
+            values: [P, C, ...]
+            n_last: Q, the last base tokens, among which all columns are; None for all.
+        """
+        Q = self.n_base if n_last is None else n_last
+        everywhere = values.new_zeros(self.batch_size, Q, len(values), *values.shape[2:])
+        columns = self.columns - (self.n_base - Q)
+        return everywhere.index_put((self.rows, columns), values.transpose(0, 1)).transpose(1, 2)
 
 
 def default_position_ids(base_mask: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ Legend: B examples, S tokens in a row, P passes, C columns of all rows together,
 K sampled tokens of a thought, D hidden size, V vocabulary.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,40 +14,38 @@ from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     GenerationMixin,
-    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    SuppressTokensLogitsProcessor,
 )
 from transformers.cache_utils import Cache
 
 from quietstar import learn
-from quietstar.attention import BranchCache, attention_backend, default_backend
+from quietstar.attention import attention_backend, default_backend
 from quietstar.base import best_backend, check_base, give_thoughts, loading
 from quietstar.checks import check_arguments, check_thoughts
 from quietstar.config import QuietStarConfig
 from quietstar.errors import CheckpointError
-from quietstar.grid import ThoughtGrid, default_position_ids
+from quietstar.generation import ThinkingGeneration
+from quietstar.grid import default_position_ids
 from quietstar.heads import MixingHead, ThoughtEmbeddings
+from quietstar.journal import Journal
 from quietstar.learn import Counts, Labels
 from quietstar.logprob import Descent, masked_logprob
 from quietstar.lora import add_lora, merge_lora, train_adapters_only
 from quietstar.output import CACHE, QuietStarOutput
-from quietstar.talk import (
-    Branches,
-    Talk,
-    branch_embeds,
-    branches_in_parts,
-    finish_branches,
-    mixed_states,
-    split_branches,
-    talk,
+from quietstar.policy import Decider, ThinkPolicy
+from quietstar.predict import (
+    Predictions,
+    Sampling,
+    Text,
+    predict_at_the_end,
+    predict_over_grid,
+    where_thoughts_count,
 )
-from quietstar.think import Thoughts, think
 from quietstar.trunk import Trunk
 
 
-class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
+class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin):
     """A decoder-only language model that thinks before it speaks (arXiv 2403.09629).
 
     `base_lm` is the base model as it comes; beside it stand `mixing_head` and `thought_embeddings`.
@@ -98,6 +95,9 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         n_passes: int | None = None,
         n_ahead_talk: int | None = None,
         thought_temperature: float | None = None,
+        thought_top_p: float = 1.0,
+        think: str | Decider | ThinkPolicy = "always",
+        journal: Journal | None = None,
         generator: torch.Generator | None = None,
         counts: Counts | None = None,
         loss_only: bool = False,
@@ -121,6 +121,9 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             n_passes: P; None is the config's in training with labels, 1 otherwise.
             n_ahead_talk: M; None is the config's with labels, 1 without.
             thought_temperature: None is the config's in training, 0 (greedy) otherwise.
+            thought_top_p: thought tokens are drawn among the likeliest that together reach this probability.
+            think: policy that chooses among the positions where a thought would count; see `quietstar.policy`.
+            journal: follows the rows of one call of `generate`, and says where to think in place of `think`.
             generator: source of the random numbers for sampling, on the model's device.
             counts: denominators of the losses, where they span several batches; None counts this one.
             loss_only: True saves what a training step does not use: logits, thoughts where nothing has a label,
@@ -143,126 +146,82 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             thought_temperature = config.thought_temperature if self.training else 0.0
         if use_cache is None:
             use_cache = labels is None
+        policy = journal.policy if journal is not None else ThinkPolicy.parse(think)
+        sampling = Sampling(
+            temperature=thought_temperature,
+            top_p=thought_top_p,
+            suppressed=self._suppressed(),
+            generator=generator,
+        )
 
         B, Q = input_ids.shape
         cache = DynamicCache() if cache is None else cache
-        n_past = cache.get_seq_length()
+        n_past = int(cache.get_seq_length())
         if attention_mask is None:
             attention_mask = input_ids.new_ones(B, n_past + Q)
         all_position_ids = default_position_ids(attention_mask.bool())
         if position_ids is not None:
             all_position_ids = torch.cat([all_position_ids[:, :n_past], position_ids.expand(B, -1)], dim=1)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        wanted = self._where_to_think(attention_mask[:, -Q:], labels, kept, think_at, M, loss_only)
-        grid = ThoughtGrid.grow(
-            nn.functional.pad(wanted, (n_past, 0)),
-            attention_mask,
-            all_position_ids,
-            n_passes=P,
-            branch_length=config.n_ahead + M - 1,
-        )
         trunk = self.trunk
-        trunk.check_reach(grid.n_base, grid.branch_length)
+        trunk.check_reach(n_past + Q, config.n_ahead + M - 1)
+        text = Text(input_ids=input_ids, attention_mask=attention_mask, position_ids=all_position_ids, cache=cache)
 
-        def sample(cache: BranchCache) -> Thoughts:
-            return think(
-                trunk,
-                grid,
-                cache,
-                self.thought_embeddings,
-                n_tokens=config.n_thought_tokens,
-                temperature=thought_temperature,
-                suppressed=self._suppressed(),
-                generator=generator,
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        labelled = None
+        if labels is not None:
+            # a label counts wherever it stands, also after a token that is masked
+            everywhere = torch.ones_like(input_ids, dtype=torch.bool)
+            labelled = Labels.look_ahead(labels, everywhere, M, attention_mask).talk.any(-1)
+        wanted = where_thoughts_count(attention_mask[:, -Q:], kept, think_at, labelled, loss_only)
+        only_last = Q == 1 or (isinstance(logits_to_keep, int) and logits_to_keep == 1)
+        if only_last and labels is None and thoughts is None and P == M == 1 and not torch.is_grad_enabled():
+            if journal is not None:
+                journal.follow(cache)
+            predicted = predict_at_the_end(self, trunk, text, wanted[:, -1], policy, sampling, journal)
+        else:
+            predicted = predict_over_grid(
+                self, trunk, text, wanted, policy, sampling, thoughts=thoughts, n_passes=P, n_ahead_talk=M
             )
-
-        h_base, words, branches = self._grow(trunk, grid, input_ids, attention_mask, cache, thoughts, sample, M)
         if thoughts is not None and labels is not None:
-            check_thoughts(config, words)
-        said = talk(grid, self.mixing_head, h_base, branches.h_thought)
+            check_thoughts(config, predicted.thoughts)
 
+        grid = predicted.grid
         output = QuietStarOutput(
-            mixing_weight=grid.scatter_columns(said.weight)[:, :, n_past:],
-            thoughts=grid.scatter_columns(words)[:, :, n_past:] if thoughts is None else thoughts,
+            mixing_weight=grid.scatter_columns(predicted.said.weight, Q),
+            thoughts=grid.scatter_columns(predicted.thoughts, Q) if thoughts is None else thoughts,
             **{CACHE: cache if use_cache else None},  # type: ignore[arg-type]
         )
         if not loss_only:
-            output.logits = trunk.logits(mixed_states(grid, h_base, said)[:, kept])
+            output.logits = predicted.logits(kept)
         if labels is not None:
-            ahead = Labels.look_ahead(labels, wanted, M, attention_mask)
-            self._learn(output, trunk, grid, ahead, counts, h_base, branches, said, words, loss_only)
+            ahead = Labels.look_ahead(labels, grid.is_column, M, attention_mask)
+            self._learn(output, predicted, ahead, counts, loss_only)
         return output
-
-    def _grow(
-        self,
-        trunk: Trunk,
-        grid: ThoughtGrid,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        cache: Cache,
-        thoughts: Tensor | None,
-        sample: Callable[[BranchCache], Thoughts],
-        n_ahead_talk: int,
-    ) -> tuple[Tensor, Tensor, Branches]:
-        """The base pass, the thoughts, and the states along the branches.
-
-        The branches run over the base pass's keys and values, through which gradients flow back into the text.
-        They go on from where the sampling left them; under gradient checkpointing thoughts are sampled without gradient
-        and whole branches then made some columns at a time.
-
-        Returns:
-            h_base [B, Q, D], thoughts [P, C, K], states along the branches.
-        """
-        K, Q = self.config.n_thought_tokens, input_ids.shape[1]
-        in_parts = torch.is_grad_enabled() and trunk.recomputes
-        embeds = trunk.embed(input_ids)
-        over_text = (trunk, grid, self.thought_embeddings)
-        h_base = trunk.base_pass(embeds, attention_mask, grid.base_position_ids[:, -Q:], cache)
-        with trunk.keeping_caches():
-            branch_cache, grown = trunk.branch_cache(cache, grid), None
-            if thoughts is None:
-                with torch.set_grad_enabled(torch.is_grad_enabled() and not in_parts):
-                    sampled = sample(branch_cache)
-                words, grown = sampled.tokens, sampled.hidden
-            else:
-                words = grid.gather_columns(thoughts.transpose(1, 2)).transpose(0, 1)
-            if in_parts:
-                del branch_cache, grown
-                hidden = branches_in_parts(*over_text, words, embeds, n_ahead_talk, cache)
-            else:
-                n_grown = 0 if grown is None else len(grown)
-                branches = branch_embeds(*over_text, words, embeds, n_ahead_talk, n_grown)
-                hidden = finish_branches(trunk, grid, branches, branch_cache, grown)
-        return h_base, words, split_branches(hidden, K)
 
     def _learn(
         self,
         output: QuietStarOutput,
-        trunk: Trunk,
-        grid: ThoughtGrid,
+        predicted: Predictions,
         labels: Labels,
         counts: Counts | None,
-        h_base: Tensor,
-        branches: Branches,
-        said: Talk,
-        words: Tensor,
         loss_only: bool,
     ) -> None:
         """Fill in losses and rewards."""
-        config, P = self.config, grid.n_passes
+        config, grid, words = self.config, predicted.grid, predicted.thoughts
+        P = grid.n_passes
         counts = labels.count() if counts is None else counts
 
-        head = trunk.head
+        head = predicted.trunk.head
         descent = Descent(head) if loss_only and Descent.serves(head) else None
         weights = learn.nll_weights(labels, counts, P, config.base_loss_weight)
         output.base_nll = -masked_logprob(
-            head, h_base, labels.ahead[..., 0], labels.base, descent=descent, weights=weights[0]
+            head, predicted.h_base, labels.ahead[..., 0], labels.base, descent=descent, weights=weights[0]
         )
         ahead, talk_weights = (
             grid.gather_columns(of_each).expand(P, -1, -1) for of_each in (labels.ahead, weights[1])
         )  # [P, C, M]
         real = ahead != learn.IGNORED
-        talk_logprob = masked_logprob(head, said.mixed, ahead, real, descent=descent, weights=talk_weights)
+        talk_logprob = masked_logprob(head, predicted.said.mixed, ahead, real, descent=descent, weights=talk_weights)
         output.talk_nll = -grid.scatter_columns(talk_logprob)
         output.nll = learn.nll_loss(output.base_nll, output.talk_nll, weights)
 
@@ -276,7 +235,7 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
         policy_weight = config.policy_weight if self.training else 0.0
         thought_logprob = masked_logprob(
             head,
-            branches.h_sampled,
+            predicted.branches.h_sampled,
             words,
             written,
             config.reinforce_temperature,
@@ -293,27 +252,6 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
             output.loss = descent.attach(output.loss)
         # entries without a label are 0: a weight that no loss uses says nothing
         output.mixing_weight = output.mixing_weight * labels.talk[:, None]
-
-    def _where_to_think(
-        self,
-        attention_mask: Tensor,
-        labels: Tensor | None,
-        kept: slice | Tensor,
-        think_at: Tensor | None,
-        n_ahead_talk: int,
-        loss_only: bool,
-    ) -> Tensor:
-        """[B, Q] bool: where a logit or a loss needs a thought, and think_at allows one."""
-        visible = attention_mask.bool()
-        if labels is None:
-            is_kept = torch.zeros_like(visible)
-            is_kept[:, kept] = True
-            wanted = visible & is_kept
-        else:
-            # a label counts wherever it stands, also after a token that is masked
-            labelled = Labels.look_ahead(labels, torch.ones_like(visible), n_ahead_talk, attention_mask).talk.any(-1)
-            wanted = labelled if loss_only else visible | labelled
-        return wanted if think_at is None else wanted & think_at.bool()
 
     def _suppressed(self) -> Tensor | None:
         ids = self.config.suppressed_token_ids
@@ -351,13 +289,6 @@ class QuietStarForCausalLM(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         """Replace the base model's LM head."""
         self.base_lm.set_output_embeddings(value)
-
-    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """Suppressed tokens are ruled out last, whatever other processors did."""
-        processors = super()._get_logits_processor(*args, **kwargs)
-        if ids := self.config.suppressed_token_ids:
-            processors.append(SuppressTokensLogitsProcessor(ids, device=self.device))
-        return processors
 
     def merge_lora(self) -> None:
         """Add the adapters to the weights that they adapt, in place; the config then has none."""

@@ -35,6 +35,7 @@ def think(
     temperature: float,
     suppressed: Tensor | None = None,
     generator: torch.Generator | None = None,
+    top_p: float = 1.0,
 ) -> Thoughts:
     """Write a thought of K tokens at every column in K passes of one step each.
 
@@ -47,6 +48,7 @@ def think(
         temperature: 0 takes the likeliest token.
         suppressed: ids that a thought may not contain.
         generator: source of the random numbers, on the states' device.
+        top_p: draw among the likeliest tokens that together reach this probability.
     """
     P, C = grid.n_passes, grid.n_columns
     embeds = embeddings.start.to(trunk.dtype).expand(1, 1, C, -1)
@@ -56,7 +58,7 @@ def think(
         passes = replace(grid, n_passes=1) if step == 0 else grid
         states = trunk.branch_pass(passes, range(step, step + 1), embeds, cache)
         n_draws = P if step == 0 else 1
-        drawn = draw(trunk.head, states.flatten(0, -2), temperature, suppressed, generator, n_draws)
+        drawn = draw(trunk.head, states.flatten(0, -2), temperature, suppressed, generator, n_draws, top_p)
         if step == 0:
             cache.repeat(P)
             states, drawn = states.expand(-1, P, -1, -1), drawn.T

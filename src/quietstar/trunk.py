@@ -113,11 +113,11 @@ class Trunk:
         """Raise SettingsError where rows of so many tokens and their branches reach past learned positions."""
         config = self.base_lm.config.get_text_config()
         limit = getattr(config, "max_position_embeddings", None)
-        tables = [module for module in self.base_lm.modules() if isinstance(module, nn.Embedding)]
-        if limit is None or not any(limit <= table.num_embeddings <= limit + 2 for table in tables[1:]):
-            return
         reach = n_base + branch_length
-        if reach > limit:
+        if limit is None or reach <= limit:
+            return
+        tables = [module for module in self.base_lm.modules() if isinstance(module, nn.Embedding)]
+        if any(limit <= table.num_embeddings <= limit + 2 for table in tables[1:]):
             raise SettingsError(
                 f"{n_base} tokens and branches of {branch_length} reach position {reach}, but {config.model_type} has "
                 f"learned {limit} positions; give at most {limit - branch_length} tokens (max_length, in training)"
@@ -126,7 +126,7 @@ class Trunk:
     @property
     def recomputes(self) -> bool:
         """Whether gradient checkpointing is at work: layers then drop every cache in passes with gradient."""
-        return any(module.gradient_checkpointing and module.training for module in self._checkpointed())
+        return any(module.gradient_checkpointing and module.training for module in self._checkpointed)
 
     @property
     def _recomputes_with_keys(self) -> bool:
@@ -137,14 +137,14 @@ class Trunk:
         """
         if getattr(self.base_lm.config.get_text_config(), "reorder_and_upcast_attn", False):  # GPT-2
             return False
-        functions = [getattr(module, "_gradient_checkpointing_func", None) for module in self._checkpointed()]
+        functions = [getattr(module, "_gradient_checkpointing_func", None) for module in self._checkpointed]
         reentrant = any(getattr(function, "keywords", {}).get("use_reentrant", True) for function in functions)
         return self.recomputes and not self.attention.by_row and not reentrant
 
     @contextmanager
     def keeping_caches(self) -> Iterator[None]:
         """Switch gradient checkpointing off, for passes that need their cache."""
-        switched_on = [module for module in self._checkpointed() if module.gradient_checkpointing]
+        switched_on = [module for module in self._checkpointed if module.gradient_checkpointing]
         for module in switched_on:
             module.gradient_checkpointing = False
         try:
@@ -153,7 +153,10 @@ class Trunk:
             for module in switched_on:
                 module.gradient_checkpointing = True
 
+    @functools.cached_property
     def _checkpointed(self) -> list:
+        if not self.base_lm.training:  # it does nothing there
+            return []
         return [module for module in self.base_lm.modules() if hasattr(module, "gradient_checkpointing")]
 
     def _states(self, embeds: Tensor, cache: Cache | None = None, **kwargs: Any) -> Tensor:

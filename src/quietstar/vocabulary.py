@@ -118,6 +118,7 @@ def draw(
     suppressed: Tensor | None = None,
     generator: torch.Generator | None = None,
     n_draws: int = 1,
+    top_p: float = 1.0,
 ) -> Tensor:
     """Draw tokens from each state's prediction, or take the likeliest at temperature 0; no gradient.
 
@@ -128,6 +129,7 @@ def draw(
         suppressed: ids that are never drawn.
         generator: source of one uniform number a token, on the states' device.
         n_draws: m, tokens for each state.
+        top_p: draw among the likeliest tokens that together reach this probability (arXiv 1904.09751), above 0.
 
     Returns:
         [n, m] token ids.
@@ -137,11 +139,13 @@ def draw(
         uniform.uniform_(generator=generator)
     with torch.no_grad():
         blocks = Blocks(head, hidden)
-        tokens = [choose_(blocks.logits(some), uniform[some], temperature, suppressed) for some in blocks]
+        tokens = [choose_(blocks.logits(some), uniform[some], temperature, suppressed, top_p) for some in blocks]
     return torch.cat(tokens) if tokens else uniform.long()
 
 
-def choose_(logits: Tensor, uniform: Tensor, temperature: float, suppressed: Tensor | None = None) -> Tensor:
+def choose_(
+    logits: Tensor, uniform: Tensor, temperature: float, suppressed: Tensor | None = None, top_p: float = 1.0
+) -> Tensor:
     """The tokens at which the cumulative distribution passes the given numbers, or the likeliest at temperature 0.
 
     Noise of vocabulary size is never made. A number is looked for among the sums of blocks of words first, then
@@ -152,6 +156,7 @@ def choose_(logits: Tensor, uniform: Tensor, temperature: float, suppressed: Ten
         uniform: [n, m], from 0 to below 1.
         temperature: at least 0.
         suppressed: ids that are never chosen.
+        top_p: see `draw`.
 
     Returns:
         [n, m] token ids.
@@ -167,11 +172,20 @@ def choose_(logits: Tensor, uniform: Tensor, temperature: float, suppressed: Ten
         if temperature != 1:
             logits /= temperature
         p = logits.exp_()  # times a total
+        if top_p < 1:
+            leave_nucleus_(p, top_p)
         sums = _by_block(p, torch.sum)
         block, left = _pass(sums, uniform * sums.sum(-1, keepdim=True))
         word, _ = _pass(_words_of(p, block, 0.0).flatten(0, 1), left.reshape(n * m, 1))
     # NaN is found nowhere; the loss will show it
     return (block * BLOCK + word.view_as(block)).clamp(max=len(logits) - 1).expand(n, m)
+
+
+def leave_nucleus_(p: Tensor, top_p: float) -> None:
+    """Set what lies outside the likeliest words that together reach top_p to 0: [V, n], each state's sum any."""
+    mass, word = p.sort(dim=0, descending=True)
+    before = mass.cumsum(dim=0) - mass
+    p.scatter_(0, word, mass.masked_fill_(before >= top_p * p.sum(dim=0), 0))
 
 
 def _by_block(of_words: Tensor, reduce: Callable[..., Tensor]) -> Tensor:

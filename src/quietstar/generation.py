@@ -1,0 +1,116 @@
+"""`generate` for a thinking model: that of transformers, told where to think, and asked what was thought."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers.cache_utils import Cache
+
+from quietstar.config import QuietStarConfig
+from quietstar.errors import SettingsError
+from quietstar.journal import Journal
+from quietstar.policy import Decider, ThinkPolicy
+
+
+class ThinkingGeneration(GenerationMixin):
+    """What generation asks of a model that thinks."""
+
+    config: QuietStarConfig
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        *args: Any,
+        think: str | Decider | ThinkPolicy = "always",
+        output_thoughts: bool | Journal = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Continue texts, thinking before each token where the policy says so.
+
+        Everything else is as for any model of transformers. `thought_temperature` and `thought_top_p` say how thoughts
+        are drawn; greedily by default.
+
+        Args:
+            inputs: [B, S] prompts, padded on the left; or `input_ids`.
+            args: as `GenerationMixin.generate` takes them.
+            think: where to think; see `quietstar.policy`.
+            output_thoughts: return a dictionary whose `thoughts` are `quietstar.journal.GeneratedThoughts`; a Journal
+                of your own can be read while the text is generated.
+            kwargs: as `GenerationMixin.generate` takes them, and arguments of `forward`.
+
+        Raises:
+            SettingsError: no policy, an empty prompt or one that is too long for the model, or thoughts are asked for
+                of tokens that are guessed ahead.
+        """
+        if isinstance(output_thoughts, Journal):
+            journal = output_thoughts
+        else:
+            journal = Journal(ThinkPolicy.parse(think), keep=output_thoughts)
+        settings = args[0] if args else kwargs.get("generation_config")
+        prompts = inputs if inputs is not None else kwargs.get("input_ids")
+        if prompts is not None:
+            self._check_prompts(prompts)
+        self._check_journal(journal, settings or self.generation_config, kwargs)
+        if journal.keep:
+            kwargs["return_dict_in_generate"] = True
+        try:
+            output = super().generate(inputs, *args, journal=journal, **kwargs)
+        finally:
+            journal.close()
+        if journal.keep:
+            n_tokens = output.sequences.shape[1] - (prompts.shape[1] if prompts is not None else 1)
+            output["thoughts"] = journal.read(n_tokens, output.get("beam_indices"))
+        return output
+
+    def _check_prompts(self, prompts: Tensor) -> None:
+        if prompts.dim() != 2 or 0 in prompts.shape:
+            raise SettingsError(f"prompts are {list(prompts.shape)}; give [B, S] with at least one token")
+        limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and prompts.shape[1] + self.config.n_ahead > limit:
+            raise SettingsError(
+                f"a prompt of {prompts.shape[1]} tokens and a thought of {self.config.n_ahead} are longer than the "
+                f"model's context of {limit}; give at most {limit - self.config.n_ahead} tokens"
+            )
+
+    def _check_journal(self, journal: Journal, settings: GenerationConfig, kwargs: dict[str, Any]) -> None:
+        def setting(name: str) -> Any:
+            return kwargs.get(name, getattr(settings, name, None))
+
+        follows = "output_thoughts" if journal.keep else f"think policy {journal.policy}"
+        if not journal.keep and not journal.policy.counts:
+            return
+        if kwargs.get("assistant_model") is not None or setting("prompt_lookup_num_tokens"):
+            raise SettingsError(f"{follows} cannot follow tokens that are guessed ahead; leave assisted generation out")
+        if (setting("num_beams") or 1) > 1 and setting("use_cache") is False:
+            raise SettingsError(f"{follows} cannot follow beams without a cache; leave use_cache=False out")
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Tell the journal which tokens end a sequence."""
+        model_kwargs["journal"].eos_ids = generation_config._eos_token_tensor
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """Suppressed tokens are ruled out last, whatever other processors did."""
+        processors = super()._get_logits_processor(*args, **kwargs)
+        if ids := self.config.suppressed_token_ids:
+            processors.append(SuppressTokensLogitsProcessor(ids, device=self.device))
+        return processors
+
+    def _reorder_cache(self, cache: Cache, beam_idx: Tensor) -> Cache:
+        """Beams take their keys and values along, and their place in the journal."""
+        cache.reorder_cache(beam_idx)
+        journal = getattr(cache, "journal", None)
+        if journal is not None:
+            journal.reorder(beam_idx)
+        return cache
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
+        """The mask as it is: a branch at the end of a row is seen by the base model as the row going on."""
+        return attention_mask
+
+    def _valid_auto_compile_criteria(self, *_: Any) -> bool:
+        """Compile nothing unasked: which rows think is not known beforehand."""
+        return False

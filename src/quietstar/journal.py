@@ -1,0 +1,238 @@
+"""What was thought while a text was generated, and why.
+
+Legend: B rows that are decoded together (beams apart), N sequences returned, T generated tokens, K sampled tokens of a
+thought, k likeliest tokens, V vocabulary, R rows that think.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from quietstar.policy import Decision, ThinkPolicy
+
+FINISHED = "the sequence has ended"
+
+
+@dataclass(slots=True)
+class TopTokens:
+    """The likeliest tokens of a prediction, likeliest first."""
+
+    ids: Tensor
+    """[..., k]"""
+    logprob: Tensor
+    """[..., k], in float32"""
+
+    @classmethod
+    def of(cls, logits: Tensor, k: int) -> "TopTokens":
+        """From logits [..., V]."""
+        logprob, ids = logits.float().log_softmax(-1).topk(min(k, logits.shape[-1]))
+        return cls(ids=ids, logprob=logprob)
+
+
+@dataclass(slots=True)
+class TokenThought:
+    """What was thought before one generated token."""
+
+    thought: bool
+    """whether there was a thought"""
+    reason: str
+    """why there was, or was not"""
+    tokens: list[int]
+    """K token ids; empty without a thought"""
+    mixing_weight: float
+    """0 without a thought"""
+    base: list[tuple[int, float]]
+    """likeliest tokens without the thought and their log-probabilities"""
+    thought_alone: list[tuple[int, float]]
+    """by the thought alone; empty without one"""
+    mixed: list[tuple[int, float]]
+    """as predicted"""
+
+
+@dataclass(slots=True)
+class GeneratedThoughts:
+    """What was thought before each generated token; zero where nothing was."""
+
+    thought: Tensor
+    """[N, T] bool: whether there was a thought"""
+    reason: list[list[str]]
+    """[N][T]: why there was, or was not"""
+    tokens: Tensor
+    """[N, T, K]"""
+    mixing_weight: Tensor
+    """[N, T]"""
+    base: TopTokens
+    """[N, T, k]: without the thought"""
+    thought_alone: TopTokens
+    """[N, T, k]: by the thought alone"""
+    mixed: TopTokens
+    """[N, T, k]: as predicted"""
+
+    def __getitem__(self, place: tuple[int, int]) -> TokenThought:
+        """Before token t of row n."""
+        n, t = place
+        thought = bool(self.thought[n, t])
+
+        def likeliest(top: TopTokens) -> list[tuple[int, float]]:
+            return list(zip(top.ids[n, t].tolist(), top.logprob[n, t].tolist(), strict=True))
+
+        return TokenThought(
+            thought=thought,
+            reason=self.reason[n][t],
+            tokens=self.tokens[n, t].tolist() if thought else [],
+            mixing_weight=float(self.mixing_weight[n, t]),
+            base=likeliest(self.base),
+            thought_alone=likeliest(self.thought_alone) if thought else [],
+            mixed=likeliest(self.mixed),
+        )
+
+    def __iter__(self) -> Iterator[list[TokenThought]]:
+        """Row by row."""
+        N, T = self.thought.shape
+        return ([self[n, t] for t in range(T)] for n in range(N))
+
+
+@dataclass(slots=True)
+class Step:
+    """One step of decoding, of all rows."""
+
+    thought: Tensor
+    """[B] bool"""
+    finished: Tensor
+    """[B] bool"""
+    measured: list[Tensor]
+    """[B] for each rule of the policy"""
+    tokens: Tensor
+    """[B, K]"""
+    mixing_weight: Tensor
+    """[B]"""
+    top: list[TopTokens]
+    """[B, k] without the thought, by it alone, and mixed; empty where nobody asked"""
+
+    def of(self, rows: Tensor) -> "Step":
+        """The same of some rows."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return Step(
+            **{name: value[rows] for name, value in values.items() if isinstance(value, Tensor)},
+            measured=[of[rows] for of in self.measured],
+            top=[TopTokens(of.ids[rows], of.logprob[rows]) for of in self.top],
+        )
+
+
+class Journal:
+    """Follows the rows of one call of `generate`: how many thoughts each has had, which, and whether it has ended.
+
+    Args:
+        policy: says where to think.
+        keep: write down what is thought.
+        top_k: k.
+    """
+
+    def __init__(self, policy: ThinkPolicy, *, keep: bool = False, top_k: int = 5) -> None:
+        self.policy, self.keep, self.top_k = policy, keep, top_k
+        self.eos_ids: Tensor | None = None
+        """[n]: tokens that end a sequence"""
+        self.n_thoughts = torch.zeros(0, dtype=torch.long)
+        """[B]: thoughts that each row has had"""
+        self.finished = torch.zeros(0, dtype=torch.bool)
+        """[B]: rows that have ended"""
+        self.steps: list[Step] = []
+        self.cache: Cache | None = None
+
+    def follow(self, cache: Cache) -> None:
+        """Be reordered with a cache, see `quietstar.generation`, until `close`."""
+        if self.cache is not cache:
+            self.close()
+            self.cache = cache
+            cache.journal = self
+
+    def close(self) -> None:
+        """Leave the cache as it was."""
+        if self.cache is not None:
+            del self.cache.journal
+        self.cache = None
+
+    def begin_step(self, input_ids: Tensor) -> None:
+        """See the tokens [B, Q] that a step reads: those of the prompt, or what was generated last."""
+        if not len(self.finished):
+            self.finished = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
+            self.n_thoughts = torch.zeros_like(input_ids[:, 0])
+        elif self.eos_ids is not None:
+            self.finished = self.finished | torch.isin(input_ids[:, -1], self.eos_ids)
+
+    def write(
+        self,
+        decision: Decision,
+        rows: Tensor,
+        tokens: Tensor,
+        mixing_weight: Tensor,
+        predictions: Callable[[], list[Tensor]],
+    ) -> None:
+        """Write down a step.
+
+        Args:
+            decision: [B], of the policy.
+            rows: [R]: rows that thought.
+            tokens: [R, K]
+            mixing_weight: [R]
+            predictions: makes logits [B, V] without the thought, by it alone and mixed.
+        """
+        self.n_thoughts = self.n_thoughts.index_add(0, rows, torch.ones_like(rows))
+        if not self.keep:
+            return
+        B = len(self.finished)
+        thought = torch.zeros_like(self.finished)
+        thought[rows] = True
+        self.steps.append(
+            Step(
+                thought=thought,
+                finished=self.finished,
+                measured=decision.measured,
+                tokens=tokens.new_zeros(B, tokens.shape[1]).index_copy(0, rows, tokens),
+                mixing_weight=mixing_weight.new_zeros(B).index_copy(0, rows, mixing_weight),
+                top=[TopTokens.of(logits, self.top_k) for logits in predictions()],
+            )
+        )
+
+    def reorder(self, rows: Tensor) -> None:
+        """Beams were reordered: go on with these rows [B]."""
+        if len(self.finished):
+            self.finished, self.n_thoughts = self.finished[rows], self.n_thoughts[rows]
+
+    def reason(self, step: Step, row: int) -> str:
+        """Why a row thought in a step, or did not."""
+        if bool(step.finished[row]):
+            return FINISHED
+        return self.policy.reason([float(of[row]) for of in step.measured])
+
+    def read(self, n_tokens: int, beams: Tensor | None = None) -> GeneratedThoughts:
+        """What was thought before the last so many tokens.
+
+        Args:
+            n_tokens: T.
+            beams: [N, T], the row that each token of a sequence came from; None where rows are sequences.
+        """
+        steps = self.steps[len(self.steps) - n_tokens :]
+        if beams is not None:
+            steps = [step.of(beams[:, t].clamp(min=0)) for t, step in enumerate(steps)]
+        N = len(steps[0].thought)
+
+        def top(index: int) -> TopTokens:
+            of = [step.top[index] for step in steps]
+            return TopTokens(
+                ids=torch.stack([each.ids for each in of], dim=1),
+                logprob=torch.stack([each.logprob for each in of], dim=1),
+            )
+
+        return GeneratedThoughts(
+            thought=torch.stack([step.thought for step in steps], dim=1),
+            reason=[[self.reason(step, row) for step in steps] for row in range(N)],
+            tokens=torch.stack([step.tokens for step in steps], dim=1),
+            mixing_weight=torch.stack([step.mixing_weight for step in steps], dim=1),
+            base=top(0),
+            thought_alone=top(1),
+            mixed=top(2),
+        )
