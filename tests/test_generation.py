@@ -1,5 +1,6 @@
 """`generate` with what belongs to a thinking model: policies, thoughts returned, beams, and what it refuses."""
 
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
@@ -126,8 +127,10 @@ def test_suppressed_tokens_are_neither_thought_nor_said() -> None:
 
 @pytest.fixture
 def bytes_model() -> QuietStarForCausalLM:
-    """Speaks bytes."""
-    return tiny_model(n_ahead=4, base={"vocab_size": len(byte_tokenizer())})
+    """Speaks lower-case letters."""
+    tokenizer = byte_tokenizer()
+    banned = [i for i in range(len(tokenizer)) if tokenizer.convert_ids_to_tokens(i) not in ascii_lowercase]
+    return tiny_model(n_ahead=4, base={"vocab_size": len(tokenizer)}, suppressed_token_ids=banned)
 
 
 def test_the_pipeline_works(bytes_model: QuietStarForCausalLM) -> None:
@@ -155,7 +158,10 @@ def test_streamers_and_stop_strings_work(bytes_model: QuietStarForCausalLM) -> N
     assert "".join(streamer) == tokenizer.decode(free[inputs["input_ids"].shape[1] :])
     assert len(journal.steps) == 8
     stop = tokenizer.decode(free[-6:-4])
+    assert stop.isalpha()
     stopped = bytes_model.generate(inputs["input_ids"], **how, stop_strings=[stop], tokenizer=tokenizer)[0]
+    assert torch.equal(stopped, free[: len(stopped)])
+    assert tokenizer.decode(stopped).endswith(stop)
     assert len(stopped) <= len(free) - 4
 
 

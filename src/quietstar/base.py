@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from quietstar.attention import SplitAttention, attention_backend, default_backend
@@ -114,6 +114,14 @@ def loading(name: str | Path) -> Iterator[None]:
                 f"{str(name)!r} is no decoder-only language model that transformers knows: {first_line(error)}"
             ) from error
         raise
+
+
+def holds_thinking_model(name: str | Path) -> bool:
+    """Whether a folder or hub name holds a thinking model."""
+    try:
+        return AutoConfig.from_pretrained(str(name), trust_remote_code=False).model_type == "quietstar"
+    except (OSError, ValueError):
+        return False  # whoever loads it will say what is wrong
 
 
 def load_tokenizer(name: str | Path, **kwargs: Any) -> Tokenizer | None:

@@ -9,7 +9,9 @@ from transformers.cache_utils import Cache
 from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 
-IGNORED_ARGUMENTS = frozenset({"return_dict", "token_type_ids", "cache_position", "num_items_in_batch"})
+IGNORED_ARGUMENTS = frozenset(
+    {"return_dict", "token_type_ids", "cache_position", "num_items_in_batch", "tokenizer", "assistant_tokenizer"}
+)
 """arguments of forward that generation and trainers hand to every model"""
 
 

@@ -7,6 +7,7 @@ import sys
 VERBS = {
     "demo": "the whole story in minutes: a tiny model learns a small language, then learns to think",
     "train": "teach a model to think from plain text",
+    "generate": "continue a prompt, thinking before each token",
     "convert": "checkpoints of the released code, in and out",
 }
 

@@ -31,6 +31,8 @@ class Listing(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
+        if not action.option_strings:
+            return text
         if action.option_strings[0].startswith("--no_"):
             return f"the opposite of --{action.option_strings[0].removeprefix('--no_')}"
         silent = action.default in (None, False, argparse.SUPPRESS) or "default" in text.lower()
@@ -50,11 +52,16 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def make_parser(
-    prog: str, description: str, *classes: type, groups: tuple[str, ...] = (), config: bool = False
+    prog: str,
+    description: str,
+    *classes: type,
+    groups: tuple[str, ...] = (),
+    config: bool = False,
+    positional: dict[str, str] | None = None,
 ) -> OneLineParser:
     """A parser with an option for every field of the dataclasses.
 
-    A field's help text may name the group it is listed under, as `quietstar.training.arguments.Help` does, or its
+    A field's help text may name the group it is listed under, as `quietstar.fields.Help` does, or its
     class does in `_argument_group_name`, as HfArgumentParser has it; what is left goes last.
 
     Args:
@@ -63,14 +70,19 @@ def make_parser(
         classes: dataclasses whose fields HfArgumentParser can parse.
         groups: the order in which groups are listed; others follow.
         config: whether a YAML file may give options too.
+        positional: name -> help of what stands before the options; a name with ? may be left out.
     """
+    positional = positional or {}
+    names = [f"[{name[:-1].upper()}]" if name.endswith("?") else name.upper() for name in positional]
     parser = OneLineParser(
         prog=prog,
         description=description,
-        usage=f"{prog} [options]",
+        usage=" ".join([prog, *names, "[options]"]),
         allow_abbrev=False,
         formatter_class=Listing,
     )
+    for name, what in positional.items():
+        parser.add_argument(name.removesuffix("?"), nargs="?" if name.endswith("?") else None, help=what)
     if config:
         parser.add_argument(
             "--config",
@@ -93,8 +105,10 @@ def make_parser(
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, argv: list[str], *classes: type) -> tuple[Any, ...]:
+def parse(parser: argparse.ArgumentParser, argv: list[str], *classes: type, rest: bool = False) -> tuple[Any, ...]:
     """Instances of the dataclasses, from flags, and from the YAML file that `--config` names.
+
+    With `rest`, last a dictionary of what belongs to none of them.
 
     Raises:
         SettingsError: the file cannot be read, or a value in it or in a flag is impossible.
@@ -103,7 +117,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str], *classes: type) -> t
     if hasattr(given, "config"):
         given = parser.parse_args([*from_yaml(given.config, parser), *argv])
     values = {name: value for name, value in vars(given).items() if name != "config"}
-    made = []
+    made: list[Any] = []
+    own = {field.name for cls in classes for field in dataclasses.fields(cls)}
     for cls in classes:
         names = {field.name for field in dataclasses.fields(cls) if field.init}
         try:
@@ -112,6 +127,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str], *classes: type) -> t
             if isinstance(error, SettingsError):
                 raise
             raise SettingsError(f"these options do not go together: {error}") from error
+    if rest:
+        made.append({name: value for name, value in values.items() if name not in own})
     return tuple(made)
 
 

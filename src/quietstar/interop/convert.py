@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from quietstar.base import load_tokenizer
+from quietstar.base import holds_thinking_model, load_tokenizer
 from quietstar.errors import CheckpointError
 from quietstar.model import QuietStarForCausalLM
-from quietstar.training.trainer import holds_thinking_model
 
 
 def convert(source: str, target: str | Path, **settings: Any) -> str:

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from quietstar.attention import BACKENDS
 from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
+from quietstar.fields import Help, option
 
 MODEL = "model"
 LORA = "low-rank adapters"
@@ -17,23 +18,6 @@ RECIPE = "recipe"
 RUN = "run"
 GROUPS = (MODEL, "text", METHOD, LORA, RECIPE, RUN)
 """the order in which `--help` lists our own options"""
-
-
-class Help(str):
-    """A help text that knows under which heading `--help` lists it."""
-
-    group: str
-
-    def __new__(cls, text: str, group: str) -> "Help":
-        """The text, filed under the group."""
-        made = super().__new__(cls, text)
-        made.group = group
-        return made
-
-
-def option(default: Any, help: str, group: str) -> Any:
-    """A dataclass field with its help text and the group that it is listed under."""
-    return field(default=default, metadata={"help": Help(help, group)})
 
 
 @dataclass(kw_only=True)

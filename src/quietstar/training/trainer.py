@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, Trainer, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
-from quietstar.base import load_tokenizer
+from quietstar.base import holds_thinking_model, load_tokenizer
 from quietstar.errors import NonFiniteLossError, SettingsError
 from quietstar.learn import Counts
 from quietstar.model import QuietStarForCausalLM, QuietStarOutput
@@ -228,13 +228,3 @@ def thinking_model(
         setattr(model.config, name, value)
     model.config.check()
     return model
-
-
-def holds_thinking_model(name: str | Path) -> bool:
-    """Whether a folder or hub name holds a thinking model."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(str(name), trust_remote_code=False).model_type == "quietstar"
-    except (OSError, ValueError):
-        return False  # whoever loads it will say what is wrong

@@ -1,0 +1,120 @@
+"""Models to generate and to evaluate with, and their tokenizers, from a folder or a hub name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from quietstar.attention import BACKENDS
+from quietstar.base import first_line, holds_thinking_model, load_base, load_tokenizer
+from quietstar.errors import CheckpointError, SettingsError
+from quietstar.fields import option
+from quietstar.model import QuietStarForCausalLM
+from quietstar.policy import ThinkPolicy
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+EXAMPLES = "always, never, every:4, probability:0.25, entropy:2.5, margin:0.2, mixing_head:0.1, budget:16"
+MODEL = "model"
+THOUGHTS = "thoughts"
+
+
+@dataclass(kw_only=True)
+class UseArguments:
+    """Which model to use, where, and how it thinks."""
+
+    dtype: str = option("auto", f"weights are loaded as: {', '.join(DTYPES)} (auto: as they are stored)", MODEL)
+    device: str = option("auto", "auto (a GPU where there is one), cpu, cuda, cuda:1, ...", MODEL)
+    attention_backend: str = option(
+        "auto", f"how branches attend at many positions at once: auto, {', '.join(BACKENDS)}", MODEL
+    )
+    trust_remote_code: bool = option(False, "run code that lies beside the model on the hub", MODEL)
+    think: str = option(
+        "always",
+        f"where to think: {EXAMPLES}; several with commas between them must all agree",
+        THOUGHTS,
+    )
+    thought_temperature: float = option(
+        0.0, "temperature at which thoughts are sampled; 0 takes the likeliest tokens", THOUGHTS
+    )
+    thought_top_p: float = option(
+        1.0, "thought tokens are drawn among the likeliest that together reach this probability", THOUGHTS
+    )
+    seed: int = option(0, "seed of everything that is drawn", MODEL)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise SettingsError(f"dtype is {self.dtype!r}; choose from {', '.join(DTYPES)}")
+        if not self.thought_temperature >= 0:
+            raise SettingsError(f"thought_temperature is {self.thought_temperature}; give a number of at least 0")
+        if not 0 < self.thought_top_p <= 1:
+            raise SettingsError(f"thought_top_p is {self.thought_top_p}; give a number above 0, at most 1")
+        if not 0 <= self.seed < 2**32:
+            raise SettingsError(f"seed is {self.seed}; give a number from 0 to {2**32 - 1}")
+        ThinkPolicy.parse(self.think)
+
+    @property
+    def thought_settings(self) -> dict[str, float]:
+        """How thoughts are drawn, as `forward` and `generate` take it."""
+        return {"thought_temperature": self.thought_temperature, "thought_top_p": self.thought_top_p}
+
+
+def load_model(
+    name: str | Path, args: UseArguments, *, original: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model in evaluation mode, and its tokenizer.
+
+    Args:
+        name: folder or hub name, of a thinking model unless `original`.
+        args: where and how.
+        original: it is a plain model, or a thinking model's base model is wanted.
+
+    Raises:
+        CheckpointError: there is no model, no tokenizer, or it does not think.
+        SettingsError: there is no such device.
+    """
+    device = pick_device(args.device)
+    tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
+    thinks = holds_thinking_model(name)
+    if not (thinks or original) and Path(name, "config.json").is_file():
+        raise CheckpointError(_PLAIN.format(str(name)))
+    how = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
+    model: PreTrainedModel = (
+        QuietStarForCausalLM.from_pretrained(str(name), **how) if thinks else load_base(name, **how)
+    )
+    if tokenizer is None:
+        raise CheckpointError(
+            f"no tokenizer could be loaded from {str(name)!r}; give a folder with tokenizer files beside the model"
+        )
+    if isinstance(model, QuietStarForCausalLM):
+        if args.attention_backend != "auto":
+            model.set_attention_backend(args.attention_backend)
+        model = model.base_lm if original else model
+    elif not original:
+        raise CheckpointError(_PLAIN.format(str(name)))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    tokenizer.padding_side = "left"
+    return model.to(device).eval(), tokenizer
+
+
+_PLAIN = "{!r} is a plain model that does not think: train it, or add --original to use it as it is"
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; a GPU where there is one, for auto.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"device {name!r} cannot be used: {first_line(error)}; give cpu or cuda") from error
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Tokens that a model was made for; None where its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
