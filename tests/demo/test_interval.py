@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietstar.demo.interval import Z_95, Share, wilson
+from quietstar.evaluation.interval import Z_95, Share, wilson
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from quietstar import QuietStarForCausalLM
-from quietstar.demo.interval import Share
+from quietstar.evaluation.interval import Share
 from quietstar.demo.language import DASH, END, LETTERS, Language, build_tokenizer, every_problem
 from quietstar.demo.quiz import Quiz
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from quietstar.demo.interval import Share
 from quietstar.demo.language import DASH, LETTERS, N_STOPS, Language, question
+from quietstar.evaluation.interval import Share
 from quietstar.model import QuietStarForCausalLM
 
 

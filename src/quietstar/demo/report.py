@@ -2,9 +2,9 @@
 
 from rich.table import Table
 
-from quietstar.demo.interval import Share
 from quietstar.demo.language import CHANCE, Language, question
 from quietstar.demo.quiz import Answers, Quiz
+from quietstar.evaluation.interval import Share
 
 Figures = dict[str, Share]
 

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from quietstar.demo import picture, report
 from quietstar.demo.arguments import DemoArguments
-from quietstar.demo.interval import Share
 from quietstar.demo.language import CHANCE, Language, build_tokenizer, split_problems
 from quietstar.demo.lessons import learn_language, learn_to_think
 from quietstar.demo.quiz import Quiz
 from quietstar.demo.watch import Line, Watch, progress_bar
+from quietstar.evaluation.interval import Share
 from quietstar.folders import claim, refuse_full, versions
 from quietstar.model import QuietStarForCausalLM
 

@@ -1,0 +1,1 @@
+"""Evaluation: tasks, metrics, majority votes, perplexity, lm-eval."""

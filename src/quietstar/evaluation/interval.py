@@ -1,0 +1,98 @@
+"""Figures, and how sure they are."""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+Z_95 = 1.959963984540054
+"""a normal variable lies within so many standard deviations of its mean in 95 % of cases"""
+
+
+def wilson(right: int, n: int, z: float = Z_95) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927, equation 4), 95 % unless z says otherwise.
+
+    Raises:
+        ValueError: n is below 1, or right is not from 0 to n.
+    """
+    if n < 1 or not 0 <= right <= n:
+        raise ValueError(f"{right} of {n} is no share")
+    share = right / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # at 0 of n and n of n the bound is exactly 0 or 1, which rounding may miss
+    return (0.0 if right == 0 else centre - reach), (1.0 if right == n else centre + reach)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many of n were right."""
+
+    right: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        """From 0 to 1."""
+        return self.right / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval."""
+        return wilson(self.right, self.n)
+
+    def to_dict(self) -> dict[str, float]:
+        """For metrics.json."""
+        low, high = self.interval
+        return {"right": self.right, "n": self.n, "share": self.value, "low": low, "high": high}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over n items with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of 0."""
+        return self.low > 0 or self.high < 0
+
+
+N_RESAMPLES = 2000
+
+
+def bootstrap(values: Tensor, weights: Tensor | None = None, seed: int = 0) -> Estimate:
+    """Mean of values and its percentile bootstrap interval, items drawn with replacement (Efron 1979).
+
+    Args:
+        values: [n], one for each item.
+        weights: [n], for a weighted mean, such as tokens of a window; None weighs all alike.
+        seed: of the resamples: the same for figures that are compared.
+
+    Raises:
+        ValueError: there is no item.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError("no item to take a mean of")
+    values = values.double()
+    weights = torch.ones(n, dtype=torch.float64) if weights is None else weights.double()
+    generator = torch.Generator().manual_seed(seed)
+    means = []
+    for _ in range(N_RESAMPLES):
+        drawn = torch.randint(n, (n,), generator=generator)
+        means.append((values[drawn] * weights[drawn]).sum() / weights[drawn].sum())
+    low, high = torch.stack(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Estimate(value=float((values * weights).sum() / weights.sum()), low=low, high=high, n=n)
+
+
+def share_of(right: Tensor) -> Estimate:
+    """Share of true values [n] and its Wilson interval."""
+    share = Share(int(right.sum()), len(right))
+    low, high = share.interval
+    return Estimate(value=share.value, low=low, high=high, n=share.n)

@@ -1,0 +1,220 @@
+"""How likely a model finds the rest of a sequence, with thoughts or without, where it is asked about alone.
+
+Legend: B sequences in a batch, S tokens of the longest, n tokens that are scored, D hidden size, V vocabulary.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, PreTrainedModel
+
+from quietstar.attention import attention_backend
+from quietstar.grid import default_position_ids
+from quietstar.model import QuietStarForCausalLM
+from quietstar.policy import KINDS, Moment, ThinkPolicy
+from quietstar.predict import Sampling, Text, predict_over_grid
+from quietstar.trunk import Trunk
+
+STATES = 64
+"""predictions over the vocabulary that are made at once"""
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """A sequence of tokens whose last ones are scored."""
+
+    ids: list[int]
+    first: int
+    """index of the first token that is scored, at least 1"""
+    alphabet: tuple[int, ...] = ()
+    """tokens over which probabilities are renormalised as well; none for the vocabulary alone"""
+
+
+@dataclass(slots=True)
+class Scores:
+    """What a model said about the n scored tokens of a sequence."""
+
+    logprob: Tensor
+    """[n] in nats, over the vocabulary"""
+    is_likeliest: Tensor
+    """[n] bool: nothing in the vocabulary is likelier"""
+    within: Tensor
+    """[n]: log-probability within the alphabet; 0 for tokens outside it"""
+    thought: Tensor
+    """[n] bool: a thought was written before it"""
+    measured: Tensor
+    """[n]: what the rule asked about measures there; 0 where nobody asked"""
+
+
+@dataclass(slots=True)
+class Speaker:
+    """A model, and how it is let speak: with its thoughts, or without."""
+
+    model: PreTrainedModel
+    policy: ThinkPolicy | None = None
+    """where to think; None never does, and is all that a plain model can do"""
+    temperature: float = 0.0
+    """at which thoughts are sampled"""
+    top_p: float = 1.0
+    generator: torch.Generator | None = None
+    trunk: Trunk = field(init=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, QuietStarForCausalLM):
+            self.trunk = self.model.trunk
+        else:
+            self.trunk = Trunk(self.model, attention_backend("dense", self.model))
+
+    @property
+    def device(self) -> torch.device:
+        """Of the model."""
+        return self.trunk.device
+
+    @torch.no_grad()
+    def states(self, input_ids: Tensor, attention_mask: Tensor, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States that predict the token after each position that is asked about.
+
+        Args:
+            input_ids: [B, S]
+            attention_mask: [B, S]
+            asked: [B, S] bool, n true.
+
+        Returns:
+            [n, D] states with thoughts mixed in, [n, D] without, [n] bool: where a thought was written.
+        """
+        positions, cache = default_position_ids(attention_mask.bool()), DynamicCache()
+        if self.policy is None or not isinstance(self.model, QuietStarForCausalLM):
+            embeds = self.trunk.embed(input_ids)
+            base = self.trunk.base_pass(embeds, attention_mask, positions, cache)[asked]
+            return base, base, torch.zeros(len(base), dtype=torch.bool, device=base.device)
+        predicted = predict_over_grid(
+            self.model,
+            self.trunk,
+            Text(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, cache=cache),
+            asked,
+            self.policy,
+            Sampling(
+                temperature=self.temperature,
+                top_p=self.top_p,
+                suppressed=self.suppressed,
+                generator=self.generator,
+            ),
+            thoughts=None,
+            n_passes=1,
+            n_ahead_talk=1,
+        )
+        return predicted.mixed[asked], predicted.h_base[asked], predicted.grid.is_column[asked]
+
+    @property
+    def suppressed(self) -> Tensor | None:
+        """Ids that are never said."""
+        ids = getattr(self.model.config, "suppressed_token_ids", None)
+        return torch.tensor(ids, device=self.device) if ids else None
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[n, D] -> [n, V] in float32."""
+        logits = self.trunk.logits(states).float()
+        suppressed = self.suppressed
+        return logits if suppressed is None else logits.index_fill(1, suppressed, -torch.inf)
+
+
+def by_length(sequences: Sequence[Continuation], batch_size: int) -> Iterator[list[int]]:
+    """Indices of sequences in batches of about equal lengths, the longest first: what does not fit shows at once."""
+    order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index].ids))
+    for first in range(0, len(order), batch_size):
+        yield order[first : first + batch_size]
+
+
+@torch.no_grad()
+def score(
+    speaker: Speaker,
+    sequences: Sequence[Continuation],
+    batch_size: int,
+    *,
+    measure: str | None = None,
+    progress: Callable[[list[int], list[Scores]], None] | None = None,
+) -> list[Scores]:
+    """Score sequences, in batches by length; thoughts are written at scored positions only.
+
+    Args:
+        speaker: the model.
+        sequences: what is scored.
+        batch_size: sequences at a time.
+        measure: name of a policy's rule whose measure is wanted at each position.
+        progress: told the indices and scores of each batch.
+    """
+    found: dict[int, Scores] = {}
+    for indices in by_length(sequences, batch_size):
+        scores = _score_batch(speaker, [sequences[index] for index in indices], measure)
+        found |= dict(zip(indices, scores, strict=True))
+        if progress is not None:
+            progress(indices, scores)
+    return [found[index] for index in range(len(sequences))]
+
+
+def _score_batch(speaker: Speaker, batch: list[Continuation], measure: str | None) -> list[Scores]:
+    rows = [torch.tensor(sequence.ids) for sequence in batch]
+    # the last token predicts nothing that is scored
+    input_ids = pad_sequence([row[:-1] for row in rows], batch_first=True).to(speaker.device)
+    lengths = torch.tensor([len(row) - 1 for row in rows], device=speaker.device)
+    index = torch.arange(input_ids.shape[1], device=speaker.device)
+    mask = index < lengths[:, None]
+    first = torch.tensor([sequence.first - 1 for sequence in batch], device=speaker.device)
+    asked = mask & (index >= first[:, None])
+    states, base, thought = speaker.states(input_ids, mask.long(), asked)
+    targets = torch.cat([row[sequence.first :] for row, sequence in zip(rows, batch, strict=True)]).to(speaker.device)
+    sequence_of = asked.nonzero()[:, 0]
+
+    logprob, likeliest = torch.empty_like(targets, dtype=torch.float32), torch.empty_like(targets, dtype=torch.bool)
+    within = torch.zeros_like(logprob)
+    for some in torch.arange(len(targets), device=speaker.device).split(STATES):
+        logits = speaker.logits(states[some])
+        own = logits.gather(1, targets[some, None]).squeeze(1)
+        logprob[some] = own - logits.logsumexp(1)
+        likeliest[some] = own == logits.amax(1)
+        for alphabet in {sequence.alphabet for sequence in batch if sequence.alphabet}:
+            ids = torch.tensor(alphabet, device=speaker.device)
+            has_it = torch.tensor([sequence.alphabet == alphabet for sequence in batch], device=speaker.device)
+            counts = has_it[sequence_of[some]] & torch.isin(targets[some], ids)
+            within[some] = torch.where(counts, own - logits[:, ids].logsumexp(1), within[some])
+    measured = torch.zeros_like(logprob)
+    if measure is not None:
+        measured = _measured(speaker, measure, base, asked)
+    parts = asked.sum(1).tolist()
+    split = [of.cpu().split(parts) for of in (logprob, likeliest, within, thought, measured)]
+    return [Scores(*of) for of in zip(*split, strict=True)]
+
+
+def _measured(speaker: Speaker, rule: str, base: Tensor, asked: Tensor) -> Tensor:
+    rows, columns = asked.nonzero(as_tuple=True)
+    moment = Moment(
+        rows=rows,
+        position_ids=columns,
+        n_thoughts=torch.zeros(len(asked), dtype=torch.long, device=rows.device),
+        h_base=base,
+        to_logits=speaker.trunk.logits,
+        to_weight=getattr(speaker.model, "mixing_head", lambda without, after: without[:, :1]),
+        generator=speaker.generator,
+    )
+    return KINDS[rule].measure(moment, torch.ones_like(rows, dtype=torch.bool)).float()
+
+
+class Stopwatch:
+    """Seconds, a GPU's work included."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.begun = device, self._now()
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made."""
+        return self._now() - self.begun

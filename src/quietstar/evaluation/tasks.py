@@ -1,0 +1,220 @@
+"""Questions with answers: what each task asks, in the paper's zero-shot format, from the hub or from files.
+
+    Q: {question}            Q: {question}
+    A: 18                    (A) {choice}
+                             ...
+                             A: C
+
+The answer is followed by a line's end, which is part of what is scored.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quietstar.errors import DataError, MissingExtraError, SettingsError
+
+MARKER = "\nA:"
+"""what an answer stands after"""
+
+FILES = (".jsonl", ".json", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A question and its answer."""
+
+    index: int
+    """its place in the dataset"""
+    question: str
+    """up to, and without, the marker"""
+    answer: str
+    """what stands between the marker and the line's end, its space included"""
+
+    @property
+    def text(self) -> str:
+        """As it is scored."""
+        return f"Q: {self.question}{MARKER}{self.answer}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Where the items of a task are, and how a row becomes one."""
+
+    name: str
+    path: str
+    """on the hub"""
+    config: str | None
+    split: str
+    read: Callable[[dict[str, Any]], tuple[str, str]]
+    """row -> question and answer"""
+    columns: tuple[str, ...]
+    """that a row must have"""
+    numeric: bool = False
+    """whether the answer is a number; a letter otherwise"""
+    revision: str | None = None
+    """of the hub's dataset, where its main one is a script"""
+
+
+def _gsm8k(row: dict[str, Any]) -> tuple[str, str]:
+    return row["question"], row["answer"].split("####")[-1]
+
+
+def _letters(question: str, choices: list[str], labels: list[str] | None = None) -> str:
+    labels = labels or [chr(ord("A") + i) for i in range(len(choices))]
+    return "\n".join([question, *(f"({label}) {text}" for label, text in zip(labels, choices, strict=True))])
+
+
+def _csqa(row: dict[str, Any]) -> tuple[str, str]:
+    """Both nestings: {stem, choices: [{label, text}]}, and question beside {label: [...], text: [...]}."""
+    if isinstance(row["question"], dict):
+        question, choices = row["question"]["stem"], row["question"]["choices"]
+    else:
+        question, choices = row["question"], row["choices"]
+    if isinstance(choices, dict):
+        labels, texts = list(choices["label"]), list(choices["text"])
+    else:
+        labels, texts = [each["label"] for each in choices], [each["text"] for each in choices]
+    return _letters(question, texts, labels), " " + row["answerKey"]
+
+
+def _piqa(row: dict[str, Any]) -> tuple[str, str]:
+    return _letters(row["goal"], [row["sol1"], row["sol2"]]), " " + "AB"[int(row["label"])]
+
+
+def _siqa(row: dict[str, Any]) -> tuple[str, str]:
+    question = f"{row['context']} {row['question']}"
+    return _letters(question, [row[f"answer{letter}"] for letter in "ABC"]), " " + "ABC"[int(row["label"]) - 1]
+
+
+PARQUET = "refs/convert/parquet"
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("gsm8k", "openai/gsm8k", "main", "test", _gsm8k, ("question", "answer"), numeric=True),
+        Task("csqa", "tau/commonsense_qa", None, "validation", _csqa, ("question", "answerKey")),
+        Task("piqa", "ybisk/piqa", None, "validation", _piqa, ("goal", "sol1", "sol2", "label"), revision=PARQUET),
+        Task(
+            "siqa",
+            "allenai/social_i_qa",
+            None,
+            "validation",
+            _siqa,
+            ("context", "question", "answerA", "answerB", "answerC", "label"),
+            revision=PARQUET,
+        ),
+    )
+}
+
+
+def find_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if name not in TASKS:
+        raise SettingsError(f"task {name!r} is unknown; choose from {', '.join(TASKS)}, or give --lm_eval {name}")
+    return TASKS[name]
+
+
+def parse_data(pairs: list[str]) -> dict[str, str]:
+    """What `--data gsm8k=PATH csqa=PATH` says.
+
+    Raises:
+        SettingsError: a pair is none, or names no task.
+    """
+    found = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not equals or not path:
+            raise SettingsError(f"data is {pair!r}; give a task and a file, such as gsm8k=test.jsonl")
+        found[find_task(name).name] = path
+    return found
+
+
+def load_items(task: Task, path: str | None = None, limit: int | None = None) -> list[Item]:
+    """The first `limit` items of a task, from a local file, or from the hub.
+
+    Raises:
+        DataError: the file cannot be read, or a row is none of this task.
+        MissingExtraError: the hub, or Parquet, is asked for without the datasets library.
+    """
+    rows = _from_hub(task) if path is None else _from_file(task, Path(path))
+    items = []
+    for index, row in enumerate(rows):
+        if limit is not None and index == limit:
+            break
+        where = f"row {index + 1} of {path or task.path}"
+        if not isinstance(row, dict):
+            raise DataError(f"{where} is {type(row).__name__}; give one object a row, as {task.name} has them")
+        if missing := [column for column in task.columns if column not in row]:
+            raise DataError(
+                f"{where} has no column {', '.join(missing)} (it has {', '.join(map(str, row))}); give {task.name} "
+                f"with {', '.join(task.columns)}"
+            )
+        try:
+            question, answer = task.read(row)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise DataError(f"{where} is no item of {task.name}: {type(error).__name__} {error}") from error
+        if not question.strip() or not answer.strip():
+            raise DataError(f"{where} has an empty question or answer; take it out")
+        items.append(Item(index=index, question=question, answer=answer))
+    if not items:
+        raise DataError(f"{path or task.path} has no items; give a file of {task.name} with at least one")
+    return items
+
+
+def _from_file(task: Task, path: Path) -> Iterator[Any]:
+    if path.is_dir():
+        found = [path / f"{task.split}{ending}" for ending in FILES if (path / f"{task.split}{ending}").is_file()]
+        if not found:
+            raise DataError(f"folder {path} has no {task.split} file ({', '.join(FILES)}); give the file itself")
+        path = found[0]
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; give a file of {task.name} ({', '.join(FILES)})")
+    if path.suffix not in FILES:
+        raise DataError(f"{path} is no {', '.join(FILES)} file; convert it, or give another")
+    if path.suffix == ".parquet":
+        yield from _datasets().load_dataset("parquet", data_files=str(path), split="train")
+        return
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            rows = json.loads(text)
+            if not isinstance(rows, list):
+                raise DataError(f"{path} holds {type(rows).__name__}; give a list of objects, or JSON lines as .jsonl")
+            yield from rows
+            return
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; give another file") from error
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON: {error}; give another file") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise DataError(f"line {number} of {path} is no JSON: {error}; mend it or take it out") from error
+
+
+def _from_hub(task: Task) -> Any:
+    datasets = _datasets()
+    try:
+        return datasets.load_dataset(task.path, task.config, split=task.split, revision=task.revision)
+    except Exception as error:
+        raise DataError(
+            f"{task.name} cannot be loaded from the hub ({task.path}): {str(error).splitlines()[0]}; give a local "
+            f"file instead: --data {task.name}=FILE"
+        ) from error
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("datasets", "data", "tasks from the hub or from Parquet files") from error
+    return datasets
