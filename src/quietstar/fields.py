@@ -17,5 +17,8 @@ class Help(str):
 
 
 def option(default: Any, help: str, group: str) -> Any:
-    """A dataclass field with its help text and the group that it is listed under."""
-    return field(default=default, metadata={"help": Help(help, group)})
+    """A dataclass field with its help text and the group that it is listed under; a list is each instance's own."""
+    metadata = {"help": Help(help, group)}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)

@@ -150,7 +150,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         sampling = Sampling(
             temperature=thought_temperature,
             top_p=thought_top_p,
-            suppressed=self._suppressed(),
+            suppressed=self.suppressed,
             generator=generator,
         )
 
@@ -239,7 +239,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             words,
             written,
             config.reinforce_temperature,
-            self._suppressed(),
+            self.suppressed,
             descent=descent,
             weights=policy_weight * at_columns,
         )
@@ -253,7 +253,9 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         # entries without a label are 0: a weight that no loss uses says nothing
         output.mixing_weight = output.mixing_weight * labels.talk[:, None]
 
-    def _suppressed(self) -> Tensor | None:
+    @property
+    def suppressed(self) -> Tensor | None:
+        """[n]: ids that neither a thought nor `generate` may contain; None where there are none."""
         ids = self.config.suppressed_token_ids
         return torch.tensor(ids, device=self.device) if ids else None
 

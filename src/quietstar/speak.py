@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from quietstar.errors import DataError, SettingsError
-from quietstar.fields import Help, option
+from quietstar.fields import option
 from quietstar.journal import Journal
 from quietstar.loading import UseArguments, context_length, load_model
 from quietstar.model import QuietStarForCausalLM
@@ -35,7 +35,7 @@ class GenerateArguments(UseArguments):
     max_new_tokens: int = option(128, "tokens to write at most", TEXT)
     temperature: float = option(0.0, "temperature of the text; 0 takes the likeliest tokens", TEXT)
     top_p: float = option(1.0, "tokens are drawn among the likeliest that together reach this probability", TEXT)
-    stop: list[str] = field(default_factory=list, metadata={"help": Help("strings that end the text", TEXT)})
+    stop: list[str] = option([], "strings that end the text", TEXT)
     original: bool = option(False, "let a plain model speak, or a thinking one's base model: no thoughts", "model")
     show_thoughts: bool = option(False, "show each token's thought before it, in grey", "thoughts")
 

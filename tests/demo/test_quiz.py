@@ -5,9 +5,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from quietstar import QuietStarForCausalLM
-from quietstar.evaluation.interval import Share
 from quietstar.demo.language import DASH, END, LETTERS, Language, build_tokenizer, every_problem
 from quietstar.demo.quiz import Quiz
+from quietstar.evaluation.interval import Share
 
 from ..tiny import loud
 

@@ -8,6 +8,7 @@ VERBS = {
     "demo": "the whole story in minutes: a tiny model learns a small language, then learns to think",
     "train": "teach a model to think from plain text",
     "generate": "continue a prompt, thinking before each token",
+    "evaluate": "how well it answers and predicts, with thoughts and without",
     "convert": "checkpoints of the released code, in and out",
 }
 

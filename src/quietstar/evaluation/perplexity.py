@@ -7,6 +7,7 @@ entropy of the base prediction, which does not know what token comes, are free o
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -139,14 +140,14 @@ def _mean(windows: list[Tensor]) -> Estimate:
 
 def _bins(difficulty: list[Tensor], base_nll: list[Tensor], thinking_nll: list[Tensor]) -> list[Bin]:
     found = []
-    for low, high in zip(EDGES, EDGES[1:], strict=False):
+    for low, high in pairwise(EDGES):
         inside = [(low <= of) & (of < high) for of in difficulty]
         without, after = ([of[some] for of, some in zip(nll, inside, strict=True)] for nll in (base_nll, thinking_nll))
         n = _n(without)
         if n:
             gain = _mean([a - b for a, b in zip(without, after, strict=True)])
-            means = (float(torch.cat(of).mean()) for of in (without, after))
-            found.append(Bin(low, high, n, *means, gain))
+            base, thinking = (float(torch.cat(of).mean()) for of in (without, after))
+            found.append(Bin(low, high, n, base, thinking, gain))
     return found
 
 

@@ -100,7 +100,7 @@ class Speaker:
             Sampling(
                 temperature=self.temperature,
                 top_p=self.top_p,
-                suppressed=self.suppressed,
+                suppressed=self.model.suppressed,
                 generator=self.generator,
             ),
             thoughts=None,
@@ -109,17 +109,9 @@ class Speaker:
         )
         return predicted.mixed[asked], predicted.h_base[asked], predicted.grid.is_column[asked]
 
-    @property
-    def suppressed(self) -> Tensor | None:
-        """Ids that are never said."""
-        ids = getattr(self.model.config, "suppressed_token_ids", None)
-        return torch.tensor(ids, device=self.device) if ids else None
-
     def logits(self, states: Tensor) -> Tensor:
         """[n, D] -> [n, V] in float32."""
-        logits = self.trunk.logits(states).float()
-        suppressed = self.suppressed
-        return logits if suppressed is None else logits.index_fill(1, suppressed, -torch.inf)
+        return self.trunk.logits(states).float()
 
 
 def by_length(sequences: Sequence[Continuation], batch_size: int) -> Iterator[list[int]]:
@@ -207,7 +199,8 @@ class Stopwatch:
     """Seconds, a GPU's work included."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.begun = device, self._now()
+        self.device = device
+        self.begun = self._now()
 
     def _now(self) -> float:
         if self.device.type == "cuda":

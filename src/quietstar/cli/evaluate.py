@@ -1,0 +1,21 @@
+"""`quietstar evaluate`: how much a model's thoughts are worth."""
+
+from quietstar.cli.options import make_parser, parse, say
+from quietstar.evaluation.arguments import RUN, VOTES, WHAT, EvaluateArguments
+from quietstar.evaluation.run import evaluate
+from quietstar.loading import MODEL, THOUGHTS
+
+
+def main(argv: list[str]) -> None:
+    """Parse and evaluate."""
+    parser = make_parser(
+        "quietstar evaluate",
+        "How well a model answers and predicts with its thoughts, beside the same model without them.",
+        EvaluateArguments,
+        groups=(WHAT, THOUGHTS, VOTES, RUN, MODEL),
+        config=True,
+        positional={"model": "folder or hub name of a thinking model; of any with --original"},
+    )
+    args, given = parse(parser, argv, EvaluateArguments, rest=True)
+    evaluate(given["model"], args)
+    say(f"wrote {args.output_dir or 'runs'}")

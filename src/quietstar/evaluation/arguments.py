@@ -1,0 +1,93 @@
+"""What an evaluation is: which model, which tasks, and how it is asked."""
+
+from dataclasses import dataclass
+
+from quietstar.errors import SettingsError
+from quietstar.evaluation.direct import MAX_LENGTH
+from quietstar.evaluation.sweep import swept_rule
+from quietstar.evaluation.tasks import TASKS, find_task, parse_data
+from quietstar.evaluation.voting import VotingSettings
+from quietstar.fields import option
+from quietstar.loading import UseArguments
+
+WHAT = "what to evaluate"
+VOTES = "chain of thought with a majority vote"
+RUN = "run"
+_VOTING = VotingSettings()
+
+
+@dataclass(kw_only=True)
+class EvaluateArguments(UseArguments):
+    """Settings of `quietstar evaluate`.
+
+    Raises:
+        SettingsError: a value is impossible, or nothing is asked for.
+    """
+
+    tasks: list[str] = option([], f"tasks: {', '.join(TASKS)}", WHAT)
+    data: list[str] = option(
+        [], "local files in place of the hub's: gsm8k=FILE csqa=FILE (.jsonl .json .parquet)", WHAT
+    )
+    limit: int | None = option(None, "items of each task, or windows of a text, at most", WHAT)
+    perplexity: str | None = option(None, "text file whose perplexity is measured, by difficulty of the token", WHAT)
+    lm_eval: str | None = option(None, "tasks of lm-eval, with commas between them (extra: lm-eval)", WHAT)
+    lm_eval_path: str | None = option(None, "folder with task files of lm-eval of your own", WHAT)
+    original: bool = option(False, "a plain model as it is, or a thinking one's base model: no thoughts", WHAT)
+    sweep: bool = option(
+        False, "move the threshold of --think, and draw answer probability against share of positions thought at", WHAT
+    )
+    max_length: int = option(MAX_LENGTH, "tokens of an item or a window at most; an item loses its first ones", WHAT)
+
+    cot: bool = option(False, "let it reason in the open, and take the majority of several answers", VOTES)
+    cot_prompt: str = option(_VOTING.prompt, "what stands after the question", VOTES)
+    cut_over: str = option(_VOTING.cut_over, "what stands before the answer", VOTES)
+    votes: int = option(_VOTING.n_votes, "answers to each question", VOTES)
+    cot_temperature: float = option(_VOTING.temperature, "temperature of the text; 0 takes the likeliest", VOTES)
+    cot_tokens: int = option(_VOTING.max_new_tokens, "tokens of reasoning at most", VOTES)
+    answer_tokens: int = option(_VOTING.answer_tokens, "tokens of the answer", VOTES)
+
+    output_dir: str | None = option(None, "folder of the results (default: runs/MODEL-evaluation)", RUN)
+    overwrite: bool = option(False, "empty an output_dir that holds an earlier run of ours", RUN)
+    resume: bool = option(False, "go on in output_dir where a run was stopped, with the same settings", RUN)
+    batch_size: int = option(16, "items scored at once", RUN)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.tasks:
+            find_task(name)
+        if not (self.tasks or self.perplexity or self.lm_eval):
+            raise SettingsError(f"nothing to evaluate; give --tasks ({', '.join(TASKS)}), --perplexity or --lm_eval")
+        unused = sorted(parse_data(self.data).keys() - set(self.tasks))
+        if unused:
+            raise SettingsError(f"data was given for {', '.join(unused)}, which is not among the tasks; add it")
+        for name in ("batch_size", "votes", "cot_tokens", "answer_tokens"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise SettingsError(f"limit is {self.limit}; give a number of at least 1")
+        if self.max_length < 2:
+            raise SettingsError(f"max_length is {self.max_length}; give a number of at least 2")
+        if not self.cot_temperature >= 0:
+            raise SettingsError(f"cot_temperature is {self.cot_temperature}; give a number of at least 0")
+        if self.cot and not self.tasks:
+            raise SettingsError("cot was given without a task; add --tasks gsm8k")
+        if self.sweep:
+            swept_rule(self.think)
+            if self.original or not self.tasks:
+                raise SettingsError("sweep needs a model that thinks and a task; leave --original out, give --tasks")
+        if self.resume and self.overwrite:
+            raise SettingsError("resume and overwrite were both given; leave one out")
+        # a shell hands over the two characters \ and n
+        self.cot_prompt, self.cut_over = (text.replace("\\n", "\n") for text in (self.cot_prompt, self.cut_over))
+
+    @property
+    def voting(self) -> VotingSettings:
+        """As `voting` takes them."""
+        return VotingSettings(
+            prompt=self.cot_prompt,
+            cut_over=self.cut_over,
+            n_votes=self.votes,
+            temperature=self.cot_temperature,
+            max_new_tokens=self.cot_tokens,
+            answer_tokens=self.answer_tokens,
+        )

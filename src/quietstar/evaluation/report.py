@@ -1,0 +1,157 @@
+"""Results of an evaluation: one JSON file, a Markdown table, and the same on the screen."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from quietstar.evaluation.interval import Estimate
+from quietstar.evaluation.perplexity import Bin, Perplexity
+from quietstar.evaluation.sweep import Point
+
+HEADINGS = ("task", "measure", "mode", "n", "value", "95 % interval", "beside base", "thought at", "items/s")
+
+
+@dataclass(slots=True, kw_only=True)
+class Figure:
+    """One measured value."""
+
+    task: str
+    measure: str
+    mode: str
+    """original, base (a thinking model without its thoughts) or thinking"""
+    estimate: Estimate
+    difference: Estimate | None = None
+    """to base, item by item"""
+    share_thought: float | None = None
+    """of the scored positions"""
+    seconds: float | None = None
+    notes: str = ""
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """Items by seconds of scoring."""
+        return self.estimate.n / self.seconds if self.seconds else None
+
+    def cells(self) -> tuple[str, ...]:
+        """A row of the table."""
+        return (
+            self.task,
+            self.measure,
+            self.mode,
+            str(self.estimate.n),
+            _value(self.measure, self.estimate.value),
+            _between(self.measure, self.estimate),
+            "" if self.difference is None else _difference(self.measure, self.difference),
+            "" if self.share_thought is None else f"{100 * self.share_thought:.0f} %",
+            "" if self.samples_per_second is None else f"{self.samples_per_second:.3g}",
+        )
+
+
+def _is_share(measure: str) -> bool:
+    return not measure.startswith("nll")
+
+
+def _value(measure: str, value: float) -> str:
+    if not _is_share(measure):
+        return f"{value:.4f}"
+    return f"{100 * value:.2f} %"
+
+
+def _between(measure: str, estimate: Estimate) -> str:
+    low, high = _value(measure, estimate.low), _value(measure, estimate.high)
+    return f"{low.removesuffix(' %')} - {high}"
+
+
+def _difference(measure: str, estimate: Estimate) -> str:
+    """+1.20 (0.40 - 2.10)"""
+    if not _is_share(measure):
+        return f"{estimate.value:+.4f} ({estimate.low:+.4f} to {estimate.high:+.4f})"
+    return f"{100 * estimate.value:+.2f} ({100 * estimate.low:+.2f} to {100 * estimate.high:+.2f})"
+
+
+def table(figures: list[Figure]) -> Table:
+    """For the screen."""
+    made = Table(box=None, header_style="bold")
+    for index, heading in enumerate(HEADINGS):
+        made.add_column(heading, justify="left" if index < 3 else "right", overflow="fold")
+    for figure in figures:
+        made.add_row(*figure.cells(), style="bold" if figure.mode == "thinking" else None)
+    return made
+
+
+def markdown(headings: tuple[str, ...], rows: list[tuple[str, ...]], n_left: int = 1) -> str:
+    """A Markdown table; all columns but the first few are aligned to the right."""
+    lines = [headings, tuple("---" if index < n_left else "---:" for index in range(len(headings))), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def perplexity_markdown(found: Perplexity) -> str:
+    """By difficulty of the token."""
+    text = ""
+    for what, bins in (("nll", found.by_nll), ("entropy", found.by_entropy)):
+        headings = (f"base {what}, nats", "tokens", "base nll", "thinking nll", "gained by thoughts (95 %)")
+        text += "\n" + markdown(headings, [_bin_cells(each) for each in bins])
+    return text
+
+
+def _bin_cells(each: Bin) -> tuple[str, ...]:
+    high = "up" if math.isinf(each.high) else f"- {each.high:g}"
+    gain = f"{each.gain.value:+.4f} ({each.gain.low:+.4f} to {each.gain.high:+.4f})"
+    return f"{each.low:g} {high}", f"{each.n:,}", f"{each.base_nll:.4f}", f"{each.thinking_nll:.4f}", gain
+
+
+def sweep_markdown(points: list[Point]) -> str:
+    """A row for each threshold."""
+    return markdown(
+        ("policy", "thought at", "answer probability", "exact match"),
+        [
+            (
+                point.policy,
+                f"{100 * point.share_thought:.1f} %",
+                f"{100 * point.answer_probability:.2f} %",
+                f"{100 * point.exact_match:.2f} %",
+            )
+            for point in points
+        ],
+    )
+
+
+def write(
+    folder: Path,
+    figures: list[Figure],
+    settings: dict[str, Any],
+    perplexity: Perplexity | None,
+    sweeps: dict[str, list[Point]],
+    further: dict[str, Any],
+) -> str:
+    """Write results.json and results.md; the Markdown is returned."""
+    text = "# Results\n\n" + markdown(HEADINGS, [figure.cells() for figure in figures], n_left=3)
+    if notes := dict.fromkeys(f"{figure.task}: {figure.notes}" for figure in figures if figure.notes):
+        text += "\n" + "".join(f"- {note}\n" for note in notes)
+    for task, points in sweeps.items():
+        text += f"\n## {task} by share of positions thought at\n\n" + sweep_markdown(points)
+    if perplexity is not None and perplexity.by_nll:
+        text += "\n## Gain by difficulty of the token\n" + perplexity_markdown(perplexity)
+    results = {
+        **settings,
+        "results": [asdict(figure) | {"samples_per_second": figure.samples_per_second} for figure in figures],
+        **({"perplexity": asdict(perplexity)} if perplexity is not None else {}),
+        **({"sweep": {task: [asdict(point) for point in points] for task, points in sweeps.items()}} if sweeps else {}),
+        **further,
+    }
+    (folder / "results.json").write_text(json.dumps(_finite(results), indent=2, default=str) + "\n")
+    (folder / "results.md").write_text(text)
+    return text
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

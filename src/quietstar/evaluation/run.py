@@ -1,0 +1,261 @@
+"""A whole evaluation, from names to a folder of results."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from quietstar.errors import SettingsError
+from quietstar.evaluation import perplexity, report, sweep
+from quietstar.evaluation.arguments import EvaluateArguments
+from quietstar.evaluation.direct import DirectScores, alphabet_of, encode, score_items
+from quietstar.evaluation.interval import Estimate, bootstrap, share_of
+from quietstar.evaluation.report import Figure
+from quietstar.evaluation.scoring import Speaker
+from quietstar.evaluation.tasks import Item, Task, find_task, load_items, parse_data
+from quietstar.evaluation.voting import Ledger, vote_on
+from quietstar.folders import MARKER, claim, refuse_full, versions
+from quietstar.loading import context_length, load_model
+from quietstar.model import QuietStarForCausalLM
+from quietstar.policy import ThinkPolicy
+
+logger = logging.getLogger(__name__)
+
+FREE = frozenset({"overwrite", "resume", "output_dir", "batch_size", "device", "trust_remote_code", "data"})
+"""settings that a run which is resumed may change: they change no figure"""
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """A model, what it is evaluated with, and what came out so far."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    args: EvaluateArguments
+    folder: Path
+    figures: list[Figure]
+    console: Console
+
+    @property
+    def modes(self) -> list[str]:
+        """original for a plain model; base and thinking for one that thinks."""
+        return ["base", "thinking"] if isinstance(self.model, QuietStarForCausalLM) else ["original"]
+
+    def speaker(self, mode: str, think: str | None = None) -> Speaker:
+        """The model as it speaks in a mode; sampled thoughts are drawn from the seed anew."""
+        policy = ThinkPolicy.parse(think or self.args.think) if mode == "thinking" else None
+        generator = torch.Generator(self.model.device).manual_seed(self.args.seed)
+        return Speaker(self.model, policy, self.args.thought_temperature, self.args.thought_top_p, generator)
+
+    @contextmanager
+    def progress(self, what: str, n: int, score: str) -> Iterator[Callable[[int, float], None]]:
+        """A bar with the running score."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(
+            *columns,
+            TextColumn("{task.fields[score]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        ) as bar:
+            task = bar.add_task(what, total=n, score="")
+            yield lambda done, value: bar.update(task, completed=done, score=f"{score} {value:.4f}")
+
+
+def evaluate(model_name: str, args: EvaluateArguments, console: Console | None = None) -> dict[str, Any]:
+    """Evaluate a model, and write results.json, results.md and what else was asked for.
+
+    Args:
+        model_name: folder or hub name.
+        args: what and how.
+        console: where the progress bar and the table go; None is standard error.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        QuietStarError: something in the settings, the model, the data or the folder needs the user.
+    """
+    console = console or Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+    folder = Path(args.output_dir or f"runs/{Path(model_name).name or 'model'}-evaluation")
+    settings = {"model": model_name, "settings": asdict(args), "versions": versions()}
+    refuse_full(folder, overwrite=args.overwrite, resume=args.resume)
+    if args.resume:
+        refuse_changed(folder, settings)
+    paths = parse_data(args.data)
+    items = {name: load_items(find_task(name), paths.get(name), args.limit) for name in args.tasks}
+    text = None if args.perplexity is None else perplexity.read_text(args.perplexity)
+    model, tokenizer = load_model(model_name, args, original=args.original)
+    check_context(model, args)
+    run = Evaluation(model, tokenizer, args, folder, [], console)
+    windows = None
+    if text is not None:
+        windows = perplexity.windows(text, tokenizer, args.max_length, args.limit)
+    claim(folder, settings, overwrite=args.overwrite, resume=args.resume)
+
+    sweeps = {}
+    for name, of_task in items.items():
+        points = direct(run, find_task(name), of_task)
+        if points:
+            sweeps[name] = points
+    if sweeps:
+        sweep.picture(sweeps, folder / "sweep.png")
+    if args.cot:
+        for name, of_task in items.items():
+            chain_of_thought(run, find_task(name), of_task)
+    found = None if windows is None else text_perplexity(run, windows)
+    further: dict[str, Any] = {}
+    if args.lm_eval:
+        from quietstar.evaluation.harness import run_lm_eval
+
+        further["lm_eval"] = run_lm_eval(run)
+    report.write(folder, run.figures, settings, found, sweeps, further)
+    console.print(report.table(run.figures))
+    return json.loads((folder / "results.json").read_text())
+
+
+def check_context(model: PreTrainedModel, args: EvaluateArguments) -> None:
+    """Raise SettingsError where items of max_length and a thought do not fit the model."""
+    limit, n_ahead = context_length(model), getattr(model.config, "n_ahead", 0)
+    if limit is not None and args.max_length + n_ahead > limit:
+        raise SettingsError(
+            f"max_length is {args.max_length}, a thought {n_ahead}, and the model's context {limit}; give a "
+            f"max_length of at most {limit - n_ahead}"
+        )
+
+
+def refuse_changed(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise SettingsError where a run that is to be resumed had other settings than these."""
+    try:
+        before = json.loads((folder / MARKER).read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{folder / MARKER} cannot be read; give another output_dir") from error
+    now = json.loads(json.dumps(settings, default=str))
+    changed = [name for name in ("model",) if before.get(name) != now[name]]
+    old, new = before.get("settings", {}), now["settings"]
+    changed += [name for name in new if name not in FREE and old.get(name) != new[name]]
+    if changed:
+        name = changed[0]
+        was, is_now = (of.get(name, of.get("settings", {}).get(name)) for of in (before, now))
+        raise SettingsError(
+            f"output_dir {folder} holds answers with {name} {was!r}, and now it is {is_now!r}; the two are not mixed: "
+            "give the old setting, another output_dir, or --overwrite"
+        )
+
+
+def direct(run: Evaluation, task: Task, items: list[Item]) -> list[sweep.Point]:
+    """Direct answers without thoughts and with them; the points of a sweep where one was asked for."""
+    alphabet = alphabet_of(task, run.tokenizer)
+    sequences, n_cut = encode(items, run.tokenizer, alphabet, run.args.max_length)
+    rule = sweep.swept_rule(run.args.think) if run.args.sweep else None
+    notes = [alphabet.note, f"{n_cut} items were cut to {run.args.max_length} tokens" if n_cut else ""]
+    scores: dict[str, DirectScores] = {}
+    for mode in run.modes:
+        with run.progress(f"{task.name} {mode}", len(items), "answer probability") as progress:
+            scores[mode] = score_items(
+                run.speaker(mode), sequences, run.args.batch_size, measure=rule, progress=progress
+            )
+        write_items(run.folder / f"{task.name}-{mode}.jsonl", items, scores[mode])
+        for measure in ("answer_probability", "exact_match"):
+            values = getattr(scores[mode], measure)
+            base = getattr(scores["base"], measure) if mode == "thinking" else None
+            run.figures.append(
+                Figure(
+                    task=task.name,
+                    measure=measure,
+                    mode=mode,
+                    estimate=share_of(values) if measure == "exact_match" else bootstrap(values),
+                    difference=None if base is None else bootstrap(values.double() - base.double()),
+                    share_thought=scores[mode].share_thought,
+                    seconds=scores[mode].seconds,
+                    notes="; ".join(note for note in notes if note),
+                )
+            )
+    if rule is None:
+        return []
+    everywhere = scores["thinking"]
+    if run.args.think != "always":
+        everywhere = score_items(run.speaker("thinking", "always"), sequences, run.args.batch_size)
+    return sweep.sweep(rule, scores["base"], everywhere)
+
+
+def write_items(path: Path, items: list[Item], scores: DirectScores) -> None:
+    """A JSON line for each item."""
+    with path.open("w", encoding="utf-8") as file:
+        for item, probability, exact in zip(
+            items, scores.answer_probability.tolist(), scores.exact_match.tolist(), strict=True
+        ):
+            line = {"index": item.index, "answer_probability": probability, "exact_match": exact}
+            file.write(json.dumps(line) + "\n")
+
+
+def chain_of_thought(run: Evaluation, task: Task, items: list[Item]) -> None:
+    """Majority votes without thoughts and with them."""
+    right: dict[str, torch.Tensor] = {}
+    for mode in run.modes:
+        ledger = Ledger(run.folder / f"{task.name}-cot-{mode}.jsonl")
+        thoughts: dict[str, Any] = {}
+        if mode != "original":
+            thoughts = {"think": run.args.think if mode == "thinking" else "never", **run.args.thought_settings}
+        with run.progress(f"{task.name} votes {mode}", len(items), "right") as progress:
+            answers = vote_on(
+                run.model,
+                run.tokenizer,
+                task,
+                items,
+                run.args.voting,
+                ledger,
+                run.args.seed,
+                progress,
+                **thoughts,
+            )
+        right[mode] = torch.tensor([answer["right"] for answer in answers])
+        difference: Estimate | None = None
+        if mode == "thinking":
+            difference = bootstrap(right[mode].double() - right["base"].double())
+        run.figures.append(
+            Figure(
+                task=task.name,
+                measure=f"majority_of_{run.args.votes}",
+                mode=mode,
+                estimate=share_of(right[mode]),
+                difference=difference,
+                seconds=sum(answer["seconds"] for answer in answers),
+            )
+        )
+
+
+def text_perplexity(run: Evaluation, windows: list[Any]) -> perplexity.Perplexity:
+    """Of held-out text, and its picture."""
+    thinking = run.speaker("thinking") if "thinking" in run.modes else None
+    with run.progress("perplexity", len(windows), "nll") as progress:
+        found = perplexity.measure_perplexity(run.speaker("base"), thinking, windows, run.args.batch_size, progress)
+    for mode, estimate in (("base", found.base_nll), ("thinking", found.thinking_nll)):
+        if estimate is not None:
+            run.figures.append(
+                Figure(
+                    task=Path(str(run.args.perplexity)).name,
+                    measure="nll, nats a token",
+                    mode=mode if thinking else "original",
+                    estimate=estimate,
+                    difference=_negative(found.gain) if mode == "thinking" else None,
+                    seconds=found.seconds[mode],
+                    notes=f"{mode}: perplexity {torch.tensor(estimate.value).exp():.3f} over {found.n_tokens:,} tokens",
+                )
+            )
+    if found.by_nll:
+        perplexity.picture(found, run.folder / "perplexity.png")
+    return found
+
+
+def _negative(gain: Estimate | None) -> Estimate | None:
+    return None if gain is None else Estimate(value=-gain.value, low=-gain.high, high=-gain.low, n=gain.n)

@@ -1,0 +1,207 @@
+"""Chain of thought with a majority vote: several worked answers to each question, and what most of them come to.
+
+The defaults are those of the released script. An answer is written on disk as soon as it is there, so that a run that
+is killed goes on where it was.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from quietstar.errors import CheckpointError, DataError
+from quietstar.evaluation.scoring import Stopwatch
+from quietstar.evaluation.tasks import Item, Task
+from quietstar.loading import context_length
+
+STOPS = ("Q:", "\n\n\n")
+"""where a worked answer ends, as the model has begun with another question"""
+
+
+@dataclass(frozen=True, slots=True)
+class VotingSettings:
+    """How a question is put, and its answer taken."""
+
+    prompt: str = "\nA: Let's think step by step."
+    cut_over: str = "\nTherefore, the answer (arabic numerals) is"
+    n_votes: int = 8
+    temperature: float = 0.9
+    max_new_tokens: int = 384
+    answer_tokens: int = 12
+
+
+def extract_number(text: str) -> str | None:
+    """The first number of a text, commas within it left out: `-1,250.50` gives -1250.5; None where there is none."""
+    match = re.search(r"-?\d+(?:\.\d+)?", re.sub(r"(?<=\d),(?=\d)", "", text))
+    if match is None:
+        return None
+    number = Decimal(match.group()).normalize()
+    return f"{number:f}" if number else "0"
+
+
+def extract_letter(text: str) -> str | None:
+    """The first letter of a choice, A to E, that stands alone; None where there is none."""
+    match = re.search(r"(?<![A-Za-z'])[A-E](?![A-Za-z'])", text)
+    return match.group() if match else None
+
+
+def majority(votes: list[str | None]) -> str | None:
+    """What most votes say, the first of those that are level; votes without an answer do not count."""
+    counts = Counter(vote for vote in votes if vote is not None)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def extractor(task: Task) -> Callable[[str], str | None]:
+    """How an answer to this task is found in a text."""
+    return extract_number if task.numeric else extract_letter
+
+
+@torch.no_grad()
+def vote(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    item: Item,
+    settings: VotingSettings,
+    seed: int,
+    **thoughts: Any,
+) -> dict[str, Any]:
+    """Ask one question several times, all votes in one batch.
+
+    Args:
+        model: speaks, with thoughts or without.
+        tokenizer: pads on the left.
+        task: of the item.
+        item: the question.
+        settings: how it is put.
+        seed: the question's own draws follow from it and from its index.
+        thoughts: further arguments of `generate`.
+    """
+    torch.manual_seed(hash((seed, item.index)) % 2**63)
+    watch = Stopwatch(model.device)
+    asked = f"Q: {item.question}{settings.prompt}"
+    drawn: dict[str, Any] = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
+    if settings.temperature == 0:
+        drawn = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    how = {**drawn, "pad_token_id": tokenizer.pad_token_id, **thoughts}
+
+    worked = _go_on(
+        model, tokenizer, [asked] * settings.n_votes, settings.max_new_tokens, stop_strings=list(STOPS), **how
+    )
+    texts = [f"{asked}{_cut(text)}".rstrip() + settings.cut_over for text in worked]
+    answers = _go_on(model, tokenizer, texts, settings.answer_tokens, **how)
+    extract = extractor(task)
+    votes = [extract(answer) for answer in answers]
+    gold = extract(item.answer)
+    if gold is None:
+        raise DataError(f"the answer of item {item.index + 1}, {item.answer!r}, holds none for {task.name}; mend it")
+    answer = majority(votes)
+    return {
+        "index": item.index,
+        "gold": gold,
+        "answer": answer,
+        "right": answer == gold,
+        "votes": votes,
+        "texts": [text[len(asked) :] + answer for text, answer in zip(texts, answers, strict=True)],
+        "seconds": round(watch.seconds, 3),
+    }
+
+
+def _go_on(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], n_new: int, **how: Any
+) -> list[str]:
+    """What the model writes after each text: so many tokens at most."""
+    encoded = tokenizer(texts, return_tensors="pt", padding=True)
+    n_tokens, limit = encoded["input_ids"].shape[1], context_length(model)
+    if limit is not None and n_tokens + n_new + getattr(model.config, "n_ahead", 0) > limit:
+        raise DataError(
+            f"a question has {n_tokens} tokens, {n_new} may follow, and the model's context is "
+            f"{limit}; give a smaller --cot_tokens, or leave that question out"
+        )
+    rows = model.generate(
+        encoded["input_ids"].to(model.device),
+        attention_mask=encoded["attention_mask"].to(model.device),
+        max_new_tokens=n_new,
+        tokenizer=tokenizer,
+        **how,
+    )
+    return tokenizer.batch_decode(rows[:, n_tokens:], skip_special_tokens=True)
+
+
+def _cut(text: str) -> str:
+    """A worked answer up to where another question begins."""
+    return text[: min((at for stop in STOPS if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+class Ledger:
+    """Finished answers, a JSON line each, on disk before the next question is asked.
+
+    Args:
+        path: the file; what lies in it is kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines = list(self._read())
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        """What is there. A last line that a kill has torn is taken out of the file.
+
+        Raises:
+            CheckpointError: another line is none of ours.
+        """
+        if not self.path.is_file():
+            return
+        whole, _, torn = self.path.read_bytes().rpartition(b"\n")
+        if torn:
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole) + 1 if whole else 0)
+        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+            try:
+                answer = json.loads(line)
+                answer["index"], answer["right"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise CheckpointError(f"line {number} of {self.path} is no answer; take that file away") from error
+            yield answer
+
+    @property
+    def done(self) -> set[int]:
+        """Indices of the questions that have been answered."""
+        return {line["index"] for line in self.lines}
+
+    def add(self, answer: dict[str, Any]) -> None:
+        """Write an answer, and see to it that it is on disk."""
+        with self.path.open("ab") as file:
+            file.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.lines.append(answer)
+
+
+def vote_on(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    items: list[Item],
+    settings: VotingSettings,
+    ledger: Ledger,
+    seed: int,
+    progress: Callable[[int, float], None] | None = None,
+    **thoughts: Any,
+) -> list[dict[str, Any]]:
+    """Ask each question that has not been answered yet; the answers to all of them, in the dataset's order."""
+    for item in items:
+        if item.index not in ledger.done:
+            ledger.add(vote(model, tokenizer, task, item, settings, seed, **thoughts))
+        if progress is not None:
+            progress(len(ledger.lines), sum(line["right"] for line in ledger.lines) / len(ledger.lines))
+    by_index = {line["index"]: line for line in ledger.lines}
+    return [by_index[item.index] for item in items]

@@ -1,0 +1,67 @@
+"""Perplexity with and without thoughts, by difficulty."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from quietstar.errors import DataError
+from quietstar.evaluation.perplexity import EDGES, measure_perplexity, read_text, windows
+from quietstar.evaluation.scoring import Speaker
+from quietstar.policy import ThinkPolicy
+
+from ..tiny import tiny_model
+from ..tiny_tokenizer import byte_tokenizer
+
+TEXT = "The quick brown fox jumps over the lazy dog, again and again, until both of them are tired of it."
+
+
+def test_it_is_the_mean_nll_of_the_labels() -> None:
+    """As the model's own losses have it, window by window; the gain is that of the talk loss over the base's."""
+    tokenizer = byte_tokenizer()
+    model = tiny_model(n_ahead=4, base={"vocab_size": len(tokenizer)})
+    sequences = windows(TEXT, tokenizer, 16, None)
+    found = measure_perplexity(Speaker(model), Speaker(model, ThinkPolicy.parse("always")), sequences, 3)
+    base, talk = [], []
+    for sequence in sequences:
+        row = torch.tensor([sequence.ids])
+        with torch.no_grad():
+            output = model(row, labels=row, n_ahead_talk=1)
+        base += output.base_nll[0, :-1].tolist()
+        talk += output.talk_nll[0, 0, :-1, 0].tolist()
+    assert found.n_tokens == len(base) == sum(len(sequence.ids) - 1 for sequence in sequences)
+    assert found.base_nll.value == pytest.approx(sum(base) / len(base), rel=1e-4)
+    assert found.thinking_nll.value == pytest.approx(sum(talk) / len(talk), rel=1e-4)
+    assert found.gain.value == pytest.approx(found.base_nll.value - found.thinking_nll.value, rel=1e-4)
+    assert found.gain.low < found.gain.value < found.gain.high
+    for bins in (found.by_nll, found.by_entropy):
+        assert sum(each.n for each in bins) == len(base)
+        total = sum(each.n * each.gain.value for each in bins) / len(base)
+        assert total == pytest.approx(found.gain.value, rel=1e-3)
+    for each in found.by_nll:
+        inside = [nll for nll in base if each.low <= nll < each.high]
+        assert len(inside) == each.n
+        assert each.base_nll == pytest.approx(sum(inside) / each.n, rel=1e-4)
+    assert math.isinf(EDGES[-1])
+
+
+def test_a_fresh_models_thoughts_gain_exactly_nothing() -> None:
+    """Its mixing head says 0."""
+    tokenizer = byte_tokenizer()
+    model = tiny_model(n_ahead=4, base={"vocab_size": len(tokenizer)})
+    torch.nn.init.zeros_(model.mixing_head.layers[-1].weight)
+    found = measure_perplexity(
+        Speaker(model), Speaker(model, ThinkPolicy.parse("always")), windows(TEXT, tokenizer, 16, 4), 4
+    )
+    assert found.gain.value == found.gain.low == found.gain.high == 0
+
+
+def test_a_text_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    """Missing, no text, or too short."""
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
+    for name, says in (("none.txt", "cannot read"), ("a.txt", "no UTF-8")):
+        with pytest.raises(DataError, match=says):
+            read_text(str(tmp_path / name))
+    with pytest.raises(DataError, match="at least two"):
+        windows("x", byte_tokenizer(), 16, None)

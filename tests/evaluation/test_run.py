@@ -1,0 +1,158 @@
+"""`quietstar evaluate`, from names to a folder of results."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quietstar import QuietStarForCausalLM
+from quietstar.cli import main
+
+from ..tiny import make_thoughtful
+from ..tiny_tokenizer import byte_tokenizer, tiny_folder
+
+GSM8K = [{"question": f"{n} + {n}?", "answer": f"so #### {2 * n}"} for n in range(1, 13)]
+SHORT = ["--cot_tokens", "5", "--answer_tokens", "3", "--votes", "2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A thinking model, a plain one, and a few questions."""
+    where = tmp_path_factory.mktemp("models")
+    tiny_folder(where / "base", max_position_embeddings=512)
+    model = QuietStarForCausalLM.from_base(str(where / "base"), n_ahead=4)
+    make_thoughtful(model)
+    model.save_pretrained(where / "thinking")
+    byte_tokenizer().save_pretrained(where / "thinking")
+    (where / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GSM8K))
+    (where / "text.txt").write_text("Some text of which the perplexity is measured. " * 20)
+    return where
+
+
+def run(folder: Path, out: Path, *options: str, model: str = "thinking") -> int:
+    """The command's exit code."""
+    given = [
+        str(folder / model),
+        "--output_dir",
+        str(out),
+        "--data",
+        f"gsm8k={folder / 'gsm8k.jsonl'}",
+        "--tasks",
+        "gsm8k",
+    ]
+    try:
+        return main(["evaluate", *given, *options])
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+
+
+def test_everything_at_once(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """Direct answers, votes, perplexity and a sweep, in one folder; the same on the screen and in Markdown."""
+    out = tmp_path / "out"
+    options = [
+        "--perplexity",
+        str(folder / "text.txt"),
+        "--cot",
+        *SHORT,
+        "--think",
+        "entropy:3",
+        "--sweep",
+        "--limit",
+        "4",
+    ]
+    assert run(folder, out, *options) == 0
+    results = json.loads((out / "results.json").read_text())
+    found = {(each["task"], each["measure"], each["mode"]): each for each in results["results"]}
+    assert set(found) == {
+        ("gsm8k", measure, mode)
+        for measure in ("answer_probability", "exact_match", "majority_of_2")
+        for mode in ("base", "thinking")
+    } | {("text.txt", "nll, nats a token", mode) for mode in ("base", "thinking")}
+    for (_, measure, mode), each in found.items():
+        estimate = each["estimate"]
+        assert estimate["low"] <= estimate["value"] <= estimate["high"]
+        assert estimate["n"] == 4
+        assert each["seconds"] > 0
+        assert each["samples_per_second"] == pytest.approx(4 / each["seconds"], rel=0.01)
+        if mode == "thinking":
+            base = found[each["task"], measure, "base"]["estimate"]["value"]
+            assert each["difference"]["value"] == pytest.approx(estimate["value"] - base, abs=1e-5)
+    assert results["settings"]["seed"] == 0
+    assert results["versions"]["torch"]
+    assert len(results["sweep"]["gsm8k"]) == 9
+    for name in ("results.md", "sweep.png", "perplexity.png", "gsm8k-thinking.jsonl", "gsm8k-cot-base.jsonl"):
+        assert (out / name).stat().st_size > 0, name
+    screen = capfd.readouterr().err
+    for cell in ("answer_probability", "majority_of_2", "thinking"):
+        assert cell in screen
+        assert cell in (out / "results.md").read_text()
+
+
+def test_a_plain_model_and_a_thinking_ones_base_are_original(folder: Path, tmp_path: Path) -> None:
+    """And equal each other, and the mode `base`."""
+    values = []
+    for model, options in (("base", ["--original"]), ("thinking", ["--original"]), ("thinking", [])):
+        out = tmp_path / f"{model}{len(options)}"
+        assert run(folder, out, *options, model=model) == 0
+        results = json.loads((out / "results.json").read_text())["results"]
+        values.append(results[0]["estimate"])
+        assert results[0]["mode"] == ("original" if options else "base")
+    assert values[0] == values[1] == values[2]
+
+
+def test_a_stopped_run_is_resumed_and_not_mixed(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """Answers that are there stay; another setting is refused by name."""
+    out = tmp_path / "out"
+    options = ["--cot", *SHORT, "--limit", "3"]
+    assert run(folder, out, *options) == 0
+    whole = {name: (out / name).read_text() for name in ("gsm8k-cot-base.jsonl", "gsm8k-cot-thinking.jsonl")}
+    for name, lines in whole.items():
+        (out / name).write_text("".join(lines.splitlines(keepends=True)[:1]))
+    assert run(folder, out, *options) == 2
+    assert "holds a run already" in capfd.readouterr().err
+    for other, name in ((["--seed", "3"], "seed"), (["--votes", "3"], "votes"), (["--think", "never"], "think")):
+        assert run(folder, out, *options, "--resume", *other) == 2
+        assert f"holds answers with {name}" in capfd.readouterr().err
+    assert run(folder, out, *options, "--resume", "--batch_size", "2") == 0
+    for name, lines in whole.items():
+        now = [json.loads(line) for line in (out / name).read_text().splitlines()]
+        before = [json.loads(line) for line in lines.splitlines()]
+        for line in [*now, *before]:
+            del line["seconds"]
+        assert now == before
+
+
+REFUSED = {
+    "no task": (["--tasks", "gsm9k"], "choose from gsm8k"),
+    "data of another task": (["--data", "csqa=x.jsonl"], "not among the tasks"),
+    "data without a file": (["--data", "gsm8k"], "give a task and a file"),
+    "no file": (["--data", "gsm8k=nowhere.jsonl"], "there is no file"),
+    "limit": (["--limit", "0"], "at least 1"),
+    "batch_size": (["--batch_size", "0"], "at least 1"),
+    "max_length": (["--max_length", "1000"], "context 512"),
+    "policy": (["--think", "often"], "choose from"),
+    "sweep of nothing": (["--sweep"], "one threshold"),
+    "sweep without thoughts": (["--sweep", "--think", "entropy:2", "--original"], "needs a model that thinks"),
+    "resuming nothing": (["--resume"], "holds no run"),
+    "perplexity of nothing": (["--perplexity", "nowhere.txt"], "cannot read"),
+    "temperature": (["--cot_temperature", "-1"], "at least 0"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_bad_input_is_one_line_and_writes_nothing(
+    what: str, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """Exit code 2."""
+    options, says = REFUSED[what]
+    assert run(folder, tmp_path / "out", *options) == 2
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("quietstar evaluate: ")
+    assert says in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_evaluate(folder: Path, capfd: pytest.CaptureFixture) -> None:
+    """Is said."""
+    assert main(["evaluate", str(folder / "thinking")]) == 2
+    assert "nothing to evaluate" in capfd.readouterr().err
