@@ -148,9 +148,7 @@ def test_an_answer_is_on_disk_before_the_next_question(tmp_path: Path, monkeypat
             raise KeyboardInterrupt
         return {"index": item.index, "right": True}
 
-    monkeypatch.setattr(
-        "quietstar.evaluation.voting.vote", lambda model, tok, task, item, *rest, **_: failing(item=item)
-    )
+    monkeypatch.setattr("quietstar.evaluation.voting.vote", failing)
     with pytest.raises(KeyboardInterrupt):
         vote_on(items=ITEMS, ledger=Ledger(tmp_path / "a.jsonl"), **asked())
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 2
