@@ -94,6 +94,10 @@ def evaluate(model_name: str, args: EvaluateArguments, console: Console | None =
     paths = parse_data(args.data)
     items = {name: load_items(find_task(name), paths.get(name), args.limit) for name in args.tasks}
     text = None if args.perplexity is None else perplexity.read_text(args.perplexity)
+    if args.lm_eval:
+        from quietstar.evaluation.harness import known_tasks, run_lm_eval
+
+        known_tasks(args.lm_eval, args.lm_eval_path)
     model, tokenizer = load_model(model_name, args, original=args.original)
     check_context(model, args)
     run = Evaluation(model, tokenizer, args, folder, [], console)
@@ -115,8 +119,6 @@ def evaluate(model_name: str, args: EvaluateArguments, console: Console | None =
     found = None if windows is None else text_perplexity(run, windows)
     further: dict[str, Any] = {}
     if args.lm_eval:
-        from quietstar.evaluation.harness import run_lm_eval
-
         further["lm_eval"] = run_lm_eval(run)
     report.write(folder, run.figures, settings, found, sweeps, further)
     console.print(report.table(run.figures))

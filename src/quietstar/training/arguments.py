@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from quietstar.attention import BACKENDS
 from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
+from quietstar.evaluation.tasks import TASKS, find_task, parse_data
 from quietstar.fields import Help, option
 
 MODEL = "model"
@@ -130,6 +131,9 @@ class QuietStarTrainingArguments(TrainingArguments):
     eval_on_start: bool = option(True, "evaluate before the first step: a broken set-up shows at once", RUN)
     eval_strategy: str = option("steps", "when to evaluate: no, steps or epoch", RUN)
     eval_steps: float | None = option(50, "steps between evaluations on held-out text", RUN)
+    eval_tasks: list[str] = option([], f"tasks to answer at every evaluation, too: {', '.join(TASKS)}", RUN)
+    eval_data: list[str] = option([], "local files of --eval_tasks in place of the hub's, such as gsm8k=FILE", RUN)
+    eval_limit: int | None = option(200, "items of each of --eval_tasks at most", RUN)
     logging_steps: float = option(10, "steps between two lines of figures", RUN)
     save_steps: float = option(100, "steps between checkpoints", RUN)
     save_total_limit: int | None = option(1, "checkpoints to keep, the latest", RUN)
@@ -144,6 +148,12 @@ class QuietStarTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if not 0 <= self.think_fraction <= 1:
             raise SettingsError(f"think_fraction is {self.think_fraction}; give a share from 0 to 1")
+        for name in self.eval_tasks:
+            find_task(name)
+        if unused := sorted(parse_data(self.eval_data).keys() - set(self.eval_tasks)):
+            raise SettingsError(f"eval_data was given for {', '.join(unused)}, which is not among eval_tasks; add it")
+        if self.eval_limit is not None and self.eval_limit < 1:
+            raise SettingsError(f"eval_limit is {self.eval_limit}; give a number of at least 1")
         if self.thoughts_shown < 0:
             raise SettingsError(f"thoughts_shown is {self.thoughts_shown}; give a number of at least 0")
         for name in (

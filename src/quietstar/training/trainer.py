@@ -18,6 +18,7 @@ from quietstar.training.callbacks import FollowEpoch, ProgressLines, ShowThought
 from quietstar.training.data import TextCollator, pad_token_id
 from quietstar.training.positions import draw_positions
 from quietstar.training.tally import Tally, labels_of
+from quietstar.training.tasks import TaskFigures, task_figures
 
 
 class QuietStarTrainer(Trainer):
@@ -56,6 +57,7 @@ class QuietStarTrainer(Trainer):
         if processing_class is None and isinstance(model, (str, Path)):
             processing_class = load_tokenizer(model)
         model = thinking_model(model, args, processing_class)
+        self.tasks = task_figures(args, processing_class, kwargs.get("eval_dataset"))
         if kwargs.get("eval_dataset") is None:
             args.eval_strategy, args.eval_on_start = type(args.eval_strategy)("no"), False
         self._tally, self._eval_tally = Tally(), Tally()
@@ -187,7 +189,24 @@ class QuietStarTrainer(Trainer):
             figures.pop("policy_loss", None)  # nothing is learned here
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
             output.metrics[f"{metric_key_prefix}_loss"] = figures["nll"]
+        if self.tasks is not None:
+            output.metrics.update(self._task_figures(self.tasks, metric_key_prefix))
         return output
+
+    def _task_figures(self, tasks: TaskFigures, prefix: str) -> dict[str, float]:
+        model: QuietStarForCausalLM = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        try:
+            with self.compute_loss_context_manager():
+                return tasks.of(
+                    model,
+                    self.args.per_device_eval_batch_size,
+                    thinks=self.args.think_fraction > 0,
+                    prefix=prefix,
+                )
+        finally:
+            model.train(was_training)
 
 
 def thinking_model(

@@ -1,0 +1,218 @@
+"""lm-eval with thoughts: any of its tasks, by `quietstar evaluate --lm_eval`, or by lm-eval's own command.
+
+    python -m quietstar.evaluation.harness run --model quietstar --model_args pretrained=DIR,think=entropy:2.5 --tasks X
+
+That command is lm-eval's (EleutherAI/lm-evaluation-harness), to which a model named `quietstar` has been made known. A
+script that imports this module may use the name as well. Answers that are scored are thought about where they are
+scored, texts that are generated at every token, each as the policy says.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from quietstar.errors import MissingExtraError, SettingsError
+from quietstar.evaluation.interval import bootstrap, share_of
+from quietstar.evaluation.report import Figure
+from quietstar.evaluation.scoring import Continuation, Speaker, score
+from quietstar.loading import UseArguments, context_length, load_model
+from quietstar.model import QuietStarForCausalLM
+from quietstar.policy import ThinkPolicy
+
+try:
+    import lm_eval
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+except ImportError as error:
+    raise MissingExtraError("lm_eval", "lm-eval", "tasks of lm-eval") from error
+
+if TYPE_CHECKING:
+    from quietstar.evaluation.run import Evaluation
+
+NUMBERS = (bool, int, float)
+
+
+@register_model("quietstar")
+class QuietStarLM(HFLM):
+    """A thinking model as lm-eval asks it.
+
+    Args:
+        pretrained: folder or hub name, or the model itself with its `tokenizer`.
+        think: where to think; see `quietstar.policy`.
+        thought_temperature: at which thoughts are sampled; 0 takes the likeliest tokens.
+        thought_top_p: thought tokens are drawn among the likeliest that together reach this probability.
+        original: no thoughts: a plain model, or a thinking one's base model.
+        dtype: weights are loaded as.
+        device: auto, cpu, cuda, ...
+        seed: of sampled thoughts.
+        trust_remote_code: run code that lies beside the model.
+        kwargs: as lm-eval's `hf` model takes them.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | PreTrainedModel,
+        *,
+        think: str = "always",
+        thought_temperature: float = 0.0,
+        thought_top_p: float = 1.0,
+        original: bool = False,
+        dtype: str = "auto",
+        device: str | None = "auto",
+        seed: int = 0,
+        trust_remote_code: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        args = UseArguments(
+            dtype=str(dtype),
+            device=device or "auto",
+            think=think,
+            thought_temperature=float(thought_temperature),
+            thought_top_p=float(thought_top_p),
+            seed=seed,
+            trust_remote_code=bool(trust_remote_code),
+        )
+        model = pretrained
+        if isinstance(model, str):
+            model, kwargs["tokenizer"] = load_model(model, args, original=original)
+        super().__init__(pretrained=model, backend="causal", **kwargs)
+        thinks = isinstance(model, QuietStarForCausalLM) and not original
+        self.thoughts = {"think": think, **args.thought_settings} if thinks else {}
+        if isinstance(model, QuietStarForCausalLM) and original:
+            self.thoughts = {"think": "never"}
+        generator = torch.Generator(model.device).manual_seed(seed)
+        policy = ThinkPolicy.parse(think) if thinks else None
+        self.speaker = Speaker(model, policy, args.thought_temperature, args.thought_top_p, generator)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a text at most: the model's context, less a thought."""
+        if self._max_length:
+            return int(self._max_length)
+        limit = context_length(self.model)
+        n_ahead = getattr(self.model.config, "n_ahead", 0)
+        return int(super().max_length) if limit is None else limit - n_ahead
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation, and whether greedy decoding would write it."""
+        sequences = []
+        for _, context, continuation in requests:
+            ids = [*context, *continuation][-(self.max_length + 1) :]
+            first = len(ids) - len(continuation)
+            if first < 1:
+                raise SettingsError(
+                    f"an answer has {len(continuation)} tokens, and the model's context is {self.max_length}; leave "
+                    "that task out"
+                )
+            sequences.append(Continuation(ids=ids, first=first))
+        batch_size = override_bs or (self.batch_size if isinstance(self.batch_size, int) else 1)
+        found = score(self.speaker, sequences, int(batch_size))
+        answers = [(float(each.logprob.double().sum()), bool(each.is_likeliest.all())) for each in found]
+        for (strings, _, _), answer in zip(requests, answers, strict=True):
+            if strings is not None:
+                self.cache_hook.add_partial("loglikelihood", strings, answer)
+        return answers
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **how: Any) -> Tensor:
+        """Texts with thoughts before their tokens."""
+        return super()._model_generate(context, max_length, stop, **how, **self.thoughts)
+
+
+def known_tasks(names: str, path: str | None) -> tuple[list[str], TaskManager]:
+    """Names of tasks, with commas between them, and the manager that knows them.
+
+    Raises:
+        SettingsError: it does not know a task.
+    """
+    split = [name.strip() for name in names.split(",") if name.strip()]
+    manager = TaskManager(include_path=path)
+    if unknown := [name for name in split if not manager.match_tasks([name])]:
+        raise SettingsError(f"lm-eval knows no task {', '.join(unknown)}; see `lm-eval ls tasks`")
+    return split, manager
+
+
+def run_lm_eval(run: "Evaluation") -> dict[str, Any]:
+    """Ask a model lm-eval's tasks, without thoughts and with them; figures are added to the run's.
+
+    Returns:
+        lm-eval's own results by mode.
+    """
+    args = run.args
+    names, manager = known_tasks(str(args.lm_eval), args.lm_eval_path)
+    found: dict[str, Any] = {}
+    samples: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for mode in run.modes:
+        model = QuietStarLM(
+            run.model,
+            tokenizer=run.tokenizer,
+            batch_size=args.batch_size,
+            think=args.think,
+            thought_temperature=args.thought_temperature,
+            thought_top_p=args.thought_top_p,
+            original=mode != "thinking",
+            device=str(run.model.device),
+            seed=args.seed,
+        )
+        answers = lm_eval.simple_evaluate(
+            model,
+            tasks=names,
+            task_manager=manager,
+            limit=args.limit,
+            bootstrap_iters=0,
+            random_seed=args.seed,
+            numpy_random_seed=args.seed,
+            torch_random_seed=args.seed,
+        )
+        found[mode] = {key: answers[key] for key in ("results", "versions", "n-samples") if key in answers}
+        samples[mode] = answers["samples"]
+        for task in samples[mode]:
+            add_figures(run.figures, task, mode, samples)
+    return found
+
+
+def add_figures(
+    figures: list[Figure], task: str, mode: str, samples: dict[str, dict[str, list[dict[str, Any]]]]
+) -> None:
+    """A figure for each of a task's measures that has a value for each item."""
+    rows = sorted(samples[mode][task], key=lambda row: row["doc_id"])
+    base = sorted(samples["base"][task], key=lambda row: row["doc_id"]) if mode == "thinking" else None
+    for measure in rows[0].get("metrics", []):
+        if not all(isinstance(row.get(measure), NUMBERS) for row in rows):
+            continue
+        values = torch.tensor([float(row[measure]) for row in rows])
+        is_share = bool(((values == 0) | (values == 1)).all())
+        difference = None
+        if base is not None:
+            difference = bootstrap(values.double() - torch.tensor([float(row[measure]) for row in base]).double())
+        figures.append(
+            Figure(
+                task=task,
+                measure=measure,
+                mode=mode,
+                estimate=share_of(values) if is_share else bootstrap(values),
+                difference=difference,
+            )
+        )
+
+
+def main() -> None:
+    """lm-eval's own command."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "lm-eval"
+    from quietstar.evaluation import harness  # registered by its own name
+
+    harness.main()

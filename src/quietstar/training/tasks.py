@@ -1,0 +1,75 @@
+"""Direct tasks at every evaluation of a training run."""
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from quietstar.errors import SettingsError
+from quietstar.evaluation.direct import alphabet_of, encode, score_items
+from quietstar.evaluation.scoring import Continuation, Speaker
+from quietstar.evaluation.tasks import find_task, load_items, parse_data
+from quietstar.model import QuietStarForCausalLM
+from quietstar.policy import ThinkPolicy
+from quietstar.training.arguments import QuietStarTrainingArguments
+
+
+class TaskFigures:
+    """Items of some tasks, loaded once, and a model's figures on them.
+
+    Args:
+        names: of the tasks.
+        data: local files, such as gsm8k=FILE.
+        limit: items of each task at most.
+        tokenizer: of the model.
+
+    Raises:
+        QuietStarError: a task is unknown, or its items cannot be had.
+    """
+
+    def __init__(
+        self, names: list[str], data: list[str], limit: int | None, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        paths = parse_data(data)
+        self.sequences: dict[str, list[Continuation]] = {}
+        for name in names:
+            task = find_task(name)
+            items = load_items(task, paths.get(name), limit)
+            self.sequences[name], _ = encode(items, tokenizer, alphabet_of(task, tokenizer))
+
+    def of(self, model: QuietStarForCausalLM, batch_size: int, *, thinks: bool, prefix: str) -> dict[str, float]:
+        """Mean answer probability and share of exact matches of each task, with seconds and items a second.
+
+        Args:
+            model: in evaluation mode.
+            batch_size: items at a time.
+            thinks: with thoughts at the scored positions, greedy; or the base model alone.
+            prefix: of the figures' names.
+        """
+        figures = {}
+        for name, sequences in self.sequences.items():
+            speaker = Speaker(model, ThinkPolicy.parse("always") if thinks else None)
+            found = score_items(speaker, sequences, batch_size)
+            figures |= {
+                f"{prefix}_{name}_answer_probability": float(found.answer_probability.mean()),
+                f"{prefix}_{name}_exact_match": float(found.exact_match.float().mean()),
+                f"{prefix}_{name}_runtime": round(found.seconds, 4),
+                f"{prefix}_{name}_samples_per_second": round(len(sequences) / found.seconds, 3),
+            }
+        return figures
+
+
+def task_figures(
+    args: QuietStarTrainingArguments, tokenizer: PreTrainedTokenizerBase | None, eval_dataset: Any
+) -> TaskFigures | None:
+    """What a run's settings ask for; None where they ask for no task.
+
+    Raises:
+        SettingsError: there is no evaluation, or no tokenizer, to ask them with.
+    """
+    if not args.eval_tasks:
+        return None
+    if eval_dataset is None:
+        raise SettingsError("eval_tasks are answered at every evaluation, and no text is held out; give an eval_size")
+    if tokenizer is None:
+        raise SettingsError("eval_tasks need a tokenizer; give processing_class")
+    return TaskFigures(args.eval_tasks, args.eval_data, args.eval_limit, tokenizer)

@@ -1,0 +1,149 @@
+"""lm-eval with thoughts, on a local task file without network."""
+
+import json
+from pathlib import Path
+
+import lm_eval
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
+
+from quietstar import QuietStarForCausalLM
+from quietstar.evaluation.harness import QuietStarLM
+
+from ..tiny import make_thoughtful, tiny_model
+from ..tiny_tokenizer import byte_tokenizer, tiny_folder
+from .test_run import run
+
+CHOICE = """
+task: local_choice
+dataset_path: json
+dataset_kwargs: {data_files: {test: DATA}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Q: {{question}}\\nA:"
+doc_to_choice: [" yes", " no", " perhaps"]
+doc_to_target: "{{label}}"
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+WRITE = """
+task: local_write
+dataset_path: json
+dataset_kwargs: {data_files: {test: DATA}}
+test_split: test
+output_type: generate_until
+doc_to_text: "Q: {{question}}\\nA:"
+doc_to_target: " yes"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 5, do_sample: false}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+READ = """
+task: local_read
+dataset_path: json
+dataset_kwargs: {data_files: {test: DATA}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{question}}"
+metric_list: [{metric: word_perplexity}]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A thinking model, and tasks of each kind."""
+    where = tmp_path_factory.mktemp("lm-eval")
+    tiny_folder(where / "base", max_position_embeddings=512)
+    model = QuietStarForCausalLM.from_base(str(where / "base"), n_ahead=4)
+    make_thoughtful(model)
+    model.save_pretrained(where / "thinking")
+    byte_tokenizer().save_pretrained(where / "thinking")
+    rows = [{"question": f"is {n} more than {7 - n}?", "label": n % 3} for n in range(6)]
+    (where / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (where / "gsm8k.jsonl").write_text('{"question": "2 + 2?", "answer": "#### 4"}\n')
+    (where / "tasks").mkdir()
+    for name, text in (("choice", CHOICE), ("write", WRITE), ("read", READ)):
+        (where / "tasks" / f"{name}.yaml").write_text(text.replace("DATA", str(where / "data.jsonl")))
+    return where
+
+
+def requests(*pairs: tuple[str, str]) -> list[Instance]:
+    """As lm-eval makes them."""
+    return [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
+
+
+@pytest.mark.parametrize("think", ["always", "never"])
+def test_loglikelihoods_are_those_of_a_forward_pass(think: str) -> None:
+    """Of the continuation alone, whatever else is in the batch."""
+    tokenizer = byte_tokenizer()
+    model = tiny_model(n_ahead=4, base={"vocab_size": len(tokenizer)})
+    pairs = [("one two", " three"), ("a longer context than that:", " x"), ("one", "s and twos")]
+    asked = QuietStarLM(model, tokenizer=tokenizer, batch_size=2, think=think)
+    for (context, continuation), (logprob, greedy) in zip(pairs, asked.loglikelihood(requests(*pairs)), strict=True):
+        ids = tokenizer(context + continuation, return_tensors="pt")["input_ids"]
+        n = len(continuation)
+        with torch.no_grad():
+            logits = model(ids, think=think).logits[0, -n - 1 : -1].log_softmax(-1)
+        truth = ids[0, -n:]
+        assert logprob == pytest.approx(float(logits.gather(1, truth[:, None]).sum()), rel=1e-4)
+        assert greedy == bool((logits.argmax(-1) == truth).all())
+
+
+def test_its_own_functions_know_the_name(folder: Path) -> None:
+    """`--model quietstar`, with thoughts and without, for every kind of task."""
+    manager = TaskManager(include_path=str(folder / "tasks"))
+    found = {}
+    for think in ("always", "never"):
+        found[think] = lm_eval.simple_evaluate(
+            "quietstar",
+            model_args={"pretrained": str(folder / "thinking"), "think": think, "device": "cpu"},
+            tasks=["local_choice", "local_write", "local_read"],
+            task_manager=manager,
+            batch_size=4,
+            bootstrap_iters=0,
+        )
+    assert set(found["always"]["results"]) == {"local_choice", "local_write", "local_read"}
+    read = [found[think]["results"]["local_read"]["word_perplexity,none"] for think in found]
+    assert read[0] != read[1]
+    plain = lm_eval.simple_evaluate(
+        "quietstar",
+        model_args={"pretrained": str(folder / "base"), "original": True, "device": "cpu"},
+        tasks=["local_choice", "local_write", "local_read"],
+        task_manager=manager,
+        batch_size=2,
+        bootstrap_iters=0,
+    )
+    for task, figures in plain["results"].items():
+        for name, value in figures.items():
+            if isinstance(value, float):
+                assert value == pytest.approx(found["never"]["results"][task][name], rel=1e-4), (task, name)
+
+
+def test_thoughts_change_what_is_written(folder: Path) -> None:
+    """generate_until is `generate` with the policy, and batches do not matter."""
+    texts = []
+    for think, batch_size in (("always", 1), ("always", 3), ("never", 3)):
+        asked = QuietStarLM(str(folder / "thinking"), think=think, batch_size=batch_size, device="cpu")
+        wanted = [
+            Instance("generate_until", {}, (text, {"until": ["\n"], "max_gen_toks": 6, "do_sample": False}), index)
+            for index, text in enumerate(("one two", "a longer text than that one", "x"))
+        ]
+        texts.append(asked.generate_until(wanted))
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_evaluate_runs_it(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """Figures with intervals and differences beside the others; an unknown task is named."""
+    out = tmp_path / "out"
+    options = ["--lm_eval", "local_choice,local_write", "--lm_eval_path", str(folder / "tasks"), "--limit", "5"]
+    assert run(folder, out, *options) == 0
+    results = json.loads((out / "results.json").read_text())
+    found = {(each["task"], each["measure"], each["mode"]): each for each in results["results"]}
+    for task, measure in (("local_choice", "acc"), ("local_write", "exact_match")):
+        assert found[task, measure, "base"]["estimate"]["n"] == 5
+        assert found[task, measure, "thinking"]["difference"] is not None
+    assert set(results["lm_eval"]) == {"base", "thinking"}
+    assert run(folder, tmp_path / "other", "--lm_eval", "local_chance") == 2
+    assert "lm-eval knows no task local_chance" in capfd.readouterr().err
+    assert not (tmp_path / "other").exists()
