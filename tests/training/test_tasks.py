@@ -71,10 +71,12 @@ def test_tasks_are_answered_in_the_trial_and_at_every_later_evaluation(
 
 def test_training_is_the_same_with_and_without_tasks(tmp_path: Path, file: str) -> None:
     """Answering draws nothing, and leaves the model in training mode."""
-    without, after = make(tmp_path / "a", file, eval_tasks=[], eval_data=[]), make(tmp_path / "b", file)
-    for trainer in (without, after):
+    models = []
+    for name, how in (("without", {"eval_tasks": [], "eval_data": []}), ("with", {})):
+        trainer = make(tmp_path / name, file, **how)  # sets the seed
         trainer.train()
-    for one, other in zip(without.model.parameters(), after.model.parameters(), strict=True):
+        models.append(trainer.model)
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(one, other)
 
 

@@ -45,7 +45,7 @@ class TaskFigures:
             thinks: with thoughts at the scored positions, greedy; or the base model alone.
             prefix: of the figures' names.
         """
-        figures = {}
+        figures: dict[str, float] = {}
         for name, sequences in self.sequences.items():
             speaker = Speaker(model, ThinkPolicy.parse("always") if thinks else None)
             found = score_items(speaker, sequences, batch_size)
