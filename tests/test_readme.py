@@ -33,8 +33,12 @@ def commands() -> list[list[str]]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a base model, a text file, and a checkpoint of the released code."""
     monkeypatch.chdir(tmp_path)
-    tiny_folder(tmp_path / "DIR", "mistral")
+    tiny_folder(tmp_path / "DIR", "mistral", max_position_embeddings=512)
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "gsm8k.jsonl").write_text('{"question": "2 + 2?", "answer": "#### 4"}\n' * 3)
+    (tmp_path / "csqa.jsonl").write_text(
+        '{"question": "Where?", "choices": {"label": ["A"], "text": ["here"]}, "answerKey": "A"}\n'
+    )
     tiny_model("mistral").save_original(tmp_path / "released-code")
     return tmp_path
 
@@ -46,6 +50,8 @@ def offline(words: list[str]) -> list[str]:
         if "--model" not in words:
             words += ["--model", "DIR", "--dataset", "train.jsonl", "--template", "Q: {question}\\nA: {answer}"]
         words += QUICK.split()
+    if words[0] == "evaluate":
+        words += ["--data", *(f"{task}={task}.jsonl" for task in ("gsm8k", "csqa") if task in words)]
     return words
 
 
@@ -60,6 +66,8 @@ def test_every_command_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> N
             assert main(offline(words)) == 0, (words, capsys.readouterr().err)
     for folder in ("runs/mine", "runs/released", "runs/mine-original", "runs/DIR-4-ahead", "runs/DIR-original"):
         assert (here / folder / "config.json").exists()
+    for folder in ("runs/mine-evaluation", "runs/mine-sweep"):
+        assert (here / folder / "results.md").exists()
 
 
 def test_the_python_runs(here: Path) -> None:

@@ -49,7 +49,7 @@ class EvaluateArguments(UseArguments):
     output_dir: str | None = option(None, "folder of the results (default: runs/MODEL-evaluation)", RUN)
     overwrite: bool = option(False, "empty an output_dir that holds an earlier run of ours", RUN)
     resume: bool = option(False, "go on in output_dir where a run was stopped, with the same settings", RUN)
-    batch_size: int = option(16, "items scored at once", RUN)
+    batch_size: int = option(32, "items scored at once", RUN)
 
     def __post_init__(self) -> None:
         super().__post_init__()
