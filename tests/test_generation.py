@@ -169,6 +169,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an empty prompt": ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "at least one token"),
     "a prompt beyond the context": ({"input_ids": torch.ones(1, 126, dtype=torch.long)}, "context of 128"),
     "no policy": ({"think": "sometimes"}, "choose from"),
+    "a temperature": ({"thought_temperature": -1.0}, "at least 0"),
+    "a nucleus": ({"thought_top_p": 0.0}, "above 0"),
     "guessing ahead": ({"output_thoughts": True, "prompt_lookup_num_tokens": 3}, "guessed ahead"),
     "beams without a cache": ({"think": "budget:3", "num_beams": 2, "use_cache": False}, "without a cache"),
     "embeddings": ({"inputs_embeds": torch.zeros(1, 3, 32)}, "input_ids"),

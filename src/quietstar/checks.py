@@ -24,6 +24,7 @@ def check_arguments(
     cache: Cache | None,
     past_key_values: Cache | None,
     counts_given: dict[str, int | None],
+    sampling: dict[str, float | None],
     ignored: dict[str, Any],
 ) -> None:
     """Raise SettingsError where arguments of forward do not fit each other or the model; see its docstring."""
@@ -52,6 +53,11 @@ def check_arguments(
     for name, value in counts_given.items():
         if value is not None and value < 1:
             raise SettingsError(f"{name} is {value}; give a whole number of at least 1")
+    temperature, top_p = sampling["thought_temperature"], sampling["thought_top_p"]
+    if temperature is not None and not 0 <= temperature < float("inf"):
+        raise SettingsError(f"thought_temperature is {temperature}; give a number of at least 0")
+    if top_p is None or not 0 < top_p <= 1:
+        raise SettingsError(f"thought_top_p is {top_p}; give a number above 0, at most 1")
     if unknown := sorted(set(ignored) - IGNORED_ARGUMENTS):
         raise SettingsError(f"forward does not know the argument {', '.join(unknown)}; see its docstring")
 

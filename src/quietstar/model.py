@@ -136,7 +136,9 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         """
         config = self.config
         numbers = {"n_passes": n_passes, "n_ahead_talk": n_ahead_talk}
-        check_arguments(config, input_ids, attention_mask, labels, thoughts, cache, past_key_values, numbers, ignored)
+        drawing = {"thought_temperature": thought_temperature, "thought_top_p": thought_top_p}
+        caches = (cache, past_key_values)
+        check_arguments(config, input_ids, attention_mask, labels, thoughts, *caches, numbers, drawing, ignored)
         cache = past_key_values if cache is None else cache
         M = n_ahead_talk or (config.n_ahead_talk if labels is not None else 1)
         P = n_passes or (config.n_passes if self.training and labels is not None else 1)

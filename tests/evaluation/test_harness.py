@@ -143,6 +143,7 @@ def test_evaluate_runs_it(folder: Path, tmp_path: Path, capfd: pytest.CaptureFix
     for task, measure in (("local_choice", "acc"), ("local_write", "exact_match")):
         assert found[task, measure, "base"]["estimate"]["n"] == 5
         assert found[task, measure, "thinking"]["difference"] is not None
+        assert found[task, measure, "thinking"]["samples_per_second"] > 0
     assert set(results["lm_eval"]) == {"base", "thinking"}
     assert run(folder, tmp_path / "other", "--lm_eval", "local_chance") == 2
     assert "lm-eval knows no task local_chance" in capfd.readouterr().err

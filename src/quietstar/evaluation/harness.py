@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from quietstar.errors import MissingExtraError, SettingsError
 from quietstar.evaluation.interval import bootstrap, share_of
 from quietstar.evaluation.report import Figure
-from quietstar.evaluation.scoring import Continuation, Speaker, score
+from quietstar.evaluation.scoring import Continuation, Speaker, Stopwatch, score
 from quietstar.loading import UseArguments, context_length, load_model
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
@@ -162,25 +162,35 @@ def run_lm_eval(run: "Evaluation") -> dict[str, Any]:
             device=str(run.model.device),
             seed=args.seed,
         )
-        answers = lm_eval.simple_evaluate(
-            model,
-            tasks=names,
-            task_manager=manager,
-            limit=args.limit,
-            bootstrap_iters=0,
-            random_seed=args.seed,
-            numpy_random_seed=args.seed,
-            torch_random_seed=args.seed,
-        )
-        found[mode] = {key: answers[key] for key in ("results", "versions", "n-samples") if key in answers}
-        samples[mode] = answers["samples"]
-        for task in samples[mode]:
-            add_figures(run.figures, task, mode, samples)
+        found[mode], samples[mode] = {}, {}
+        for name in names:  # one by one, for the time that each takes
+            watch = Stopwatch(run.model.device)
+            answers = lm_eval.simple_evaluate(
+                model,
+                tasks=[name],
+                task_manager=manager,
+                limit=args.limit,
+                bootstrap_iters=0,
+                random_seed=args.seed,
+                numpy_random_seed=args.seed,
+                torch_random_seed=args.seed,
+            )
+            seconds = watch.seconds
+            kept = {key: answers[key] for key in ("results", "versions", "n-samples") if key in answers}
+            found[mode][name] = kept | {"seconds": seconds}
+            samples[mode] |= answers["samples"]
+            n_items = sum(map(len, answers["samples"].values()))
+            for task, rows in answers["samples"].items():
+                add_figures(run.figures, task, mode, samples, seconds * len(rows) / n_items)
     return found
 
 
 def add_figures(
-    figures: list[Figure], task: str, mode: str, samples: dict[str, dict[str, list[dict[str, Any]]]]
+    figures: list[Figure],
+    task: str,
+    mode: str,
+    samples: dict[str, dict[str, list[dict[str, Any]]]],
+    seconds: float,
 ) -> None:
     """A figure for each of a task's measures that has a value for each item."""
     rows = sorted(samples[mode][task], key=lambda row: row["doc_id"])
@@ -200,6 +210,7 @@ def add_figures(
                 mode=mode,
                 estimate=share_of(values) if is_share else bootstrap(values),
                 difference=difference,
+                seconds=seconds,
             )
         )
 
