@@ -229,6 +229,26 @@ def test_a_static_cache_generates_what_a_dynamic_one_does(family: str) -> None:
     assert torch.equal(model.generate(**inputs, **how, use_cache=False), expected)
 
 
+@pytest.mark.parametrize("window", [12, 16, 64])
+@pytest.mark.parametrize("family", ["mistral-window", "gemma3_text", "phi3-window"])
+def test_a_static_cache_may_be_shorter_than_the_window(family: str, window: int) -> None:
+    """A window that has not moved hides nothing, also where the cache is nearly full."""
+    model, inputs = tiny_model(family, n_ahead=6, base={"sliding_window": window}), prompts(7, 3)
+    how = {**FREE, "do_sample": False, "max_new_tokens": 9}
+    assert replayed(model, inputs, model.generate(**inputs, **how, cache_implementation="static")) < 1
+
+
+@pytest.mark.parametrize("think", ["always", "budget:3"])
+def test_a_prompt_may_be_read_in_chunks(think: str) -> None:
+    """It is thought about at its end only, and nothing is counted before."""
+    model, inputs = tiny_model("llama", n_ahead=4), prompts(9, 5)
+    how = {**FREE, "do_sample": False, "max_new_tokens": 6, "think": think}
+    whole, chunks = model.generate(**inputs, **how), model.generate(**inputs, **how, prefill_chunk_size=2)
+    assert torch.equal(whole.sequences, chunks.sequences)
+    assert torch.equal(whole.thoughts.thought, chunks.thoughts.thought)
+    assert torch.equal(whole.thoughts.tokens, chunks.thoughts.tokens)
+
+
 def test_a_cache_is_handed_in_and_continued() -> None:
     """Two calls are one; a cache of ours holds nothing of how it was made."""
     model, inputs = tiny_model("gemma3_text", n_ahead=4), prompts(7, 7)

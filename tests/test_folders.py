@@ -84,7 +84,7 @@ def test_there_is_nothing_to_resume_in_an_empty_folder(tmp_path, there):
     folder = tmp_path / "run"
     if there:
         folder.mkdir()
-    with pytest.raises(SettingsError, match="holds no run to resume; leave --resume_from_checkpoint out"):
+    with pytest.raises(SettingsError, match="holds no run to resume; leave that option out"):
         claim(folder, {}, resume=True)
     assert folder.exists() == there
 

@@ -63,6 +63,58 @@ def test_beams_take_their_thoughts_along(num_return_sequences: int) -> None:
             assert torch.equal(alone.thoughts[0, 0, -1], found.thoughts.tokens[n, t])
 
 
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_beams_that_end_early_have_the_thoughts_of_their_own_tokens(
+    early_stopping: bool | str, length_penalty: float
+) -> None:
+    """Beam search goes on after the best sequence has ended."""
+    model, inputs = tiny_model(n_ahead=4), prompts(6)
+    ends = {"eos_token_id": [5, 9, 17, 23, 30, 41], "max_new_tokens": 12, "early_stopping": early_stopping}
+    how = {**PLAIN, **ends, "num_beams": 3, "length_penalty": length_penalty, "output_thoughts": True}
+    found = model.generate(**inputs, **how)
+    n_tokens = found.sequences.shape[1] - 6
+    assert found.thoughts.tokens.shape[1] == n_tokens
+    for t in range(n_tokens):
+        with torch.no_grad():
+            alone = model(found.sequences[:, : 6 + t], logits_to_keep=1)
+        assert torch.equal(alone.thoughts[0, 0, -1], found.thoughts.tokens[0, t])
+
+
+def test_a_journal_is_used_again() -> None:
+    """For another call, from the beginning; and says itself where to think."""
+    model, journal = tiny_model(n_ahead=4), Journal(ThinkPolicy.parse("budget:3"), keep=True)
+    both = [model.generate(**prompts(6), **PLAIN, output_thoughts=journal).thoughts for _ in range(2)]
+    assert both[0].thought.tolist() == both[1].thought.tolist() == [[True] * 3 + [False] * 3]
+    with pytest.raises(SettingsError, match="has its own policy"):
+        model.generate(**prompts(6), **PLAIN, output_thoughts=journal, think="never")
+
+
+def test_an_assistant_guesses_ahead_without_changing_a_token() -> None:
+    """The base model, or a thinking one."""
+    model, inputs = tiny_model(n_ahead=4), {"input_ids": prompts(6)["input_ids"]}
+    expected = model.generate(**inputs, **PLAIN)
+    for assistant in (model.base_lm, tiny_model(n_ahead=4, seed=1)):
+        assert torch.equal(model.generate(**inputs, **PLAIN, assistant_model=assistant), expected)
+    with pytest.raises(SettingsError, match="guessed ahead"):
+        model.generate(**inputs, **PLAIN, assistant_model=model.base_lm, think="never")
+
+
+def test_thoughts_are_greedy_in_training_mode_too() -> None:
+    """Unless a temperature is given."""
+    model = tiny_model(n_ahead=5)
+    expected = model.generate(**prompts(6), **PLAIN, output_thoughts=True).thoughts.tokens
+    model.train()
+    assert torch.equal(model.generate(**prompts(6), **PLAIN, output_thoughts=True).thoughts.tokens, expected)
+
+
+def test_autocast_takes_every_policy() -> None:
+    """Base predictions that a policy has looked at are as the others are."""
+    with torch.autocast("cpu", torch.bfloat16):
+        for think in ("entropy:2", "always", "never"):
+            assert tiny_model(n_ahead=4).generate(**prompts(6, 3), **PLAIN, think=think).shape == (2, 12)
+
+
 def test_beams_share_a_budget_between_none() -> None:
     """A count that belongs to a row moves with it: thinking by parity of the count differs where it does not."""
 
@@ -171,6 +223,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no policy": ({"think": "sometimes"}, "choose from"),
     "a temperature": ({"thought_temperature": -1.0}, "at least 0"),
     "a nucleus": ({"thought_top_p": 0.0}, "above 0"),
+    "guidance": ({"guidance_scale": 1.8, "think": "never"}, "guidance_scale"),
     "guessing ahead": ({"output_thoughts": True, "prompt_lookup_num_tokens": 3}, "guessed ahead"),
     "beams without a cache": ({"think": "budget:3", "num_beams": 2, "use_cache": False}, "without a cache"),
     "embeddings": ({"inputs_embeds": torch.zeros(1, 3, 32)}, "input_ids"),

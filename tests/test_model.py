@@ -327,6 +327,14 @@ def test_a_cache_is_returned_where_asked() -> None:
     assert model(**texts(5), use_cache=True).cache.get_seq_length() == 5
 
 
+def test_a_mask_must_span_what_was_read_before() -> None:
+    """The mask of the new tokens alone would be read as that of the first ones."""
+    model, cache = tiny_model(n_ahead=4), DynamicCache()
+    model(**unlabelled(6), cache=cache)
+    with pytest.raises(SettingsError, match=r"give \[1, 7\]"):
+        model(torch.full((1, 1), 5), torch.ones(1, 1), cache=cache)
+
+
 @torch.no_grad()
 def test_a_cache_has_two_names() -> None:
     """Its older one and its newer one, given and returned, whichever transformers uses."""

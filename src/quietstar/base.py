@@ -199,6 +199,23 @@ def check_base(base_lm: PreTrainedModel, backend: str) -> None:
             )
 
 
+@torch.no_grad()
+def check_head(base_lm: PreTrainedModel) -> None:
+    """Raise UnsupportedModelError where a model does more to its last hidden state than `Trunk.logits` knows."""
+    input_ids = torch.arange(1, 5, device=base_lm.get_input_embeddings().weight.device)[None]
+    was_training = base_lm.training
+    base_lm.eval()
+    trunk = Trunk(base_lm, attention_backend("dense", base_lm))
+    ours = trunk.logits(base_lm.base_model(input_ids=input_ids, use_cache=False).last_hidden_state)
+    own = base_lm(input_ids=input_ids, use_cache=False).logits
+    base_lm.train(was_training)
+    if not _relative(ours, own) <= (0.1 if base_lm.dtype in (torch.float16, torch.bfloat16) else 1e-3):
+        raise UnsupportedModelError(
+            f"the LM head of family {base_lm.config.model_type!r} does something to its logits that is not known here; "
+            "choose another model"
+        )
+
+
 def _grid_differences(base_lm: PreTrainedModel, backend: str) -> dict[str, float]:
     attention = attention_backend(backend, base_lm)
     if isinstance(attention, SplitAttention):

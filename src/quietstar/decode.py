@@ -71,7 +71,7 @@ def decode(
     opening = start if n_tokens else torch.cat([start, end], dim=1)
     n_opening = opening.shape[1]
     n_riding = n_opening if rides else 0
-    fork = ForkedCache(cache, branch_length=n_tokens + 2, n_riding=n_riding)
+    fork = ForkedCache(cache, branch_length=n_tokens + 2, n_riding=n_riding, window=trunk.window)
     # of the text with a whole branch after it: a pass uses what it has come to
     S = attention_mask.shape[1]
     mask = pad(attention_mask, (0, n_tokens + 2), value=1)

@@ -44,7 +44,7 @@ def refuse_full(folder: str | Path, *, overwrite: bool = False, resume: bool = F
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"output_dir {folder} is a file; give a folder")
     if resume and not is_run:
-        raise SettingsError(f"output_dir {folder} holds no run to resume; leave --resume_from_checkpoint out")
+        raise SettingsError(f"output_dir {folder} holds no run to resume; leave that option out")
     if resume or not folder.is_dir() or not any(folder.iterdir()):
         return
     if not is_run:
@@ -53,6 +53,14 @@ def refuse_full(folder: str | Path, *, overwrite: bool = False, resume: bool = F
         raise SettingsError(
             f"output_dir {folder} holds a run already; give another folder, or --overwrite to empty this one"
         )
+
+
+def refuse_holding(folder: str | Path, inputs: list[str | None]) -> None:
+    """Raise where a run's own folder holds what it reads, which `--overwrite` would delete."""
+    folder = Path(folder).resolve()
+    for name in inputs:
+        if name and Path(name).exists() and Path(name).resolve().is_relative_to(folder):
+            raise SettingsError(f"output_dir {folder} holds {name}, which this run reads; give another output_dir")
 
 
 def versions() -> dict[str, str]:

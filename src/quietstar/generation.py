@@ -21,7 +21,7 @@ class ThinkingGeneration(GenerationMixin):
         self,
         inputs: Tensor | None = None,
         *args: Any,
-        think: str | Decider | ThinkPolicy = "always",
+        think: str | Decider | ThinkPolicy | None = None,
         output_thoughts: bool | Journal = False,
         **kwargs: Any,
     ) -> Any:
@@ -33,9 +33,9 @@ class ThinkingGeneration(GenerationMixin):
         Args:
             inputs: [B, S] prompts, padded on the left; or `input_ids`.
             args: as `GenerationMixin.generate` takes them.
-            think: where to think; see `quietstar.policy`.
+            think: where to think; see `quietstar.policy`. None thinks everywhere.
             output_thoughts: return a dictionary whose `thoughts` are `quietstar.journal.GeneratedThoughts`; a Journal
-                of your own can be read while the text is generated.
+                of your own, with its own policy, can be read while the text is generated.
             kwargs: as `GenerationMixin.generate` takes them, and arguments of `forward`.
 
         Raises:
@@ -43,18 +43,23 @@ class ThinkingGeneration(GenerationMixin):
                 of tokens that are guessed ahead.
         """
         if isinstance(output_thoughts, Journal):
+            if think is not None:
+                raise SettingsError("think was given beside a Journal, which has its own policy; leave one out")
             journal = output_thoughts
         else:
-            journal = Journal(ThinkPolicy.parse(think), keep=output_thoughts)
+            journal = Journal(ThinkPolicy.parse("always" if think is None else think), keep=output_thoughts)
         settings = args[0] if args else kwargs.get("generation_config")
         prompts = inputs if inputs is not None else kwargs.get("input_ids")
         if prompts is not None:
             self._check_prompts(prompts)
+        journal.begin(1 if prompts is None else prompts.shape[1])
         self._check_journal(journal, settings or self.generation_config, kwargs)
         if journal.keep:
             kwargs["return_dict_in_generate"] = True
+        if kwargs.get("assistant_model") is None:  # which is handed every argument of ours
+            kwargs = {"thought_temperature": 0.0, "journal": journal, **kwargs}
         try:
-            output = super().generate(inputs, *args, journal=journal, **kwargs)
+            output = super().generate(inputs, *args, **kwargs)
         finally:
             journal.close()
         if journal.keep:
@@ -77,9 +82,12 @@ class ThinkingGeneration(GenerationMixin):
             return kwargs.get(name, getattr(settings, name, None))
 
         follows = "output_thoughts" if journal.keep else f"think policy {journal.policy}"
-        if not journal.keep and not journal.policy.counts:
+        if setting("guidance_scale") not in (None, 1, 1.0) and not journal.policy.is_always:
+            raise SettingsError(f"guidance_scale asks the model without think policy {journal.policy}; leave one out")
+        assisted = kwargs.get("assistant_model") is not None
+        if not (journal.keep or journal.policy.counts or (assisted and not journal.policy.is_always)):
             return
-        if kwargs.get("assistant_model") is not None or setting("prompt_lookup_num_tokens"):
+        if assisted or setting("prompt_lookup_num_tokens"):
             raise SettingsError(f"{follows} cannot follow tokens that are guessed ahead; leave assisted generation out")
         if (setting("num_beams") or 1) > 1 and setting("use_cache") is False:
             raise SettingsError(f"{follows} cannot follow beams without a cache; leave use_cache=False out")
@@ -88,7 +96,8 @@ class ThinkingGeneration(GenerationMixin):
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Tell the journal which tokens end a sequence."""
-        model_kwargs["journal"].eos_ids = generation_config._eos_token_tensor
+        if "journal" in model_kwargs:
+            model_kwargs["journal"].eos_ids = generation_config._eos_token_tensor
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:

@@ -133,6 +133,11 @@ class Journal:
 
     def __init__(self, policy: ThinkPolicy, *, keep: bool = False, top_k: int = 5) -> None:
         self.policy, self.keep, self.top_k = policy, keep, top_k
+        self.begin(n_prompt=1)
+
+    def begin(self, n_prompt: int) -> None:
+        """Follow another call: with prompts of so many tokens, whose earlier parts are read without a thought."""
+        self.n_prompt = n_prompt
         self.eos_ids: Tensor | None = None
         """[n]: tokens that end a sequence"""
         self.n_thoughts = torch.zeros(0, dtype=torch.long)
@@ -209,13 +214,13 @@ class Journal:
         return self.policy.reason([float(of[row]) for of in step.measured])
 
     def read(self, n_tokens: int, beams: Tensor | None = None) -> GeneratedThoughts:
-        """What was thought before the last so many tokens.
+        """What was thought before the first so many generated tokens.
 
         Args:
             n_tokens: T.
             beams: [N, T], the row that each token of a sequence came from; None where rows are sequences.
         """
-        steps = self.steps[len(self.steps) - n_tokens :]
+        steps = self.steps[:n_tokens]  # beams may have gone on after the best one had ended
         if beams is not None:
             steps = [step.of(beams[:, t].clamp(min=0)) for t, step in enumerate(steps)]
         N = len(steps[0].thought)

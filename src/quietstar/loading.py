@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.attention import BACKENDS
-from quietstar.base import first_line, holds_thinking_model, load_base, load_tokenizer
+from quietstar.base import check_head, first_line, holds_thinking_model, load_base, load_tokenizer
 from quietstar.errors import CheckpointError, SettingsError
 from quietstar.fields import option
 from quietstar.model import QuietStarForCausalLM
@@ -92,6 +92,8 @@ def load_model(
         model = model.base_lm if original else model
     elif not original:
         raise CheckpointError(_PLAIN.format(str(name)))
+    else:
+        check_head(model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     tokenizer.padding_side = "left"
@@ -99,6 +101,18 @@ def load_model(
 
 
 _PLAIN = "{!r} is a plain model that does not think: train it, or add --original to use it as it is"
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokens of a text that is to be gone on from: without the eos that some tokenizers end every text with."""
+    ids = list(tokenizer(text)["input_ids"])
+    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def text_after(tokenizer: PreTrainedTokenizerBase, ids: list[int], n_before: int) -> str:
+    """What the tokens after the first n_before add to the text: alone, they may lose the space in front of them."""
+    before = tokenizer.decode(ids[:n_before], skip_special_tokens=True)
+    return tokenizer.decode(ids, skip_special_tokens=True)[len(before) :]
 
 
 def pick_device(name: str) -> torch.device:

@@ -24,7 +24,7 @@ from quietstar.attention import attention_backend, default_backend
 from quietstar.base import best_backend, check_base, give_thoughts, loading
 from quietstar.checks import check_arguments, check_thoughts
 from quietstar.config import QuietStarConfig
-from quietstar.errors import CheckpointError
+from quietstar.errors import CheckpointError, SettingsError
 from quietstar.generation import ThinkingGeneration
 from quietstar.grid import default_position_ids
 from quietstar.heads import MixingHead, ThoughtEmbeddings
@@ -161,6 +161,10 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         n_past = int(cache.get_seq_length())
         if attention_mask is None:
             attention_mask = input_ids.new_ones(B, n_past + Q)
+        if tuple(attention_mask.shape) != (B, n_past + Q):
+            raise SettingsError(
+                f"attention_mask is {list(attention_mask.shape)}; give {[B, n_past + Q]}, of all tokens read so far"
+            )
         all_position_ids = default_position_ids(attention_mask.bool())
         if position_ids is not None:
             all_position_ids = torch.cat([all_position_ids[:, :n_past], position_ids.expand(B, -1)], dim=1)

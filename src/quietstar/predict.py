@@ -103,8 +103,8 @@ class Predictions:
         """[B, kept, V]: mixed where a thought was written, the base model's own elsewhere."""
         if self.base_logits is None:
             return self.trunk.logits(self.mixed[:, kept])
-        logits = self.base_logits.to(self.h_base.dtype)
-        return logits.index_put((self.grid.rows,), self.trunk.logits(self.said.mixed[0, :, 0]))[:, None]
+        mixed = self.trunk.logits(self.said.mixed[0, :, 0])
+        return self.base_logits.to(mixed.dtype).index_put((self.grid.rows,), mixed)[:, None]
 
     def last_three(self) -> list[Tensor]:
         """[B, V] each, after the last token: logits without the thought, by the thought alone, and mixed."""
@@ -124,6 +124,8 @@ def predict_at_the_end(
 ) -> Predictions:
     """Think after the last token of each row, where `may_think` [B] and the policy agree; no gradient."""
     Q, S, device = text.n_new, text.attention_mask.shape[1], may_think.device
+    if journal is not None and journal.n_prompt > S:  # a prompt that is read in chunks
+        journal, may_think = None, torch.zeros_like(may_think)
     if journal is not None:
         journal.begin_step(text.input_ids)
         may_think = may_think & ~journal.finished

@@ -16,7 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 from quietstar.errors import DataError, SettingsError
 from quietstar.fields import option
 from quietstar.journal import Journal
-from quietstar.loading import UseArguments, context_length, load_model
+from quietstar.loading import UseArguments, context_length, load_model, prompt_ids, text_after
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
 
@@ -97,7 +97,7 @@ def speak(model_name: str, prompt: str | None, args: GenerateArguments, out: Tex
     """
     prompts = list(read_prompts(prompt, args.prompts_file, sys.stdin))
     model, tokenizer = load_model(model_name, args, original=args.original)
-    encoded = [tokenizer(each, return_tensors="pt")["input_ids"] for each in prompts]
+    encoded = [torch.tensor([prompt_ids(tokenizer, each)]) for each in prompts]
     for each in encoded:
         _check_length(model, each.shape[1])
     torch.manual_seed(args.seed)
@@ -159,13 +159,14 @@ class Writer(BaseStreamer):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, console: Console, journal: Journal | None) -> None:
         self.tokenizer, self.console, self.journal = tokenizer, console, journal
-        self.tokens: list[int] | None = None
+        self.prompt: list[int] | None = None
+        self.tokens: list[int] = []
         self.n_written = 0
 
     def put(self, value: Tensor) -> None:
         """The prompt first, then a token at a time."""
-        if self.tokens is None:
-            self.tokens = []
+        if self.prompt is None:
+            self.prompt = value.flatten().tolist()
             return
         self.tokens += value.flatten().tolist()
         if self.journal is not None and bool(self.journal.steps[-1].thought[0]):
@@ -180,7 +181,8 @@ class Writer(BaseStreamer):
         self._write(self._text())
 
     def _text(self) -> str:
-        return self.tokenizer.decode(self.tokens or [], skip_special_tokens=True)
+        prompt = self.prompt or []
+        return text_after(self.tokenizer, prompt + self.tokens, len(prompt))
 
     def _write(self, text: str) -> None:
         self.console.print(Text(text[self.n_written :]), end="")

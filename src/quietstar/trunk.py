@@ -50,6 +50,11 @@ class Trunk:
         """Of the same embeddings."""
         return self.base_lm.get_input_embeddings().weight.device
 
+    @property
+    def window(self) -> int | None:
+        """Of the layers that have one."""
+        return getattr(self.base_lm.config.get_text_config(), "sliding_window", None)
+
     def _lm_head(self) -> LMHead:
         config = self.base_lm.config.get_text_config()
         module = self.base_lm.get_output_embeddings()

@@ -274,6 +274,9 @@ REFUSED = {
     "a column that is missing": ("a.jsonl", '{"question": "x", "reply": "4"}\n', "no column answer"),
     "a row that is none": ("a.jsonl", "[1]\n", "row 1 of"),
     "a value of another type": ("a.jsonl", '{"question": "x", "answer": 4}\n', "no item of gsm8k"),
+    "an answer without a number": ("a.jsonl", '{"question": "x", "answer": "#### four"}\n', "no number"),
+    "a question of another type": ("a.jsonl", '{"question": null, "answer": "#### 4"}\n', "NoneType"),
+    "a broken Parquet file": ("a.parquet", "no parquet", "no Parquet"),
     "an empty question": ("a.jsonl", '{"question": " ", "answer": "#### 4"}\n', "empty question"),
     "no rows": ("a.jsonl", "\n", "has no items"),
     "a folder without it": (".", None, "no test file"),
@@ -296,6 +299,34 @@ def test_the_hub_cannot_be_reached() -> None:
     """One line that names the local way."""
     with pytest.raises(DataError, match="--data gsm8k=FILE"):
         load_items(TASKS["gsm8k"])
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ("csqa", {"answerKey": "E", "question": "x", "choices": {"label": ["A", "B"], "text": ["a", "b"]}}),
+        ("csqa", {"answerKey": "F", "question": "x", "choices": {"label": ["A", "F"], "text": ["a", "b"]}}),
+        ("csqa", {"answerKey": "", "question": "x", "choices": {"label": ["A", "B"], "text": ["a", "b"]}}),
+        ("piqa", {"goal": "x", "sol1": "a", "sol2": "b", "label": -1}),
+        ("siqa", {"context": "x", "question": "y", "answerA": "a", "answerB": "b", "answerC": "c", "label": "0"}),
+    ],
+)
+def test_hidden_labels_are_no_answers(task: str, row: dict, tmp_path: Path) -> None:
+    """As unlabelled splits have them."""
+    with pytest.raises(DataError, match=f"no item of {task}"):
+        load_items(TASKS[task], write(tmp_path / "a.jsonl", [row]))
+
+
+def test_a_line_must_end_with_a_token_of_its_own() -> None:
+    """One that merges with digits, or is a space, would make answers likely that are not."""
+    merged = byte_tokenizer()
+    merged.add_tokens(["1\n"])
+    with pytest.raises(SettingsError, match="line's end alone"):
+        digits(merged)
+    merged = byte_tokenizer()
+    merged.add_tokens(["4\n"])
+    with pytest.raises(DataError, match="not in the task's alphabet"):
+        encode([Item(0, "x", " 4")], merged, digits(merged))
 
 
 def test_unknown_tasks_and_data() -> None:

@@ -122,6 +122,31 @@ def test_a_stopped_run_is_resumed_and_not_mixed(folder: Path, tmp_path: Path, ca
         assert now == before
 
 
+def test_other_questions_are_not_mixed_in(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """The same path, or another, with other data."""
+    options = ["--cot", *SHORT, "--limit", "2"]
+    assert run(folder, tmp_path / "out", *options) == 0
+    (tmp_path / "b.jsonl").write_text('{"question": "5 * 5?", "answer": "#### 25"}\n' * 2)
+    assert run(folder, tmp_path / "out", *options, "--resume", "--data", f"gsm8k={tmp_path / 'b.jsonl'}") == 2
+    assert "another question 1" in capfd.readouterr().err
+
+
+def test_overwriting_deletes_nothing_that_is_read_or_before_all_is_checked(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """Not the model, and not an earlier run for one that cannot start."""
+    (folder / "thinking" / "run.json").write_text("{}")
+    assert run(folder, folder / "thinking", "--overwrite") == 2
+    assert "which this run reads" in capfd.readouterr().err
+    assert (folder / "thinking" / "model.safetensors").exists()
+    out = tmp_path / "out"
+    assert run(folder, out, "--limit", "2") == 0
+    before = (out / "results.json").read_text()
+    for wrong in (["--max_length", "2"], ["--cot", "--cot_tokens", "600"], ["--lm_eval", "local_chance"]):
+        assert run(folder, out, "--limit", "2", "--overwrite", *wrong) == 2
+        assert (out / "results.json").read_text() == before
+
+
 REFUSED = {
     "no task": (["--tasks", "gsm9k"], "choose from gsm8k"),
     "data of another task": (["--data", "csqa=x.jsonl"], "not among the tasks"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import decoders, processors
 
 from quietstar.errors import CheckpointError, DataError
 from quietstar.evaluation.tasks import TASKS, Item
@@ -13,6 +14,7 @@ from quietstar.evaluation.voting import (
     Ledger,
     VotingSettings,
     _cut,
+    check_context,
     extract_letter,
     extract_number,
     majority,
@@ -38,6 +40,9 @@ NUMBERS = {
     " -0": "0",
     " 100": "100",
     " 7th": "7",
+    " .5": "0.5",
+    " 007": "7",
+    " 123456789012345678901234567890123": "123456789012345678901234567890123",
 }
 
 
@@ -162,9 +167,40 @@ def test_a_file_of_something_else_is_not_written_to(tmp_path: Path) -> None:
     assert (tmp_path / "a.jsonl").read_text() == '{"name": 1}\n'
 
 
+def test_an_answer_belongs_to_its_question(tmp_path: Path) -> None:
+    """Other data under the same name are not mixed with what was answered."""
+    vote_on(items=ITEMS[:1], ledger=Ledger(tmp_path / "a.jsonl"), **asked())
+    with pytest.raises(CheckpointError, match="another question 1"):
+        vote_on(items=[Item(0, "5 + 5?", " 10")], ledger=Ledger(tmp_path / "a.jsonl"), **asked())
+
+
+def test_what_the_model_wrote_is_what_it_goes_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tokenizer whose decoder drops the space in front, and one that ends every text with eos."""
+    tokenizer = byte_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    assert tokenizer("x")["input_ids"][-1] == 2
+    assert tokenizer.decode(tokenizer(" x")["input_ids"], skip_special_tokens=True) == "x"
+    prompts, how = [], {**asked(), "tokenizer": tokenizer}
+    tokenizer.pad_token = "<unk>"
+    written = tokenizer(" four apples")["input_ids"][:-1]
+
+    def saying(rows: torch.Tensor, **_: Any) -> torch.Tensor:
+        prompts.append(rows)
+        return torch.cat([rows, torch.tensor([written] * len(rows))], dim=1)
+
+    monkeypatch.setattr(how["model"], "generate", saying)
+    found = vote(item=ITEMS[0], **how)
+    assert not any((rows[:, -1] == 2).any() for rows in prompts)
+    assert "step by step. four apples\nTherefore" in tokenizer.decode(prompts[1][0])
+    assert found["texts"][0] == " four apples\nTherefore, the answer (arabic numerals) is four apples"
+
+
 def test_what_cannot_be_asked_is_refused() -> None:
     """A question beyond the context, an item without an answer."""
+    how = asked()
     with pytest.raises(DataError, match="context is 512"):
-        vote(item=Item(0, "x" * 600, " 4"), **asked())
+        check_context(how["model"], how["tokenizer"], [Item(0, "x" * 600, " 4")], how["settings"])
     with pytest.raises(DataError, match="holds none"):
         vote(item=Item(0, "x", " four"), **asked())

@@ -71,7 +71,8 @@ class BranchCache(DynamicCache):
         if moved_on and bool((grid.columns < grid.n_base - 1).any()):
             raise SettingsError(
                 "thinking at earlier positions than the last needs keys that this sliding-window cache has "
-                "dropped; pass cache=DynamicCache() without a config, or logits_to_keep=1"
+                "dropped; pass cache=DynamicCache() without a config, or logits_to_keep=1 "
+                "(assisted generation thinks at several)"
             )
 
     def repeat(self, n_passes: int) -> None:

@@ -21,13 +21,14 @@ class ForkedCache(Cache):
         text: the cache of the text before this pass, of any kind whose layers say how long they are.
         branch_length: tokens of a branch.
         n_riding: branch tokens at the end of the first pass.
+        window: the base model's sliding window, which a static layer shorter than it does not know.
     """
 
-    def __init__(self, text: Cache, branch_length: int, n_riding: int = 0) -> None:
+    def __init__(self, text: Cache, branch_length: int, n_riding: int = 0, window: int | None = None) -> None:
         # a cache that grows with its first pass has no layers yet
         super().__init__(layer_class_to_replicate=lambda: ForkLayer(self, len(self.layers)))
         self.layers: list[Any]
-        self.text, self.branch_length, self.n_riding = text, branch_length, n_riding
+        self.text, self.branch_length, self.n_riding, self.window = text, branch_length, n_riding, window
         self.rows: Tensor | None = None
         """those whose branch goes on; None for all"""
         self.layers = [ForkLayer(self, index) for index in range(len(text.layers))]
@@ -59,7 +60,7 @@ class ForkLayer(DynamicLayer):
         self.window: int | None = None
         """tokens that a token sees, itself included; None where the layer keeps everything"""
         if self.own is not None and self.is_sliding:
-            self.window = getattr(self.own, "sliding_window", None) or self.own.max_cache_len
+            self.window = getattr(self.own, "sliding_window", None) or fork.window
         self.n_read = 0 if self.own is None else int(self.own.get_seq_length())
         """tokens so far, of the text and of the branch"""
         self.n_kept = self._in_sight(self.n_read)

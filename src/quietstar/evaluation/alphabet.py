@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.evaluation.tasks import MARKER
+from quietstar.errors import SettingsError
+from quietstar.evaluation.tasks import LETTERS, MARKER
 
 SPACES = {"▁": " ", "Ġ": " "}
 """what tokenizers write for a space"""
@@ -35,17 +36,27 @@ def digits(tokenizer: PreTrainedTokenizerBase) -> Alphabet:
     return Alphabet(ids=tuple(sorted({*found, end_of_line(tokenizer, " 1")})), note=note)
 
 
-def letters(tokenizer: PreTrainedTokenizerBase, n: int = 5) -> Alphabet:
+def letters(tokenizer: PreTrainedTokenizerBase) -> Alphabet:
     """The first letters of the alphabet as they follow a space, and the line's end."""
     found = {end_of_line(tokenizer, " A")}
-    for i in range(n):
-        found.add(_answer_tokens(tokenizer, f" {chr(ord('A') + i)}")[-2])
+    for letter in LETTERS:
+        found.add(_answer_tokens(tokenizer, f" {letter}")[-2])
     return Alphabet(ids=tuple(sorted(found)))
 
 
 def end_of_line(tokenizer: PreTrainedTokenizerBase, answer: str) -> int:
-    """The token that ends the line after an answer."""
-    return _answer_tokens(tokenizer, answer)[-1]
+    """The token that ends the line after an answer.
+
+    Raises:
+        SettingsError: it has none that is nothing else.
+    """
+    found = _answer_tokens(tokenizer, answer)[-1]
+    if tokenizer.convert_ids_to_tokens(found) not in ("\n", "Ċ", "<0x0A>") and tokenizer.decode([found]) != "\n":
+        raise SettingsError(
+            f"the tokenizer ends a line after{answer} with {tokenizer.convert_ids_to_tokens(found)!r}, and direct "
+            "tasks need a token that is a line's end alone; use --cot or --lm_eval with this model"
+        )
+    return found
 
 
 def _answer_tokens(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:

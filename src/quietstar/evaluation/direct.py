@@ -60,6 +60,12 @@ def encode(
             raise DataError(
                 f"the answer of item {item.index + 1} has {len(ids) - first} tokens; give max_length more than that"
             )
+        counted = [token for token in ids[first:] if token in alphabet.ids]
+        if ids[-1] not in alphabet.ids or len(counted) < 2:
+            raise DataError(
+                f"the tokenizer writes the answer of item {item.index + 1}, {item.answer!r}, with tokens that are not "
+                "in the task's alphabet; leave it out, or use --cot"
+            )
         found.append(Continuation(ids=ids, first=first, alphabet=alphabet.ids))
     return found, n_cut
 
@@ -74,6 +80,8 @@ def after_marker(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[in
     else:
         ids = tokenizer(text)["input_ids"]
         n_markers = tokenizer.decode(ids).count(MARKER)
+        if n_markers == 0:
+            raise DataError("the tokenizer does not keep line ends, after which answers are looked for; use --cot")
         first = len(ids)
         while tokenizer.decode(ids[: first - 1]).count(MARKER) == n_markers:
             first -= 1

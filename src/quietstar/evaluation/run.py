@@ -15,15 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.errors import SettingsError
-from quietstar.evaluation import perplexity, report, sweep
+from quietstar.evaluation import perplexity, report, sweep, voting
 from quietstar.evaluation.arguments import EvaluateArguments
 from quietstar.evaluation.direct import DirectScores, alphabet_of, encode, score_items
 from quietstar.evaluation.interval import Estimate, bootstrap, share_of
 from quietstar.evaluation.report import Figure
-from quietstar.evaluation.scoring import Speaker
+from quietstar.evaluation.scoring import Continuation, Speaker
 from quietstar.evaluation.tasks import Item, Task, find_task, load_items, parse_data
-from quietstar.evaluation.voting import Ledger, vote_on
-from quietstar.folders import MARKER, claim, refuse_full, versions
+from quietstar.folders import MARKER, claim, refuse_full, refuse_holding, versions
 from quietstar.loading import context_length, load_model
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
@@ -31,7 +30,7 @@ from quietstar.policy import ThinkPolicy
 logger = logging.getLogger(__name__)
 
 FREE = frozenset({"overwrite", "resume", "output_dir", "batch_size", "device", "trust_remote_code", "data"})
-"""settings that a run which is resumed may change: they change no figure"""
+"""settings that a run which is resumed may change: no answer that is kept depends on them (an answer knows its item)"""
 
 
 @dataclass(slots=True)
@@ -89,9 +88,10 @@ def evaluate(model_name: str, args: EvaluateArguments, console: Console | None =
     folder = Path(args.output_dir or f"runs/{Path(model_name).name or 'model'}-evaluation")
     settings = {"model": model_name, "settings": asdict(args), "versions": versions()}
     refuse_full(folder, overwrite=args.overwrite, resume=args.resume)
+    paths = parse_data(args.data)
+    refuse_holding(folder, [model_name, *paths.values(), args.perplexity, args.lm_eval_path])
     if args.resume:
         refuse_changed(folder, settings)
-    paths = parse_data(args.data)
     items = {name: load_items(find_task(name), paths.get(name), args.limit) for name in args.tasks}
     text = None if args.perplexity is None else perplexity.read_text(args.perplexity)
     if args.lm_eval:
@@ -101,14 +101,21 @@ def evaluate(model_name: str, args: EvaluateArguments, console: Console | None =
     model, tokenizer = load_model(model_name, args, original=args.original)
     check_context(model, args)
     run = Evaluation(model, tokenizer, args, folder, [], console)
-    windows = None
-    if text is not None:
-        windows = perplexity.windows(text, tokenizer, args.max_length, args.limit)
+    # whatever can be wrong is said before a folder is touched and before long work
+    windows = None if text is None else perplexity.windows(text, tokenizer, args.max_length, args.limit)
+    encoded = {name: encode_task(run, find_task(name), of_task) for name, of_task in items.items()}
+    if args.cot:
+        for name, of_task in items.items():
+            voting.check_context(model, tokenizer, of_task, args.voting)
+            for item in of_task:
+                voting.right_answer(find_task(name), item)
+    if args.sweep or (windows is not None and "thinking" in run.modes):
+        sweep.pyplot("the picture of a sweep or of a perplexity")
     claim(folder, settings, overwrite=args.overwrite, resume=args.resume)
 
     sweeps = {}
     for name, of_task in items.items():
-        points = direct(run, find_task(name), of_task)
+        points = direct(run, find_task(name), of_task, *encoded[name])
         if points:
             sweeps[name] = points
     if sweeps:
@@ -128,7 +135,7 @@ def evaluate(model_name: str, args: EvaluateArguments, console: Console | None =
 def check_context(model: PreTrainedModel, args: EvaluateArguments) -> None:
     """Raise SettingsError where items of max_length and a thought do not fit the model."""
     limit, n_ahead = context_length(model), getattr(model.config, "n_ahead", 0)
-    if limit is not None and args.max_length + n_ahead > limit:
+    if (args.tasks or args.perplexity) and limit is not None and args.max_length + n_ahead > limit:
         raise SettingsError(
             f"max_length is {args.max_length}, a thought {n_ahead}, and the model's context {limit}; give a "
             f"max_length of at most {limit - n_ahead}"
@@ -154,12 +161,19 @@ def refuse_changed(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def direct(run: Evaluation, task: Task, items: list[Item]) -> list[sweep.Point]:
-    """Direct answers without thoughts and with them; the points of a sweep where one was asked for."""
+def encode_task(run: Evaluation, task: Task, items: list[Item]) -> tuple[list[Continuation], str]:
+    """A task's items as they are scored, and what a reader of the result should know about that."""
     alphabet = alphabet_of(task, run.tokenizer)
     sequences, n_cut = encode(items, run.tokenizer, alphabet, run.args.max_length)
-    rule = sweep.swept_rule(run.args.think) if run.args.sweep else None
     notes = [alphabet.note, f"{n_cut} items were cut to {run.args.max_length} tokens" if n_cut else ""]
+    return sequences, "; ".join(note for note in notes if note)
+
+
+def direct(
+    run: Evaluation, task: Task, items: list[Item], sequences: list[Continuation], notes: str
+) -> list[sweep.Point]:
+    """Direct answers without thoughts and with them; the points of a sweep where one was asked for."""
+    rule = sweep.swept_rule(run.args.think) if run.args.sweep else None
     scores: dict[str, DirectScores] = {}
     for mode in run.modes:
         with run.progress(f"{task.name} {mode}", len(items), "answer probability") as progress:
@@ -179,7 +193,7 @@ def direct(run: Evaluation, task: Task, items: list[Item]) -> list[sweep.Point]:
                     difference=None if base is None else bootstrap(values.double() - base.double()),
                     share_thought=scores[mode].share_thought,
                     seconds=scores[mode].seconds,
-                    notes="; ".join(note for note in notes if note),
+                    notes=notes,
                 )
             )
     if rule is None:
@@ -204,12 +218,12 @@ def chain_of_thought(run: Evaluation, task: Task, items: list[Item]) -> None:
     """Majority votes without thoughts and with them."""
     right: dict[str, torch.Tensor] = {}
     for mode in run.modes:
-        ledger = Ledger(run.folder / f"{task.name}-cot-{mode}.jsonl")
+        ledger = voting.Ledger(run.folder / f"{task.name}-cot-{mode}.jsonl")
         thoughts: dict[str, Any] = {}
         if mode != "original":
             thoughts = {"think": run.args.think if mode == "thinking" else "never", **run.args.thought_settings}
         with run.progress(f"{task.name} votes {mode}", len(items), "right") as progress:
-            answers = vote_on(
+            answers = voting.vote_on(
                 run.model,
                 run.tokenizer,
                 task,

@@ -19,6 +19,9 @@ from quietstar.errors import DataError, MissingExtraError, SettingsError
 MARKER = "\nA:"
 """what an answer stands after"""
 
+LETTERS = "ABCDE"
+"""of choices"""
+
 FILES = (".jsonl", ".json", ".parquet")
 
 
@@ -59,7 +62,10 @@ class Task:
 
 
 def _gsm8k(row: dict[str, Any]) -> tuple[str, str]:
-    return row["question"], row["answer"].split("####")[-1]
+    answer = row["answer"].split("####")[-1].rstrip("\n")
+    if not any(character.isdigit() for character in answer):
+        raise ValueError(f"its answer {answer!r} has no number")
+    return row["question"], answer
 
 
 def _letters(question: str, choices: list[str], labels: list[str] | None = None) -> str:
@@ -77,16 +83,20 @@ def _csqa(row: dict[str, Any]) -> tuple[str, str]:
         labels, texts = list(choices["label"]), list(choices["text"])
     else:
         labels, texts = [each["label"] for each in choices], [each["text"] for each in choices]
+    if row["answerKey"] not in labels or not set(labels) <= set(LETTERS):
+        raise ValueError(f"its answer {row['answerKey']!r} or its labels {labels} are not among {LETTERS}")
     return _letters(question, texts, labels), " " + row["answerKey"]
 
 
 def _piqa(row: dict[str, Any]) -> tuple[str, str]:
-    return _letters(row["goal"], [row["sol1"], row["sol2"]]), " " + "AB"[int(row["label"])]
+    return _letters(row["goal"], [row["sol1"], row["sol2"]]), " " + {"0": "A", "1": "B"}[str(row["label"])]
 
 
 def _siqa(row: dict[str, Any]) -> tuple[str, str]:
     question = f"{row['context']} {row['question']}"
-    return _letters(question, [row[f"answer{letter}"] for letter in "ABC"]), " " + "ABC"[int(row["label"]) - 1]
+    return _letters(question, [row[f"answer{letter}"] for letter in "ABC"]), " " + {"1": "A", "2": "B", "3": "C"}[
+        str(row["label"])
+    ]
 
 
 PARQUET = "refs/convert/parquet"
@@ -160,6 +170,8 @@ def load_items(task: Task, path: str | None = None, limit: int | None = None) ->
             question, answer = task.read(row)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise DataError(f"{where} is no item of {task.name}: {type(error).__name__} {error}") from error
+        if not isinstance(question, str):
+            raise DataError(f"{where} is no item of {task.name}: its question is {type(question).__name__}; mend it")
         if not question.strip() or not answer.strip():
             raise DataError(f"{where} has an empty question or answer; take it out")
         items.append(Item(index=index, question=question, answer=answer))
@@ -179,7 +191,11 @@ def _from_file(task: Task, path: Path) -> Iterator[Any]:
     if path.suffix not in FILES:
         raise DataError(f"{path} is no {', '.join(FILES)} file; convert it, or give another")
     if path.suffix == ".parquet":
-        yield from _datasets().load_dataset("parquet", data_files=str(path), split="train")
+        datasets = _datasets()
+        try:
+            yield from datasets.load_dataset("parquet", data_files=str(path), split="train")
+        except Exception as error:
+            raise DataError(f"{path} is no Parquet file: {str(error).splitlines()[0]}; give another file") from error
         return
     try:
         text = path.read_text(encoding="utf-8")

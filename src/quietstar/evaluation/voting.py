@@ -4,13 +4,13 @@ The defaults are those of the released script. An answer is written on disk as s
 is killed goes on where it was.
 """
 
+import hashlib
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from quietstar.errors import CheckpointError, DataError
 from quietstar.evaluation.scoring import Stopwatch
 from quietstar.evaluation.tasks import Item, Task
-from quietstar.loading import context_length
+from quietstar.loading import context_length, prompt_ids, text_after
 
 STOPS = ("Q:", "\n\n\n")
 """where a worked answer ends, as the model has begun with another question"""
@@ -40,11 +40,12 @@ class VotingSettings:
 
 def extract_number(text: str) -> str | None:
     """The first number of a text, commas within it left out: `-1,250.50` gives -1250.5; None where there is none."""
-    match = re.search(r"-?\d+(?:\.\d+)?", re.sub(r"(?<=\d),(?=\d)", "", text))
+    match = re.search(r"(-?)(\d*)(?:\.(\d+))?(?<=\d)", re.sub(r"(?<=\d),(?=\d)", "", text))
     if match is None:
         return None
-    number = Decimal(match.group()).normalize()
-    return f"{number:f}" if number else "0"
+    sign, whole, fraction = match.group(1), match.group(2).lstrip("0") or "0", (match.group(3) or "").rstrip("0")
+    number = f"{whole}.{fraction}" if fraction else whole
+    return number if number == "0" else sign + number
 
 
 def extract_letter(text: str) -> str | None:
@@ -62,6 +63,40 @@ def majority(votes: list[str | None]) -> str | None:
 def extractor(task: Task) -> Callable[[str], str | None]:
     """How an answer to this task is found in a text."""
     return extract_number if task.numeric else extract_letter
+
+
+def right_answer(task: Task, item: Item) -> str:
+    """What votes are compared with.
+
+    Raises:
+        DataError: the item's answer holds none.
+    """
+    found = extractor(task)(item.answer)
+    if found is None:
+        raise DataError(f"the answer of item {item.index + 1}, {item.answer!r}, holds none for {task.name}; mend it")
+    return found
+
+
+def digest(item: Item) -> str:
+    """Tells an item from others that may stand in its place."""
+    return hashlib.sha256(item.text.encode()).hexdigest()[:16]
+
+
+def check_context(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[Item], settings: VotingSettings
+) -> None:
+    """Raise DataError where a question, its reasoning and its answer may not fit the model."""
+    limit, n_ahead = context_length(model), getattr(model.config, "n_ahead", 0)
+    if tokenizer.pad_token_id is None:
+        raise DataError("the tokenizer has no pad, eos or unk token to fill rows of votes with; give it one")
+    n_more = settings.max_new_tokens + len(prompt_ids(tokenizer, settings.cut_over)) + settings.answer_tokens + n_ahead
+    for item in items:
+        n_tokens = len(prompt_ids(tokenizer, f"Q: {item.question}{settings.prompt}"))
+        if limit is not None and n_tokens + n_more > limit:
+            raise DataError(
+                f"question {item.index + 1} has {n_tokens} tokens, {n_more} may follow, and the model's context is "
+                f"{limit}; give a smaller --cot_tokens, or leave that question out"
+            )
 
 
 @torch.no_grad()
@@ -85,6 +120,7 @@ def vote(
         seed: the question's own draws follow from it and from its index.
         thoughts: further arguments of `generate`.
     """
+    gold = right_answer(task, item)
     torch.manual_seed(hash((seed, item.index)) % 2**63)
     watch = Stopwatch(model.device)
     asked = f"Q: {item.question}{settings.prompt}"
@@ -98,14 +134,11 @@ def vote(
     )
     texts = [f"{asked}{_cut(text)}".rstrip() + settings.cut_over for text in worked]
     answers = _go_on(model, tokenizer, texts, settings.answer_tokens, **how)
-    extract = extractor(task)
-    votes = [extract(answer) for answer in answers]
-    gold = extract(item.answer)
-    if gold is None:
-        raise DataError(f"the answer of item {item.index + 1}, {item.answer!r}, holds none for {task.name}; mend it")
+    votes = [extractor(task)(answer) for answer in answers]
     answer = majority(votes)
     return {
         "index": item.index,
+        "item": digest(item),
         "gold": gold,
         "answer": answer,
         "right": answer == gold,
@@ -119,13 +152,9 @@ def _go_on(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], n_new: int, **how: Any
 ) -> list[str]:
     """What the model writes after each text: so many tokens at most."""
-    encoded = tokenizer(texts, return_tensors="pt", padding=True)
-    n_tokens, limit = encoded["input_ids"].shape[1], context_length(model)
-    if limit is not None and n_tokens + n_new + getattr(model.config, "n_ahead", 0) > limit:
-        raise DataError(
-            f"a question has {n_tokens} tokens, {n_new} may follow, and the model's context is "
-            f"{limit}; give a smaller --cot_tokens, or leave that question out"
-        )
+    prompts = {"input_ids": [prompt_ids(tokenizer, text) for text in texts]}
+    encoded = tokenizer.pad(prompts, return_tensors="pt", padding_side="left")
+    n_tokens = encoded["input_ids"].shape[1]
     rows = model.generate(
         encoded["input_ids"].to(model.device),
         attention_mask=encoded["attention_mask"].to(model.device),
@@ -133,12 +162,16 @@ def _go_on(
         tokenizer=tokenizer,
         **how,
     )
-    return tokenizer.batch_decode(rows[:, n_tokens:], skip_special_tokens=True)
+    return [text_after(tokenizer, row, n_tokens) for row in rows.tolist()]
 
 
 def _cut(text: str) -> str:
     """A worked answer up to where another question begins."""
     return text[: min((at for stop in STOPS if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+LINE = frozenset({"index", "item", "gold", "answer", "right", "votes", "texts", "seconds"})
+"""what is written about a question"""
 
 
 class Ledger:
@@ -167,8 +200,9 @@ class Ledger:
         for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
             try:
                 answer = json.loads(line)
-                answer["index"], answer["right"]
-            except (ValueError, TypeError, KeyError) as error:
+                if missing := LINE - answer.keys():
+                    raise KeyError(*missing)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise CheckpointError(f"line {number} of {self.path} is no answer; take that file away") from error
             yield answer
 
@@ -197,7 +231,18 @@ def vote_on(
     progress: Callable[[int, float], None] | None = None,
     **thoughts: Any,
 ) -> list[dict[str, Any]]:
-    """Ask each question that has not been answered yet; the answers to all of them, in the dataset's order."""
+    """Ask each question that has not been answered yet; the answers to all of them, in the dataset's order.
+
+    Raises:
+        CheckpointError: an answer that is there is to another question.
+    """
+    by_index = {line["index"]: line for line in ledger.lines}
+    for item in items:
+        if item.index in by_index and by_index[item.index]["item"] != digest(item):
+            raise CheckpointError(
+                f"{ledger.path} holds an answer to another question {item.index + 1} than the data have now; give the "
+                "old data, another output_dir, or --overwrite"
+            )
     for item in items:
         if item.index not in ledger.done:
             ledger.add(vote(model, tokenizer, task, item, settings, seed, **thoughts))

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 import quietstar
 from quietstar.base import first_line, load_tokenizer
 from quietstar.errors import CheckpointError, SettingsError
-from quietstar.folders import claim, refuse_full, versions
+from quietstar.folders import claim, refuse_full, refuse_holding, versions
 from quietstar.model import QuietStarForCausalLM
 from quietstar.training.arguments import ModelArguments, QuietStarTrainingArguments
 from quietstar.training.data import DataArguments, build_datasets
@@ -49,6 +49,8 @@ def run_training(
         "training": args.to_dict(),
     }
     refuse_full(args.output_dir, overwrite=args.overwrite, resume=resume)
+    if args.overwrite:
+        refuse_holding(args.output_dir, [model_args.model, data_args.dataset, data_args.eval_dataset])
     checkpoint = checkpoint_to_resume(args) if resume else None
 
     tokenizer = load_tokenizer(model_args.model, trust_remote_code=model_args.trust_remote_code)
