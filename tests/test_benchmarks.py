@@ -11,9 +11,10 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "speed.py"
 
 
-def run(*options: str) -> subprocess.CompletedProcess:
+def run(*options: str, script: str = "speed.py") -> subprocess.CompletedProcess:
+    short = ["--steps", "1"] if script == "speed.py" else ["--rounds", "1"]
     return subprocess.run(
-        [sys.executable, str(SCRIPT), "--threads", "1", "--steps", "1", *options],
+        [sys.executable, str(SCRIPT.with_name(script)), "--threads", "1", *short, *options],
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -62,3 +63,23 @@ def test_a_ragged_batch_needs_what_its_own_tokens_need(monkeypatch: pytest.Monke
     ragged = speed.replace(row, lengths=(128, 64, 64, 2))
     assert speed.branch_tokens(ragged) / speed.branch_tokens(row) == (127 + 63 + 63 + 1) / (4 * 127)
     assert 0.5 < speed.needed_flops(config, ragged) / speed.needed_flops(config, row) < 0.6
+
+
+@pytest.mark.slow
+def test_decoding_is_timed_beside_the_base_models_step(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    done = run("--batch", "2", "--prompt", "8", "--tokens", "2", "--output", str(out), script="decoding.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("| batch | prompt | base step, ms | think always |")
+    (row,) = json.loads(out.read_text())
+    assert row["always"] > row["base"] > 0
+
+
+@pytest.mark.slow
+def test_scoring_is_timed_beside_the_base_model(tmp_path: Path) -> None:
+    rows = [{"question": f"What is {n} and {n}?", "answer": f"#### {2 * n}"} for n in range(12)]
+    (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("--data", str(tmp_path / "gsm8k.jsonl"), "--items", "4", script="scoring.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("4 items of ")
+    assert done.stdout.count("\n| plain") == 2
