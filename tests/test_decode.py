@@ -1,5 +1,6 @@
 """Decoding: what is thought while a text is generated is what the grid thinks over the whole of it, for less work."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -269,3 +270,17 @@ def test_a_fork_leaves_nothing_twice() -> None:
     fork.update(keys, keys, 0)
     assert text.layers[0].keys.data_ptr() == fork.layers[0].memory[0].data_ptr()
     assert torch.equal(text.layers[0].keys, keys[:, :, :4])
+
+
+def test_nothing_of_a_branch_is_left_behind() -> None:
+    """Keys of a step are freed with it, not when garbage is collected some time later."""
+    model, inputs = tiny_model("llama", n_ahead=4), prompts(6)
+    gc.collect()
+    gc.disable()
+    try:
+        for think in ("always", "never", "entropy:0"):
+            model.generate(**inputs, think=think, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
+        left = [found for found in gc.get_objects() if isinstance(found, ForkLayer) and (found.known or found.memory)]
+    finally:
+        gc.enable()
+    assert not left

@@ -12,6 +12,7 @@ Legend: B rows, Q new tokens of each, R rows that think, K sampled tokens of a t
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -71,32 +72,33 @@ def decode(
     opening = start if n_tokens else torch.cat([start, end], dim=1)
     n_opening = opening.shape[1]
     n_riding = n_opening if rides else 0
-    fork = ForkedCache(cache, branch_length=n_tokens + 2, n_riding=n_riding, window=trunk.window)
     # of the text with a whole branch after it: a pass uses what it has come to
     S = attention_mask.shape[1]
     mask = pad(attention_mask, (0, n_tokens + 2), value=1)
     ahead = torch.arange(1, n_tokens + 3, device=position_ids.device)
     positions = torch.cat([position_ids, position_ids[:, -1:] + ahead], dim=1)
 
-    def read(embeds: Tensor, n_branch: int) -> Tensor:
-        """[., n, D] -> the same of states: tokens of which the last is the n_branch-th of the branches."""
-        n, end = embeds.shape[1], Q + n_branch
-        return trunk.base_pass(embeds, mask[:, : S + n_branch], positions[:, end - n : end], fork)
+    with closing(ForkedCache(cache, branch_length=n_tokens + 2, n_riding=n_riding, window=trunk.window)) as fork:
 
-    hidden = read(torch.cat([embeds, opening], dim=1) if rides else embeds, n_riding)
-    h_base = hidden[:, :Q]
+        def read(embeds: Tensor, n_branch: int) -> Tensor:
+            """[., n, D] -> the same of states: tokens of which the last is the n_branch-th of the branches."""
+            n, end = embeds.shape[1], Q + n_branch
+            return trunk.base_pass(embeds, mask[:, : S + n_branch], positions[:, end - n : end], fork)
 
-    rows = who_thinks(h_base).nonzero().flatten()
-    words = rows.new_zeros(len(rows), n_tokens)
-    if len(rows) == 0:
-        return Decoded(h_base, rows, words, h_base[:0, 0])
-    if len(rows) < B:
-        fork.select(rows)
-        hidden, mask, positions, opening, end = (of[rows] for of in (hidden, mask, positions, opening, end))
-    state = hidden[:, -1] if rides else read(opening, n_opening)[:, -1]
-    for k in range(n_tokens):
-        words[:, k] = draw(state)
-        word = trunk.embed(words[:, k])[:, None]
-        is_last = k == n_tokens - 1
-        state = read(torch.cat([word, end], dim=1) if is_last else word, k + 2 + is_last)[:, -1]
-    return Decoded(h_base, rows, words, state)
+        hidden = read(torch.cat([embeds, opening], dim=1) if rides else embeds, n_riding)
+        h_base = hidden[:, :Q]
+
+        rows = who_thinks(h_base).nonzero().flatten()
+        words = rows.new_zeros(len(rows), n_tokens)
+        if len(rows) == 0:
+            return Decoded(h_base, rows, words, h_base[:0, 0])
+        if len(rows) < B:
+            fork.select(rows)
+            hidden, mask, positions, opening, end = (of[rows] for of in (hidden, mask, positions, opening, end))
+        state = hidden[:, -1] if rides else read(opening, n_opening)[:, -1]
+        for k in range(n_tokens):
+            words[:, k] = draw(state)
+            word = trunk.embed(words[:, k])[:, None]
+            is_last = k == n_tokens - 1
+            state = read(torch.cat([word, end], dim=1) if is_last else word, k + 2 + is_last)[:, -1]
+        return Decoded(h_base, rows, words, state)

@@ -33,6 +33,10 @@ class ForkedCache(Cache):
         """those whose branch goes on; None for all"""
         self.layers = [ForkLayer(self, index) for index in range(len(text.layers))]
 
+    def close(self) -> None:
+        """Drop the branches' memory: layers and cache know each other, and would keep it until a garbage collection."""
+        self.layers.clear()
+
     def select(self, rows: Tensor) -> None:
         """Go on with some rows [R] after the pass over the text."""
         self.rows = rows
