@@ -14,7 +14,7 @@ from quietstar.output import CACHE
 from tests.plain_loop import mismatches, plain_loop
 from tests.tiny import VOCABULARY, make_thoughtful, random_thoughts, texts, tiny_base, tiny_model
 
-CACHED = ["llama", "gpt2", "mistral-window", "qwen2-window", "gemma3_text", "mixtral-window"]
+CACHED = ["llama", "qwen3", "gpt2", "mistral-window", "qwen2-window", "gemma3_text", "mixtral-window"]
 """learned positions, experts, and every kind of window among them"""
 
 

@@ -47,8 +47,12 @@ class Figure:
             _between(self.measure, self.estimate),
             "" if self.difference is None else _difference(self.measure, self.difference),
             "" if self.share_thought is None else f"{100 * self.share_thought:.0f} %",
-            "" if self.samples_per_second is None else f"{self.samples_per_second:.3g}",
+            "" if self.samples_per_second is None else _rate(self.samples_per_second),
         )
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
 
 
 def _is_share(measure: str) -> bool:
