@@ -90,11 +90,6 @@ class Predictions:
     """[B, V] after the last token, where a policy has looked at them"""
 
     @property
-    def n_new(self) -> int:
-        """Q"""
-        return self.h_base.shape[1]
-
-    @property
     def mixed(self) -> Tensor:
         """[B, Q, D]: mixed where a thought was written (the first pass), h_base elsewhere."""
         return mixed_states(self.grid, self.h_base, self.said)

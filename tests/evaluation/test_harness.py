@@ -1,6 +1,9 @@
 """lm-eval with thoughts, on a local task file without network."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import lm_eval
@@ -131,6 +134,34 @@ def test_thoughts_change_what_is_written(folder: Path) -> None:
         ]
         texts.append(asked.generate_until(wanted))
     assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.slow
+def test_its_own_command_knows_the_name(folder: Path, tmp_path: Path) -> None:
+    """As the docs have it; an impossible policy is one line."""
+    command = [sys.executable, "-m", "quietstar.evaluation", "run", "--model", "quietstar", "--tasks", "local_choice"]
+    command += [
+        "--include_path",
+        str(folder / "tasks"),
+        "--output_path",
+        str(tmp_path / "out"),
+        "--limit",
+        "3",
+        "--device",
+        "cpu",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+    def run_with(think: str) -> subprocess.CompletedProcess:
+        model = f"pretrained={folder / 'thinking'},think={think}"
+        return subprocess.run([*command, "--model_args", model], capture_output=True, text=True, env=environment)
+
+    done = run_with("entropy:2.5")
+    assert done.returncode == 0, done.stderr
+    assert "local_choice" in done.stdout
+    wrong = run_with("often")
+    assert wrong.returncode == 2
+    assert "choose from always" in wrong.stderr.strip().splitlines()[-1]
 
 
 def test_evaluate_runs_it(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

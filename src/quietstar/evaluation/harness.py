@@ -1,13 +1,12 @@
 """lm-eval with thoughts: any of its tasks, by `quietstar evaluate --lm_eval`, or by lm-eval's own command.
 
-    python -m quietstar.evaluation.harness run --model quietstar --model_args pretrained=DIR,think=entropy:2.5 --tasks X
+    python -m quietstar.evaluation run --model quietstar --model_args pretrained=DIR,think=entropy:2.5 --tasks X
 
 That command is lm-eval's (EleutherAI/lm-evaluation-harness), to which a model named `quietstar` has been made known. A
 script that imports this module may use the name as well. Answers that are scored are thought about where they are
 scored, texts that are generated at every token, each as the policy says.
 """
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -213,17 +212,3 @@ def add_figures(
                 seconds=seconds,
             )
         )
-
-
-def main() -> None:
-    """lm-eval's own command."""
-    from lm_eval.__main__ import cli_evaluate
-
-    cli_evaluate()
-
-
-if __name__ == "__main__":
-    sys.argv[0] = "lm-eval"
-    from quietstar.evaluation import harness  # registered by its own name
-
-    harness.main()
