@@ -100,6 +100,24 @@ def test_a_plain_model_and_a_thinking_ones_base_are_original(folder: Path, tmp_p
     assert values[0] == values[1] == values[2]
 
 
+def test_an_earlier_evaluation_is_compared_with(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """Item by item; other items, or another kind of answer, are refused before long work."""
+    before, options = tmp_path / "before", ["--limit", "4", "--cot", *SHORT]
+    assert run(folder, before, *options, "--original", model="base") == 0
+    assert run(folder, tmp_path / "after", *options, "--baseline", str(before)) == 0
+    results = json.loads((tmp_path / "after" / "results.json").read_text())["results"]
+    old = {each["measure"]: each for each in json.loads((before / "results.json").read_text())["results"]}
+    for each in results:
+        gained = each["estimate"]["value"] - old[each["measure"]]["estimate"]["value"]
+        assert each["beside_baseline"]["value"] == pytest.approx(gained, abs=1e-6)
+    assert "beside baseline" in (tmp_path / "after" / "results.md").read_text()
+    assert "beside baseline" not in (before / "results.md").read_text()
+    for wrong, says in ((["--limit", "5"], "no answer to item 5"), (["--baseline", str(folder)], "no results.json")):
+        assert run(folder, tmp_path / "wrong", "--baseline", str(before), *wrong) == 2
+        assert says in capfd.readouterr().err
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_a_stopped_run_is_resumed_and_not_mixed(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     """Answers that are there stay; another setting is refused by name."""
     out = tmp_path / "out"

@@ -33,6 +33,9 @@ class EvaluateArguments(UseArguments):
     lm_eval: str | None = option(None, "tasks of lm-eval, with commas between them (extra: lm-eval)", WHAT)
     lm_eval_path: str | None = option(None, "folder with task files of lm-eval of your own", WHAT)
     original: bool = option(False, "a plain model as it is, or a thinking one's base model: no thoughts", WHAT)
+    baseline: str | None = option(
+        None, "folder of an earlier evaluation, such as that of the untrained model, to compare with item by item", WHAT
+    )
     sweep: bool = option(
         False, "move the threshold of --think, and draw answer probability against share of positions thought at", WHAT
     )

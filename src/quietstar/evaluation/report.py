@@ -12,7 +12,18 @@ from quietstar.evaluation.interval import Estimate
 from quietstar.evaluation.perplexity import Bin, Perplexity
 from quietstar.evaluation.sweep import Point
 
-HEADINGS = ("task", "measure", "mode", "n", "value", "95 % interval", "beside base", "thought at", "items/s")
+HEADINGS = (
+    "task",
+    "measure",
+    "mode",
+    "n",
+    "value",
+    "95 % interval",
+    "beside base",
+    "beside baseline",
+    "thought at",
+    "items/s",
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,6 +37,8 @@ class Figure:
     estimate: Estimate
     difference: Estimate | None = None
     """to base, item by item"""
+    beside_baseline: Estimate | None = None
+    """to an earlier evaluation, item by item"""
     share_thought: float | None = None
     """of the scored positions"""
     seconds: float | None = None
@@ -45,7 +58,8 @@ class Figure:
             str(self.estimate.n),
             _value(self.measure, self.estimate.value),
             _between(self.measure, self.estimate),
-            "" if self.difference is None else _difference(self.measure, self.difference),
+            _difference(self.measure, self.difference),
+            _difference(self.measure, self.beside_baseline),
             "" if self.share_thought is None else f"{100 * self.share_thought:.0f} %",
             "" if self.samples_per_second is None else _rate(self.samples_per_second),
         )
@@ -70,20 +84,30 @@ def _between(measure: str, estimate: Estimate) -> str:
     return f"{low.removesuffix(' %')} - {high}"
 
 
-def _difference(measure: str, estimate: Estimate) -> str:
-    """+1.20 (0.40 - 2.10)"""
+def _difference(measure: str, estimate: Estimate | None) -> str:
+    """+1.20 (+0.40 to +2.10)"""
+    if estimate is None:
+        return ""
     if not _is_share(measure):
         return f"{estimate.value:+.4f} ({estimate.low:+.4f} to {estimate.high:+.4f})"
     return f"{100 * estimate.value:+.2f} ({100 * estimate.low:+.2f} to {100 * estimate.high:+.2f})"
 
 
+def rows_of(figures: list[Figure]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows, without the columns in which there is nothing."""
+    rows = [figure.cells() for figure in figures]
+    used = [index for index in range(len(HEADINGS)) if any(row[index] for row in rows) or not rows]
+    return tuple(HEADINGS[index] for index in used), [tuple(row[index] for index in used) for row in rows]
+
+
 def table(figures: list[Figure]) -> Table:
     """For the screen."""
+    headings, rows = rows_of(figures)
     made = Table(box=None, header_style="bold")
-    for index, heading in enumerate(HEADINGS):
+    for index, heading in enumerate(headings):
         made.add_column(heading, justify="left" if index < 3 else "right", overflow="fold")
-    for figure in figures:
-        made.add_row(*figure.cells(), style="bold" if figure.mode == "thinking" else None)
+    for figure, row in zip(figures, rows, strict=True):
+        made.add_row(*row, style="bold" if figure.mode == "thinking" else None)
     return made
 
 
@@ -133,7 +157,7 @@ def write(
     further: dict[str, Any],
 ) -> str:
     """Write results.json and results.md; the Markdown is returned."""
-    text = "# Results\n\n" + markdown(HEADINGS, [figure.cells() for figure in figures], n_left=3)
+    text = "# Results\n\n" + markdown(*rows_of(figures), n_left=3)
     if notes := dict.fromkeys(f"{figure.task}: {figure.notes}" for figure in figures if figure.notes):
         text += "\n" + "".join(f"- {note}\n" for note in notes)
     for task, points in sweeps.items():

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from quietstar.errors import SettingsError
 from quietstar.evaluation import perplexity, report, sweep, voting
 from quietstar.evaluation.arguments import EvaluateArguments
+from quietstar.evaluation.baseline import Baseline
 from quietstar.evaluation.direct import DirectScores, alphabet_of, encode, score_items
 from quietstar.evaluation.interval import Estimate, bootstrap, share_of
 from quietstar.evaluation.report import Figure
@@ -43,6 +44,7 @@ class Evaluation:
     folder: Path
     figures: list[Figure]
     console: Console
+    baseline: Baseline | None = None
 
     @property
     def modes(self) -> list[str]:
@@ -54,6 +56,10 @@ class Evaluation:
         policy = ThinkPolicy.parse(think or self.args.think) if mode == "thinking" else None
         generator = torch.Generator(self.model.device).manual_seed(self.args.seed)
         return Speaker(self.model, policy, self.args.thought_temperature, self.args.thought_top_p, generator)
+
+    def beside_baseline(self, values: torch.Tensor, items: list[Item], name: str, measure: str) -> Estimate | None:
+        """How far values [n] lie from an earlier evaluation's; None where there is none."""
+        return None if self.baseline is None else self.baseline.difference(values, items, name, measure)
 
     @contextmanager
     def progress(self, what: str, n: int, score: str) -> Iterator[Callable[[int, float], None]]:
@@ -89,10 +95,16 @@ def evaluate(model_name: str, args: EvaluateArguments, console: Console | None =
     settings = {"model": model_name, "settings": asdict(args), "versions": versions()}
     refuse_full(folder, overwrite=args.overwrite, resume=args.resume)
     paths = parse_data(args.data)
-    refuse_holding(folder, [model_name, *paths.values(), args.perplexity, args.lm_eval_path])
+    refuse_holding(folder, [model_name, *paths.values(), args.perplexity, args.lm_eval_path, args.baseline])
     if args.resume:
         refuse_changed(folder, settings)
     items = {name: load_items(find_task(name), paths.get(name), args.limit) for name in args.tasks}
+    baseline = None if args.baseline is None else Baseline(args.baseline)
+    if baseline is not None:  # that it has these items is seen before long work
+        for name, of_task in items.items():
+            baseline.difference(torch.zeros(len(of_task)), of_task, name, "exact_match")
+            if args.cot:
+                baseline.difference(torch.zeros(len(of_task)), of_task, f"{name}-cot", "right")
     text = None if args.perplexity is None else perplexity.read_text(args.perplexity)
     if args.lm_eval:
         from quietstar.evaluation.harness import known_tasks, run_lm_eval
@@ -100,7 +112,7 @@ def evaluate(model_name: str, args: EvaluateArguments, console: Console | None =
         known_tasks(args.lm_eval, args.lm_eval_path)
     model, tokenizer = load_model(model_name, args, original=args.original)
     check_context(model, args)
-    run = Evaluation(model, tokenizer, args, folder, [], console)
+    run = Evaluation(model, tokenizer, args, folder, [], console, baseline)
     # whatever can be wrong is said before a folder is touched and before long work
     windows = None if text is None else perplexity.windows(text, tokenizer, args.max_length, args.limit)
     encoded = {name: encode_task(run, find_task(name), of_task) for name, of_task in items.items()}
@@ -191,6 +203,7 @@ def direct(
                     mode=mode,
                     estimate=share_of(values) if measure == "exact_match" else bootstrap(values),
                     difference=None if base is None else bootstrap(values.double() - base.double()),
+                    beside_baseline=run.beside_baseline(values, items, task.name, measure),
                     share_thought=scores[mode].share_thought,
                     seconds=scores[mode].seconds,
                     notes=notes,
@@ -210,7 +223,12 @@ def write_items(path: Path, items: list[Item], scores: DirectScores) -> None:
         for item, probability, exact in zip(
             items, scores.answer_probability.tolist(), scores.exact_match.tolist(), strict=True
         ):
-            line = {"index": item.index, "answer_probability": probability, "exact_match": exact}
+            line = {
+                "index": item.index,
+                "item": voting.digest(item),
+                "answer_probability": probability,
+                "exact_match": exact,
+            }
             file.write(json.dumps(line) + "\n")
 
 
@@ -245,6 +263,7 @@ def chain_of_thought(run: Evaluation, task: Task, items: list[Item]) -> None:
                 mode=mode,
                 estimate=share_of(right[mode]),
                 difference=difference,
+                beside_baseline=run.beside_baseline(right[mode], items, f"{task.name}-cot", "right"),
                 seconds=sum(answer["seconds"] for answer in answers),
             )
         )

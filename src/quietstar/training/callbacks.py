@@ -23,6 +23,10 @@ SHOWN = (
 """figures of a line on the screen; trackers and log_history get all of them"""
 
 
+TASK_FIGURES = ("_answer_probability", "_exact_match")
+"""ends of the names of tasks' figures, shown too"""
+
+
 class ProgressLines(ProgressCallback):
     """The progress bar, with its time left, and above it the figures that matter, a line each time."""
 
@@ -31,7 +35,8 @@ class ProgressLines(ProgressCallback):
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
         prefix = "eval_" if any(name.startswith("eval_") for name in logs) else ""
-        figures = [f"{name} {logs[prefix + name]:.4g}" for name in SHOWN if prefix + name in logs]
+        tasks = (name.removeprefix(prefix) for name in logs if name.endswith(TASK_FIGURES))
+        figures = [f"{name} {logs[prefix + name]:.4g}" for name in (*SHOWN, *tasks) if prefix + name in logs]
         if figures:
             what = "held out" if prefix else "training"
             self.training_bar.write(f"step {state.global_step:>5}  {what}  {'  '.join(figures)}")
