@@ -1,7 +1,6 @@
 """A whole evaluation, from names to a folder of results."""
 
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,8 +26,6 @@ from quietstar.folders import MARKER, claim, refuse_full, refuse_holding, versio
 from quietstar.loading import context_length, load_model
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
-
-logger = logging.getLogger(__name__)
 
 FREE = frozenset({"overwrite", "resume", "output_dir", "batch_size", "device", "trust_remote_code", "data"})
 """settings that a run which is resumed may change: no answer that is kept depends on them (an answer knows its item)"""
