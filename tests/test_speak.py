@@ -12,21 +12,15 @@ from quietstar.cli import main
 from quietstar.errors import QuietStarError
 from quietstar.speak import GenerateArguments, read_prompts, speak
 
-from .tiny import make_thoughtful
-from .tiny_tokenizer import byte_tokenizer, tiny_folder
+from .tiny_tokenizer import byte_tokenizer, thinking_folders
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A thinking model that speaks lower-case letters, and the base model it was made from beside it."""
-    where, tokenizer = tmp_path_factory.mktemp("models"), byte_tokenizer()
-    tiny_folder(where / "base")
+    tokenizer = byte_tokenizer()
     banned = [i for i in range(len(tokenizer)) if tokenizer.convert_ids_to_tokens(i) not in ascii_lowercase]
-    model = QuietStarForCausalLM.from_base(str(where / "base"), n_ahead=5, suppressed_token_ids=banned)
-    make_thoughtful(model)
-    model.save_pretrained(where / "thinking")
-    tokenizer.save_pretrained(where / "thinking")
-    return where
+    return thinking_folders(tmp_path_factory.mktemp("models"), n_ahead=5, suppressed_token_ids=banned)
 
 
 def spoken(folder: Path, prompt: str | None = "one two", name: str = "thinking", **how: object) -> str:

@@ -5,7 +5,9 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from .tiny import FAMILIES, loud
+from quietstar import QuietStarForCausalLM
+
+from .tiny import FAMILIES, loud, make_thoughtful
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -27,3 +29,13 @@ def tiny_folder(folder: Path, family: str = "mistral", **settings: object) -> Pa
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def thinking_folders(where: Path, base: dict | None = None, **settings: object) -> Path:
+    """A folder with a plain model in `base`, and in `thinking` one that was made of it, with random thoughts."""
+    tiny_folder(where / "base", **(base or {}))
+    model = QuietStarForCausalLM.from_base(str(where / "base"), **settings)
+    make_thoughtful(model)
+    model.save_pretrained(where / "thinking")
+    byte_tokenizer().save_pretrained(where / "thinking")
+    return where

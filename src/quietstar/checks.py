@@ -53,13 +53,17 @@ def check_arguments(
     for name, value in counts_given.items():
         if value is not None and value < 1:
             raise SettingsError(f"{name} is {value}; give a whole number of at least 1")
-    temperature, top_p = sampling["thought_temperature"], sampling["thought_top_p"]
-    if temperature is not None and not 0 <= temperature < float("inf"):
-        raise SettingsError(f"thought_temperature is {temperature}; give a number of at least 0")
-    if top_p is None or not 0 < top_p <= 1:
-        raise SettingsError(f"thought_top_p is {top_p}; give a number above 0, at most 1")
+    check_sampling(**sampling)
     if unknown := sorted(set(ignored) - IGNORED_ARGUMENTS):
         raise SettingsError(f"forward does not know the argument {', '.join(unknown)}; see its docstring")
+
+
+def check_sampling(thought_temperature: float | None, thought_top_p: float | None) -> None:
+    """Raise SettingsError where no thought can be drawn so."""
+    if thought_temperature is not None and not 0 <= thought_temperature < float("inf"):
+        raise SettingsError(f"thought_temperature is {thought_temperature}; give a number of at least 0")
+    if thought_top_p is None or not 0 < thought_top_p <= 1:
+        raise SettingsError(f"thought_top_p is {thought_top_p}; give a number above 0, at most 1")
 
 
 def check_thoughts(config: QuietStarConfig, words: Tensor) -> None:

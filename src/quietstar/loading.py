@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.attention import BACKENDS
 from quietstar.base import check_head, first_line, holds_thinking_model, load_base, load_tokenizer
+from quietstar.checks import check_sampling
 from quietstar.errors import CheckpointError, SettingsError
 from quietstar.fields import option
 from quietstar.model import QuietStarForCausalLM
@@ -45,10 +46,7 @@ class UseArguments:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise SettingsError(f"dtype is {self.dtype!r}; choose from {', '.join(DTYPES)}")
-        if not self.thought_temperature >= 0:
-            raise SettingsError(f"thought_temperature is {self.thought_temperature}; give a number of at least 0")
-        if not 0 < self.thought_top_p <= 1:
-            raise SettingsError(f"thought_top_p is {self.thought_top_p}; give a number above 0, at most 1")
+        check_sampling(**self.thought_settings)
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed is {self.seed}; give a number from 0 to {2**32 - 1}")
         ThinkPolicy.parse(self.think)

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
-from quietstar.attention import BranchCache
 from quietstar.decode import decode
 from quietstar.grid import ThoughtGrid
 from quietstar.journal import Journal
@@ -30,7 +29,7 @@ from quietstar.talk import (
     split_branches,
     talk,
 )
-from quietstar.think import Thoughts, think
+from quietstar.think import think
 from quietstar.trunk import Trunk
 from quietstar.vocabulary import draw
 
@@ -217,24 +216,21 @@ def predict_over_grid(
     )
     over_text = (trunk, grid, model.thought_embeddings)
 
-    def sample(cache: BranchCache) -> Thoughts:
-        return think(
-            trunk,
-            grid,
-            cache,
-            model.thought_embeddings,
-            n_tokens=K,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            suppressed=sampling.suppressed,
-            generator=sampling.generator,
-        )
-
     with trunk.keeping_caches():
         branch_cache, grown = trunk.branch_cache(text.cache, grid), None
         if thoughts is None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not in_parts):
-                sampled = sample(branch_cache)
+                sampled = think(
+                    trunk,
+                    grid,
+                    branch_cache,
+                    model.thought_embeddings,
+                    n_tokens=K,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    suppressed=sampling.suppressed,
+                    generator=sampling.generator,
+                )
             words, grown = sampled.tokens, sampled.hidden
         else:
             words = grid.gather_columns(thoughts.transpose(1, 2)).transpose(0, 1)

@@ -12,11 +12,10 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
-from quietstar import QuietStarForCausalLM
 from quietstar.evaluation.harness import QuietStarLM
 
-from ..tiny import make_thoughtful, tiny_model
-from ..tiny_tokenizer import byte_tokenizer, tiny_folder
+from ..tiny import tiny_model
+from ..tiny_tokenizer import byte_tokenizer, thinking_folders
 from .test_run import run
 
 CHOICE = """
@@ -56,12 +55,7 @@ metric_list: [{metric: word_perplexity}]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A thinking model, and tasks of each kind."""
-    where = tmp_path_factory.mktemp("lm-eval")
-    tiny_folder(where / "base", max_position_embeddings=512)
-    model = QuietStarForCausalLM.from_base(str(where / "base"), n_ahead=4)
-    make_thoughtful(model)
-    model.save_pretrained(where / "thinking")
-    byte_tokenizer().save_pretrained(where / "thinking")
+    where = thinking_folders(tmp_path_factory.mktemp("lm-eval"), {"max_position_embeddings": 512}, n_ahead=4)
     rows = [{"question": f"is {n} more than {7 - n}?", "label": n % 3} for n in range(6)]
     (where / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (where / "gsm8k.jsonl").write_text('{"question": "2 + 2?", "answer": "#### 4"}\n')

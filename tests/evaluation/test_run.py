@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from quietstar import QuietStarForCausalLM
 from quietstar.cli import main
 
-from ..tiny import make_thoughtful
-from ..tiny_tokenizer import byte_tokenizer, tiny_folder
+from ..tiny_tokenizer import thinking_folders
 
 GSM8K = [{"question": f"{n} + {n}?", "answer": f"so #### {2 * n}"} for n in range(1, 13)]
 SHORT = ["--cot_tokens", "5", "--answer_tokens", "3", "--votes", "2"]
@@ -18,12 +16,7 @@ SHORT = ["--cot_tokens", "5", "--answer_tokens", "3", "--votes", "2"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A thinking model, a plain one, and a few questions."""
-    where = tmp_path_factory.mktemp("models")
-    tiny_folder(where / "base", max_position_embeddings=512)
-    model = QuietStarForCausalLM.from_base(str(where / "base"), n_ahead=4)
-    make_thoughtful(model)
-    model.save_pretrained(where / "thinking")
-    byte_tokenizer().save_pretrained(where / "thinking")
+    where = thinking_folders(tmp_path_factory.mktemp("models"), {"max_position_embeddings": 512}, n_ahead=4)
     (where / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GSM8K))
     (where / "text.txt").write_text("Some text of which the perplexity is measured. " * 20)
     return where

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from quietstar.errors import CheckpointError
-from quietstar.evaluation.interval import Estimate, bootstrap
 from quietstar.evaluation.tasks import Item
 from quietstar.evaluation.voting import digest
 
@@ -31,12 +30,11 @@ class Baseline:
         if not (self.folder / "results.json").is_file():
             raise CheckpointError(f"baseline {folder} holds no results.json; give the output_dir of an evaluation")
 
-    def difference(self, values: Tensor, items: list[Item], name: str, measure: str) -> Estimate:
-        """Mean difference of values [n] to the baseline's, and its interval.
+    def values(self, items: list[Item], name: str, measure: str) -> Tensor:
+        """[n] in float64: its values of n items.
 
         Args:
-            values: one for each item.
-            items: the same items, in order.
+            items: in order.
             name: of the file, without its mode: gsm8k, or gsm8k-cot.
             measure: the key of the baseline's value in a line.
 
@@ -53,7 +51,7 @@ class Baseline:
                     "there; evaluate it on the same data"
                 )
             theirs.append(float(line[measure]))
-        return bootstrap(values.double() - torch.tensor(theirs, dtype=torch.float64))
+        return torch.tensor(theirs, dtype=torch.float64)
 
     def _lines(self, name: str) -> dict[int, dict[str, Any]]:
         for mode in MODES:

@@ -139,14 +139,18 @@ def known_tasks(names: str, path: str | None) -> tuple[list[str], TaskManager]:
     return split, manager
 
 
-def run_lm_eval(run: "Evaluation") -> dict[str, Any]:
+def run_lm_eval(run: "Evaluation", names: list[str], manager: TaskManager) -> dict[str, Any]:
     """Ask a model lm-eval's tasks, without thoughts and with them; figures are added to the run's.
+
+    Args:
+        run: the evaluation that they belong to.
+        names: of the tasks.
+        manager: knows them; see `known_tasks`.
 
     Returns:
         lm-eval's own results by mode.
     """
     args = run.args
-    names, manager = known_tasks(str(args.lm_eval), args.lm_eval_path)
     found: dict[str, Any] = {}
     samples: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for mode in run.modes:

@@ -155,8 +155,8 @@ def write(
     perplexity: Perplexity | None,
     sweeps: dict[str, list[Point]],
     further: dict[str, Any],
-) -> str:
-    """Write results.json and results.md; the Markdown is returned."""
+) -> None:
+    """Write results.json and results.md."""
     text = "# Results\n\n" + markdown(*rows_of(figures), n_left=3)
     if notes := dict.fromkeys(f"{figure.task}: {figure.notes}" for figure in figures if figure.notes):
         text += "\n" + "".join(f"- {note}\n" for note in notes)
@@ -173,7 +173,6 @@ def write(
     }
     (folder / "results.json").write_text(json.dumps(_finite(results), indent=2, default=str) + "\n")
     (folder / "results.md").write_text(text)
-    return text
 
 
 def _finite(value: Any) -> Any:

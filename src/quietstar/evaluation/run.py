@@ -56,7 +56,9 @@ class Evaluation:
 
     def beside_baseline(self, values: torch.Tensor, items: list[Item], name: str, measure: str) -> Estimate | None:
         """How far values [n] lie from an earlier evaluation's; None where there is none."""
-        return None if self.baseline is None else self.baseline.difference(values, items, name, measure)
+        if self.baseline is None:
+            return None
+        return bootstrap(values.double() - self.baseline.values(items, name, measure))
 
     @contextmanager
     def progress(self, what: str, n: int, score: str) -> Iterator[Callable[[int, float], None]]:
@@ -99,14 +101,14 @@ def evaluate(model_name: str, args: EvaluateArguments, console: Console | None =
     baseline = None if args.baseline is None else Baseline(args.baseline)
     if baseline is not None:  # that it has these items is seen before long work
         for name, of_task in items.items():
-            baseline.difference(torch.zeros(len(of_task)), of_task, name, "exact_match")
+            baseline.values(of_task, name, "exact_match")
             if args.cot:
-                baseline.difference(torch.zeros(len(of_task)), of_task, f"{name}-cot", "right")
+                baseline.values(of_task, f"{name}-cot", "right")
     text = None if args.perplexity is None else perplexity.read_text(args.perplexity)
     if args.lm_eval:
         from quietstar.evaluation.harness import known_tasks, run_lm_eval
 
-        known_tasks(args.lm_eval, args.lm_eval_path)
+        lm_tasks = known_tasks(args.lm_eval, args.lm_eval_path)
     model, tokenizer = load_model(model_name, args, original=args.original)
     check_context(model, args)
     run = Evaluation(model, tokenizer, args, folder, [], console, baseline)
@@ -135,7 +137,7 @@ def evaluate(model_name: str, args: EvaluateArguments, console: Console | None =
     found = None if windows is None else text_perplexity(run, windows)
     further: dict[str, Any] = {}
     if args.lm_eval:
-        further["lm_eval"] = run_lm_eval(run)
+        further["lm_eval"] = run_lm_eval(run, *lm_tasks)
     report.write(folder, run.figures, settings, found, sweeps, further)
     console.print(report.table(run.figures))
     return json.loads((folder / "results.json").read_text())

@@ -183,7 +183,8 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lines = list(self._read())
+        self.answers = {answer["index"]: answer for answer in self._read()}
+        """by the question's index"""
 
     def _read(self) -> Iterator[dict[str, Any]]:
         """What is there. A last line that a kill has torn is taken out of the file.
@@ -206,18 +207,13 @@ class Ledger:
                 raise CheckpointError(f"line {number} of {self.path} is no answer; take that file away") from error
             yield answer
 
-    @property
-    def done(self) -> set[int]:
-        """Indices of the questions that have been answered."""
-        return {line["index"] for line in self.lines}
-
     def add(self, answer: dict[str, Any]) -> None:
         """Write an answer, and see to it that it is on disk."""
         with self.path.open("ab") as file:
             file.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self.lines.append(answer)
+        self.answers[answer["index"]] = answer
 
 
 def vote_on(
@@ -236,17 +232,16 @@ def vote_on(
     Raises:
         CheckpointError: an answer that is there is to another question.
     """
-    by_index = {line["index"]: line for line in ledger.lines}
+    answers = ledger.answers
     for item in items:
-        if item.index in by_index and by_index[item.index]["item"] != digest(item):
+        if item.index in answers and answers[item.index]["item"] != digest(item):
             raise CheckpointError(
                 f"{ledger.path} holds an answer to another question {item.index + 1} than the data have now; give the "
                 "old data, another output_dir, or --overwrite"
             )
     for item in items:
-        if item.index not in ledger.done:
+        if item.index not in answers:
             ledger.add(vote(model, tokenizer, task, item, settings, seed, **thoughts))
         if progress is not None:
-            progress(len(ledger.lines), sum(line["right"] for line in ledger.lines) / len(ledger.lines))
-    by_index = {line["index"]: line for line in ledger.lines}
-    return [by_index[item.index] for item in items]
+            progress(len(answers), sum(answer["right"] for answer in answers.values()) / len(answers))
+    return [answers[item.index] for item in items]

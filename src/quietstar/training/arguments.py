@@ -11,6 +11,7 @@ from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.evaluation.tasks import TASKS, find_task, parse_data
 from quietstar.fields import Help, option
+from quietstar.loading import DTYPES
 
 MODEL = "model"
 LORA = "low-rank adapters"
@@ -49,8 +50,8 @@ class ModelArguments:
     merge: bool = option(False, "add the adapters to the weights at the end, and save it so", LORA)
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise SettingsError(f"dtype is {self.dtype!r}; choose from auto, float32, bfloat16, float16")
+        if self.dtype not in DTYPES:
+            raise SettingsError(f"dtype is {self.dtype!r}; choose from {', '.join(DTYPES)}")
         if self.attention_backend not in ("auto", *BACKENDS):
             raise SettingsError(
                 f"attention_backend is {self.attention_backend!r}; choose from auto, {', '.join(BACKENDS)}"
