@@ -5,7 +5,7 @@ K sampled tokens of a thought, D hidden size, V vocabulary.
 """
 
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,9 @@ from quietstar.predict import (
     where_thoughts_count,
 )
 from quietstar.trunk import Trunk
+
+if TYPE_CHECKING:
+    from quietstar.inspection.trace import Trace
 
 
 class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin):
@@ -297,6 +300,31 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
     def set_output_embeddings(self, value: nn.Module) -> None:
         """Replace the base model's LM head."""
         self.base_lm.set_output_embeddings(value)
+
+    def inspect(
+        self,
+        text: str | list[str],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        generate: int = 0,
+        max_length: int | None = None,
+        **settings: Any,
+    ) -> "Trace":
+        """What it thinks over texts, and whether the thoughts matter; see `quietstar.inspection`.
+
+        Args:
+            text: read as it is, or gone on from.
+            tokenizer: of the model.
+            generate: tokens to write, greedily, after each text; then these alone are thought before.
+            max_length: tokens of the windows into which longer texts are cut.
+            settings: fields of `quietstar.inspection.observe.TraceSettings`: think, thought, interventions, ...
+
+        Raises:
+            QuietStarError: an impossible setting, or a text that is empty or too long.
+        """
+        from quietstar.inspection.texts import inspect_texts
+
+        return inspect_texts(self, tokenizer, text, generate=generate, max_length=max_length, **settings)
 
     def merge_lora(self) -> None:
         """Add the adapters to the weights that they adapt, in place; the config then has none."""

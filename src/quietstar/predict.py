@@ -207,8 +207,11 @@ def predict_over_grid(
     in_parts = torch.is_grad_enabled() and trunk.recomputes
     embeds = trunk.embed(text.input_ids)
     h_base = trunk.base_pass(embeds, text.attention_mask, text.position_ids[:, -Q:], text.cache)
+    if not policy.is_always:
+        decided = decide_over(model, trunk, text, may_think, policy, h_base, sampling.generator).think
+        may_think = may_think.index_put(may_think.nonzero(as_tuple=True), decided)
     grid = ThoughtGrid.grow(
-        pad(_decide(model, trunk, text, may_think, policy, h_base, sampling), (text.attention_mask.shape[1] - Q, 0)),
+        pad(may_think, (text.attention_mask.shape[1] - Q, 0)),
         text.attention_mask,
         text.position_ids,
         n_passes=n_passes,
@@ -247,18 +250,16 @@ def predict_over_grid(
 
 
 @torch.no_grad()
-def _decide(
+def decide_over(
     model: "QuietStarForCausalLM",
     trunk: Trunk,
     text: Text,
     may_think: Tensor,
     policy: ThinkPolicy,
     h_base: Tensor,
-    sampling: Sampling,
-) -> Tensor:
-    """[B, Q] bool: where `may_think` and the policy agree."""
-    if policy.is_always:
-        return may_think
+    generator: torch.Generator | None,
+) -> Decision:
+    """What the policy says of the new tokens where `may_think` [B, Q]: of these N, row by row."""
     rows, columns = may_think.nonzero(as_tuple=True)
     moment = Moment(
         rows=rows,
@@ -267,9 +268,9 @@ def _decide(
         h_base=h_base.detach()[rows, columns],
         to_logits=trunk.logits,
         to_weight=model.mixing_head,
-        generator=sampling.generator,
+        generator=generator,
     )
-    return may_think.index_put((rows, columns), policy.decide(moment).think)
+    return policy.decide(moment)
 
 
 def where_thoughts_count(

@@ -16,15 +16,42 @@ from transformers.generation.streamers import BaseStreamer
 from quietstar.errors import DataError, SettingsError
 from quietstar.fields import option
 from quietstar.journal import Journal
-from quietstar.loading import UseArguments, context_length, load_model, prompt_ids, text_after
+from quietstar.loading import UseArguments, context_length, load_model, prompt_ids
 from quietstar.model import QuietStarForCausalLM
+from quietstar.pieces import Pieces
 from quietstar.policy import ThinkPolicy
 
 TEXT = "text"
 
 
 @dataclass(kw_only=True)
-class GenerateArguments(UseArguments):
+class SpeakArguments(UseArguments):
+    """How visible tokens are chosen.
+
+    Raises:
+        SettingsError: a value is impossible.
+    """
+
+    temperature: float = option(0.0, "temperature of the text; 0 takes the likeliest tokens", TEXT)
+    top_p: float = option(1.0, "tokens are drawn among the likeliest that together reach this probability", TEXT)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature >= 0:
+            raise SettingsError(f"temperature is {self.temperature}; give a number of at least 0")
+        if not 0 < self.top_p <= 1:
+            raise SettingsError(f"top_p is {self.top_p}; give a number above 0, at most 1")
+
+    @property
+    def text_settings(self) -> dict[str, Any]:
+        """How tokens are chosen, as `generate` takes it."""
+        if self.temperature == 0:
+            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+
+
+@dataclass(kw_only=True)
+class GenerateArguments(SpeakArguments):
     """What to continue, and how.
 
     Raises:
@@ -33,8 +60,6 @@ class GenerateArguments(UseArguments):
 
     prompts_file: str | None = option(None, "read prompts from this file, one in each line; - is standard input", TEXT)
     max_new_tokens: int = option(128, "tokens to write at most", TEXT)
-    temperature: float = option(0.0, "temperature of the text; 0 takes the likeliest tokens", TEXT)
-    top_p: float = option(1.0, "tokens are drawn among the likeliest that together reach this probability", TEXT)
     stop: list[str] = option([], "strings that end the text", TEXT)
     original: bool = option(False, "let a plain model speak, or a thinking one's base model: no thoughts", "model")
     show_thoughts: bool = option(False, "show each token's thought before it, in grey", "thoughts")
@@ -43,19 +68,8 @@ class GenerateArguments(UseArguments):
         super().__post_init__()
         if self.max_new_tokens < 1:
             raise SettingsError(f"max_new_tokens is {self.max_new_tokens}; give a number of at least 1")
-        if not self.temperature >= 0:
-            raise SettingsError(f"temperature is {self.temperature}; give a number of at least 0")
-        if not 0 < self.top_p <= 1:
-            raise SettingsError(f"top_p is {self.top_p}; give a number above 0, at most 1")
         if self.original and self.show_thoughts:
             raise SettingsError("show_thoughts was given with original, which has no thoughts; leave one out")
-
-    @property
-    def text_settings(self) -> dict[str, Any]:
-        """How tokens are chosen, as `generate` takes it."""
-        if self.temperature == 0:
-            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
 
 
 def read_prompts(prompt: str | None, file: str | None, stdin: TextIO) -> Iterator[str]:
@@ -159,35 +173,27 @@ class Writer(BaseStreamer):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, console: Console, journal: Journal | None) -> None:
         self.tokenizer, self.console, self.journal = tokenizer, console, journal
-        self.prompt: list[int] | None = None
-        self.tokens: list[int] = []
-        self.n_written = 0
+        self.pieces: Pieces | None = None
 
     def put(self, value: Tensor) -> None:
         """The prompt first, then a token at a time."""
-        if self.prompt is None:
-            self.prompt = value.flatten().tolist()
+        if self.pieces is None:
+            self.pieces = Pieces(self.tokenizer, value.flatten().tolist(), skip_special_tokens=True)
             return
-        self.tokens += value.flatten().tolist()
         if self.journal is not None and bool(self.journal.steps[-1].thought[0]):
             thought = self.tokenizer.decode(self.journal.steps[-1].tokens[0])
             self.console.print(Text(f"⟨{_one_line(thought)}⟩", style="bright_black"), end="")
-        text = self._text()
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character may take several tokens
-            self._write(text)
+        for token in value.flatten().tolist():
+            self._write(self.pieces.add(token))
 
     def end(self) -> None:
         """What is left."""
-        self._write(self._text())
-
-    def _text(self) -> str:
-        prompt = self.prompt or []
-        return text_after(self.tokenizer, prompt + self.tokens, len(prompt))
+        if self.pieces is not None:
+            self._write(self.pieces.rest())
 
     def _write(self, text: str) -> None:
-        self.console.print(Text(text[self.n_written :]), end="")
+        self.console.print(Text(text), end="")
         self.console.file.flush()
-        self.n_written = len(text)
 
 
 def _one_line(text: str) -> str:

@@ -9,6 +9,8 @@ VERBS = {
     "train": "teach a model to think from plain text",
     "generate": "continue a prompt, thinking before each token",
     "evaluate": "how well it answers and predicts, with thoughts and without",
+    "inspect": "what it thinks over a text, and whether the thoughts matter",
+    "serve": "an HTTP server that speaks OpenAI's protocol, and a page to watch thoughts on",
     "convert": "checkpoints of the released code, in and out",
 }
 

@@ -59,6 +59,8 @@ class Estimate:
 
 
 N_RESAMPLES = 2000
+ITEMS_AT_ONCE = 1 << 20
+"""drawn at once, of all resamples together"""
 
 
 def bootstrap(values: Tensor, weights: Tensor | None = None, seed: int = 0) -> Estimate:
@@ -79,10 +81,10 @@ def bootstrap(values: Tensor, weights: Tensor | None = None, seed: int = 0) -> E
     weights = torch.ones(n, dtype=torch.float64) if weights is None else weights.double()
     generator = torch.Generator().manual_seed(seed)
     means = []
-    for _ in range(N_RESAMPLES):
-        drawn = torch.randint(n, (n,), generator=generator)
-        means.append((values[drawn] * weights[drawn]).sum() / weights[drawn].sum())
-    low, high = torch.stack(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    for part in torch.arange(N_RESAMPLES).split(max(1, ITEMS_AT_ONCE // n)):
+        drawn = torch.randint(n, (len(part), n), generator=generator)
+        means.append((values[drawn] * weights[drawn]).sum(1) / weights[drawn].sum(1))
+    low, high = torch.cat(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Estimate(value=float((values * weights).sum() / weights.sum()), low=low, high=high, n=n)
 
 

@@ -171,14 +171,14 @@ def write(
         **({"sweep": {task: [asdict(point) for point in points] for task, points in sweeps.items()}} if sweeps else {}),
         **further,
     }
-    (folder / "results.json").write_text(json.dumps(_finite(results), indent=2, default=str) + "\n")
+    (folder / "results.json").write_text(json.dumps(finite(results), indent=2, default=str) + "\n")
     (folder / "results.md").write_text(text)
 
 
-def _finite(value: Any) -> Any:
-    """JSON knows no infinity."""
+def finite(value: Any) -> Any:
+    """The same without infinities and NaN, which JSON does not know: null in their place."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,22 @@
+"""`quietstar inspect`: what a model thinks over a text, and whether it matters."""
+
+from quietstar.cli.options import make_parser, parse, say
+from quietstar.inspection.arguments import RUN, WHAT_IF, InspectArguments
+from quietstar.inspection.run import inspect
+from quietstar.loading import MODEL, THOUGHTS
+from quietstar.speak import TEXT
+
+
+def main(argv: list[str]) -> None:
+    """Parse and inspect."""
+    parser = make_parser(
+        "quietstar inspect",
+        "Record what a model thinks over a text, and what other thoughts in the same places would do.",
+        InspectArguments,
+        groups=(TEXT, THOUGHTS, WHAT_IF, RUN, MODEL),
+        config=True,
+        positional={"model": "folder or hub name of a thinking model"},
+    )
+    args, given = parse(parser, argv, InspectArguments, rest=True)
+    folder = inspect(given["model"], args)
+    say(f"wrote {folder}")

@@ -1,0 +1,1 @@
+"""What a thinking model thinks, position by position, and whether it matters."""

@@ -1,0 +1,152 @@
+"""What else could have been thought: interventions on recorded thoughts, to see whether what they say matters.
+
+Legend: N thoughts of a whole trace, C of them, K tokens of a thought, k of the thought in its place, n words.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from quietstar.errors import SettingsError
+
+REDRAWS = 16
+"""times that an order is drawn anew where it leaves a thought as it was"""
+
+
+@dataclass(slots=True, kw_only=True)
+class Situation:
+    """What an intervention may use."""
+
+    thoughts: Tensor
+    """[N, K]: all thoughts of the trace"""
+    words: Tensor
+    """[n]: tokens that random thoughts are made of"""
+    filler: int
+    """the token that says nothing"""
+    given: Tensor | None = None
+    """[k]: the user's thought"""
+    generator: torch.Generator | None = None
+    """source of random numbers, on the CPU"""
+
+
+Replace = Callable[[Situation], Tensor | None]
+"""-> [N, k] thoughts in the place of those recorded; None where that cannot be done"""
+
+
+def filler(now: Situation) -> Tensor:
+    """As many tokens that say nothing: the same computation, no content (as in arXiv 2404.15758)."""
+    return torch.full_like(now.thoughts, now.filler)
+
+
+def shuffled(now: Situation) -> Tensor:
+    """The same tokens in another order; a thought of one token, or of equal ones, has no other."""
+    order = torch.argsort(torch.rand(now.thoughts.shape, generator=now.generator), dim=1)
+    mixed = now.thoughts.gather(1, order)
+    for _ in range(REDRAWS):
+        same = (mixed == now.thoughts).all(1)
+        order = torch.argsort(torch.rand(now.thoughts[same].shape, generator=now.generator), dim=1)
+        mixed[same] = now.thoughts[same].gather(1, order)
+    return mixed
+
+
+def swapped(now: Situation) -> Tensor | None:
+    """A thought from another position of the trace: each goes to one other position."""
+    N = len(now.thoughts)
+    if N < 2:
+        return None
+    # a cycle through all positions in a random order leaves none with its own
+    order = torch.randperm(N, generator=now.generator)
+    other = torch.empty_like(order)
+    other[order] = order.roll(1)
+    return now.thoughts[other]
+
+
+def random_tokens(now: Situation) -> Tensor:
+    """As many tokens of the vocabulary, all equally likely."""
+    drawn = torch.randint(len(now.words), now.thoughts.shape, generator=now.generator)
+    return now.words[drawn]
+
+
+def given(now: Situation) -> Tensor | None:
+    """The thought that the user typed, everywhere."""
+    return None if now.given is None else now.given.expand(len(now.thoughts), -1)
+
+
+def truncated(n: int) -> Replace:
+    """Early answering (arXiv 2307.13702): the thought ends after n tokens."""
+    return lambda now: now.thoughts[:, :n]
+
+
+REMOVED = "removed"
+"""the one intervention without any thought: the base prediction"""
+SIMPLE: dict[str, tuple[str, Replace]] = {
+    "filler": ("filler in its place", filler),
+    "shuffled": ("its tokens shuffled", shuffled),
+    "swapped": ("another position's thought", swapped),
+    "random": ("random tokens", random_tokens),
+}
+GIVEN = "given"
+TRUNCATED = "truncated"
+CHOICES = (REMOVED, *SIMPLE, TRUNCATED)
+"""what can be asked for by name; a typed thought comes with its text"""
+
+
+@dataclass(frozen=True, slots=True)
+class Intervention:
+    """One way to change thoughts."""
+
+    name: str
+    """the beginning of its columns' names"""
+    label: str
+    """what it is, in words"""
+    replace: Replace | None
+    """None removes the thought"""
+
+
+def interventions_of(names: list[str], n_thought_tokens: int, has_given: bool) -> list[Intervention]:
+    """Those of that name; `truncated` stands for one for each length from 0 to K - 1.
+
+    Raises:
+        SettingsError: there is none of a name.
+    """
+    found = []
+    for name in names:
+        if name not in CHOICES:
+            raise SettingsError(f"intervention {name!r} is unknown; choose from {', '.join(CHOICES)}")
+        if name == REMOVED:
+            found.append(Intervention(REMOVED, "thought removed", None))
+        elif name == TRUNCATED:
+            for n in range(n_thought_tokens):
+                label = f"cut after {n} token{'' if n == 1 else 's'}"
+                found.append(Intervention(f"{TRUNCATED}_{n}", label, truncated(n)))
+        else:
+            found.append(Intervention(name, *SIMPLE[name]))
+    if has_given:
+        found.append(Intervention(GIVEN, "the thought that was typed", given))
+    return found
+
+
+def plain_words(tokenizer: PreTrainedTokenizerBase, vocab_size: int, suppressed: list[int] | None) -> Tensor:
+    """[n]: tokens that are no special ones and may be thought."""
+    left_out = {*tokenizer.all_special_ids, *(suppressed or [])}
+    ids = [token for token in sorted(tokenizer.get_vocab().values()) if token < vocab_size and token not in left_out]
+    return torch.tensor(ids)
+
+
+def filler_token(tokenizer: PreTrainedTokenizerBase, text: str | None) -> int:
+    """The token that says nothing: the first one of a text; a dot where the tokenizer has one, else padding.
+
+    Raises:
+        SettingsError: the text has no token, or the tokenizer has none that could serve.
+    """
+    ids = tokenizer("." if text is None else text, add_special_tokens=False)["input_ids"]
+    known = [token for token in ids if token != tokenizer.unk_token_id]
+    if text is not None and not known:
+        raise SettingsError(f"filler is {text!r}, of which the tokenizer makes no token; give another text")
+    for token in (known[-1] if known else None, tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise SettingsError("the tokenizer has neither a dot nor a token for padding; give --filler TEXT")

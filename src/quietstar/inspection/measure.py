@@ -1,0 +1,80 @@
+"""What is measured at each position, and how predictions differ.
+
+Legend: n states, C columns, S tokens, M true tokens after a thought, D hidden size, V vocabulary, k likeliest tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quietstar.inspection.reading import STATES, Reading
+from quietstar.journal import TopTokens
+from quietstar.policy import entropy
+
+NO_TARGET = -1
+"""in place of a token that does not exist"""
+
+
+@dataclass(slots=True)
+class Look:
+    """Predictions, looked at."""
+
+    logprob: Tensor
+    """[n]: of the token that really follows, in nats; NaN where there is none"""
+    entropy: Tensor
+    """[n], in nats"""
+    top: TopTokens
+    """[n, k]"""
+
+
+def look(reading: Reading, states: Tensor, targets: Tensor, top_k: int) -> Look:
+    """Look at the predictions of states [n, D], and how likely they find targets [n]."""
+    logprob, nats, ids, top = [], [], [], []
+    for some in torch.arange(len(states)).split(STATES):
+        logits = reading.logits(states[some])
+        logprob.append(_of_targets(logits.log_softmax(-1), targets[some]))
+        nats.append(entropy(logits))
+        likeliest = TopTokens.of(logits, top_k)
+        ids.append(likeliest.ids)
+        top.append(likeliest.logprob)
+    return Look(
+        logprob=torch.cat(logprob),
+        entropy=torch.cat(nats),
+        top=TopTokens(ids=torch.cat(ids), logprob=torch.cat(top)),
+    )
+
+
+@dataclass(slots=True)
+class Effect:
+    """What an intervention did to the predictions of the next token at C columns."""
+
+    delta: Tensor
+    """[C]: change in log-probability of the token that really follows, in nats; NaN where there is none"""
+    kl: Tensor
+    """[C]: KL(own || changed), in nats"""
+    flips: Tensor
+    """[C] bool: the likeliest token is another one"""
+    top: Tensor
+    """[C]: the likeliest token"""
+
+
+def compare(reading: Reading, own: Tensor, changed: Tensor, targets: Tensor) -> Effect:
+    """Predictions of changed states [C, D] beside the model's own [C, D]; targets [C]."""
+    delta, kl, flips, top = [], [], [], []
+    for some in torch.arange(len(own)).split(STATES):
+        before = reading.logits(own[some]).log_softmax(-1)
+        after = reading.logits(changed[some]).log_softmax(-1)
+        delta.append(_of_targets(after, targets[some]) - _of_targets(before, targets[some]))
+        p = before.exp()
+        # a token that cannot come (log-probability -inf) adds nothing
+        kl.append(torch.where(p > 0, p * (before - after), 0).sum(-1).clamp(min=0))
+        top.append(after.argmax(-1))
+        flips.append(top[-1] != before.argmax(-1))
+    return Effect(delta=torch.cat(delta), kl=torch.cat(kl), flips=torch.cat(flips), top=torch.cat(top))
+
+
+def _of_targets(logprob: Tensor, targets: Tensor) -> Tensor:
+    """[n, V], [n] -> [n]"""
+    found = logprob.gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
+    return found.masked_fill(targets == NO_TARGET, torch.nan)

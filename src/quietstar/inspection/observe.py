@@ -1,0 +1,357 @@
+"""Make traces: think over texts, look at what was predicted, and try other thoughts in the same places.
+
+Legend: S tokens of a text, C positions thought at, N of them in all texts, K tokens of a thought, M true tokens after
+it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from quietstar.checks import check_sampling
+from quietstar.errors import SettingsError
+from quietstar.inspection.interventions import (
+    CHOICES,
+    Intervention,
+    Situation,
+    filler_token,
+    interventions_of,
+    plain_words,
+)
+from quietstar.inspection.measure import NO_TARGET, Look, compare, look
+from quietstar.inspection.reading import Reading
+from quietstar.inspection.schema import EFFECTS, schema_of
+from quietstar.inspection.trace import Trace
+from quietstar.model import QuietStarForCausalLM
+from quietstar.pieces import pieces_of, token_text
+from quietstar.policy import Decider, ThinkPolicy
+from quietstar.predict import Sampling
+
+Columns = dict[str, list[Any]]
+
+
+@dataclass(slots=True, kw_only=True)
+class TextToTrace:
+    """A text, and what is known of its thoughts already."""
+
+    ids: list[int]
+    """S tokens"""
+    first: int = 0
+    """thoughts may be had from this position on"""
+    thoughts: dict[int, list[int]] | None = None
+    """what was thought at which positions, K tokens each; None lets the model think"""
+    reasons: dict[int, str] | None = None
+    """why, where thoughts are given"""
+
+
+@dataclass(slots=True, kw_only=True)
+class TraceSettings:
+    """How texts are thought about, and what else is tried.
+
+    Raises:
+        SettingsError: a value is impossible.
+    """
+
+    think: str | Decider | ThinkPolicy = "always"
+    """where to think"""
+    thought_temperature: float = 0.0
+    thought_top_p: float = 1.0
+    n_ahead_talk: int | None = None
+    """M of rewards; None is the model's"""
+    top_k: int = 5
+    """likeliest tokens that are kept of each prediction"""
+    interventions: tuple[str, ...] = CHOICES
+    """names of what is tried in the thoughts' place"""
+    thought: str | None = None
+    """a thought to try in the place of every thought"""
+    filler: str | None = None
+    """text whose token is the filler; None: a dot where the tokenizer has one, else padding"""
+    seed: int = 0
+    """of everything that is drawn"""
+
+    def __post_init__(self) -> None:
+        ThinkPolicy.parse(self.think)
+        check_sampling(self.thought_temperature, self.thought_top_p)
+        for name in ("n_ahead_talk", "top_k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"{name} is {value}; give a number of at least 1")
+        interventions_of(list(self.interventions), 0, False)  # says which is unknown
+
+
+@torch.no_grad()
+def trace(
+    model: QuietStarForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[TextToTrace],
+    settings: TraceSettings,
+    *,
+    name: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> Trace:
+    """Record what is thought over texts, and what other thoughts in the same places would do.
+
+    The model is in evaluation mode meanwhile, and random numbers of the process are left alone.
+
+    Args:
+        model: thinks.
+        tokenizer: of the model.
+        texts: each is read by itself.
+        settings: how.
+        name: of the model, for the report.
+        progress: told how many of how many passes over texts are done.
+
+    Raises:
+        SettingsError: a text is empty or too long, or a setting does not fit the model or tokenizer.
+    """
+    if not texts:
+        raise SettingsError("there is no text to trace; give at least one")
+    was_training = model.training
+    model.eval()
+    try:
+        return _Tracing(model, tokenizer, settings, progress, 2 * len(texts)).trace(texts, name)
+    finally:
+        model.train(was_training)
+
+
+class _Tracing:
+    """One call of `trace`."""
+
+    def __init__(
+        self,
+        model: QuietStarForCausalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: TraceSettings,
+        progress: Callable[[int, int], None] | None,
+        n_passes: int,
+    ) -> None:
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.progress, self.n_passes, self.n_done = progress, n_passes, 0
+        self.policy = ThinkPolicy.parse(settings.think)
+        self.M = settings.n_ahead_talk or model.config.n_ahead_talk
+        self.given = None
+        if settings.thought is not None:
+            ids = tokenizer(settings.thought, add_special_tokens=False)["input_ids"]
+            self.given = torch.tensor(ids, dtype=torch.long)
+        self.interventions = interventions_of(
+            list(settings.interventions), model.config.n_thought_tokens, self.given is not None
+        )
+        self.filler = filler_token(tokenizer, settings.filler)
+        self.generator = torch.Generator(model.device).manual_seed(settings.seed)
+        self.texts_of_tokens: dict[int, str] = {}
+
+    def trace(self, texts: Sequence[TextToTrace], name: str) -> Trace:
+        """See `trace`."""
+        schema = schema_of([each.name for each in self.interventions])
+        columns: Columns = {column: [] for column in schema}
+        places, thoughts, reading = [], [], None
+        for row, text in enumerate(texts):
+            reading = Reading(self.model, torch.tensor(text.ids))
+            at, tokens = self._observe(reading, text, row, columns)
+            places.append(at)
+            thoughts.append(tokens)
+            self._step()
+        changed = self._replace(torch.cat(thoughts).cpu())
+        first = begin = 0
+        for text, at in zip(texts, places, strict=True):
+            if len(texts) > 1 or reading is None:  # one text's reading is at hand
+                reading = Reading(self.model, torch.tensor(text.ids))
+            some = slice(first, first + len(at))
+            replaced = {each: None if of is None else of[some] for each, of in changed.items()}
+            self._intervene(reading, at, begin, replaced, columns)
+            first, begin = some.stop, begin + len(text.ids)
+            self._step()
+        return Trace(
+            columns=columns,
+            labels={each.name: each.label for each in self.interventions},
+            model=name or Path(self.model.config.name_or_path).name or type(self.model.base_lm).__name__,
+            settings=self._settings(),
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        )
+
+    def _step(self) -> None:
+        self.n_done += 1
+        if self.progress is not None:
+            self.progress(self.n_done, self.n_passes)
+
+    def _settings(self) -> dict[str, Any]:
+        settings = self.settings
+        config = self.model.config
+        return {
+            "think": str(self.policy),
+            "n_ahead": config.n_ahead,
+            "n_ahead_talk": self.M,
+            "thought_temperature": settings.thought_temperature,
+            "thought_top_p": settings.thought_top_p,
+            "filler": self._token(self.filler),
+            **({} if settings.thought is None else {"thought": settings.thought}),
+            "seed": settings.seed,
+        }
+
+    # -------------------------------------------------------------- what the model does
+
+    def _observe(self, reading: Reading, text: TextToTrace, row: int, columns: Columns) -> tuple[Tensor, Tensor]:
+        """Add a text's records; positions [C] thought at, and thoughts [C, K]."""
+        S = len(reading)
+        at, thoughts, reasons = self._think(reading, text)
+        ids = reading.input_ids
+        targets = torch.cat([ids[1:], ids.new_full((1,), NO_TARGET)])
+        base = look(reading, reading.h_base, targets, self.settings.top_k)
+        said = reading.after(at, thoughts, self.M)
+        ahead = at[:, None] + torch.arange(self.M, device=at.device)  # [C, M]: the base position that predicts it
+        aims = torch.where(ahead < S, targets[ahead.clamp(max=S - 1)], NO_TARGET)
+        alone, mixed = (
+            look(reading, of.flatten(0, 1), aims.flatten(), self.settings.top_k) for of in (said.alone, said.mixed)
+        )
+        before = torch.where(ahead < S, base.logprob[ahead.clamp(max=S - 1)], torch.nan)
+        after = mixed.logprob.view(-1, self.M)
+        reward = (after - before).nansum(1).masked_fill(aims[:, 0] == NO_TARGET, torch.nan)
+
+        written = {position: c for c, position in enumerate(at.tolist())}
+
+        def where_thought(values: list[Any]) -> list[Any]:
+            return [values[written[i]] if i in written else None for i in range(S)]
+
+        next_ids = [None if target == NO_TARGET else target for target in targets.tolist()]
+        of_row: Columns = {
+            "row": [row] * S,
+            "position": list(range(S)),
+            "token_id": ids.tolist(),
+            "piece": pieces_of(self.tokenizer, ids.tolist()),
+            "next_id": next_ids,
+            "next_token": [self._token(token) for token in next_ids],
+            "thought": [i in written for i in range(S)],
+            "reason": reasons,
+            "thought_ids": where_thought(thoughts.tolist()),
+            "thought_tokens": where_thought([self._tokens(each) for each in thoughts.tolist()]),
+            "thought_text": where_thought([self.tokenizer.decode(each) for each in thoughts.tolist()]),
+            "thought_logprob": where_thought(_numbers(said.thought_logprob)),
+            "mixing_weight": where_thought(_numbers(said.weight[:, 0])),
+            "reward": where_thought(_numbers(reward)),
+            "gain": where_thought(_numbers(after[:, 0] - before[:, 0])),
+            "base_logprob": [_known(base.logprob[i : i + self.M]) for i in range(S)],
+            "alone_logprob": where_thought([_known(of) for of in alone.logprob.view(-1, self.M)]),
+            "mixed_logprob": where_thought([_known(of) for of in after]),
+            "base_entropy": _numbers(base.entropy),
+            **self._top("base", base, slice(None), None),
+            **self._top("alone", alone, slice(None, None, self.M), where_thought),
+            **self._top("mixed", mixed, slice(None, None, self.M), where_thought),
+        }
+        for name, values in of_row.items():
+            columns[name] += values
+        for name in columns.keys() - of_row.keys():
+            columns[name] += [None] * S  # filled in by _intervene
+        return at, thoughts
+
+    def _think(self, reading: Reading, text: TextToTrace) -> tuple[Tensor, Tensor, list[str]]:
+        """Positions [C], thoughts [C, K], reasons [S]."""
+        if text.thoughts is not None:
+            at = torch.tensor(sorted(text.thoughts), dtype=torch.long, device=reading.input_ids.device)
+            K = self.model.config.n_thought_tokens
+            words = torch.tensor([text.thoughts[i] for i in at.tolist()], dtype=torch.long, device=at.device)
+            given = text.reasons or {}
+            return at, words.view(len(at), K), [given.get(i, "") for i in range(len(reading))]
+        may_think = torch.arange(len(reading), device=reading.input_ids.device) >= text.first
+        at, reasons = reading.decide(self.policy, may_think, self.generator)
+        sampling = Sampling(
+            temperature=self.settings.thought_temperature,
+            top_p=self.settings.thought_top_p,
+            suppressed=self.model.suppressed,
+            generator=self.generator,
+        )
+        return at, reading.think(at, sampling), reasons
+
+    def _top(self, name: str, of: Look, some: slice, where_thought: Callable[[list[Any]], list[Any]] | None) -> Columns:
+        ids, logprob = of.top.ids[some].tolist(), _numbers(of.top.logprob[some])
+        found = {
+            f"{name}_top_ids": ids,
+            f"{name}_top_tokens": [self._tokens(each) for each in ids],
+            f"{name}_top_logprob": logprob,
+        }
+        return found if where_thought is None else {key: where_thought(values) for key, values in found.items()}
+
+    # -------------------------------------------------------------- what else it might have thought
+
+    def _replace(self, thoughts: Tensor) -> dict[Intervention, Tensor | None]:
+        """[N, k] for each intervention; None removes the thoughts, or cannot be done."""
+        if not self.interventions:
+            return {}
+        now = Situation(
+            thoughts=thoughts,
+            words=plain_words(self.tokenizer, self.model.config.vocab_size, self.model.config.suppressed_token_ids),
+            filler=self.filler,
+            given=self.given,
+            generator=torch.Generator().manual_seed(self.settings.seed),
+        )
+        return {each: None if each.replace is None else each.replace(now) for each in self.interventions}
+
+    def _intervene(
+        self,
+        reading: Reading,
+        at: Tensor,
+        begin: int,
+        replaced: dict[Intervention, Tensor | None],
+        columns: Columns,
+    ) -> None:
+        """Fill in what each intervention does at positions [C] of a text whose first record is `begin`."""
+        places = [begin + i for i in at.tolist()]
+        own = torch.tensor([columns["thought_ids"][i] for i in places], dtype=torch.long, device=at.device)
+        own = own.view(len(at), self.model.config.n_thought_tokens)
+        mixed = reading.after(at, own).mixed[:, 0]
+        ids = reading.input_ids
+        targets = torch.cat([ids[1:], ids.new_full((1,), NO_TARGET)])[at]
+        for each, thoughts in replaced.items():
+            if thoughts is not None:
+                states = reading.after(at, thoughts.to(at.device)).mixed[:, 0]
+            elif each.replace is None:
+                states = reading.h_base[at]
+            else:
+                continue
+            effect = compare(reading, mixed, states, targets)
+            words = [None] * len(at) if thoughts is None else thoughts.tolist()
+            found = {
+                "delta": _numbers(effect.delta),
+                "kl": _numbers(effect.kl),
+                "flips": effect.flips.tolist(),
+                "top_id": effect.top.tolist(),
+                "top_token": self._tokens(effect.top.tolist()),
+                "thought_ids": words,
+                "thought_tokens": [None if of is None else self._tokens(of) for of in words],
+            }
+            assert found.keys() == EFFECTS.keys()
+            for effect_name, values in found.items():
+                for place, value in zip(places, values, strict=True):
+                    columns[f"{each.name}_{effect_name}"][place] = value
+
+    def _token(self, token: int | None) -> str | None:
+        if token is None:
+            return None
+        if token not in self.texts_of_tokens:
+            self.texts_of_tokens[token] = token_text(self.tokenizer, token)
+        return self.texts_of_tokens[token]
+
+    def _tokens(self, ids: list[int]) -> list[str | None]:
+        return [self._token(token) for token in ids]
+
+
+def _numbers(values: Tensor) -> list[Any]:
+    """Python's numbers; null in place of what is not finite."""
+    return _finite(values.double().tolist())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return value if math.isfinite(value) else None
+
+
+def _known(values: Tensor) -> list[float]:
+    """Without those whose token does not exist."""
+    return [value for value in values.double().tolist() if not math.isnan(value)]

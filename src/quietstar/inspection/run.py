@@ -1,0 +1,103 @@
+"""What `quietstar inspect` does: read or write a text, trace it, and leave trace, summary, report and figures."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from quietstar.errors import DataError
+from quietstar.evaluation.perplexity import read_text
+from quietstar.evaluation.report import finite
+from quietstar.evaluation.sweep import pyplot
+from quietstar.folders import claim, refuse_full, refuse_holding
+from quietstar.inspection.arguments import InspectArguments
+from quietstar.inspection.observe import TextToTrace, trace
+from quietstar.inspection.tables import effects_table, summary_markdown
+from quietstar.inspection.texts import windows, written
+from quietstar.inspection.trace import Trace, need_parquet
+from quietstar.loading import load_model
+from quietstar.model import QuietStarForCausalLM
+
+REPORT = "report.html"
+FIGURES = "figures"
+
+
+def inspect(model_name: str, args: InspectArguments, console: Console | None = None) -> Path:
+    """Trace a text, and write what was found; the folder.
+
+    Args:
+        model_name: folder or hub name of a thinking model.
+        args: settings.
+        console: for the summary; the terminal if None.
+
+    Raises:
+        QuietStarError: something in the settings, the model or the text needs the user.
+    """
+    args.output_dir = args.output_dir or f"runs/{Path(model_name).name}-inspection"
+    refuse_full(args.output_dir, overwrite=args.overwrite)
+    refuse_holding(args.output_dir, [model_name, args.text])
+    if args.format == "parquet":
+        need_parquet()
+    if args.figures:
+        pyplot("figures of thoughts")
+    text = args.prompt if args.text is None else read_text(args.text, "inspect")
+    if not (text or "").strip():
+        raise DataError(f"{args.text or 'the prompt'} is empty; give some text to read")
+    model, tokenizer = load_model(model_name, args)
+    assert isinstance(model, QuietStarForCausalLM)
+    torch.manual_seed(args.seed)
+    texts: list[TextToTrace]
+    if args.generate:
+        how = args.text_settings | args.thought_settings
+        texts = [written(model, tokenizer, str(text), args.generate, think=args.think, **how)]
+    else:
+        texts = windows(model, tokenizer, str(text), max_length=args.max_length, limit=args.limit)
+    console = console or Console(highlight=False)
+    with _progress() as bar:
+        task = bar.add_task("thinking")
+        found = trace(
+            model,
+            tokenizer,
+            texts,
+            args.trace_settings,
+            name=Path(model_name).name,
+            progress=lambda done, of: bar.update(task, completed=done, total=of),
+        )
+        bar.update(task, description="writing")
+        folder = claim(args.output_dir, {**found.about, "arguments": asdict(args)}, overwrite=args.overwrite)
+        write(found, folder, args)
+    for sentence in found.summary.sentences:
+        console.print(sentence)
+    if found.summary.interventions:
+        console.print(effects_table(found.summary))
+    return folder
+
+
+def write(found: Trace, folder: Path, args: InspectArguments) -> None:
+    """All files of a trace that are asked for."""
+    found.write(folder, args.format)
+    summary = finite(asdict(found.summary))
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / "summary.md").write_text(f"# Thoughts of {found.model}\n\n{summary_markdown(found.summary)}")
+    if args.report:
+        (folder / REPORT).write_text(found.html(), encoding="utf-8")
+    if args.figures:
+        from quietstar.inspection.figures import draw_figures
+        from quietstar.inspection.payload import payload_of
+
+        (folder / FIGURES).mkdir()
+        draw_figures(payload_of(found), folder / FIGURES)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=18),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -1,0 +1,116 @@
+"""The columns of a trace: a record for each position of a text.
+
+A position is the index of a token; what is thought there is thought after that token, before the next one.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from quietstar.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column."""
+
+    type: str
+    """int, float, bool or text; with a list of them for `ints`, `floats` and `texts`"""
+    meaning: str
+    optional: bool = True
+    """whether null stands where there is nothing"""
+
+
+COLUMNS: dict[str, Column] = {
+    "row": Column("int", "index of the text, or of the window of a long one, from 0", optional=False),
+    "position": Column("int", "index of the token in it, from 0", optional=False),
+    "token_id": Column("int", "the token", optional=False),
+    "piece": Column(
+        "text",
+        "what the token adds to the text; empty while a character is not whole; joined, the pieces are the text",
+        optional=False,
+    ),
+    "next_id": Column("int", "the token that really follows; null at the end"),
+    "next_token": Column("text", "its text"),
+    "thought": Column("bool", "whether there was a thought after it", optional=False),
+    "reason": Column("text", "why there was, or was not; empty where nothing was to be decided", optional=False),
+    "thought_ids": Column("ints", "the K thought tokens"),
+    "thought_tokens": Column("texts", "their texts"),
+    "thought_text": Column("text", "the thought as text"),
+    "thought_logprob": Column("floats", "log-probability of each thought token at temperature 1, in nats"),
+    "mixing_weight": Column("float", "how much the thought counts in the prediction of the next token"),
+    "reward": Column("float", "nats by which the thought made the next M true tokens likelier, as in training"),
+    "gain": Column("float", "the same for the next token alone: mixed_logprob[0] - base_logprob[0]"),
+    "base_logprob": Column("floats", "log-probability of the next M true tokens without the thought, in nats"),
+    "alone_logprob": Column("floats", "by the thought alone"),
+    "mixed_logprob": Column("floats", "with the thought mixed in: as the model predicts"),
+    "base_entropy": Column("float", "of the next token's prediction without the thought, in nats", optional=False),
+    "base_top_ids": Column("ints", "likeliest next tokens without the thought, likeliest first", optional=False),
+    "base_top_tokens": Column("texts", "their texts", optional=False),
+    "base_top_logprob": Column("floats", "their log-probabilities", optional=False),
+    "alone_top_ids": Column("ints", "likeliest next tokens by the thought alone"),
+    "alone_top_tokens": Column("texts", "their texts"),
+    "alone_top_logprob": Column("floats", "their log-probabilities"),
+    "mixed_top_ids": Column("ints", "likeliest next tokens with the thought mixed in"),
+    "mixed_top_tokens": Column("texts", "their texts"),
+    "mixed_top_logprob": Column("floats", "their log-probabilities"),
+}
+"""of every trace"""
+
+EFFECTS: dict[str, Column] = {
+    "delta": Column("float", "log-probability of the true next token, with this in the thought's place minus with it"),
+    "kl": Column("float", "KL divergence of the prediction so made from the model's own, own first, in nats"),
+    "flips": Column("bool", "whether the likeliest next token is another one"),
+    "top_id": Column("int", "the likeliest next token so predicted"),
+    "top_token": Column("text", "its text"),
+    "thought_ids": Column("ints", "what was thought in its place; null where nothing was"),
+    "thought_tokens": Column("texts", "their texts"),
+}
+"""of each intervention, behind its name: removed_delta, removed_kl, ..."""
+
+
+def schema_of(interventions: list[str]) -> dict[str, Column]:
+    """All columns of a trace with these interventions."""
+    more = {f"{name}_{effect}": column for name in interventions for effect, column in EFFECTS.items()}
+    return COLUMNS | more
+
+
+def interventions_in(names: list[str]) -> list[str]:
+    """The interventions that a trace with columns of these names has, in their order."""
+    return [name.removesuffix("_delta") for name in names if name.endswith("_delta")]
+
+
+_ONE = {"int": int, "float": (int, float), "bool": bool, "text": str}
+
+
+def check(columns: dict[str, list[Any]], source: str) -> None:
+    """Raise DataError where columns from a file are not those of a trace.
+
+    Args:
+        columns: values by column.
+        source: the file, for the message.
+    """
+    schema = schema_of(interventions_in(list(columns)))
+    if missing := [name for name in schema if name not in columns]:
+        raise DataError(f"{source} is no trace: it lacks {', '.join(missing[:3])}; give a file of quietstar inspect")
+    if unknown := [name for name in columns if name not in schema]:
+        raise DataError(f"{source} is no trace: it has {', '.join(unknown[:3])}; give a file of quietstar inspect")
+    for name, column in schema.items():
+        for index, value in enumerate(columns[name]):
+            if not _fits(value, column):
+                raise DataError(
+                    f"{source} is no trace: {name} of record {index + 1} is {str(value)[:40]!r}; "
+                    f"it should be {column.type}{' or null' if column.optional else ''}"
+                )
+
+
+def _fits(value: Any, column: Column) -> bool:
+    if value is None:
+        return column.optional
+    kind = column.type.removesuffix("s") if column.type in ("ints", "floats", "texts") else column.type
+    if column.type != kind:
+        return isinstance(value, list) and all(each is None or _is(each, kind) for each in value)
+    return _is(value, kind)
+
+
+def _is(value: Any, kind: str) -> bool:
+    return isinstance(value, _ONE[kind]) and (kind == "bool" or not isinstance(value, bool))  # type: ignore[arg-type]
