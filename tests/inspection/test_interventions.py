@@ -1,0 +1,103 @@
+"""Each intervention puts in a thought's place what its name says."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quietstar.errors import SettingsError
+from quietstar.inspection import interventions
+from quietstar.inspection.interventions import (
+    CHOICES,
+    Situation,
+    filler_token,
+    interventions_of,
+    plain_words,
+    random_tokens,
+    shuffled,
+    swapped,
+    truncated,
+)
+
+from ..tiny_tokenizer import byte_tokenizer
+
+WORDS = torch.arange(3, 40)
+
+
+def situation(n: int, k: int, seed: int = 0, n_words: int = 37, **more: object) -> Situation:
+    generator = torch.Generator().manual_seed(seed)
+    thoughts = torch.randint(3, 3 + n_words, (n, k), generator=generator)
+    return Situation(thoughts=thoughts, words=WORDS, filler=2, generator=generator, **more)
+
+
+@given(n=st.integers(0, 9), k=st.integers(0, 6), seed=st.integers(0, 99), n_words=st.sampled_from([2, 37]))
+def test_shuffled_thoughts_have_the_same_tokens_in_another_order(n: int, k: int, seed: int, n_words: int) -> None:
+    now = situation(n, k, seed, n_words)
+    before = now.thoughts.clone()
+    found = shuffled(now)
+    assert torch.equal(now.thoughts, before)
+    assert torch.equal(found.sort(1).values, before.sort(1).values)
+    for own, other in zip(before.tolist(), found.tolist(), strict=True):
+        if len(set(own)) == k > 1:
+            assert own != other
+
+
+@given(n=st.integers(2, 20), seed=st.integers(0, 99))
+def test_swapped_thoughts_are_others_and_each_is_used_once(n: int, seed: int) -> None:
+    now = Situation(
+        thoughts=torch.arange(2 * n).view(n, 2), words=WORDS, filler=2, generator=torch.Generator().manual_seed(seed)
+    )
+    found = swapped(now)
+    assert found is not None
+    assert not (found == now.thoughts).any()
+    assert torch.equal(found[found[:, 0].argsort()], now.thoughts)
+
+
+def test_a_single_thought_cannot_be_swapped() -> None:
+    assert swapped(situation(1, 3)) is None
+
+
+def test_random_tokens_are_words_all_about_equally_often() -> None:
+    found = random_tokens(situation(1000, 37))
+    counts = torch.bincount(found.flatten(), minlength=40)[3:]
+    assert counts.sum() == 37_000
+    assert (counts - 1000).abs().max() < 200
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_truncated_thoughts_are_their_beginnings(n: int) -> None:
+    now = situation(5, 4)
+    found = truncated(n)(now)
+    assert found is not None
+    assert torch.equal(found, now.thoughts[:, :n])
+
+
+def test_filler_and_a_typed_thought_are_the_same_everywhere() -> None:
+    now = situation(3, 4, given=torch.tensor([7, 8]))
+    assert interventions.filler(now).tolist() == [[2] * 4] * 3
+    assert interventions.given(now).tolist() == [[7, 8]] * 3  # type: ignore[union-attr]
+    assert interventions.given(situation(3, 4)) is None
+
+
+def test_names() -> None:
+    found = interventions_of(list(CHOICES), 3, has_given=True)
+    names = [each.name for each in found]
+    cut = ["truncated_0", "truncated_1", "truncated_2"]
+    assert names == ["removed", "filler", "shuffled", "swapped", "random", *cut, "given"]
+    assert len({each.label for each in found}) == len(found)
+    with pytest.raises(SettingsError, match="'shufled' is unknown; choose from removed, filler"):
+        interventions_of(["shufled"], 3, has_given=False)
+
+
+def test_words_are_no_special_and_no_suppressed_tokens() -> None:
+    tokenizer = byte_tokenizer()
+    words = plain_words(tokenizer, vocab_size=100, suppressed=[50])
+    assert words.tolist() == [token for token in range(3, 100) if token != 50]
+
+
+def test_the_filler_is_a_dot_where_there_is_one() -> None:
+    tokenizer = byte_tokenizer()
+    assert filler_token(tokenizer, None) == tokenizer(".")["input_ids"][-1]
+    assert filler_token(tokenizer, "-") == tokenizer("-")["input_ids"][-1]
+    with pytest.raises(SettingsError, match="filler is '', of which the tokenizer makes no token"):
+        filler_token(tokenizer, "")

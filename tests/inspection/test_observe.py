@@ -1,0 +1,221 @@
+"""A trace has what `forward` and `generate` say, position by position; interventions do what was put in the place."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from quietstar import QuietStarForCausalLM
+from quietstar.errors import SettingsError
+from quietstar.inspection import schema
+from quietstar.inspection.observe import TextToTrace, TraceSettings, trace
+from quietstar.inspection.trace import Trace
+
+from ..tiny import tiny_model
+from ..tiny_tokenizer import byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+SIZE = {"vocab_size": len(TOKENIZER)}
+N_AHEAD = 6
+TEXT = "What is 2 👩?"
+IDS = list(TOKENIZER(TEXT)["input_ids"])
+S = len(IDS)
+
+
+def thinker(family: str = "llama") -> QuietStarForCausalLM:
+    return tiny_model(family, base=SIZE, n_ahead=N_AHEAD)
+
+
+def traced(model: QuietStarForCausalLM, *ids: list[int], **settings: object) -> Trace:
+    rows = [TextToTrace(ids=each) for each in ids or (IDS,)]
+    return trace(model, TOKENIZER, rows, TraceSettings(**settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma3_text", "gpt2"])
+def test_records_are_forwards_figures(family: str) -> None:
+    model = thinker(family)
+    found = traced(model, n_ahead_talk=3).columns
+    row = torch.tensor([IDS])
+    expected = model(row, labels=row, n_ahead_talk=3)
+    assert found["thought_ids"] == expected.thoughts[0, 0].tolist()
+    assert found["token_id"] == IDS
+    assert found["next_id"] == [*IDS[1:], None]
+    assert "".join(found["piece"]) == TEXT
+    assert found["mixing_weight"][:-1] == pytest.approx(expected.mixing_weight[0, 0, :-1, 0].tolist(), abs=1e-4)
+    assert found["reward"][:-1] == pytest.approx(expected.reward[0, 0, :-1].tolist(), abs=1e-3)
+    assert found["reward"][-1] is None
+    assert found["gain"][-1] is None
+    for i in range(S):
+        there = min(3, S - 1 - i)
+        assert found["base_logprob"][i] == pytest.approx((-expected.base_nll[0, i : i + there]).tolist(), abs=1e-3)
+        assert found["mixed_logprob"][i] == pytest.approx((-expected.talk_nll[0, 0, i, :there]).tolist(), abs=1e-3)
+        if there:
+            assert found["gain"][i] == pytest.approx(found["mixed_logprob"][i][0] - found["base_logprob"][i][0])
+            assert found["reward"][i] == pytest.approx(
+                sum(found["mixed_logprob"][i]) - sum(found["base_logprob"][i]), abs=1e-4
+            )
+    mixed = expected.logits[0].log_softmax(-1).topk(5)
+    assert found["mixed_top_ids"] == mixed.indices.tolist()
+    assert found["mixed_top_logprob"][0] == pytest.approx(mixed.values[0].tolist(), abs=1e-3)
+    base = model.base_lm(row).logits[0]
+    assert found["base_top_ids"] == base.topk(5).indices.tolist()
+    entropy = torch.distributions.Categorical(logits=base).entropy()
+    assert found["base_entropy"] == pytest.approx(entropy.tolist(), abs=1e-3)
+    assert max(map(abs, found["gain"][:-1])) > 0.5  # or nothing would be tested
+
+
+def test_the_thought_alone_is_what_a_weight_of_one_would_say() -> None:
+    model = thinker()
+    found = traced(model).columns
+
+    class One(torch.nn.Module):
+        def forward(self, base: torch.Tensor, thought: torch.Tensor) -> torch.Tensor:
+            return torch.ones_like(thought[..., :1])
+
+    model.mixing_head = One()  # type: ignore[assignment]
+    row = torch.tensor([IDS])
+    alone = model(row).logits[0].detach().log_softmax(-1)
+    assert found["alone_top_ids"] == alone.topk(5).indices.tolist()
+    for i in range(S - 1):
+        assert found["alone_logprob"][i][0] == pytest.approx(float(alone[i, IDS[i + 1]]), abs=1e-3)
+
+
+def test_interventions_do_what_the_same_thoughts_do_when_given() -> None:
+    model = thinker()
+    found = traced(model, thought="hm").columns
+    row = torch.tensor([IDS])
+    own = model(row).logits[0].detach().log_softmax(-1)
+    for name in ("filler", "shuffled", "swapped", "random"):
+        thoughts = torch.tensor([found[f"{name}_thought_ids"]])[None]
+        other = model(row, thoughts=thoughts).logits[0].detach().log_softmax(-1)
+        kl = (own.exp() * (own - other)).sum(-1)
+        assert found[f"{name}_kl"] == pytest.approx(kl.tolist(), abs=1e-3)
+        assert found[f"{name}_top_id"] == other.argmax(-1).tolist()
+        assert found[f"{name}_flips"] == (other.argmax(-1) != own.argmax(-1)).tolist()
+        change = [float(other[i, IDS[i + 1]] - own[i, IDS[i + 1]]) for i in range(S - 1)]
+        assert found[f"{name}_delta"][:-1] == pytest.approx(change, abs=1e-3)
+        assert found[f"{name}_delta"][-1] is None
+        assert max(map(abs, change)) > 0.1
+    base = model.base_lm(row).logits[0].log_softmax(-1)
+    assert found["removed_delta"][:-1] == pytest.approx([-gain for gain in found["gain"][:-1]], abs=1e-4)
+    assert found["removed_top_id"] == base.argmax(-1).tolist()
+    assert found["removed_thought_ids"] == [None] * S
+    short = copy.deepcopy(model)
+    for n, name in [(0, "truncated_0"), (2, "truncated_2"), (2, "given")]:
+        short.config.n_ahead = n + 2
+        thoughts = torch.tensor([found[f"{name}_thought_ids"]], dtype=torch.long).view(1, 1, S, n)
+        other = short(row, thoughts=thoughts).logits[0].detach().log_softmax(-1)
+        assert found[f"{name}_kl"] == pytest.approx((own.exp() * (own - other)).sum(-1).tolist(), abs=1e-3)
+    assert found["given_thought_ids"][0] == TOKENIZER("hm")["input_ids"]
+
+
+def test_ones_own_thought_in_its_place_changes_nothing() -> None:
+    model = thinker()
+    thoughts = {i: TOKENIZER("hmmm")["input_ids"] for i in (2, 5)}
+    rows = [TextToTrace(ids=IDS, thoughts=thoughts, reasons={2: "asked"})]
+    found = trace(model, TOKENIZER, rows, TraceSettings(thought="hmmm")).columns
+    assert [i for i, was in enumerate(found["thought"]) if was] == [2, 5]
+    assert found["reason"][2] == "asked"
+    for i in (2, 5):
+        assert found["thought_text"][i] == "hmmm"
+        assert found["given_kl"][i] == pytest.approx(0, abs=1e-5)
+        assert found["given_delta"][i] == pytest.approx(0, abs=1e-4)
+        assert found["given_flips"][i] is False
+        assert found["filler_kl"][i] > 1e-3
+
+
+def test_a_fresh_model_stays_as_it_was_whatever_is_thought() -> None:
+    """The mixing head begins at zero: nothing may change, to the last bit."""
+    fresh = QuietStarForCausalLM.from_base(tiny_model("llama", base=SIZE).base_lm, tokenizer=TOKENIZER, n_ahead=N_AHEAD)
+    found = traced(fresh, thought="hm")
+    names = schema.interventions_in(list(found.columns))
+    assert len(names) == 10
+    for name in names:
+        assert set(found.columns[f"{name}_delta"][:-1]) == {0.0}, name
+        assert set(found.columns[f"{name}_kl"]) == {0.0}, name
+        assert set(found.columns[f"{name}_flips"]) == {False}, name
+    assert set(found.columns["gain"][:-1]) == {0.0}
+    assert len(found.summary.sentences) == 1
+    assert "nothing that is thought changes anything" in found.summary.sentences[0]
+
+
+def test_texts_together_are_texts_alone() -> None:
+    model = thinker("mistral-window")
+    short = IDS[:3]
+    together = traced(model, IDS, short, interventions=("removed", "filler", "truncated")).columns
+    assert together["row"] == [0] * S + [1] * 3
+    for row, ids, some in [(0, IDS, slice(0, S)), (1, short, slice(S, None))]:
+        alone = traced(model, ids, interventions=("removed", "filler", "truncated")).columns
+        for name, values in alone.items():
+            if name != "row":
+                assert _about(together[name][some]) == _about(values), (row, name)
+
+
+def _about(values: list) -> list:
+    """Rounded, so that nothing but rounding may differ."""
+    if isinstance(values, list):
+        return [_about(each) for each in values]
+    return round(values, 3) + 0.0 if isinstance(values, float) else values
+
+
+def test_where_the_policy_does_not_think_there_is_no_thought() -> None:
+    found = traced(thinker(), think="every:3").columns
+    assert found["thought"] == [(i + 1) % 3 == 0 for i in range(S)]
+    assert all(found["reason"])
+    for i in range(S):
+        without = [found[name][i] for name in ("thought_ids", "mixing_weight", "alone_top_ids", "mixed_logprob")]
+        assert (without == [None] * 4) == (not found["thought"][i])
+        assert found["base_top_ids"][i]
+
+
+@pytest.mark.parametrize("settings", [{"think": "never"}, {"interventions": ()}, {"top_k": 1}, {"think": "budget:1"}])
+def test_every_trace_fits_the_schema(settings: dict) -> None:
+    found = traced(thinker(), IDS, IDS[:1], **settings)
+    schema.check(found.columns, "the trace")
+    assert {len(values) for values in found.columns.values()} == {S + 1}
+    assert found.summary.sentences
+
+
+def test_a_model_with_thoughts_of_no_token_can_be_traced() -> None:
+    found = traced(tiny_model("llama", base=SIZE, n_ahead=2)).columns
+    assert found["thought_ids"] == [[]] * S
+    assert found["mixing_weight"][0] is not None
+
+
+def test_the_model_and_random_numbers_are_left_alone() -> None:
+    model = thinker().train()
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first = traced(model, thought_temperature=1.0, seed=1)
+    assert model.training
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert traced(model, thought_temperature=1.0, seed=1).columns == first.columns
+    other = traced(model, thought_temperature=1.0, seed=2)
+    assert other.columns["thought_ids"] != first.columns["thought_ids"]
+
+
+def test_suppressed_tokens_are_never_thought() -> None:
+    model = thinker()
+    often = traced(model).columns["thought_ids"][0][0]
+    model.config.suppressed_token_ids = [often]
+    found = traced(model, thought_temperature=1.0).columns
+    for name in ("thought_ids", "random_thought_ids", "swapped_thought_ids"):
+        assert all(often not in of for of in found[name])
+    assert all(math.isfinite(p) for of in found["thought_logprob"] for p in of)
+
+
+def test_bad_settings_are_said_in_one_line() -> None:
+    for settings, said in [
+        ({"think": "sometimes"}, "choose from always"),
+        ({"top_k": 0}, "top_k is 0; give a number of at least 1"),
+        ({"n_ahead_talk": 0}, "n_ahead_talk is 0; give a number of at least 1"),
+        ({"interventions": ("removed", "x")}, "intervention 'x' is unknown; choose from"),
+        ({"thought_temperature": -1}, "thought_temperature is -1"),
+        ({"filler": ""}, "filler is ''"),
+    ]:
+        with pytest.raises(SettingsError, match=said) as error:
+            traced(thinker(), **settings)
+        assert "\n" not in str(error.value)
+    with pytest.raises(SettingsError, match="there is no text to trace"):
+        trace(thinker(), TOKENIZER, [], TraceSettings())

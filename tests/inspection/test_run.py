@@ -1,0 +1,167 @@
+"""`quietstar inspect`, from a model's folder to the files that it leaves."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from quietstar.cli import main
+from quietstar.inspection.trace import Trace
+
+from ..tiny_tokenizer import thinking_folders
+
+TEXT = "What is 2 and 2? It is 4."
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = thinking_folders(tmp_path_factory.mktemp("models"), base={"max_position_embeddings": 64}, n_ahead=5)
+    (where / "text.txt").write_text(TEXT)
+    return where
+
+
+def inspect(here: Path, out: Path, *words: str) -> int:
+    return main(["inspect", str(here / "thinking"), *words, "--output_dir", str(out)])
+
+
+def test_a_text_is_traced(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert inspect(here, out, "--text", str(here / "text.txt"), "--thought", "so") == 0
+    assert {path.name for path in out.iterdir()} == {
+        "run.json",
+        "trace.jsonl",
+        "summary.json",
+        "summary.md",
+        "report.html",
+    }
+    found = Trace.load(out)
+    assert "".join(found.columns["piece"]) == TEXT
+    assert found.model == "thinking"
+    assert found.settings["thought"] == "so"
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["sentences"] == found.summary.sentences
+    shown = " ".join(capsys.readouterr().out.split())
+    assert " ".join(found.summary.sentences[0].split()) in shown
+    assert all(sentence in (out / "summary.md").read_text() for sentence in found.summary.sentences)
+    assert "<!doctype html>" in (out / "report.html").read_text().lower()
+
+
+def test_figures_and_parquet_where_asked_for(here: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["--prompt", TEXT, "--figures", "--format", "parquet", "--report", "false", "--interventions", "none"]
+    assert inspect(here, out, *words) == 0
+    assert {path.name for path in out.iterdir()} == {
+        "run.json",
+        "trace.parquet",
+        "summary.json",
+        "summary.md",
+        "figures",
+    }
+    names = {path.stem for path in (out / "figures").iterdir()}
+    assert names == {"text_weight", "text_reward", "text_gain", "distributions"}
+    assert {path.suffix for path in (out / "figures").iterdir()} == {".png", ".pdf"}
+
+
+@pytest.mark.parametrize("think", ["always", "every:2"])
+def test_what_is_written_is_traced_with_the_thoughts_that_it_had(here: Path, tmp_path: Path, think: str) -> None:
+    out = tmp_path / "out"
+    words = ["--temperature", "1", "--thought_temperature", "1", "--think", think, "--seed", "3"]
+    assert inspect(here, out, "--prompt", "What is", "--generate", "6", *words) == 0
+    found = Trace.load(out).columns
+    model = AutoModelForCausalLM.from_pretrained(here / "thinking").eval()
+    tokenizer = AutoTokenizer.from_pretrained(here / "thinking")
+    ids = tokenizer("What is", return_tensors="pt")["input_ids"]
+    torch.manual_seed(3)
+    again = model.generate(
+        ids,
+        max_new_tokens=6,
+        do_sample=True,
+        top_k=0,
+        thought_temperature=1.0,
+        think=think,
+        output_thoughts=True,
+        pad_token_id=2,
+    )
+    assert found["token_id"] == again.sequences[0].tolist()
+    first = ids.shape[1] - 1
+    assert found["thought"][:first] == [False] * first
+    for t, reason in enumerate(again.thoughts.reason[0]):
+        assert found["reason"][first + t] == reason
+        step = again.thoughts[0, t]
+        assert found["thought"][first + t] == step.thought
+        if step.thought:
+            assert found["thought_ids"][first + t] == step.tokens
+            assert found["mixing_weight"][first + t] == pytest.approx(step.mixing_weight, abs=1e-3)
+            assert found["mixed_top_ids"][first + t] == [token for token, _ in step.mixed]
+
+
+def test_a_long_text_is_cut_into_windows_that_leave_room_for_a_thought(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("abcdefghij" * 20)
+    assert inspect(here, tmp_path / "out", "--text", str(tmp_path / "long.txt"), "--limit", "130") == 0
+    found = Trace.load(tmp_path / "out").columns
+    assert len(found["row"]) == 130
+    assert max(found["position"]) == 64 - 5 - 3 - 1
+    assert "".join(found["piece"]) == "abcdefghij" * 13
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "text and prompt are two ways to name what is read, and neither was given; give one of them"),
+        (["--prompt", "a", "--text", "b"], "both were given"),
+        (["--text", "no-such.txt"], "inspect cannot read no-such.txt: No such file or directory; give a text file"),
+        (["--prompt", " "], "the prompt is empty; give some text to read"),
+        (["--text", "b", "--generate", "3"], "generate was given without a prompt to go on from; add --prompt"),
+        (["--prompt", "a", "--generate", "-1"], "generate is -1; give a number of at least 0"),
+        (["--prompt", "a", "--generate", "100"], "a prompt of 1 tokens and 100 to write are 101"),
+        (["--prompt", "a", "--max_length", "60"], "the model's context is 64: give at most 56"),
+        (["--prompt", "a", "--max_length", "1"], "max_length is 1; give a number of at least 2"),
+        (["--prompt", "a", "--limit", "0"], "limit is 0; give a number of at least 1"),
+        (["--prompt", "a", "--format", "csv"], "format is 'csv'; choose from jsonl, parquet"),
+        (["--prompt", "a", "--interventions", "removd"], "'removd' is unknown; choose from removed, filler"),
+        (["--prompt", "a", "--interventions", "none", "removed"], "give none alone, or leave it out"),
+        (["--prompt", "a", "--think", "now"], "choose from always, never"),
+        (["--prompt", "a", "--top_k", "0"], "top_k is 0; give a number of at least 1"),
+        (["--prompt", "a", "--temperature", "-1"], "temperature is -1.0; give a number of at least 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert inspect(here, tmp_path / "out", *words) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten_unasked(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert inspect(here, out, "--prompt", "a b") == 0
+    before = (out / "trace.jsonl").read_bytes()
+    assert inspect(here, out, "--prompt", "c d") == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (out / "trace.jsonl").read_bytes() == before
+    assert inspect(here, out, "--prompt", "c d", "--overwrite") == 0
+    assert (out / "trace.jsonl").read_bytes() != before
+    text = out / "text.txt"
+    text.write_text("mine")
+    assert inspect(here, out, "--text", str(text), "--overwrite") == 2
+    assert text.read_text() == "mine"
+
+
+def test_a_plain_model_is_refused(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(here / "base"), "--prompt", "a", "--output_dir", str(tmp_path / "out")]) == 2
+    assert "is a plain model that does not think" in capsys.readouterr().err
+
+
+def test_in_python(here: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(here / "thinking").eval()
+    tokenizer = AutoTokenizer.from_pretrained(here / "thinking")
+    found = model.inspect([TEXT, "Another one."], tokenizer, thought="so")
+    assert set(found.columns["row"]) == {0, 1}
+    assert found.settings["thought"] == "so"
+    written = model.inspect("What is", tokenizer, generate=4)
+    assert len(written) == len(tokenizer("What is")["input_ids"]) + 4
+    assert sum(written.columns["thought"]) == 4

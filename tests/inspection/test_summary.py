@@ -1,0 +1,120 @@
+"""What is said of a trace follows from its columns."""
+
+from typing import Any
+
+import pytest
+
+from quietstar.inspection.interventions import CHOICES
+from quietstar.inspection.summary import Summary, summarize
+from quietstar.inspection.tables import effects_table, summary_markdown
+
+from .test_observe import thinker, traced
+
+
+def columns(gain: list[float | None], base_nll: float = 2.0, **delta: list[float | None]) -> dict[str, list[Any]]:
+    """Of a trace with these gains, and changes by interventions."""
+    n = len(gain)
+    found: dict[str, list[Any]] = {
+        "row": [0] * n,
+        "thought": [True] * n,
+        "gain": list(gain),
+        "reward": list(gain),
+        "mixing_weight": [0.5] * n,
+        "base_logprob": [[-base_nll]] * n,
+        "base_entropy": [1.5] * n,
+    }
+    for name, values in delta.items():
+        found |= {
+            f"{name}_delta": list(values),
+            f"{name}_kl": [None if each is None else abs(each) for each in values],
+            f"{name}_flips": [None if each is None else each < -1 for each in values],
+        }
+    return found
+
+
+def said(gain: list[float | None], **delta: list[float | None]) -> tuple[Summary, str]:
+    summary = summarize(columns(gain, **delta), {name: name for name in delta})
+    return summary, " ".join(summary.sentences)
+
+
+def test_the_gain_is_content_and_computation() -> None:
+    gain = [2.0, 1.0, 1.5, 1.8]
+    summary, text = said(gain, filler=[-1.5, -0.9, -1.0, -1.2], removed=[-each for each in gain])
+    assert summary.gain is not None
+    assert summary.content is not None
+    assert summary.computation is not None
+    assert summary.gain.value == pytest.approx(1.575)
+    assert summary.content.value == pytest.approx(1.15)
+    assert summary.content.value + summary.computation.value == pytest.approx(summary.gain.value)
+    assert text.startswith("Thoughts help: over 4 positions")
+    assert "What they say is worth +1.15 nats" in text
+    assert "having more computation is worth +0.425 nats" in text
+
+
+def test_computation_alone() -> None:
+    _, text = said([1.0, 1.2, 0.9], filler=[0.0, 0.1, -0.1], removed=[-1.0, -1.2, -0.9])
+    assert "What they say makes no difference that can be told from none" in text
+    assert "having more computation is worth +1.03 nats" in text
+
+
+def test_harm_and_doubt() -> None:
+    assert said([-1.0, -2.0, -1.5])[1].startswith("Thoughts do harm")
+    assert said([-1.0, 2.0, -1.5, 1.0])[1].startswith("Whether thoughts help or do harm cannot be told")
+
+
+def test_a_thought_that_changes_nothing_is_said_to() -> None:
+    summary, text = said([0.0] * 3, filler=[0.0] * 3, removed=[0.0] * 3)
+    assert text.endswith("The thoughts do not count.")
+    assert len(summary.sentences) == 1
+    # a change that is small is a change
+    assert "do not count" not in said([0.0] * 3, filler=[0.0, 0.0, 1e-9], removed=[0.0] * 3)[1]
+
+
+def test_how_long_a_thought_must_be() -> None:
+    gain = [1.0] * 3
+    cut = {"truncated_0": [-1.0] * 3, "truncated_1": [-0.05] * 3, "truncated_2": [-0.01] * 3}
+    assert "1 of their 3 tokens are enough for 90 % of the gain" in said(gain, **cut)[1]
+    cut = {"truncated_0": [-1.0] * 3, "truncated_1": [-0.5] * 3}
+    assert "All of their 2 tokens are needed" in said(gain, **cut)[1]
+
+
+def test_nothing_to_measure() -> None:
+    assert said([None])[1] == "No thought stands before a token that is known: there is nothing to measure."
+    empty = columns([None])
+    empty["thought"] = [False]
+    empty["mixing_weight"] = [None]
+    assert summarize(empty, {}).sentences == ["Nothing was thought: there is nothing to measure."]
+
+
+def test_positions_without_a_truth_count_nowhere() -> None:
+    summary, _ = said([1.0, None], removed=[-1.0, None])
+    assert summary.interventions[0].n == 1
+    assert summary.interventions[0].delta is not None
+    assert summary.interventions[0].delta.value == -1.0
+
+
+def test_an_intervention_that_could_not_be_done_has_no_figures() -> None:
+    summary, text = said([1.0, 2.0], swapped=[None, None])
+    assert summary.interventions[0].n == 0
+    assert summary.interventions[0].delta is None
+    assert "other positions" not in text
+    assert "swapped | 0 |" in summary_markdown(summary)
+
+
+def test_difficulty_is_binned_by_what_it_is_measured_in() -> None:
+    found = columns([1.0, 3.0], removed=[-1.0, -3.0])
+    found["base_logprob"] = [[-0.2, -9.0], [-5.0]]
+    summary = summarize(found, {})
+    by_nll = [each for each in summary.difficulty if each.by == "base nll"]
+    assert [(each.low, each.high, each.n, each.gain.value) for each in by_nll] == [(0.1, 0.5, 1, 1), (4, 8, 1, 3)]
+    assert [each.delta for each in by_nll] == [{"removed": -1.0}, {"removed": -3.0}]
+    (by_entropy,) = [each for each in summary.difficulty if each.by == "base entropy"]
+    assert (by_entropy.low, by_entropy.n, by_entropy.gain.value) == (1.0, 2, 2.0)
+
+
+def test_tables_have_a_row_for_each_intervention() -> None:
+    summary = traced(thinker()).summary
+    n = len(CHOICES) - 1 + 4  # four lengths of truncated ones
+    assert len(summary.interventions) == n
+    assert effects_table(summary).row_count == n
+    assert summary_markdown(summary).count("\n| ") == n + 2  # headings and the line under them

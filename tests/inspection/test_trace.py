@@ -1,0 +1,130 @@
+"""A trace comes back from its files as it was; files that are none are refused in one line."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import pandas
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quietstar.errors import DataError
+from quietstar.folders import claim
+from quietstar.inspection import schema
+from quietstar.inspection.trace import Trace
+
+from .test_observe import IDS, thinker, traced
+
+
+@pytest.fixture(scope="module")
+def found() -> Trace:
+    return traced(thinker(), IDS, IDS[:2], thought="hm", think="every:2")
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_round_trip(found: Trace, format: str, tmp_path: Path) -> None:
+    folder = claim(tmp_path / "run", found.about)
+    found.write(folder, format)
+    again = Trace.load(folder)
+    assert again.columns == found.columns
+    assert (again.model, again.made, again.settings, again.labels, again.versions) == (
+        found.model,
+        found.made,
+        found.settings,
+        found.labels,
+        found.versions,
+    )
+    assert again.summary == found.summary
+    assert again.html() == found.html()
+
+
+def test_pandas_reads_the_files(found: Trace, tmp_path: Path) -> None:
+    table = found.to_pandas()
+    assert list(table.columns) == list(schema.schema_of(schema.interventions_in(list(found.columns))))
+    by_line = pandas.read_json(found.write(tmp_path), lines=True)
+    by_arrow = pandas.read_parquet(found.write(tmp_path, "parquet"))
+    for other in (by_line, by_arrow):
+        assert list(other.columns) == list(table.columns)
+        assert list(other["piece"]) == list(table["piece"])
+        assert other["gain"].dropna().tolist() == pytest.approx(table["gain"].dropna().tolist())
+        assert [list(of) for of in other["thought_ids"].dropna()] == [list(of) for of in table["thought_ids"].dropna()]
+
+
+def test_parquet_has_the_types_of_the_schema(found: Trace, tmp_path: Path) -> None:
+    fields = pyarrow.parquet.read_schema(found.write(tmp_path, "parquet"))
+    assert str(fields.field("position").type) == "int64"
+    assert not fields.field("position").nullable
+    assert str(fields.field("thought_logprob").type).startswith("list<")
+    assert str(fields.field("removed_flips").type) == "bool"
+
+
+def test_the_records_alone_are_a_trace(found: Trace, tmp_path: Path) -> None:
+    found.write(tmp_path)
+    again = Trace.load(tmp_path)
+    assert again.columns == found.columns
+    assert set(again.labels) == set(found.labels)
+    for about in ("[]", "{", '{"labels": 3}', '{"settings": []}'):
+        (tmp_path / "run.json").write_text(about)
+        assert Trace.load(tmp_path).columns == found.columns
+
+
+def test_in_a_notebook_it_shows_the_report_and_in_a_terminal_the_summary(found: Trace) -> None:
+    shown = found._repr_html_()
+    assert shown.startswith("<iframe srcdoc=")
+    assert "<script" not in shown
+    assert "allow-same-origin" not in shown
+    assert found.summary.sentences[0] in repr(found)
+
+
+def test_a_folder_without_a_trace(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no trace.jsonl or trace.parquet; give a folder of quietstar inspect"):
+        Trace.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("row", None),
+        ("position", "0"),
+        ("position", True),
+        ("thought", 1),
+        ("thought_ids", ["a"]),
+        ("thought_ids", 3),
+        ("piece", 3),
+        ("gain", "1"),
+        ("removed_flips", 0.5),
+    ],
+)
+def test_values_of_other_types_are_refused(found: Trace, name: str, value: object, tmp_path: Path) -> None:
+    path = found.write(tmp_path)
+    lines = path.read_text().splitlines()
+    lines[2] = json.dumps(json.loads(lines[2]) | {name: value})
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=f"{name} of record 3 is"):
+        Trace.load(tmp_path)
+
+
+@given(data=st.data())
+def test_nothing_but_our_own_errors_come_out_of_broken_files(
+    found: Trace, tmp_path_factory, data: st.DataObject
+) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path_factory.mktemp("broken")
+    format = data.draw(st.sampled_from(["jsonl", "parquet"]))
+    path = found.write(folder, format)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
+    path.write_bytes(bytes(content))
+    with suppress(DataError):
+        Trace.load(folder)
+
+
+@given(lines=st.lists(st.sampled_from(["{}", "[]", "3", "null", '{"row": 0}', "{", "", '{"row": NaN}', "[" * 2000])))
+def test_lines_that_are_no_records(lines: list[str], tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path_factory.mktemp("lines")
+    (folder / "trace.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError):
+        Trace.load(folder)
