@@ -1,6 +1,5 @@
 """What `quietstar inspect` does: read or write a text, trace it, and leave trace, summary, report and figures."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,19 +9,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from quietstar.errors import DataError
 from quietstar.evaluation.perplexity import read_text
-from quietstar.evaluation.report import finite
 from quietstar.evaluation.sweep import pyplot
 from quietstar.folders import claim, refuse_full, refuse_holding
 from quietstar.inspection.arguments import InspectArguments
 from quietstar.inspection.observe import TextToTrace, trace
-from quietstar.inspection.tables import effects_table, summary_markdown
+from quietstar.inspection.results import write_results
+from quietstar.inspection.tables import effects_table
 from quietstar.inspection.texts import windows, written
-from quietstar.inspection.trace import Trace, need_parquet
+from quietstar.inspection.trace import need_parquet
 from quietstar.loading import load_model
 from quietstar.model import QuietStarForCausalLM
-
-REPORT = "report.html"
-FIGURES = "figures"
 
 
 def inspect(model_name: str, args: InspectArguments, console: Console | None = None) -> Path:
@@ -68,28 +64,12 @@ def inspect(model_name: str, args: InspectArguments, console: Console | None = N
         )
         bar.update(task, description="writing")
         folder = claim(args.output_dir, {**found.about, "arguments": asdict(args)}, overwrite=args.overwrite)
-        write(found, folder, args)
+        write_results(found, folder, format=args.format, report=args.report, figures=args.figures)
     for sentence in found.summary.sentences:
         console.print(sentence)
     if found.summary.interventions:
         console.print(effects_table(found.summary))
     return folder
-
-
-def write(found: Trace, folder: Path, args: InspectArguments) -> None:
-    """All files of a trace that are asked for."""
-    found.write(folder, args.format)
-    summary = finite(asdict(found.summary))
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    (folder / "summary.md").write_text(f"# Thoughts of {found.model}\n\n{summary_markdown(found.summary)}")
-    if args.report:
-        (folder / REPORT).write_text(found.html(), encoding="utf-8")
-    if args.figures:
-        from quietstar.inspection.figures import draw_figures
-        from quietstar.inspection.payload import payload_of
-
-        (folder / FIGURES).mkdir()
-        draw_figures(payload_of(found), folder / FIGURES)
 
 
 def _progress() -> Progress:

@@ -125,6 +125,10 @@ class Trace:
             made=str(about.get("made", "")),
         )
 
+    def write_about(self, path: Path) -> None:
+        """Write what is known of a trace beside its records, for `load`."""
+        path.write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
+
     @property
     def about(self) -> dict[str, Any]:
         """What stands in run.json beside the records."""

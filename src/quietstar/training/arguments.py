@@ -135,6 +135,9 @@ class QuietStarTrainingArguments(TrainingArguments):
     eval_tasks: list[str] = option([], f"tasks to answer at every evaluation, too: {', '.join(TASKS)}", RUN)
     eval_data: list[str] = option([], "local files of --eval_tasks in place of the hub's, such as gsm8k=FILE", RUN)
     eval_limit: int | None = option(200, "items of each of --eval_tasks at most", RUN)
+    eval_report_rows: int = option(
+        0, "held-out rows in a report of thoughts that each evaluation writes into reports/; 0 writes none", RUN
+    )
     logging_steps: float = option(10, "steps between two lines of figures", RUN)
     save_steps: float = option(100, "steps between checkpoints", RUN)
     save_total_limit: int | None = option(1, "checkpoints to keep, the latest", RUN)
@@ -155,8 +158,9 @@ class QuietStarTrainingArguments(TrainingArguments):
             raise SettingsError(f"eval_data was given for {', '.join(unused)}, which is not among eval_tasks; add it")
         if self.eval_limit is not None and self.eval_limit < 1:
             raise SettingsError(f"eval_limit is {self.eval_limit}; give a number of at least 1")
-        if self.thoughts_shown < 0:
-            raise SettingsError(f"thoughts_shown is {self.thoughts_shown}; give a number of at least 0")
+        for name in ("thoughts_shown", "eval_report_rows"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least 0")
         for name in (
             "per_device_train_batch_size",
             "per_device_eval_batch_size",

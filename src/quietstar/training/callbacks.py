@@ -8,6 +8,7 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
 
 from quietstar.model import QuietStarForCausalLM
+from quietstar.training.reports import first_of
 
 SHOWN = (
     "loss",
@@ -76,8 +77,7 @@ class ShowThoughts(TrainerCallback):
         model, tokenizer = kwargs.get("model"), kwargs.get("processing_class")
         if not state.is_world_process_zero or not isinstance(model, QuietStarForCausalLM) or tokenizer is None:
             return
-        dataset = next(iter(self.dataset.values())) if isinstance(self.dataset, dict) else self.dataset
-        batch = self.collator([next(iter(dataset))])
+        batch = self.collator([next(iter(first_of(self.dataset)))])
         if len(batch["input_ids"][0]) < 2 or model.config.n_thought_tokens == 0:
             return
         was_training = model.training

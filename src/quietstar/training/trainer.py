@@ -17,6 +17,7 @@ from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.callbacks import FollowEpoch, ProgressLines, ShowThoughts
 from quietstar.training.data import TextCollator, pad_token_id
 from quietstar.training.positions import draw_positions
+from quietstar.training.reports import report_writer
 from quietstar.training.tally import Tally, labels_of
 from quietstar.training.tasks import TaskFigures, task_figures
 
@@ -58,6 +59,7 @@ class QuietStarTrainer(Trainer):
             processing_class = load_tokenizer(model)
         model = thinking_model(model, args, processing_class)
         self.tasks = task_figures(args, processing_class, kwargs.get("eval_dataset"))
+        reports = report_writer(args, processing_class, kwargs.get("eval_dataset"))
         if kwargs.get("eval_dataset") is None:
             args.eval_strategy, args.eval_on_start = type(args.eval_strategy)("no"), False
         self._tally, self._eval_tally = Tally(), Tally()
@@ -75,6 +77,8 @@ class QuietStarTrainer(Trainer):
             self.add_callback(ProgressLines())
         if args.thoughts_shown and kwargs.get("eval_dataset") is not None and processing_class is not None:
             self.add_callback(ShowThoughts(self.eval_dataset, self.data_collator, args.thoughts_shown))
+        if reports is not None:
+            self.add_callback(reports)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device

@@ -1,0 +1,62 @@
+"""The interventions' numbers where the truth is known: in the demo's language the thought is the way to the answer."""
+
+from pathlib import Path
+
+import pytest
+
+from quietstar.demo.arguments import DemoArguments
+from quietstar.demo.language import Language, question, split_problems
+from quietstar.demo.story import tell
+from quietstar.inspection.observe import TextToTrace, TraceSettings, trace
+from quietstar.inspection.trace import Trace
+from quietstar.loading import UseArguments, load_model
+
+N_PROBLEMS = 60
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Trace:
+    """Held-out problems with their answers, thought about after the question; the demo as `make demo` runs it."""
+    args = DemoArguments(output_dir=str(tmp_path_factory.mktemp("demo") / "run"), picture=False)
+    tell(args)
+    model, tokenizer = load_model(Path(args.output_dir), UseArguments(device="cpu"))
+    language, (_, held_out) = Language.draw(args.seed), split_problems(args.seed, args.held_out)
+    texts = []
+    for problem in held_out[:N_PROBLEMS]:
+        ids = tokenizer(question(problem) + language.answer(problem))["input_ids"]
+        texts.append(TextToTrace(ids=ids, first=len(ids) - 2))
+    return trace(model, tokenizer, texts, TraceSettings())  # type: ignore[arg-type]
+
+
+def right(found: Trace, name: str | None) -> float:
+    """Share of answers that are the likeliest token, with a thought's own place taken."""
+    columns = found.columns
+    asked = [i for i, gain in enumerate(columns["gain"]) if gain is not None]
+    tops = [columns["mixed_top_ids"][i][0] if name is None else columns[f"{name}_top_id"][i] for i in asked]
+    assert len(asked) == N_PROBLEMS
+    return sum(top == columns["next_id"][i] for top, i in zip(tops, asked, strict=True)) / len(asked)
+
+
+@pytest.mark.slow
+def test_its_own_thoughts_carry_the_answer_and_no_others_do(found: Trace) -> None:
+    assert right(found, None) > 0.95
+    for name in ("random", "swapped", "filler", "removed", "truncated_0", "truncated_3"):
+        assert right(found, name) < 0.3, name
+    assert right(found, "shuffled") < 0.6
+
+
+@pytest.mark.slow
+def test_the_summary_says_so(found: Trace) -> None:
+    summary = found.summary
+    assert summary.gain is not None
+    assert summary.content is not None
+    assert summary.computation is not None
+    assert summary.gain.low > 1
+    assert summary.content.low > 1
+    assert summary.computation.high < summary.content.low
+    assert summary.sentences[0].startswith("Thoughts help")
+    assert summary.sentences[1].startswith("What they say is worth")
+    assert summary.sentences[-1] == "All of their 4 tokens are needed for 90 % of the gain."
+    for each in summary.interventions:
+        assert each.delta is not None
+        assert each.delta.high < -1, each.name

@@ -1,0 +1,77 @@
+"""A training run that is asked to leaves a report at each evaluation, and trains as it would without."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from quietstar.errors import SettingsError
+from quietstar.inspection.trace import Trace
+from quietstar.training import QuietStarTrainer, QuietStarTrainingArguments
+
+from ..tiny import tiny_model
+from ..tiny_tokenizer import byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+TEXTS = ["What is it?", "Two dozen eggs.", "a"]
+ROWS = [{"input_ids": TOKENIZER(text)["input_ids"]} for text in TEXTS]
+
+
+def train(folder: Path, **settings: object) -> QuietStarTrainer:
+    model = tiny_model(base={"vocab_size": len(TOKENIZER)}, n_ahead=4, n_ahead_talk=2)
+    args = QuietStarTrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        thoughts_shown=0,
+        max_steps=2,
+        eval_steps=1,
+        gradient_accumulation_steps=1,
+        learning_rate=0.01,
+        save_strategy="no",
+        **settings,  # type: ignore[arg-type]
+    )
+    trainer = QuietStarTrainer(model, args, processing_class=TOKENIZER, train_dataset=ROWS, eval_dataset=ROWS)
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuietStarTrainer]:
+    folder = tmp_path_factory.mktemp("run")
+    return folder, train(folder, eval_report_rows=2)
+
+
+def test_every_evaluation_leaves_a_report(run: tuple[Path, QuietStarTrainer]) -> None:
+    folder, trainer = run
+    steps = sorted(path.name for path in (folder / "reports").iterdir())
+    assert steps == ["step-000000", "step-000001", "step-000002"]
+    traces = [Trace.load(folder / "reports" / step) for step in steps]
+    for step, found in enumerate(traces):
+        assert found.model == f"{folder.name}, step {step}"
+        assert "".join(found.columns["piece"]) == "".join(TEXTS[:2])
+        assert (folder / "reports" / steps[step] / "report.html").stat().st_size > 10_000
+    assert traces[0].columns["gain"] != traces[-1].columns["gain"]
+    last = trainer.model.eval().inspect(TEXTS[:2], TOKENIZER)
+    assert last.columns["thought_ids"] == traces[-1].columns["thought_ids"]
+
+
+def test_training_goes_on_as_it_would_without(run: tuple[Path, QuietStarTrainer], tmp_path: Path) -> None:
+    _, trainer = run
+    without = train(tmp_path)
+    assert not (tmp_path / "reports").exists()
+    for (name, a), b in zip(trainer.model.named_parameters(), without.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert trainer.model.training == without.model.training
+
+
+def test_without_held_out_text_or_tokenizer_it_is_refused(tmp_path: Path) -> None:
+    model = tiny_model()
+    args = QuietStarTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", eval_report_rows=1)
+    with pytest.raises(SettingsError, match="none is held out; give an eval_size"):
+        QuietStarTrainer(model, args, processing_class=TOKENIZER, train_dataset=ROWS)
+    with pytest.raises(SettingsError, match="need a tokenizer; give processing_class"):
+        QuietStarTrainer(model, args, train_dataset=ROWS, eval_dataset=ROWS)
+    with pytest.raises(SettingsError, match="eval_report_rows is -1; give a number of at least 0"):
+        QuietStarTrainingArguments(output_dir=str(tmp_path), eval_report_rows=-1)
