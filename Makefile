@@ -1,6 +1,6 @@
 # make demo   the whole story on a CPU, in minutes      make check   lint, format, types
 # make test   set up and run the tests                  make bench   time and memory beside a plain step, in minutes
-# make clean  remove the virtual environment
+# make browser  Chromium, for the tests of report and page (Debian, as root)      make clean  remove the virtual environment
 #
 # Each target makes the virtual environment where it is missing. PYTHON=python3.12 make ... chooses another Python.
 
@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # Byte code is written when a module is first imported: compiling all of torch beforehand takes a minute.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check bench browser format clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/quietstar demo $(DEMO_OPTIONS)
@@ -27,6 +27,9 @@ check: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/speed.py $(BENCH_OPTIONS)
+
+browser:
+	@command -v chromium > /dev/null || { apt-get update -qq && apt-get install -yqq --no-install-recommends chromium > /dev/null; }
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix src tests benchmarks

@@ -317,7 +317,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             tokenizer: of the model.
             generate: tokens to write, greedily, after each text; then these alone are thought before.
             max_length: tokens of the windows into which longer texts are cut.
-            settings: fields of `quietstar.inspection.observe.TraceSettings`: think, thought, interventions, ...
+            settings: fields of `quietstar.inspection.settings.TraceSettings`: think, thought, interventions, ...
 
         Raises:
             QuietStarError: an impossible setting, or a text that is empty or too long.

@@ -7,7 +7,8 @@ import pytest
 from quietstar.demo.arguments import DemoArguments
 from quietstar.demo.language import Language, question, split_problems
 from quietstar.demo.story import tell
-from quietstar.inspection.observe import TextToTrace, TraceSettings, trace
+from quietstar.inspection.observe import trace
+from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
 from quietstar.loading import UseArguments, load_model
 

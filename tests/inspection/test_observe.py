@@ -9,7 +9,8 @@ import torch
 from quietstar import QuietStarForCausalLM
 from quietstar.errors import SettingsError
 from quietstar.inspection import schema
-from quietstar.inspection.observe import TextToTrace, TraceSettings, trace
+from quietstar.inspection.observe import trace
+from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
 
 from ..tiny import tiny_model

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from quietstar.errors import SettingsError
 from quietstar.fields import option
 from quietstar.inspection.interventions import CHOICES
-from quietstar.inspection.observe import TraceSettings
+from quietstar.inspection.settings import TraceSettings
 from quietstar.inspection.trace import FORMATS
 from quietstar.loading import THOUGHTS
 from quietstar.speak import TEXT, SpeakArguments

@@ -12,8 +12,9 @@ from quietstar.evaluation.perplexity import read_text
 from quietstar.evaluation.sweep import pyplot
 from quietstar.folders import claim, refuse_full, refuse_holding
 from quietstar.inspection.arguments import InspectArguments
-from quietstar.inspection.observe import TextToTrace, trace
+from quietstar.inspection.observe import trace
 from quietstar.inspection.results import write_results
+from quietstar.inspection.settings import TextToTrace
 from quietstar.inspection.tables import effects_table
 from quietstar.inspection.texts import windows, written
 from quietstar.inspection.trace import need_parquet

@@ -6,7 +6,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.errors import DataError
-from quietstar.inspection.observe import TextToTrace, TraceSettings, trace
+from quietstar.inspection.observe import trace
+from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
 from quietstar.loading import context_length, prompt_ids
 from quietstar.model import QuietStarForCausalLM

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from quietstar.errors import SettingsError
 from quietstar.folders import MARKER
-from quietstar.inspection.observe import TextToTrace, TraceSettings, trace
+from quietstar.inspection.observe import trace
 from quietstar.inspection.results import write_results
+from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.model import QuietStarForCausalLM
 from quietstar.training.arguments import QuietStarTrainingArguments
 
