@@ -48,13 +48,13 @@ def test_the_gain_is_content_and_computation() -> None:
     assert summary.content.value + summary.computation.value == pytest.approx(summary.gain.value)
     assert text.startswith("Thoughts help: over 4 positions")
     assert "What they say is worth +1.15 nats" in text
-    assert "having more computation is worth +0.425 nats" in text
+    assert "more computation alone is worth +0.425 nats" in text
 
 
 def test_computation_alone() -> None:
     _, text = said([1.0, 1.2, 0.9], filler=[0.0, 0.1, -0.1], removed=[-1.0, -1.2, -0.9])
     assert "What they say makes no difference that can be told from none" in text
-    assert "having more computation is worth +1.03 nats" in text
+    assert "more computation alone is worth +1.03 nats" in text
 
 
 def test_harm_and_doubt() -> None:

@@ -185,19 +185,13 @@ def _still(n: int) -> Estimate:
 
 
 def _of_content(content: Estimate, computation: Estimate) -> str:
-    first = {
-        1: "What they say is worth",
-        -1: "What they say costs",
-        0: "What they say makes no difference that can be told from none:",
-    }[_sign(content)]
-    second = {
-        1: "having more computation is worth",
-        -1: "more computation alone costs",
-        0: "more computation alone makes none that can be told from none:",
-    }[_sign(computation)]
+    def worth(what: str, estimate: Estimate) -> str:
+        verb = "is worth" if _sign(estimate) else "makes no difference that can be told from none:"
+        return f"{what} {verb} {_with_interval(estimate)}"
+
     return (
-        f"{first} {_with_interval(content)}, which filler in their place loses; {second} "
-        f"{_with_interval(computation)}, which filler has beside no thought at all."
+        f"{worth('What they say', content)}, which filler in their place loses; "
+        f"{worth('more computation alone', computation)}, which filler has beside no thought at all."
     )
 
 
