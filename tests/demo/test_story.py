@@ -20,6 +20,7 @@ from quietstar.demo.story import DemoArguments, tell
 from quietstar.errors import MissingExtraError, SettingsError
 
 FILES = ["log.jsonl", "metrics.json", "model.safetensors", "picture.png", "run.json", "table.md", "tokenizer.json"]
+THOUGHTS = {"trace.jsonl", "summary.json", "summary.md", "report.html", "run.json"}
 SHORT: dict[str, Any] = {
     "steps": 6,
     "batch_size": 16,
@@ -27,6 +28,7 @@ SHORT: dict[str, Any] = {
     "thought_batch_size": 8,
     "thought_learning_rate": 1e-2,
     "held_out": 0.02,
+    "inspected": 3,
 }
 
 Told = tuple[Path, dict, str]
@@ -47,10 +49,11 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Told:
 def test_a_run_leaves_its_files(short: Told) -> None:
     folder, results, _ = short
     assert set(FILES) <= {file.name for file in folder.iterdir()}
+    assert {file.name for file in (folder / "thoughts").iterdir()} == THOUGHTS
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "metrics.json").read_text()) == results
     assert results["settings"] == vars(DemoArguments(output_dir=str(folder), **SHORT))
-    assert set(results["seconds"]) == {"base_model", "quiz", "quiet_star", "files", "total_wall"}
+    assert set(results["seconds"]) == {"base_model", "quiz", "quiet_star", "inspection", "files", "total_wall"}
 
 
 def test_the_table_on_the_terminal_and_in_the_folder_has_the_figures(short: Told) -> None:
@@ -150,14 +153,14 @@ def never(*_: object, **__: object) -> None:
 
 def test_a_run_is_left_alone(short: Told, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _, _ = short
-    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     monkeypatch.setattr(story, "learn_language", never)
     assert main(["demo", "--output_dir", str(folder)]) == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
     assert "holds a run already" in error
     assert "--overwrite" in error
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
 def test_a_run_is_overwritten_where_that_is_asked_for(tmp_path: Path) -> None:
@@ -187,6 +190,7 @@ def test_a_missing_matplotlib_is_said_before_any_work(tmp_path: Path, monkeypatc
         {"held_out": 0.0},
         {"held_out": 1.0},
         {"n_ahead": 1},
+        {"inspected": 0},
         {"policy_weight": -1.0},
     ],
 )

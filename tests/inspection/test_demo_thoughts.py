@@ -5,28 +5,16 @@ from pathlib import Path
 import pytest
 
 from quietstar.demo.arguments import DemoArguments
-from quietstar.demo.language import Language, question, split_problems
 from quietstar.demo.story import tell
-from quietstar.inspection.observe import trace
-from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
-from quietstar.loading import UseArguments, load_model
-
-N_PROBLEMS = 60
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Trace:
-    """Held-out problems with their answers, thought about after the question; the demo as `make demo` runs it."""
-    args = DemoArguments(output_dir=str(tmp_path_factory.mktemp("demo") / "run"), picture=False)
-    tell(args)
-    model, tokenizer = load_model(Path(args.output_dir), UseArguments(device="cpu"))
-    language, (_, held_out) = Language.draw(args.seed), split_problems(args.seed, args.held_out)
-    texts = []
-    for problem in held_out[:N_PROBLEMS]:
-        ids = tokenizer(question(problem) + language.answer(problem))["input_ids"]
-        texts.append(TextToTrace(ids=ids, first=len(ids) - 2))
-    return trace(model, tokenizer, texts, TraceSettings())  # type: ignore[arg-type]
+    """What the demo leaves, as `make demo` runs it: held-out problems, thought about after the question."""
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    tell(DemoArguments(output_dir=str(folder), picture=False))
+    return Trace.load(Path(folder) / "thoughts")
 
 
 def right(found: Trace, name: str | None) -> float:
@@ -34,7 +22,7 @@ def right(found: Trace, name: str | None) -> float:
     columns = found.columns
     asked = [i for i, gain in enumerate(columns["gain"]) if gain is not None]
     tops = [columns["mixed_top_ids"][i][0] if name is None else columns[f"{name}_top_id"][i] for i in asked]
-    assert len(asked) == N_PROBLEMS
+    assert len(asked) == DemoArguments().inspected
     return sum(top == columns["next_id"][i] for top, i in zip(tops, asked, strict=True)) / len(asked)
 
 

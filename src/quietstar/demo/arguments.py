@@ -44,10 +44,19 @@ class DemoArguments:
         default=QuietStarConfig.policy_weight,
         metadata={"help": "weight of the policy loss beside the nll; 0 leaves REINFORCE out"},
     )
+    inspected: int = field(
+        default=100, metadata={"help": "held-out problems whose thoughts are traced and tried to be replaced"}
+    )
     picture: bool = field(default=True, metadata={"help": "draw the figures, which needs matplotlib"})
 
     def __post_init__(self) -> None:
-        for name, lowest in {"steps": 0, "thought_steps": 0, "batch_size": 1, "thought_batch_size": 1}.items():
+        for name, lowest in {
+            "steps": 0,
+            "thought_steps": 0,
+            "batch_size": 1,
+            "thought_batch_size": 1,
+            "inspected": 1,
+        }.items():
             if getattr(self, name) < lowest:
                 raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least {lowest}")
         for name in ("learning_rate", "thought_learning_rate"):

@@ -16,9 +16,11 @@ from quietstar.demo.arguments import DemoArguments
 from quietstar.demo.language import CHANCE, Language, build_tokenizer, split_problems
 from quietstar.demo.lessons import learn_language, learn_to_think
 from quietstar.demo.quiz import Quiz
+from quietstar.demo.thoughts import trace_answers
 from quietstar.demo.watch import Line, Watch, progress_bar
 from quietstar.evaluation.interval import Share
-from quietstar.folders import claim, refuse_full, versions
+from quietstar.folders import MARKER, claim, refuse_full, versions
+from quietstar.inspection.results import write_results
 from quietstar.model import QuietStarForCausalLM
 
 __all__ = ["DemoArguments", "tell"]
@@ -28,6 +30,8 @@ MEASURE_EVERY = 2
 N_MEASURED = 200
 """held-out problems of such a measurement"""
 N_EXAMPLES = 6
+THOUGHTS = "thoughts"
+"""folder of what was seen"""
 
 
 def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
@@ -92,10 +96,16 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
             figures["own_thoughts"] = own.right
             figures["thoughts_are_ways"] = own.thoughts_are_ways
 
+        with clock.time("inspection"):
+            thoughts = trace_answers(model, tokenizer, language, held_out[: args.inspected], args.seed)
+
         with clock.time("files"):
             folder = claim(args.output_dir, asdict(args), overwrite=args.overwrite)
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            (folder / THOUGHTS).mkdir()
+            thoughts.write_about(folder / THOUGHTS / MARKER)
+            write_results(thoughts, folder / THOUGHTS)
             if args.picture:
                 picture.draw(folder / "picture.png", figures, diary)
 
@@ -116,6 +126,9 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
     console.print(report.figures_table(figures))
     console.print(report.thoughts_sentence(figures["thoughts_are_ways"]))
     console.print(report.examples_table(results["examples"]))
+    console.print("[bold]Do the thoughts matter?[/]")
+    for sentence in thoughts.summary.sentences:
+        console.print(sentence)
     files = ", ".join(sorted(file.name for file in folder.iterdir()))
     console.print(f"{clock.seconds()['total_wall']:.0f} seconds. In {folder}: {files}", soft_wrap=True)
     return results

@@ -208,7 +208,8 @@ class _Tracing:
             words = torch.tensor([text.thoughts[i] for i in at.tolist()], dtype=torch.long, device=at.device)
             given = text.reasons or {}
             return at, words.view(len(at), K), [given.get(i, "") for i in range(len(reading))]
-        may_think = torch.arange(len(reading), device=reading.input_ids.device) >= text.first
+        may_think = torch.zeros_like(reading.input_ids, dtype=torch.bool)
+        may_think[text.first : text.stop] = True
         at, reasons = reading.decide(self.policy, may_think, self.generator)
         sampling = Sampling(
             temperature=self.settings.thought_temperature,

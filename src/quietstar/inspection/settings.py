@@ -16,6 +16,8 @@ class TextToTrace:
     """S tokens"""
     first: int = 0
     """thoughts may be had from this position on"""
+    stop: int | None = None
+    """and up to the one before this; None for the end"""
     thoughts: dict[int, list[int]] | None = None
     """what was thought at which positions, K tokens each; None lets the model think"""
     reasons: dict[int, str] | None = None
