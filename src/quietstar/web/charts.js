@@ -1,0 +1,153 @@
+"use strict";
+// Charts as inline SVG: histogram, scatter with binned means, one interval.
+{
+  const NAMESPACE = "http://www.w3.org/2000/svg";
+  const WIDTH = 380;
+  const HEIGHT = 230;
+  const INNER = { left: 48, right: 10, top: 10, bottom: 40 };
+
+  function svg(name, attributes = {}, ...children) {
+    const made = document.createElementNS(NAMESPACE, name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    made.append(...children);
+    return made;
+  }
+
+  const finite = (values) => values.filter((value) => typeof value === "number");
+
+  /** The value below which that share of sorted values lies. */
+  QS.quantile = (sorted, share) => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
+
+  /** Values that are at most so many round steps apart, within a range. */
+  QS.ticks = (low, high, most = 6) => {
+    const raw = (high - low) / most || 1;
+    const size = 10 ** Math.floor(Math.log10(raw));
+    const step = [1, 2, 5, 10].map((factor) => factor * size).find((each) => each >= raw * 0.999);
+    const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+    const found = [];
+    for (let index = Math.ceil(low / step - 1e-9); index * step <= high + 1e-9 * step; index++) {
+      found.push({ at: index * step, text: QS.number(index * step, { digits }) });
+    }
+    return found;
+  };
+
+  // A frame with axes; x and y turn values into places.
+  function frame(label, xRange, yRange, xLabel, yLabel) {
+    const place =
+      ([low, high], from, to) =>
+      (value) =>
+        from + ((value - low) / (high - low || 1)) * (to - from);
+    const x = place(xRange, INNER.left, WIDTH - INNER.right);
+    const y = place(yRange, HEIGHT - INNER.bottom, INNER.top);
+    const root = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label, class: "chart" });
+    for (const { at, text } of QS.ticks(...yRange, 5)) {
+      root.append(svg("path", { class: "grid", d: `M${INNER.left} ${y(at)}H${WIDTH - INNER.right}` }));
+      root.append(svg("text", { class: "tick", x: INNER.left - 6, y: y(at) + 4, "text-anchor": "end" }, text));
+    }
+    for (const { at, text } of QS.ticks(...xRange, 6)) {
+      root.append(
+        svg("text", { class: "tick", x: x(at), y: HEIGHT - INNER.bottom + 16, "text-anchor": "middle" }, text),
+      );
+    }
+    const middle = (INNER.top + HEIGHT - INNER.bottom) / 2;
+    root.append(
+      svg("path", { class: "axis", d: `M${INNER.left} ${HEIGHT - INNER.bottom}H${WIDTH - INNER.right}` }),
+      svg(
+        "text",
+        { class: "tick", x: (INNER.left + WIDTH - INNER.right) / 2, y: HEIGHT - 6, "text-anchor": "middle" },
+        xLabel,
+      ),
+      svg("text", { class: "tick", transform: `translate(11 ${middle}) rotate(-90)`, "text-anchor": "middle" }, yLabel),
+    );
+    return { root, x, y };
+  }
+
+  function figure(drawing, caption) {
+    return QS.el("figure", {}, drawing, QS.el("figcaption", {}, caption));
+  }
+
+  /** A histogram of numbers; the rarest one in a hundred at each end are put into the outermost bars. */
+  QS.histogram = (values, name, unit, { bins = 32 } = {}) => {
+    const sorted = finite(values).sort((a, b) => a - b);
+    if (!sorted.length) return QS.el("p", { class: "note" }, `No ${name} to show.`);
+    let [low, high] = [QS.quantile(sorted, 0.01), QS.quantile(sorted, 0.99)];
+    if (high - low < 1e-9) [low, high] = [low - 0.5, high + 0.5];
+    const counts = new Array(bins).fill(0);
+    for (const value of sorted) {
+      counts[Math.max(0, Math.min(bins - 1, Math.floor(((value - low) / (high - low)) * bins)))] += 1;
+    }
+    const mean = sorted.reduce((sum, value) => sum + value, 0) / sorted.length;
+    const above = sorted.filter((value) => value > 0).length / sorted.length;
+    const words =
+      `${sorted.length} positions; mean ${QS.number(mean, { sign: true })}, ` +
+      `median ${QS.number(QS.quantile(sorted, 0.5), { sign: true })}, above 0: ${(100 * above).toFixed(0)} %`;
+    const { root, x, y } = frame(
+      `Histogram of ${name}: ${words}`,
+      [low, high],
+      [0, Math.max(...counts)],
+      `${name}${unit}`,
+      "positions",
+    );
+    counts.forEach((count, index) => {
+      if (!count) return;
+      const [left, right] = [index, index + 1].map((edge) => x(low + ((high - low) * edge) / bins));
+      root.append(
+        svg("rect", { class: "bin", x: left + 0.5, y: y(count), width: right - left - 1, height: y(0) - y(count) }),
+      );
+    });
+    if (low < 0 && high > 0)
+      root.append(svg("path", { class: "zero", d: `M${x(0)} ${INNER.top}V${HEIGHT - INNER.bottom}` }));
+    return figure(root, words);
+  };
+
+  /**
+   * Points with means of bins over them.
+   * bins: [{low, high or null, n, gain: estimate or null}].
+   */
+  QS.scatter = (points, bins, { name, xLabel, yLabel }) => {
+    const drawn = points.filter(([a, b]) => typeof a === "number" && typeof b === "number");
+    if (!drawn.length) return QS.el("p", { class: "note" }, `No ${name} to show.`);
+    const xs = drawn.map(([a]) => a).sort((a, b) => a - b);
+    const ys = drawn.map(([, b]) => b).sort((a, b) => a - b);
+    const right = Math.max(QS.quantile(xs, 0.995), ...bins.map((bin) => (bin.n ? bin.low : 0))) * 1.05 || 1;
+    const known = bins.filter((bin) => bin.gain);
+    const bottom = Math.min(0, QS.quantile(ys, 0.01), ...known.map((bin) => bin.gain.low));
+    const top = Math.max(0, QS.quantile(ys, 0.99), ...known.map((bin) => bin.gain.high));
+    const { root, x, y } = frame(name, [0, right], bottom === top ? [-1, 1] : [bottom, top], xLabel, yLabel);
+    const clip = (value, low, high) => Math.max(low, Math.min(high, value));
+    const dots = drawn.map(([a, b]) => `M${x(clip(a, 0, right)).toFixed(1)} ${y(clip(b, bottom, top)).toFixed(1)}h0`);
+    root.append(
+      svg("path", { class: "dots", d: dots.join("") }),
+      svg("path", { class: "zero", d: `M${x(0)} ${y(0)}H${x(right)}` }),
+    );
+    for (const { low, high, gain } of known) {
+      const [from, to] = [x(low), x(Math.min(high ?? right, right))];
+      const middle = (from + to) / 2;
+      root.append(
+        svg("path", { class: "mean", d: `M${from} ${y(gain.value)}H${to}M${middle} ${y(gain.low)}V${y(gain.high)}` }),
+      );
+    }
+    return figure(root, `${drawn.length} positions as dots; lines: mean gain of each bin with its 95 % interval.`);
+  };
+
+  /** An estimate as a dot on a line from low to high; all on the same range. */
+  QS.whisker = (estimate, [low, high]) => {
+    const width = 120;
+    const x = (value) => 4 + ((value - low) / (high - low || 1)) * (width - 8);
+    const root = svg("svg", {
+      viewBox: `0 0 ${width} 16`,
+      width,
+      height: 16,
+      class: "chart whisker",
+      "aria-hidden": "true",
+    });
+    root.append(svg("path", { class: "zero", d: `M${x(0)} 0V16` }));
+    if (estimate) {
+      root.append(
+        svg("path", { class: "mean", d: `M${x(estimate.low)} 8H${x(estimate.high)}` }),
+        svg("circle", { class: "point", cx: x(estimate.value), cy: 8, r: 3.5 }),
+      );
+    }
+    return root;
+  };
+}

@@ -1,0 +1,230 @@
+"use strict";
+// The report: puts the payload that `quietstar.inspection.report` wrote beside it onto the page.
+{
+  const payload = JSON.parse(QS.get("payload").textContent);
+  const { rows } = payload;
+  const N_BEFORE = 7;
+  const NAMES = { weight: "mixing weight", reward: "reward", gain: "gain" };
+  const ENDS = {
+    weight: ["against", "for the thought"],
+    reward: ["hurts", "helps"],
+    gain: ["less likely", "likelier"],
+  };
+  const LABELS = Object.fromEntries(payload.interventions.map(({ name, label }) => [name, label]));
+  const records = rows.flatMap((row, r) => row.ids.map((_, i) => ({ row, r, i })));
+
+  const word = (id) => (id === null || id === undefined ? null : (payload.tokens[id] ?? `[${id}]`));
+  const words = (ids) => ids?.map(word) ?? null;
+  const topWord = (top) => (top?.length ? word(top[0][0]) : null);
+  const before = ({ row, i }, n = N_BEFORE) => row.pieces.slice(Math.max(0, i + 1 - n), i + 1).join("");
+  const nextId = ({ row, i }) => row.ids[i + 1] ?? null;
+  const at =
+    (name) =>
+    ({ row, i }) =>
+      row[name][i];
+
+  function header() {
+    QS.get("title").textContent = QS.visible(payload.title);
+    QS.get("made").textContent = QS.visible(`${payload.model} · ${payload.made} · ${records.length} positions`);
+    QS.get("summary").append(...payload.summary.map((sentence) => QS.el("li", {}, QS.visible(sentence))));
+  }
+
+  function table(headings, lines) {
+    const cell = (name, content, number) => QS.el(name, { class: number ? "number" : null }, content);
+    const head = headings.map((heading, index) => {
+      const made = cell("th", heading, index > 0);
+      made.scope = "col";
+      return made;
+    });
+    const body = lines.map(([first, ...others]) =>
+      QS.el("tr", {}, QS.el("th", { scope: "row" }, first), ...others.map((each) => cell("td", each, true))),
+    );
+    return QS.el("table", {}, QS.el("thead", {}, QS.el("tr", {}, ...head)), QS.el("tbody", {}, ...body));
+  }
+
+  function interventions() {
+    if (!payload.interventions.length) return;
+    const known = payload.interventions.map((each) => each.delta).filter(Boolean);
+    const range = [Math.min(0, ...known.map((each) => each.low)), Math.max(0, ...known.map((each) => each.high))];
+    const lines = payload.interventions.map(({ label, n, delta, kl, flips }) => [
+      QS.visible(label),
+      String(n),
+      QS.whisker(delta, range),
+      QS.interval(delta, { sign: true }),
+      QS.interval(kl),
+      flips ? `${(100 * flips.value).toFixed(1)} %` : "–",
+    ]);
+    const made = table(
+      ["instead of its thought", "n", "interval", "Δ log p, nats (95 %)", "KL, nats (95 %)", "other top word"],
+      lines,
+    );
+    made.prepend(QS.el("caption", { class: "unseen" }, "What other thoughts do"));
+    QS.get("interventions").append(made);
+  }
+
+  const list = new QS.TokenList(QS.get("tokens"), (index) => QS.detail(QS.get("detail"), view(records[index])));
+
+  function text() {
+    rows.forEach((row, r) => {
+      const name = rows.length > 1 ? `Text ${r + 1} of ${rows.length}` : null;
+      const run = list.group(name, name ?? "Text");
+      row.pieces.forEach((piece) => list.add(run, piece));
+    });
+    const radios = document.querySelectorAll('input[name="colour"]');
+    for (const radio of radios) radio.addEventListener("change", () => paint(radio.value));
+    paint([...radios].find((radio) => radio.checked).value);
+  }
+
+  function paint(name) {
+    const limit = payload.limits[name];
+    records.forEach(({ row, i }, index) => {
+      const value = row[name][i];
+      const said = value === null ? `no ${NAMES[name]}` : `${NAMES[name]} ${QS.number(value, { sign: true })}`;
+      list.paint(index, row.pieces[i], QS.step(value, limit), said);
+    });
+    QS.legend(QS.get("legend"), limit, ...ENDS[name]);
+  }
+
+  function view(record) {
+    const { row, i } = record;
+    const next = nextId(record);
+    const nats = (name, sign) => (row[name][i] === null ? "–" : `${QS.number(row[name][i], { sign })} nats`);
+    const likeliest = (top) => (top ?? []).map(([id, logprob]) => ({ text: word(id), logprob, isTrue: id === next }));
+    return {
+      context: before(record, 12),
+      next: word(next),
+      thought: row.thought[i],
+      reason: row.reason[i],
+      tokens: words(row.thought_ids[i]) ?? [],
+      logprobs: row.thought_logprob[i],
+      measures: [
+        ["mixing weight", QS.number(row.weight[i])],
+        ["reward", nats("reward", true)],
+        ["gain", nats("gain", true)],
+        ["base entropy", nats("base_entropy", false)],
+      ],
+      predictions: [
+        { name: "without", top: likeliest(row.base_top[i]), truth: row.base_logprob[i] },
+        { name: "with", top: likeliest(row.mixed_top[i]), truth: row.mixed_logprob[i] },
+        { name: "only the thought", top: likeliest(row.alone_top[i]), truth: row.alone_logprob[i] },
+      ],
+      interventions: Object.entries(row.what_if ?? {})
+        .filter(([, what]) => what.delta[i] !== null || what.top[i] !== null)
+        .map(([name, what]) => ({
+          label: QS.visible(LABELS[name] ?? name),
+          tokens: words(what.thought_ids[i]),
+          delta: what.delta[i],
+          kl: what.kl[i],
+          flips: what.flips[i],
+          top: word(what.top[i]),
+        })),
+    };
+  }
+
+  function charts() {
+    const all = (name) => rows.flatMap((row) => row[name]);
+    QS.get("reward-chart").append(QS.histogram(all("reward"), "reward", ", nats"));
+    QS.get("weight-chart").append(QS.histogram(all("weight"), "mixing weight", ""));
+    const points = rows.flatMap((row) =>
+      row.base_logprob.map((logprob, i) => [logprob === null ? null : -logprob, row.reward[i]]),
+    );
+    const bins = payload.difficulty.filter((each) => each.by === "base nll");
+    QS.get("difficulty-chart").append(
+      QS.scatter(points, bins, {
+        name: "Reward against base nll of the next token",
+        xLabel: "base nll of the next token, nats",
+        yLabel: "reward, nats",
+      }),
+    );
+    QS.get("difficulty").hidden = !payload.difficulty.length;
+    const names = payload.interventions.map((each) => each.name);
+    const lines = payload.difficulty.map(({ by, low, high, n, gain, delta }) => [
+      `${by} ${QS.number(low, { digits: 1 })} ${high === null ? "and more" : `to ${QS.number(high, { digits: 1 })}`}`,
+      String(n),
+      QS.interval(gain, { sign: true }),
+      ...names.map((name) => QS.number(delta?.[name], { sign: true })),
+    ]);
+    QS.get("difficulty-table").append(
+      table(
+        ["difficulty, nats", "n", "gain (95 %)", ...names.map((name) => `Δ log p, ${QS.visible(LABELS[name])}`)],
+        lines,
+      ),
+    );
+  }
+
+  function everyPosition() {
+    const joined = (texts) =>
+      texts
+        ? QS.el("span", { class: "token" }, texts.map((each) => QS.visible(each, { spaces: true })).join(" "))
+        : "–";
+    const token = (text) => (text === null ? "–" : QS.token(text));
+    const signed = (value) => QS.number(value, { sign: true });
+    const of = (name, value, show, more = {}) => ({ name, value, show, filtered: true, ...more });
+    const number = (name, key, show) => ({ name, value: at(key), show, number: true });
+    const place = ({ r, i }) => (rows.length > 1 ? `${r + 1}:${i + 1}` : String(i + 1));
+    const columns = [
+      { name: "position", value: (record) => record.r * 1e6 + record.i, show: (_, record) => place(record) },
+      of(
+        "context",
+        (record) => before(record),
+        (text) => QS.visible(text),
+        { kind: "prose" },
+      ),
+      of(
+        "thought",
+        ({ row, i }) => words(row.thought_ids[i])?.join("") ?? null,
+        (_, { row, i }) => joined(words(row.thought_ids[i])),
+      ),
+      of("why", at("reason"), (text) => (text === null ? "–" : QS.visible(text))),
+      number("weight", "weight", (value) => QS.number(value)),
+      of("next without", ({ row, i }) => topWord(row.base_top[i]), token),
+      of("next with", ({ row, i }) => topWord(row.mixed_top[i]), token),
+      of("next with only the thought", ({ row, i }) => topWord(row.alone_top[i]), token),
+      of("true next", (record) => word(nextId(record)), token),
+      number("reward", "reward", signed),
+      number("gain", "gain", signed),
+    ];
+    const starts = [];
+    rows.reduce((sum, row, r) => ((starts[r] = sum), sum + row.ids.length), 0);
+    const made = new QS.Table(QS.get("records"), columns, records, ({ r, i }) => {
+      QS.get("tokens").scrollIntoView({ block: "center", behavior: "instant" });
+      list.choose(starts[r] + i);
+    });
+    controls(made, columns);
+  }
+
+  function controls(made) {
+    const keep = () => made.keep(QS.get("filter").value, QS.get("only").checked ? at("thought") : null);
+    made.drawn = (from, to, n) => {
+      QS.get("shown").textContent = n ? `Rows ${from + 1} to ${to} of ${n}` : "No rows";
+      QS.get("back").disabled = from === 0;
+      QS.get("on").disabled = to >= n;
+    };
+    QS.get("filter").addEventListener("input", keep);
+    QS.get("only").addEventListener("change", keep);
+    QS.get("back").addEventListener("click", () => made.turn(-1));
+    QS.get("on").addEventListener("click", () => made.turn(1));
+    QS.get("export").addEventListener("click", () => QS.save("positions.csv", QS.csv(made.rows())));
+    made.draw();
+  }
+
+  function settings() {
+    const shown = (value) => QS.visible(typeof value === "string" ? value : JSON.stringify(value));
+    for (const [name, values] of [
+      ["Settings", payload.settings],
+      ["Versions", payload.versions],
+    ]) {
+      const lines = Object.entries(values).map(([key, value]) => [key, shown(value)]);
+      QS.get("settings").append(QS.el("div", {}, QS.el("h3", {}, name), table(["name", "value"], lines)));
+    }
+  }
+
+  QS.theme();
+  header();
+  interventions();
+  text();
+  charts();
+  everyPosition();
+  settings();
+  list.choose(0, { focus: false });
+}
