@@ -91,6 +91,7 @@ def payload(
                 "high": high,
                 "n": 40,
                 "gain": _estimate(source, 0.03 * low),
+                "reward": _estimate(source, 0.03 * low),
                 "delta": {name: round(source.gauss(-0.05, 0.02), 4) for name in names},
             }
             for by in ("base nll", "base entropy")

@@ -225,7 +225,7 @@ def _middle(values: list[float]) -> tuple[float, float]:
 
 def _difficulty(axes: Axes, payload: dict[str, Any]) -> None:
     axes.set_title("Reward against difficulty", loc="left", fontweight="bold")
-    axes.set_xlabel("base nll of the next token, nats (lines: mean gain of a bin, 95 % interval)")
+    axes.set_xlabel("base nll of the next token, nats (lines: mean of a bin, 95 % interval)")
     axes.set_ylabel("reward, nats")
     axes.grid(axis="y", color=GRID)
     points = [
@@ -242,14 +242,14 @@ def _difficulty(axes: Axes, payload: dict[str, Any]) -> None:
     axes.scatter([x for x, _ in points], [y for _, y in points], s=6, color=BLUE, alpha=0.35, linewidths=0)
     axes.axhline(0, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
     for each in payload["difficulty"]:
-        gain = each["gain"]
-        if each["by"] != "base nll" or gain is None:
+        reward = each["reward"]
+        if each["by"] != "base nll" or reward is None:
             continue
         to = right if each["high"] is None or math.isinf(each["high"]) else min(each["high"], right)
         if to > each["low"]:
-            axes.hlines(gain["value"], each["low"], to, color=ORANGE, linewidth=2)
-            axes.vlines((each["low"] + to) / 2, gain["low"], gain["high"], color=ORANGE, linewidth=2)
-            low, high = min(low, gain["low"]), max(high, gain["high"])
+            axes.hlines(reward["value"], each["low"], to, color=ORANGE, linewidth=2)
+            axes.vlines((each["low"] + to) / 2, reward["low"], reward["high"], color=ORANGE, linewidth=2)
+            low, high = min(low, reward["low"]), max(high, reward["high"])
     axes.set(xlim=(0, right * 1.02), ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low)))
 
 

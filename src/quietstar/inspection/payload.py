@@ -1,4 +1,4 @@
-"""A trace as the report's data: compact, a text of each token once, numbers as long as they are read."""
+"""A trace as the report's data: compact, a text of each token once."""
 
 from dataclasses import asdict
 from typing import Any
@@ -7,10 +7,8 @@ from quietstar.evaluation.report import finite
 from quietstar.inspection.schema import interventions_in
 from quietstar.inspection.trace import Trace
 
-DIGITS = 4
-"""significant digits of numbers"""
-BARE = ("thought", "reason", "thought_ids")
-NUMBERS = ("thought_logprob", "reward", "gain", "base_entropy")
+SAME = ("thought", "reason", "thought_ids", "thought_logprob", "reward", "gain", "base_entropy")
+"""columns that keep their names"""
 
 
 def payload_of(trace: Trace) -> dict[str, Any]:
@@ -56,25 +54,24 @@ def _row(columns: dict[str, list[Any]], names: list[str], some: slice) -> dict[s
     def top(of: str) -> list[Any]:
         ids, logprob = columns[f"{of}_top_ids"][some], columns[f"{of}_top_logprob"][some]
         return [
-            None if i is None else [list(pair) for pair in zip(i, short(p), strict=True)]
+            None if i is None else [list(pair) for pair in zip(i, p, strict=True)]
             for i, p in zip(ids, logprob, strict=True)
         ]
 
     def first(of: str) -> list[Any]:
-        return [short(values[0]) if values else None for values in columns[f"{of}_logprob"][some]]
+        return [values[0] if values else None for values in columns[f"{of}_logprob"][some]]
 
     return {
         "pieces": columns["piece"][some],
         "ids": columns["token_id"][some],
-        **{name: columns[name][some] for name in BARE},
-        **{name: short(columns[name][some]) for name in NUMBERS},
-        "weight": short(columns["mixing_weight"][some]),
+        **{name: columns[name][some] for name in SAME},
+        "weight": columns["mixing_weight"][some],
         **{f"{of}_logprob": first(of) for of in ("base", "alone", "mixed")},
         **{f"{of}_top": top(of) for of in ("base", "alone", "mixed")},
         "what_if": {
             name: {
-                "delta": short(columns[f"{name}_delta"][some]),
-                "kl": short(columns[f"{name}_kl"][some]),
+                "delta": columns[f"{name}_delta"][some],
+                "kl": columns[f"{name}_kl"][some],
                 "flips": columns[f"{name}_flips"][some],
                 "top": columns[f"{name}_top_id"][some],
                 "thought_ids": columns[f"{name}_thought_ids"][some],
@@ -82,10 +79,3 @@ def _row(columns: dict[str, list[Any]], names: list[str], some: slice) -> dict[s
             for name in names
         },
     }
-
-
-def short(value: Any) -> Any:
-    """Numbers with few digits; lists of them likewise."""
-    if isinstance(value, list):
-        return [short(each) for each in value]
-    return None if value is None else float(f"{value:.{DIGITS}g}")

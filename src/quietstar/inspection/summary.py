@@ -49,6 +49,7 @@ class Difficulty:
     high: float
     n: int
     gain: Estimate
+    reward: Estimate
     delta: dict[str, float]
     """mean change by each intervention"""
 
@@ -106,7 +107,7 @@ def summarize(columns: dict[str, list[Any]], labels: dict[str, str]) -> Summary:
         reward=bootstrap(of("reward")) if known else None,
         mixing_weight=bootstrap(weights) if len(weights) else None,
         interventions=effects,
-        difficulty=_difficulty(columns, known, gain, delta) if known else [],
+        difficulty=_difficulty(columns, known, gain, of("reward"), delta) if known else [],
         sentences=[],
     )
     found.sentences.extend(_sentences(found))
@@ -118,7 +119,7 @@ def _is_absent(columns: dict[str, list[Any]], name: str, known: list[int]) -> bo
 
 
 def _difficulty(
-    columns: dict[str, list[Any]], known: list[int], gain: Tensor, delta: dict[str, Tensor]
+    columns: dict[str, list[Any]], known: list[int], gain: Tensor, reward: Tensor, delta: dict[str, Tensor]
 ) -> list[Difficulty]:
     base_nll = torch.tensor([-columns["base_logprob"][i][0] for i in known], dtype=torch.float64)
     base_entropy = torch.tensor([columns["base_entropy"][i] for i in known], dtype=torch.float64)
@@ -128,7 +129,8 @@ def _difficulty(
             inside = (of >= low) & (of < high)
             if inside.any():
                 means = {name: float(values[inside].mean()) for name, values in delta.items()}
-                found.append(Difficulty(by, low, high, int(inside.sum()), bootstrap(gain[inside]), means))
+                of_gain, of_reward = bootstrap(gain[inside]), bootstrap(reward[inside])
+                found.append(Difficulty(by, low, high, int(inside.sum()), of_gain, of_reward, means))
     return found
 
 

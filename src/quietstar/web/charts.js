@@ -102,7 +102,7 @@
 
   /**
    * Points with means of bins over them.
-   * bins: [{low, high or null, n, gain: estimate or null}].
+   * bins: [{low, high or null, n, reward: estimate or null}].
    */
   QS.scatter = (points, bins, { name, xLabel, yLabel }) => {
     const drawn = points.filter(([a, b]) => typeof a === "number" && typeof b === "number");
@@ -110,9 +110,9 @@
     const xs = drawn.map(([a]) => a).sort((a, b) => a - b);
     const ys = drawn.map(([, b]) => b).sort((a, b) => a - b);
     const right = Math.max(QS.quantile(xs, 0.995), ...bins.map((bin) => (bin.n ? bin.low : 0))) * 1.05 || 1;
-    const known = bins.filter((bin) => bin.gain);
-    const bottom = Math.min(0, QS.quantile(ys, 0.01), ...known.map((bin) => bin.gain.low));
-    const top = Math.max(0, QS.quantile(ys, 0.99), ...known.map((bin) => bin.gain.high));
+    const known = bins.filter((bin) => bin.reward);
+    const bottom = Math.min(0, QS.quantile(ys, 0.01), ...known.map((bin) => bin.reward.low));
+    const top = Math.max(0, QS.quantile(ys, 0.99), ...known.map((bin) => bin.reward.high));
     const { root, x, y } = frame(name, [0, right], bottom === top ? [-1, 1] : [bottom, top], xLabel, yLabel);
     const clip = (value, low, high) => Math.max(low, Math.min(high, value));
     const dots = drawn.map(([a, b]) => `M${x(clip(a, 0, right)).toFixed(1)} ${y(clip(b, bottom, top)).toFixed(1)}h0`);
@@ -120,14 +120,14 @@
       svg("path", { class: "dots", d: dots.join("") }),
       svg("path", { class: "zero", d: `M${x(0)} ${y(0)}H${x(right)}` }),
     );
-    for (const { low, high, gain } of known) {
+    for (const { low, high, reward } of known) {
       const [from, to] = [x(low), x(Math.min(high ?? right, right))];
       const middle = (from + to) / 2;
       root.append(
-        svg("path", { class: "mean", d: `M${from} ${y(gain.value)}H${to}M${middle} ${y(gain.low)}V${y(gain.high)}` }),
+        svg("path", { class: "mean", d: `M${from} ${y(reward.value)}H${to}M${middle} ${y(reward.low)}V${y(reward.high)}` }),
       );
     }
-    return figure(root, `${drawn.length} positions as dots; lines: mean gain of each bin with its 95 % interval.`);
+    return figure(root, `${drawn.length} positions as dots; lines: mean of each bin with its 95 % interval.`);
   };
 
   /** An estimate as a dot on a line from low to high; all on the same range. */

@@ -226,5 +226,6 @@
   charts();
   everyPosition();
   settings();
-  list.choose(0, { focus: false });
+  const first = records.findIndex(({ row, i }) => row.thought[i]);
+  list.choose(Math.max(first, 0), { focus: false });
 }

@@ -62,7 +62,7 @@
       );
     }
 
-    /** Choose a token, and move the focus there unless told otherwise. */
+    /** Choose a token, and move focus and view there unless told otherwise. */
     choose(index, { focus = true } = {}) {
       const piece = this.pieces[index];
       if (!piece) return;
@@ -73,8 +73,10 @@
       piece.tabIndex = 0;
       this.current = index;
       this.goal = null;
-      if (focus) piece.focus({ preventScroll: true });
-      this.reveal(piece);
+      if (focus) {
+        piece.focus({ preventScroll: true });
+        this.reveal(piece);
+      }
       this.chosen(index);
     }
 
