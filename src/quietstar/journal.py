@@ -110,7 +110,7 @@ class Step:
     mixing_weight: Tensor
     """[B]"""
     top: list[TopTokens]
-    """[B, k] without the thought, by it alone, and mixed; empty where nobody asked"""
+    """[B, k] without the thought, by it alone, and mixed; k is 0 where nobody asked"""
 
     def of(self, rows: Tensor) -> "Step":
         """The same of some rows."""
@@ -128,7 +128,7 @@ class Journal:
     Args:
         policy: says where to think.
         keep: write down what is thought.
-        top_k: k.
+        top_k: k; 0 writes down tokens and reasons without making the three predictions.
     """
 
     def __init__(self, policy: ThinkPolicy, *, keep: bool = False, top_k: int = 5) -> None:
@@ -191,6 +191,10 @@ class Journal:
         B = len(self.finished)
         thought = torch.zeros_like(self.finished)
         thought[rows] = True
+        if self.top_k:
+            top = [TopTokens.of(logits, self.top_k) for logits in predictions()]
+        else:
+            top = [TopTokens(ids=tokens.new_zeros(B, 0), logprob=mixing_weight.new_zeros(B, 0))] * 3
         self.steps.append(
             Step(
                 thought=thought,
@@ -198,14 +202,19 @@ class Journal:
                 measured=decision.measured,
                 tokens=tokens.new_zeros(B, tokens.shape[1]).index_copy(0, rows, tokens),
                 mixing_weight=mixing_weight.new_zeros(B).index_copy(0, rows, mixing_weight),
-                top=[TopTokens.of(logits, self.top_k) for logits in predictions()],
+                top=top,
             )
         )
 
     def reorder(self, rows: Tensor) -> None:
-        """Beams were reordered: go on with these rows [B]."""
+        """Beams were reordered, or rows have left: go on with these rows [B]."""
         if len(self.finished):
             self.finished, self.n_thoughts = self.finished[rows], self.n_thoughts[rows]
+
+    def join(self, other: "Journal") -> None:
+        """Go on with the rows of another journal of the same policy after one's own."""
+        self.finished = torch.cat([self.finished, other.finished])
+        self.n_thoughts = torch.cat([self.n_thoughts, other.n_thoughts])
 
     def reason(self, step: Step, row: int) -> str:
         """Why a row thought in a step, or did not."""

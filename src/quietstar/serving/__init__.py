@@ -1,0 +1,1 @@
+"""A thinking model over HTTP, as OpenAI's clients speak it, with hidden thoughts beside the text."""

@@ -1,0 +1,190 @@
+"""The application: what each address answers."""
+
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from transformers import PreTrainedTokenizerBase
+
+import quietstar
+from quietstar.serving.answers import END, Answer, event, to_json
+from quietstar.serving.arguments import ServeArguments
+from quietstar.serving.engine import Engine
+from quietstar.serving.events import Events
+from quietstar.serving.faults import RequestError
+from quietstar.serving.guard import Guard, allowed_hosts, answer_of
+from quietstar.serving.intake import Intake
+from quietstar.serving.pages import Pages
+from quietstar.serving.protocol import ChatRequest, CompletionRequest, ThoughtRequest, first_problem
+
+BODIES: dict[str, type[BaseModel]] = {
+    "/v1/completions": CompletionRequest,
+    "/v1/chat/completions": ChatRequest,
+    "/v1/thoughts": ThoughtRequest,
+}
+OPEN_PATHS = ("/", "/healthz", "/favicon.ico")
+ENDPOINTS = (*BODIES, "/v1/models", "/", "/healthz", "/metrics", "/openapi.json")
+
+
+def make_app(
+    engine: Engine, tokenizer: PreTrainedTokenizerBase, settings: ServeArguments, name: str = "quietstar"
+) -> FastAPI:
+    """The application over a running engine.
+
+    Args:
+        engine: starts and stops apart.
+        tokenizer: another one than the engine's: a tokenizer may not be used in two threads at once.
+        settings: limits, key, origins.
+        name: of the model, where the settings give none.
+    """
+    name = settings.model_name or name
+    app = FastAPI(title="quietstar", version=quietstar.__version__, docs_url=None, redoc_url=None)
+    intake = Intake(engine, tokenizer, settings, name, _seeds(settings.seed))
+    pages = Pages.load()
+    _add_middleware(app, engine, settings)
+    _add_handlers(app)
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        return await write(body, request)
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        return await write(body, request)
+
+    async def write(body: CompletionRequest | ChatRequest, request: Request) -> Response:
+        job = await run_in_threadpool(intake.job, body)
+        answer = Answer(job, name, isinstance(body, ChatRequest), body.wants_usage)
+        events = Events(engine, job, request)
+        if body.stream:
+            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+            return StreamingResponse(_chunks(events, answer), media_type="text/event-stream", headers=headers)
+        async for written in events:
+            answer.take(written)
+        return _json(answer.whole())
+
+    @app.post("/v1/thoughts")
+    async def thoughts(body: ThoughtRequest, request: Request) -> Response:
+        question = await run_in_threadpool(intake.question, body)
+        events = Events(engine, lambda: question.answer(engine.model, engine.speaker.tokenizer), request)
+        return _json([each async for each in events].pop())
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_described(engine, settings, name)]}
+
+    @app.get("/v1/models/{asked:path}")
+    async def model(asked: str) -> dict[str, Any]:
+        if asked != name:
+            raise RequestError(404, f"there is no model {asked[:60]!r}; give {name!r}", code="model_not_found")
+        return _described(engine, settings, name)
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        status = "ok" if engine.is_alive else "the engine has ended"
+        return JSONResponse({"status": status, "model": name}, 200 if engine.is_alive else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(engine.metrics.page(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    @app.get("/", include_in_schema=False)
+    async def front() -> Response:
+        return pages.front()
+
+    @app.get("/static/{asked}", include_in_schema=False)
+    async def static(asked: str) -> Response:
+        return pages.file(asked)
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def favicon() -> Response:
+        return Response(status_code=204)
+
+    return app
+
+
+async def _chunks(events: Events, answer: Answer) -> AsyncIterator[bytes]:
+    try:
+        async for written in events:
+            yield event(answer.take(written))
+        if (last := answer.last_chunk()) is not None:
+            yield event(last)
+    except RequestError as fault:
+        yield event(fault.body)
+    yield END
+
+
+def _json(body: dict[str, Any]) -> Response:
+    return Response(to_json(body), media_type="application/json")
+
+
+def _described(engine: Engine, settings: ServeArguments, name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "quietstar",
+        "n_ahead": engine.model.config.n_ahead,
+        "think": settings.think,
+        "context": engine.context,
+        "max_prompt_tokens": engine.max_prompt_tokens,
+        "max_tokens": settings.max_tokens,
+        "max_n": settings.max_n,
+    }
+
+
+def _seeds(seed: int) -> Callable[[], int]:
+    """Seeds for requests that bring none, one after the other."""
+    numbers = random.Random(seed)
+    return lambda: numbers.getrandbits(32)
+
+
+def _add_middleware(app: FastAPI, engine: Engine, settings: ServeArguments) -> None:
+    app.add_middleware(
+        Guard,
+        metrics=engine.metrics,
+        endpoints=ENDPOINTS,
+        open_paths=OPEN_PATHS,
+        open_folder="/static/",
+        api_key=settings.api_key(),
+        hosts=allowed_hosts(settings.host),
+        max_bytes=settings.max_request_bytes,
+    )
+    if settings.cors_origin:  # outermost: a browser asks what is allowed without a key
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origin, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+
+
+def _add_handlers(app: FastAPI) -> None:
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        body = BODIES.get(request.url.path)
+        message, param = first_problem(error.errors(), list(body.model_fields) if body else ())
+        is_json = error.errors()[0]["type"] != "json_invalid"
+        return answer_of(RequestError(422 if is_json else 400, message, param=param))
+
+    async def not_there(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        said = {404: "there is nothing at this address", 405: "this address does not take this method"}
+        message = said.get(error.status_code, str(error.detail))
+        return answer_of(RequestError(error.status_code, message, headers=dict(error.headers or {})))
+
+    async def at_fault(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestError)
+        return answer_of(error)
+
+    for kind, handler in {
+        RequestValidationError: refused,
+        HTTPException: not_there,
+        RequestError: at_fault,
+    }.items():
+        app.add_exception_handler(kind, handler)

@@ -1,0 +1,88 @@
+"""What `quietstar serve` is asked to do, and what it allows."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from quietstar.errors import SettingsError
+from quietstar.fields import option
+from quietstar.loading import UseArguments
+
+SERVER = "server"
+LIMITS = "limits"
+KEY_VARIABLE = "QUIETSTAR_API_KEY"
+_ORIGIN = re.compile(r"\*|https?://[^/?#@\s]+")
+
+
+@dataclass(kw_only=True)
+class ServeArguments(UseArguments):
+    """Settings of `quietstar serve`.
+
+    Raises:
+        SettingsError: a value is impossible.
+    """
+
+    host: str = option("127.0.0.1", "address to listen at; 0.0.0.0 for everybody who can reach this machine", SERVER)
+    port: int = option(8000, "port to listen at; 0 takes a free one", SERVER)
+    model_name: str | None = option(None, "name of the model in requests (default: its folder's name)", SERVER)
+    api_key_file: str | None = option(
+        None, f"file with a key that requests must bring; or set {KEY_VARIABLE} (default: none is asked for)", SERVER
+    )
+    cors_origin: list[str] = option(
+        [], "web pages of these origins may use the server, such as http://localhost:3000; * for all", SERVER
+    )
+    max_batch: int = option(32, "texts that are written at once", LIMITS)
+    max_queue: int = option(64, "requests that wait at once; further ones are turned away", LIMITS)
+    max_prompt_tokens: int | None = option(
+        None, "tokens of a prompt (default: the model's context, less a thought)", LIMITS
+    )
+    max_tokens: int = option(2048, "tokens that a request may ask for, thoughts not counted", LIMITS)
+    max_n: int = option(8, "texts that a request may ask for", LIMITS)
+    max_request_bytes: int = option(2**20, "bytes of a request's body", LIMITS)
+    request_seconds: float = option(300.0, "seconds that a request may take, waiting included", LIMITS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.host:
+            raise SettingsError("host is empty; give an address such as 127.0.0.1")
+        if not 0 <= self.port < 2**16:
+            raise SettingsError(f"port is {self.port}; give a number from 0 to {2**16 - 1}")
+        for name in ("max_batch", "max_queue", "max_prompt_tokens", "max_tokens", "max_n", "max_request_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"{name} is {value}; give a number of at least 1")
+        if not 0 < self.request_seconds < float("inf"):
+            raise SettingsError(f"request_seconds is {self.request_seconds}; give a number above 0")
+        if self.max_n > self.max_batch:
+            raise SettingsError(
+                f"max_n is {self.max_n}, and max_batch {self.max_batch}; give max_n at most max_batch: "
+                "the texts of a request are written at once"
+            )
+        if self.model_name == "":
+            raise SettingsError("model_name is empty; give a name, or leave it out")
+        for origin in self.cors_origin:
+            if not _ORIGIN.fullmatch(origin):
+                raise SettingsError(f"cors_origin is {origin!r}; give an origin such as http://localhost:3000, or *")
+
+    def api_key(self) -> bytes | None:
+        """The key that requests must bring: of the file, or of the environment; None where neither gives one.
+
+        Raises:
+            SettingsError: the file cannot be read, or what stands there is no key.
+        """
+        if self.api_key_file is None:
+            key, source = os.environ.get(KEY_VARIABLE), KEY_VARIABLE
+            if key is None:
+                return None
+        else:
+            source = f"api_key_file {self.api_key_file}"
+            try:
+                key = Path(self.api_key_file).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+                raise SettingsError(f"{source} cannot be read: {reason}; give a file with one line") from error
+        key = key.strip()
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
+            raise SettingsError(f"{source} holds no key; give one word of printable ASCII")
+        return key.encode()

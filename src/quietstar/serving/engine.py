@@ -1,0 +1,215 @@
+"""One thread that owns the model, and serves whoever asks: texts in batches, token by token, in turns.
+
+Requests that are thought about alike share a batch, which they join and leave between any two tokens. Where thinking
+draws random numbers each text has a batch of its own. Whoever comes first is let in first.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from quietstar.loading import context_length
+from quietstar.model import QuietStarForCausalLM
+from quietstar.serving.arguments import ServeArguments
+from quietstar.serving.batch import Thinking
+from quietstar.serving.faults import RequestError, busy, failed, stopping
+from quietstar.serving.group import Group, Speaker
+from quietstar.serving.jobs import Event, Job, Returned, Ticket
+from quietstar.serving.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 2
+"""after which a client that was turned away is told to come again"""
+
+
+class Engine:
+    """The model and everything that it is asked to do at once.
+
+    Args:
+        model: in evaluation mode; nobody else may use it from `start` to `stop`.
+        tokenizer: the engine's own.
+        settings: limits.
+        metrics: what is counted.
+    """
+
+    def __init__(
+        self,
+        model: QuietStarForCausalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: ServeArguments,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.model, self.settings, self.metrics = model, settings, metrics or Metrics()
+        self.speaker = Speaker(model, tokenizer, eos_ids(model, tokenizer))
+        self.groups: dict[object, Group] = {}
+        """by how they are thought about; by ticket and choice where each is alone"""
+        self.running: list[Ticket] = []
+        self.waiting: deque[Ticket] = deque()
+        self._changed = threading.Condition()
+        self._stops = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    # ------------------------------------------------------------------ from any thread
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model was made for; None where its config does not say."""
+        return context_length(self.model)
+
+    @property
+    def max_prompt_tokens(self) -> int | None:
+        """Tokens that a prompt may have: a thought follows the last one."""
+        limits = [self.settings.max_prompt_tokens]
+        limits += [None if self.context is None else self.context - self.model.config.n_ahead]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def room(self, n_prompt: int) -> int:
+        """Tokens that may be written after a prompt."""
+        if self.context is None:
+            return self.settings.max_tokens
+        # the last token is written after a thought, and not read any more
+        return min(self.settings.max_tokens, self.context - self.model.config.n_ahead + 1 - n_prompt)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are served."""
+        return self._thread.is_alive() and not self._stops
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End what is under way, and wait for the thread."""
+        with self._changed:
+            self._stops = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def submit(self, work: Job | Callable[[], Any], emit: Callable[[Event], None]) -> Ticket:
+        """Queue a job, or a function to run in the engine's thread; events come to `emit` from that thread.
+
+        Raises:
+            RequestError: the queue is full, or the engine has ended.
+        """
+        ticket = Ticket(work, emit, self.settings.request_seconds)
+        ticket.n_left = ticket.n_rows
+        with self._changed:
+            if not self.is_alive:
+                raise stopping()
+            if self._n_queued >= self.settings.max_queue:
+                raise busy(self._n_queued, RETRY_SECONDS)
+            self.waiting.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Stop working on it, at the next token."""
+        with self._changed:
+            ticket.is_cancelled = True
+            self._changed.notify()
+
+    # ------------------------------------------------------------------ in the engine's thread
+
+    @property
+    def _n_free(self) -> int:
+        """Texts that may still be let in."""
+        return self.settings.max_batch - sum(ticket.n_rows for ticket in self.running)
+
+    @property
+    def _n_queued(self) -> int:
+        """Requests that wait for others to end: the rest of the waiting are let in at the next turn."""
+        n_free = self._n_free
+        for n_let_in, ticket in enumerate(self.waiting):
+            n_free -= ticket.n_rows
+            if n_free < 0:
+                return len(self.waiting) - n_let_in
+        return 0
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                self._turn()
+        except BaseException:
+            logger.exception("the engine has ended")
+        with self._changed:
+            self._stops = True
+            left = [*self.running, *self.waiting]
+            self.waiting.clear()
+        for group in self.groups.values():
+            group.close()
+        for ticket in left:
+            ticket.report(stopping())
+
+    def _wait(self) -> bool:
+        """Wait for work; false when the engine is to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stops or self.running or self.waiting)
+            return not self._stops
+
+    def _turn(self) -> None:
+        with self._changed:
+            for ticket in (*self.running, *self.waiting):
+                ticket.look_at_the_clock()
+            self.waiting = deque(ticket for ticket in self.waiting if not ticket.is_over)
+            self.running = [ticket for ticket in self.running if not ticket.is_over]
+            fresh = []
+            while self.waiting and self.waiting[0].n_rows <= self._n_free:
+                fresh.append(self.waiting.popleft())
+                self.running.append(fresh[-1])
+        self.metrics.in_flight(len(self.waiting), len(self.running))
+        for ticket in fresh:
+            if (event := outcome(partial(self._begin, ticket))) is not None:
+                ticket.report(event)
+        for group in self.groups.values():
+            group.turn()
+        for key in [key for key, group in self.groups.items() if not len(group)]:
+            self.groups.pop(key).close()
+        with self._changed:
+            self.running = [ticket for ticket in self.running if not ticket.is_over]
+        self.metrics.in_flight(len(self.waiting), len(self.running))
+
+    def _begin(self, ticket: Ticket) -> Event | None:
+        """Let it in; what it has come to, if it has ended with that."""
+        if not isinstance(ticket.work, Job):
+            return Returned(ticket.work())
+        job = ticket.work
+        if not job.thinking.draws:
+            self._group(job.thinking, job.thinking, None).add(ticket, job, range(job.n))
+            return None
+        for choice in range(job.n):
+            generator = torch.Generator(self.model.device)
+            self._group((ticket, choice), job.thinking, generator).add(ticket, job, range(choice, choice + 1))
+        return None
+
+    def _group(self, key: object, thinking: Thinking, generator: torch.Generator | None) -> Group:
+        if key not in self.groups:
+            self.groups[key] = Group(self.speaker, thinking, self.metrics, generator)
+        return self.groups[key]
+
+
+def outcome(function: Callable[[], Event | None]) -> Event | None:
+    """What a function returns, or how it fails."""
+    try:
+        return function()
+    except RequestError as refusal:
+        return refusal
+    except Exception:
+        logger.exception("a request failed")
+        return failed()
+
+
+def eos_ids(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that end a text, by the model's generation config and the tokenizer."""
+    found: list[int] = []
+    for given in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+        found += given if isinstance(given, list) else [given] if given is not None else []
+    return frozenset(found)

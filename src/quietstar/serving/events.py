@@ -1,0 +1,54 @@
+"""What the engine's thread reports, where a request is answered in an event loop."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from starlette.requests import Request
+
+from quietstar.serving.engine import Engine
+from quietstar.serving.faults import RequestError
+from quietstar.serving.jobs import Event, Job, Returned
+
+
+class Events:
+    """What the engine reports of one request, for as long as the client stays.
+
+    Args:
+        engine: is asked at once.
+        work: see `Engine.submit`.
+        request: whose client is watched.
+
+    Raises:
+        RequestError: the engine does not take it; or, while it is iterated over, it has failed.
+    """
+
+    def __init__(self, engine: Engine, work: Job | Callable[[], Any], request: Request) -> None:
+        loop, self._engine = asyncio.get_running_loop(), engine
+        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._ticket = engine.submit(work, lambda event: _hand_over(loop, self._queue, event))
+        self._watch = loop.create_task(self._cancel_when_gone(request))
+        self._n_left = self._ticket.n_rows
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        """Tokens of a job; or what a function has returned, once."""
+        try:
+            while self._n_left:
+                event = await self._queue.get()
+                if isinstance(event, RequestError):
+                    raise event
+                if isinstance(event, Returned) or event.finish_reason is not None:
+                    self._n_left -= 1
+                yield event.value if isinstance(event, Returned) else event
+        finally:
+            self._watch.cancel()
+            self._engine.cancel(self._ticket)
+
+    async def _cancel_when_gone(self, request: Request) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self._engine.cancel(self._ticket)
+
+
+def _hand_over(loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[Event], event: Event) -> None:
+    loop.call_soon_threadsafe(queue.put_nowait, event)

@@ -1,0 +1,151 @@
+"""Requests made into jobs: text into tokens, and every limit that depends on the server checked."""
+
+import threading
+from collections.abc import Callable
+
+from transformers import PreTrainedTokenizerBase
+
+from quietstar.loading import prompt_ids
+from quietstar.policy import ThinkPolicy
+from quietstar.serving.arguments import ServeArguments
+from quietstar.serving.batch import Thinking
+from quietstar.serving.engine import Engine
+from quietstar.serving.faults import RequestError
+from quietstar.serving.jobs import Job
+from quietstar.serving.protocol import ChatRequest, CompletionRequest, ThoughtRequest, Writing
+from quietstar.serving.what_if import Question
+
+
+class Intake:
+    """Makes jobs of requests; from any thread.
+
+    Args:
+        engine: whose limits hold.
+        tokenizer: one of its own: a tokenizer may not be used in two threads at once.
+        settings: of the server.
+        name: of the model.
+        draw_seed: makes a seed where a request brings none.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: ServeArguments,
+        name: str,
+        draw_seed: Callable[[], int],
+    ) -> None:
+        self.engine, self.tokenizer, self.settings, self.name = engine, tokenizer, settings, name
+        self.draw_seed = draw_seed
+        self.think = ThinkPolicy.parse(settings.think)
+        self.vocab_size = engine.model.config.vocab_size
+        self._one_at_a_time = threading.Lock()
+
+    def job(self, request: CompletionRequest | ChatRequest) -> Job:
+        """What the engine is to do.
+
+        Raises:
+            RequestError: a limit is passed, or the tokenizer does not know how to put messages together.
+        """
+        self._check_model(request.model)
+        n = request.n or 1
+        if n > self.settings.max_n:
+            raise RequestError(400, f"n is {n}; the server allows up to {self.settings.max_n}", param="n")
+        asked = request.asked_tokens
+        if asked is not None and asked > self.settings.max_tokens:
+            message = f"max_tokens is {asked}; the server allows up to {self.settings.max_tokens}"
+            raise RequestError(400, message, param="max_tokens")
+        if isinstance(request, ChatRequest):
+            ids, param = self._chat_ids(request), "messages"
+        else:
+            ids, param = self._ids(request.prompt), "prompt"
+        self._check_length(ids, param)
+        room = self.engine.room(len(ids))
+        most = request.default_tokens if asked is None else asked
+        return Job(
+            prompt_ids=ids,
+            thinking=self._thinking(request),
+            max_tokens=room if most is None else min(most, room),
+            seed=self.draw_seed() if request.seed is None else request.seed,
+            n=n,
+            temperature=1.0 if request.temperature is None else request.temperature,
+            top_p=1.0 if request.top_p is None else request.top_p,
+            stop=request.stop,
+            wants_reasoning=request.include_reasoning is not False,
+            wants_thoughts=bool(request.thoughts),
+        )
+
+    def question(self, request: ThoughtRequest) -> Question:
+        """A text and a thought after it.
+
+        Raises:
+            RequestError: a limit is passed.
+        """
+        self._check_model(request.model)
+        ids = self._ids(request.prompt or "" if request.token_ids is None else request.token_ids)
+        self._check_length(ids, "prompt" if request.token_ids is None else "token_ids")
+        thought = request.thought_ids
+        if request.thought is not None:
+            with self._one_at_a_time:
+                thought = list(self.tokenizer(request.thought, add_special_tokens=False)["input_ids"])
+        question = Question(ids, thought, request.top_k or 5)
+        if thought is not None:
+            self._check_ids(thought, "thought_ids" if request.thought is None else "thought")
+            question.check(self.engine.context)
+        return question
+
+    def _thinking(self, request: Writing) -> Thinking:
+        own = self.settings
+        return Thinking.of(
+            self.think if request.think is None else request.think,
+            own.thought_temperature if request.thought_temperature is None else request.thought_temperature,
+            own.thought_top_p if request.thought_top_p is None else request.thought_top_p,
+        )
+
+    def _check_model(self, name: str | None) -> None:
+        if name is not None and name != self.name:
+            raise RequestError(
+                404, f"there is no model {name[:60]!r}; give {self.name!r}", param="model", code="model_not_found"
+            )
+
+    def _ids(self, prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, str):
+            with self._one_at_a_time:
+                return prompt_ids(self.tokenizer, prompt)
+        self._check_ids(prompt, "prompt")
+        return prompt
+
+    def _check_ids(self, ids: list[int], param: str) -> None:
+        wrong = next((token for token in ids if not 0 <= token < self.vocab_size), None)
+        if wrong is not None:
+            shown = wrong if abs(wrong) < 2**63 else "too large"
+            raise RequestError(400, f"a token id is {shown}; give ids from 0 to {self.vocab_size - 1}", param=param)
+
+    def _check_length(self, ids: list[int], param: str) -> None:
+        limit = self.engine.max_prompt_tokens
+        if not ids:
+            raise RequestError(400, "the prompt has no token; give some text to go on from", param=param)
+        if limit is not None and len(ids) > limit:
+            message = f"the prompt has {len(ids)} tokens; give at most {limit}"
+            raise RequestError(400, message, param=param, code="context_length_exceeded")
+
+    def _chat_ids(self, request: ChatRequest) -> list[int]:
+        if not self.tokenizer.chat_template:
+            raise RequestError(
+                400,
+                "the model's tokenizer has no chat template; use /v1/completions",
+                param="messages",
+                code="no_chat_template",
+            )
+        messages = [message.model_dump(exclude_none=True) for message in request.messages]
+        try:
+            with self._one_at_a_time:
+                # a message that spells out a control token stays text: it cannot speak for somebody else
+                ids = self.tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
+                )
+        except Exception as error:  # a template may raise anything
+            said = " ".join(str(error).split())[:200]
+            message = f"the model's chat template refuses these messages: {said}"
+            raise RequestError(400, message, param="messages") from error
+        return list(ids)

@@ -1,0 +1,240 @@
+"""What requests may hold. Unknown fields and wrong types are refused, each in one line."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from quietstar.policy import ThinkPolicy
+
+MOST_STOPS = 4
+LONGEST_STOP = 500
+"""characters"""
+LONGEST_POLICY = 200
+"""characters"""
+LONGEST_THOUGHT = 64
+"""tokens of a thought that is given"""
+_SHOWN = 60
+"""characters of a value that are shown in an error"""
+
+
+def _check_prompt(value: Any) -> Any:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
+        value = value[0]
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, list) and value and all(type(token) is int for token in value):
+        return value
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(each, str | list) for each in value):
+        raise ValueError("give one prompt; send a request for each")
+    raise ValueError("give a text, or a list of token ids")
+
+
+def _check_stop(value: Any) -> Any:
+    if value is None:
+        return ()
+    stops = [value] if isinstance(value, str) else value
+    if (
+        not isinstance(stops, list)
+        or len(stops) > MOST_STOPS
+        or not all(isinstance(stop, str) and 0 < len(stop) <= LONGEST_STOP for stop in stops)
+    ):
+        raise ValueError(f"give up to {MOST_STOPS} texts of 1 to {LONGEST_STOP} characters")
+    return tuple(_text(stop) for stop in stops)
+
+
+def _check_policy(value: Any) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, str) or len(value) > LONGEST_POLICY:
+        raise ValueError(f"give a policy such as 'entropy:2.5', of up to {LONGEST_POLICY} characters")
+    return ThinkPolicy.parse(_text(value))
+
+
+def _check_content(value: Any) -> Any:
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, list) and value:
+        parts = [part for part in value if isinstance(part, dict) and set(part) == {"type", "text"}]
+        if len(parts) == len(value) and all(p["type"] == "text" and isinstance(p["text"], str) for p in parts):
+            return _text("".join(part["text"] for part in parts))
+    raise ValueError('give a text, or a list of {"type": "text", "text": ...}')
+
+
+def _text(value: str) -> str:
+    """The same, if it can be written as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the text holds half a character (a lone surrogate); give whole ones") from None
+    return value
+
+
+def _ids(value: Any) -> Any:
+    if value is not None and not (isinstance(value, list) and all(type(token) is int for token in value)):
+        raise ValueError("give a list of token ids")
+    return value
+
+
+def _schema(**schema: Any) -> WithJsonSchema:
+    return WithJsonSchema(schema)
+
+
+_TEXT, _IDS = {"type": "string"}, {"type": "array", "items": {"type": "integer"}}
+Prompt = Annotated[Any, BeforeValidator(_check_prompt), _schema(anyOf=[_TEXT, _IDS])]
+"""text, or token ids"""
+Stop = Annotated[Any, BeforeValidator(_check_stop), _schema(anyOf=[_TEXT, {"type": "array", "items": _TEXT}])]
+"""tuple of texts"""
+Policy = Annotated[Any, BeforeValidator(_check_policy), _schema(**_TEXT)]
+"""ThinkPolicy, or None for the server's"""
+Content = Annotated[Any, BeforeValidator(_check_content), _schema(anyOf=[_TEXT, {"type": "array"}])]
+"""text"""
+Ids = Annotated[Any, BeforeValidator(_ids), _schema(**_IDS)]
+"""list of token ids, or None"""
+Text = Annotated[str, BeforeValidator(lambda value: _text(value) if isinstance(value, str) else value)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Temperature = Annotated[Number, Field(ge=0, le=2)]
+Share = Annotated[Number, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Request(BaseModel):
+    """Exactly these fields, of exactly these types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(_Request):
+    """Beside `stream`."""
+
+    include_usage: bool | None = None
+
+
+class Writing(_Request):
+    """What completions and chat completions have in common. Null is as good as nothing."""
+
+    model: Text | None = None
+    max_tokens: Count | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    n: Count | None = None
+    stop: Stop = ()
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: Text | None = None
+
+    think: Policy = None
+    thought_temperature: Temperature | None = None
+    thought_top_p: Share | None = None
+    include_reasoning: bool | None = None
+    thoughts: bool | None = None
+
+    default_tokens: ClassVar[int | None]
+    """how many are written at most where the request does not say; None for as many as there is room for"""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Writing":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options was given without stream; leave it out, or set stream to true")
+        return self
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def asked_tokens(self) -> int | None:
+        """How many may be written; None where the request does not say."""
+        return self.max_tokens
+
+
+class CompletionRequest(Writing):
+    """POST /v1/completions."""
+
+    default_tokens: ClassVar[int | None] = 16
+    prompt: Prompt
+
+
+class Message(_Request):
+    """What one side of a conversation has said."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content
+    name: Text | None = None
+
+
+class ChatRequest(Writing):
+    """POST /v1/chat/completions."""
+
+    default_tokens: ClassVar[int | None] = None
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Count | None = None
+
+    @property
+    def asked_tokens(self) -> int | None:
+        """The smaller of both."""
+        return min((n for n in (self.max_tokens, self.max_completion_tokens) if n is not None), default=None)
+
+
+class ThoughtRequest(_Request):
+    """POST /v1/thoughts: a text, and a thought after its last token."""
+
+    model: Text | None = None
+    prompt: Text | None = None
+    token_ids: Ids = None
+    thought: Text | None = None
+    thought_ids: Ids = None
+    top_k: Annotated[int, Field(ge=1, le=50)] | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ThoughtRequest":
+        if (self.prompt is None) == (self.token_ids is None):
+            raise ValueError("give the text as one of prompt and token_ids")
+        if self.thought is not None and self.thought_ids is not None:
+            raise ValueError("thought and thought_ids were both given; give one, or none for the model's own")
+        return self
+
+
+def first_problem(errors: Sequence[Any], fields: Sequence[str] = ()) -> tuple[str, str | None]:
+    """One line about the first of pydantic's errors, and the field that it is about.
+
+    Args:
+        errors: as `ValidationError.errors()` gives them.
+        fields: what the request may hold.
+    """
+    error = errors[0]
+    name = ".".join(str(part) for part in error["loc"] if part != "body") or None
+    kind, said = error["type"], error["msg"].removeprefix("Value error, ")
+    if kind == "json_invalid":
+        return f"the body is no JSON: {error.get('ctx', {}).get('error', said)}", None
+    if kind == "extra_forbidden":
+        return _unknown(str(error["loc"][-1]), fields if len(error["loc"]) == 2 else ()), name
+    if kind == "missing":
+        return f"{name or 'a JSON body'} is missing; give it", name
+    if kind == "string_unicode":
+        return f"{name or 'a field'} holds half a character (a lone surrogate); give whole ones", name
+    if name is None:
+        return (said if kind == "value_error" else "the body is no JSON object; give one"), None
+    if kind != "value_error":
+        said = said[:1].lower() + said[1:]
+    return f"{name} is {_shown(error['input'])}: {said}", name
+
+
+def _unknown(name: str, fields: Sequence[str]) -> str:
+    name = name[:_SHOWN]
+    near = difflib.get_close_matches(name, fields, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; allowed are {', '.join(fields)}" if fields else ""
+    return f"{name} is no field here{hint}"
+
+
+def _shown(value: Any) -> str:
+    """A value as it was given, as far as it fits into a line."""
+    if isinstance(value, list | dict):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    if isinstance(value, bool) or value is None:
+        return str(value).lower().replace("none", "null")
+    text = repr(value[: _SHOWN + 1] if isinstance(value, str) else value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

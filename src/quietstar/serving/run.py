@@ -1,0 +1,135 @@
+"""Load a model, and serve it until somebody says stop."""
+
+import asyncio
+import copy
+import logging
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from quietstar.errors import MissingExtraError, SettingsError
+from quietstar.loading import load_model
+from quietstar.model import QuietStarForCausalLM
+from quietstar.serving.arguments import ServeArguments
+
+try:
+    import uvicorn
+
+    from quietstar.serving.app import make_app
+    from quietstar.serving.engine import Engine
+    from quietstar.serving.guard import allowed_hosts
+except ImportError as error:
+    package = (error.name or "").partition(".")[0]
+    if package not in ("fastapi", "pydantic", "prometheus_client", "starlette", "uvicorn"):
+        raise
+    raise MissingExtraError(package, "serve", "quietstar serve") from error
+
+logger = logging.getLogger(__name__)
+
+CONNECTIONS = 1024
+"""at once; further ones are answered with 503"""
+GOODBYE_SECONDS = 5
+"""in which streams that were ended may still be sent"""
+
+
+def serve(model_name: str, args: ServeArguments, say: Callable[[str], None]) -> None:
+    """Serve a model until SIGINT or SIGTERM.
+
+    Args:
+        model_name: folder or hub name of a thinking model.
+        args: where, and what is allowed.
+        say: is told when the server is ready, in one line.
+
+    Raises:
+        QuietStarError: the model, the address or the settings need the user.
+    """
+    with listen(args.host, args.port) as door:
+        if args.api_key() is None and allowed_hosts(args.host) is None:
+            logger.warning(
+                "no API key is asked for at %s: whoever reaches it may use it; see --api_key_file", args.host
+            )
+        model, tokenizer = load_model(model_name, args)
+        assert isinstance(model, QuietStarForCausalLM)
+        name = args.model_name or Path(model_name).resolve().name
+        server = make_server(model, tokenizer, args, name)
+        address = address_of(args.host, door.getsockname()[1])
+        server.when_ready = lambda: say(f"serving {name} at {address}")
+        server.run(sockets=[door])
+
+
+def make_server(
+    model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, args: ServeArguments, name: str
+) -> "Server":
+    """A server that is not running yet, over a model in evaluation mode."""
+    tokenizers = [copy.deepcopy(tokenizer) for _ in range(2)]  # for two threads
+    for each in tokenizers:
+        each.model_max_length = int(1e30)  # lengths are checked here, and said in our words
+    engine = Engine(model, tokenizers[0], args)
+    app = make_app(engine, tokenizers[1], args, name)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=GOODBYE_SECONDS,
+    )
+    return Server(config, engine)
+
+
+class Server(uvicorn.Server):
+    """A web server with its engine: they start and end together.
+
+    Args:
+        config: of uvicorn.
+        engine: not started yet.
+    """
+
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self.engine = engine
+        self.when_ready: Callable[[], None] = lambda: None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        self.engine.start()
+        await super().startup(sockets)
+        self.when_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End what is written, so that running streams end, and then connections."""
+        await asyncio.to_thread(self.engine.stop)
+        await super().shutdown(sockets)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at an address, which nobody can connect to yet.
+
+    Raises:
+        SettingsError: the address is in use, or none of this machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        door = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise SettingsError(f"host {host!r} is no address: {error.strerror}; give one such as 127.0.0.1") from error
+    try:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(address)
+    except OSError as error:
+        door.close()
+        raise SettingsError(
+            f"host {host} and port {port} cannot be used: {error.strerror}; give another --port, or 0 for a free one"
+        ) from error
+    return door
+
+
+def address_of(host: str, port: int) -> str:
+    """As a browser takes it."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,0 +1,62 @@
+"""What a model would have said after another thought.
+
+Legend: k tokens of the thought, D hidden size, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from quietstar.model import QuietStarForCausalLM
+from quietstar.pieces import token_text
+from quietstar.serving.faults import RequestError
+from quietstar.serving.group import described, finite
+from quietstar.serving.protocol import LONGEST_THOUGHT
+
+
+@dataclass(slots=True)
+class Question:
+    """A text, and a thought after its last token."""
+
+    token_ids: list[int]
+    thought_ids: list[int] | None
+    """of any length; None for the model's own, the likeliest"""
+    top_k: int = 5
+
+    def check(self, context: int | None) -> None:
+        """Raise RequestError where the thought is too long: for the server, or for the model after this text."""
+        n = 0 if self.thought_ids is None else len(self.thought_ids)
+        if n > LONGEST_THOUGHT:
+            raise RequestError(400, f"the thought has {n} tokens; give at most {LONGEST_THOUGHT}", param="thought")
+        reach = len(self.token_ids) + n + 2
+        if context is not None and reach > context:
+            raise RequestError(
+                400,
+                f"text, thought, start and end are {reach} tokens; the model's context is {context}: shorten one",
+                param="thought",
+                code="context_length_exceeded",
+            )
+
+    def answer(self, model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """The thought, its mixing weight, and the three predictions after it, as they are sent."""
+        from quietstar.inspection.reading import Reading
+
+        reading = Reading(model, torch.tensor(self.token_ids, device=model.device))
+        last = torch.tensor([len(self.token_ids) - 1], device=model.device)
+        if self.thought_ids is None:
+            thoughts = reading.think(last)
+        else:
+            thoughts = torch.tensor([self.thought_ids], dtype=torch.long, device=model.device)
+        said = reading.after(last, thoughts)
+        states = {"base": reading.h_base[-1], "thought_alone": said.alone[0, 0], "mixed": said.mixed[0, 0]}
+        ids = thoughts[0].tolist()
+        answer: dict[str, Any] = {
+            "thought": {"ids": ids, "tokens": [token_text(tokenizer, token) for token in ids]},
+            "mixing_weight": finite(float(said.weight[0, 0])),
+        }
+        for name, state in states.items():
+            logprob, found = reading.logits(state).log_softmax(-1).topk(min(self.top_k, model.config.vocab_size))
+            answer[name] = described(tokenizer, found.tolist(), logprob.tolist())
+        return answer

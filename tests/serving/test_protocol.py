@@ -1,0 +1,165 @@
+"""What a request may hold: everything else is refused with 422, in one line that names the field."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from quietstar.serving.app import make_app
+from quietstar.serving.arguments import ServeArguments
+from quietstar.serving.protocol import ChatRequest, CompletionRequest, ThoughtRequest
+from tests.serving.running import driven, speaking_model
+from tests.tiny_tokenizer import byte_tokenizer
+
+COMPLETION, CHAT, THOUGHTS = "/v1/completions", "/v1/chat/completions", "/v1/thoughts"
+GOOD: dict[str, dict[str, Any]] = {
+    COMPLETION: {"prompt": "x"},
+    CHAT: {"messages": [{"role": "user", "content": "x"}]},
+    THOUGHTS: {"prompt": "x"},
+}
+WRITING = [COMPLETION, CHAT]
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    """Of a server whose engine never takes a turn: nothing that is refused reaches it."""
+    engine = driven(speaking_model())
+    app = make_app(engine, byte_tokenizer(), ServeArguments())
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        yield client
+    assert not engine.waiting
+
+
+def refused(client: TestClient, path: str, body: Any, status: int = 422) -> dict[str, Any]:
+    """The error, in OpenAI's shape and in one line."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = client.post(path, content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    assert set(answer.json()) == {"error"}
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+    assert len(error["message"].splitlines()) == 1
+    assert len(error["message"]) < 600
+    return error
+
+
+WRONG: dict[str, list[Any]] = {
+    "model": [1, ["tiny"]],
+    "max_tokens": ["5", 5.5, True, 0, -1, [5], "\ud800"],
+    "temperature": ["1", True, -0.1, 2.1, [1], float("nan"), float("inf")],
+    "top_p": ["1", False, 0, 1.1, -1, float("nan")],
+    "n": ["1", 0, -3, 1.5, True],
+    "stop": ["", [""], ["a"] * 5, 3, ["a", 1], {"a": 1}, "a" * 501, "\ud800"],
+    "seed": ["1", 1.5, True, 2**63, -(2**63) - 1, 10**400],
+    "stream": ["true", 1, 0],
+    "stream_options": [{"include_usage": "yes"}, {"other": True}, True, {"include_usage": True}],
+    "user": [5],
+    "think": [5, "sometimes", "entropy", "entropy:x", "every:0", "", "always," * 100, ["always"]],
+    "thought_temperature": ["0", -1, 3, float("nan")],
+    "thought_top_p": [0, 2, "1"],
+    "include_reasoning": ["yes", 1],
+    "thoughts": ["yes", 1, {}],
+}
+
+
+@pytest.mark.parametrize("path", WRITING)
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_types_and_ranges_are_refused(client: TestClient, path: str, name: str) -> None:
+    """Nothing is converted: no "1" for 1, no true for 1."""
+    for value in WRONG[name]:
+        error = refused(client, path, GOOD[path] | {name: value})
+        assert name in f"{error['param']} {error['message']}", error
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        (COMPLETION, {}, "prompt is missing"),
+        (COMPLETION, {"prompt": None}, "prompt is null"),
+        (COMPLETION, {"prompt": 5}, "give a text, or a list of token ids"),
+        (COMPLETION, {"prompt": []}, "give a text, or a list of token ids"),
+        (COMPLETION, {"prompt": [1, "a"]}, "give a text, or a list of token ids"),
+        (COMPLETION, {"prompt": [True]}, "give a text, or a list of token ids"),
+        (COMPLETION, {"prompt": ["a", "b"]}, "give one prompt; send a request for each"),
+        (COMPLETION, {"prompt": "\ud800"}, "lone surrogate"),
+        (CHAT, {}, "messages is missing"),
+        (CHAT, {"messages": []}, "messages is a list of 0"),
+        (CHAT, {"messages": "hi"}, "messages is 'hi'"),
+        (CHAT, {"messages": ["hi"]}, "messages.0 is 'hi'"),
+        (CHAT, {"messages": [{"role": "user"}]}, "messages.0.content is missing"),
+        (CHAT, {"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role is 'robot'"),
+        (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages.0.content is 5"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "give a text"),
+        (CHAT, {"messages": [{"role": "user", "content": "x", "tool_calls": []}]}, "tool_calls is no field here"),
+        (THOUGHTS, {}, "one of prompt and token_ids"),
+        (THOUGHTS, {"prompt": "x", "token_ids": [1]}, "one of prompt and token_ids"),
+        (THOUGHTS, {"token_ids": [True]}, "give a list of token ids"),
+        (THOUGHTS, {"prompt": "x", "thought": "a", "thought_ids": [5]}, "give one, or none"),
+        (THOUGHTS, {"prompt": "x", "top_k": 51}, "top_k is 51"),
+        (THOUGHTS, {"prompt": "x", "think": "always"}, "think is no field here"),
+        (COMPLETION, [], "no JSON object"),
+        (COMPLETION, "x", "no JSON object"),
+        (COMPLETION, None, "no JSON object"),
+        (COMPLETION, {"prompt": "x", "\ud800": 1}, "lone surrogate"),
+        (COMPLETION, {"prompt": "x", "a\nb" * 999: 1}, "is no field here"),
+    ],
+)
+def test_what_makes_no_request_is_refused(client: TestClient, path: str, body: Any, says: str) -> None:
+    """The prompt, the messages, and what does not go together."""
+    assert says in refused(client, path, body)["message"]
+
+
+@pytest.mark.parametrize("path", GOOD)
+@pytest.mark.parametrize(
+    "name", ["logprobs", "logit_bias", "presence_penalty", "frequency_penalty", "tools", "response_format", "best_of"]
+)
+def test_fields_that_are_not_supported_are_named(client: TestClient, path: str, name: str) -> None:
+    """With what is allowed."""
+    error = refused(client, path, GOOD[path] | {name: None})
+    assert error["param"] == name
+    assert error["message"].startswith(f"{name} is no field here; ")
+
+
+def test_a_misspelt_field_is_guessed(client: TestClient) -> None:
+    """As options of the command are."""
+    assert "did you mean temperature?" in refused(client, COMPLETION, {"prompt": "x", "temprature": 1})["message"]
+
+
+@pytest.mark.parametrize("path", GOOD)
+@pytest.mark.parametrize("body", [b"{", b"", b"\xff\xfe", b"[" * 100_000, b'{"prompt": 1' + b"0" * 5000 + b"}"])
+def test_what_is_no_json_is_refused(client: TestClient, path: str, body: bytes) -> None:
+    """Broken, no UTF-8, too deep, or numbers that are too long to be read."""
+    refused(client, path, body, status=400 if body else 422)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(path=st.sampled_from(list(GOOD)), name=st.text(max_size=8) | st.sampled_from(list(WRONG)), value=json_values)
+def test_no_value_is_more_than_the_models_can_say(path: str, name: str, value: Any) -> None:
+    """A body is a request, or pydantic refuses it: nothing else is raised."""
+    kind = {COMPLETION: CompletionRequest, CHAT: ChatRequest, THOUGHTS: ThoughtRequest}[path]
+    try:
+        request = kind.model_validate(GOOD[path] | {name: value})
+    except ValueError:
+        return
+    assert name in kind.model_fields
+    assert request.model_dump()[name] == value or value is None or name in ("stop", "think", "prompt")
+
+
+def test_null_is_as_good_as_nothing() -> None:
+    """Clients send it for what they leave to the server."""
+    names = set(CompletionRequest.model_fields) - {"prompt"}
+    nothing = CompletionRequest.model_validate({"prompt": "x"} | dict.fromkeys(names))
+    assert nothing == CompletionRequest.model_validate({"prompt": "x"})
+    assert nothing.asked_tokens is None

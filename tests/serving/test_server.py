@@ -1,0 +1,263 @@
+"""A real server on a real port: OpenAI's client, many clients at once, clients that leave, and how it ends."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from quietstar.serving.batch import Batch
+from quietstar.serving.run import Server
+from tests.serving.running import CONTEXT, NAME, a_job, alone, served, speaking_model
+from tests.serving.test_app import TEMPLATE
+from tests.tiny_tokenizer import byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+PROMPT = "one two"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, Server]]:
+    """One for all of these tests, with the default limits."""
+    with served(speaking_model(), chat_template=TEMPLATE) as found:
+        yield found
+
+
+@pytest.fixture
+def client(server: tuple[str, Server]) -> Iterator[openai.OpenAI]:
+    """OpenAI's own, as it comes."""
+    with openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Nothing is read or written before it is opened."""
+    opened, right = threading.Event(), Batch.read
+
+    def waiting(self: Batch, *args: Any) -> Any:
+        assert opened.wait(60)
+        return right(self, *args)
+
+    monkeypatch.setattr(Batch, "read", waiting)
+    yield opened
+    opened.set()
+
+
+def eventually(what: Any) -> None:
+    """Wait until it holds."""
+    for _ in range(3000):
+        if what():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not come about")
+
+
+def text_alone(prompt: str, **how: Any) -> str:
+    """What `generate` writes after a prompt."""
+    job = a_job(TOKENIZER(prompt)["input_ids"], **how)
+    return TOKENIZER.decode(alone(speaking_model(), job)[0], skip_special_tokens=True)
+
+
+def test_completions(client: openai.OpenAI) -> None:
+    """Whole and streamed, with our extensions beside."""
+    how: dict[str, Any] = {"model": NAME, "prompt": PROMPT, "temperature": 0, "max_tokens": 12}
+    whole = client.completions.create(**how, extra_body={"thoughts": True, "think": "every:2"})
+    assert whole.choices[0].text == text_alone(PROMPT, think="every:2", max_tokens=12, temperature=0.0)
+    assert whole.choices[0].reasoning_content
+    assert len(whole.choices[0].thoughts) == whole.usage.completion_tokens_details.visible_tokens
+    chunks = list(client.completions.create(**how, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == text_alone(PROMPT, max_tokens=12, temperature=0.0)
+    usage = chunks[-1].usage
+    assert usage.completion_tokens_details.reasoning_tokens == 2 * usage.completion_tokens_details.visible_tokens
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+def test_chat_completions(client: openai.OpenAI) -> None:
+    """Whole and streamed, thoughts where reasoning models have them."""
+    how: dict[str, Any] = {
+        "model": NAME,
+        "messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "hi"}],
+        "temperature": 0.8,
+        "seed": 4,
+        "max_completion_tokens": 10,
+        "stop": ["zz"],
+    }
+    whole = client.chat.completions.create(**how, n=2)
+    assert [choice.index for choice in whole.choices] == [0, 1]
+    message = whole.choices[0].message
+    assert message.role == "assistant"
+    assert message.content == text_alone("<system>x<user>hi<assistant>", max_tokens=10, temperature=0.8, seed=4)
+    parts = [chunk.choices[0].delta for chunk in client.chat.completions.create(**how, stream=True)]
+    assert "".join(part.content for part in parts) == message.content
+    assert "".join(part.reasoning_content for part in parts) == message.reasoning_content
+
+
+def test_models(client: openai.OpenAI) -> None:
+    """Listed, and one by one."""
+    assert [model.id for model in client.models.list()] == [NAME]
+    assert client.models.retrieve(NAME).id == NAME
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
+    """Each status raises what it means there, with our line."""
+    how: dict[str, Any] = {"model": NAME, "prompt": PROMPT}
+    with pytest.raises(openai.BadRequestError, match=r"give at most 252") as raised:
+        client.completions.create(model=NAME, prompt="x" * 10_000)
+    assert raised.value.code == "context_length_exceeded"
+    with pytest.raises(openai.UnprocessableEntityError, match="logprobs is no field here") as refused:
+        client.completions.create(**how, logprobs=1)
+    assert refused.value.param == "logprobs"
+    with pytest.raises(openai.UnprocessableEntityError, match=r"temperature is 3"):
+        client.completions.create(**how, temperature=3)
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="other", prompt=PROMPT)
+    with pytest.raises(openai.APIStatusError) as large:
+        client.completions.create(model=NAME, prompt="x" * 2**20)
+    assert large.value.status_code == 413
+
+
+def test_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the environment."""
+    monkeypatch.setenv("QUIETSTAR_API_KEY", "sesame")
+    with served(speaking_model()) as (address, _):
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0).models.list()
+        assert openai.OpenAI(base_url=f"{address}/v1", api_key="sesame", max_retries=0).models.list().data
+
+
+def test_thirty_two_clients_get_what_each_would_get_alone(server: tuple[str, Server]) -> None:
+    """Greedy and sampled, streamed and whole, of unequal lengths; and they share passes."""
+    address, running = server
+    asked = [
+        {
+            "prompt": PROMPT * (1 + n % 5) + str(n),
+            "max_tokens": 5 + n % 20,
+            "temperature": [0.0, 1.0, 0.6][n % 3],
+            "seed": n,
+            "think": ["always", "entropy:2,budget:4"][n // 16],
+            "stream": n % 4 == 0,
+        }
+        for n in range(32)
+    ]
+    start = threading.Barrier(32)
+
+    def ask(body: dict[str, Any]) -> str:
+        start.wait(60)
+        answer = httpx.post(f"{address}/v1/completions", json=body, timeout=120)
+        assert answer.status_code == 200
+        if not body["stream"]:
+            return answer.json()["choices"][0]["text"]
+        lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+        assert lines.pop() == "[DONE]"
+        return "".join(json.loads(line)["choices"][0]["text"] for line in lines)
+
+    n_steps = running.engine.metrics.registry.get_sample_value("quietstar_batch_size_count")
+    with ThreadPoolExecutor(32) as pool:
+        found = list(pool.map(ask, asked))
+    for body, text in zip(asked, found, strict=True):
+        body.pop("stream")
+        assert text == text_alone(**body), body
+    steps = running.engine.metrics.registry.get_sample_value("quietstar_batch_size_count") - n_steps
+    assert steps < sum(body["max_tokens"] for body in asked) / 2
+
+
+def test_a_full_queue_is_said_so(gate: threading.Event) -> None:
+    """With 429 and a time to come again, which OpenAI's client keeps to."""
+    with served(speaking_model(), max_batch=1, max_n=1, max_queue=1) as (address, server):
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        with ThreadPoolExecutor(2) as pool:
+            others = []
+            for n in range(2):
+                others.append(pool.submit(client.completions.create, model=NAME, prompt=PROMPT))
+                eventually(lambda n=n: len(server.engine.running) + len(server.engine.waiting) == n + 1)
+            eventually(lambda: server.engine.running)
+            with pytest.raises(openai.RateLimitError) as raised:
+                client.completions.create(model=NAME, prompt=PROMPT)
+            assert int(raised.value.response.headers["retry-after"]) > 0
+            gate.set()
+            assert all(other.result(60).choices[0].finish_reason for other in others)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_stops_its_generation(
+    server: tuple[str, Server], stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it reads a stream or waits for the whole: the next token is the last."""
+    right = Batch.read
+    slow = lambda self, *args: (time.sleep(0.02), right(self, *args))[1]  # noqa: E731
+    monkeypatch.setattr(Batch, "read", slow)
+    address, running = server
+    engine = running.engine
+    eventually(lambda: not engine.running)
+    body = {"prompt": PROMPT, "n": 8, "max_tokens": CONTEXT - 20, "temperature": 0.1, "stream": stream}
+    with httpx.Client(timeout=60) as client:
+        request = client.build_request("POST", f"{address}/v1/completions", json=body)
+        if stream:
+            answer = client.send(request, stream=True)
+            next(answer.iter_lines())
+            answer.close()
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post(f"{address}/v1/completions", json=body, timeout=0.3)
+        n = engine.metrics.registry.get_sample_value("quietstar_tokens_total", {"kind": "visible"})
+        eventually(lambda: not engine.running)
+    written = engine.metrics.registry.get_sample_value("quietstar_tokens_total", {"kind": "visible"}) - n
+    assert written < 8 * (CONTEXT - 20) / 2
+
+
+def test_time_runs_out(gate: threading.Event) -> None:
+    """504 where nothing has been sent, an event in a stream."""
+    with served(speaking_model(), request_seconds=0.5) as (address, server):
+
+        def ask(stream: bool) -> httpx.Response:
+            body = {"prompt": PROMPT, "max_tokens": 200, "temperature": 0, "stream": stream}
+            return httpx.post(f"{address}/v1/completions", json=body, timeout=60)
+
+        with ThreadPoolExecutor(2) as pool:
+            both = [pool.submit(ask, stream) for stream in (False, True)]
+            eventually(lambda: len(server.engine.running) + len(server.engine.waiting) == 2)
+            time.sleep(0.6)
+            gate.set()
+            whole, streamed = (each.result(60) for each in both)
+        assert whole.status_code == 504
+        assert whole.json()["error"]["code"] == "timeout"
+        lines = streamed.text.split("\n\n")
+        assert json.loads(lines[-3].removeprefix("data: "))["error"]["code"] == "timeout"
+        assert lines[-2] == "data: [DONE]"
+
+
+def test_running_streams_end_when_the_server_does(gate: threading.Event) -> None:
+    """With an error event, not in the middle of a line; nobody is served after."""
+    with served(speaking_model()) as (address, server):
+        body = {"prompt": PROMPT, "max_tokens": CONTEXT - 20, "temperature": 0, "stream": True}
+        with ThreadPoolExecutor(1) as pool:
+            streamed = pool.submit(httpx.post, f"{address}/v1/completions", json=body, timeout=60)
+            eventually(lambda: server.engine.running)
+            server.should_exit = True
+            eventually(lambda: server.engine._stops)
+            gate.set()
+            lines = streamed.result(60).text.split("\n\n")
+    assert json.loads(lines[-3].removeprefix("data: "))["error"]["code"] == "shutting_down"
+    assert lines[-2] == "data: [DONE]"
+    assert not server.engine.is_alive
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{address}/healthz")
+
+
+@pytest.mark.parametrize("sent", [b"\x00\xff\n\n", b"GET / HTTP/1.1\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\n" * 3])
+def test_what_is_no_http_harms_nobody(server: tuple[str, Server], sent: bytes) -> None:
+    """It is refused, and others are served."""
+    host, port = server[0].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as raw:
+        raw.sendall(sent + b"\r\n\r\n")
+        assert raw.recv(100).startswith(b"HTTP/1.1 4")
+    assert httpx.get(f"{server[0]}/healthz").json()["status"] == "ok"
