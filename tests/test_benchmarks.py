@@ -83,3 +83,14 @@ def test_scoring_is_timed_beside_the_base_model(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("4 items of ")
     assert done.stdout.count("\n| plain") == 2
+
+
+@pytest.mark.slow
+def test_serving_is_timed_beside_generate(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    done = run("--clients", "2", "--tokens", "2", "--n_ahead", "3", "--output", str(out), script="serving.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("| 2 clients, 2 tokens each |")
+    seconds = json.loads(out.read_text())["seconds"]
+    assert set(seconds) == {"one by one", "all at once", "generate"}
+    assert min(min(of) for of in seconds.values()) > 0

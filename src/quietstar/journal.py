@@ -211,10 +211,11 @@ class Journal:
         if len(self.finished):
             self.finished, self.n_thoughts = self.finished[rows], self.n_thoughts[rows]
 
-    def join(self, other: "Journal") -> None:
-        """Go on with the rows of another journal of the same policy after one's own."""
-        self.finished = torch.cat([self.finished, other.finished])
-        self.n_thoughts = torch.cat([self.n_thoughts, other.n_thoughts])
+    def add(self, n: int) -> None:
+        """Go on with n rows more, which have had no thought yet."""
+        if len(self.finished):
+            self.finished = torch.cat([self.finished, self.finished.new_zeros(n)])
+            self.n_thoughts = torch.cat([self.n_thoughts, self.n_thoughts.new_zeros(n)])
 
     def reason(self, step: Step, row: int) -> str:
         """Why a row thought in a step, or did not."""

@@ -100,8 +100,8 @@ def batch_of(model: QuietStarForCausalLM, *lengths: int, think: str = "always") 
     texts = [[draw.randrange(3, 259) for _ in range(n)] for n in lengths]
     whole = Batch(model, a_job([3], think).thinking)
     for text in texts:
-        one = Batch(model, a_job([3], think).thinking)
-        one.read(torch.tensor([text]))
+        one = Batch(model, a_job([3], think).thinking, n_texts=1)
+        one.skim(torch.tensor([text]))
         whole.join(one)
     return whole, texts
 
@@ -201,7 +201,7 @@ def test_predictions_are_made_for_those_who_ask(monkeypatch: pytest.MonkeyPatch)
     assert not made
     engine.ask(a_job([9, 7], max_tokens=3, temperature=0.0))
     engine.finish()
-    assert made == [1, 2, 2]
+    assert made == [2, 2, 2]
 
 
 def test_a_prediction_that_is_not_finite_fails_its_own_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,14 +330,14 @@ def test_time_runs_out() -> None:
 
 def broken_prompt(patch: pytest.MonkeyPatch) -> None:
     """Prompts that begin with 66 cannot be read."""
-    right = Batch.read
+    right = Batch.skim
 
-    def wrong(self: Batch, ids: torch.Tensor, top_k: int = 0) -> Any:
-        if int(ids[0, 0]) == 66 and ids.shape[1] == 2:
+    def wrong(self: Batch, ids: torch.Tensor) -> None:
+        if int(ids[0, 0]) == 66:
             raise RuntimeError("out of memory")
-        return right(self, ids, top_k)
+        right(self, ids)
 
-    patch.setattr(Batch, "read", wrong)
+    patch.setattr(Batch, "skim", wrong)
 
 
 def broken_join(patch: pytest.MonkeyPatch) -> None:

@@ -46,16 +46,21 @@ class Batch:
         model: in evaluation mode.
         thinking: how it thinks about all of them.
         generator: source of the random numbers of thoughts and policies, on the model's device.
+        n_texts: B, of which nothing is read yet.
     """
 
     def __init__(
-        self, model: QuietStarForCausalLM, thinking: Thinking, generator: torch.Generator | None = None
+        self,
+        model: QuietStarForCausalLM,
+        thinking: Thinking,
+        generator: torch.Generator | None = None,
+        n_texts: int = 0,
     ) -> None:
         self.model, self.thinking, self.generator = model, thinking, generator
         self.journal = Journal(thinking.policy, keep=True, top_k=0)
         # without a config, sliding layers keep everything too: texts of any lengths can be put side by side
         self.cache = DynamicCache()
-        self.mask = torch.zeros(0, 0, dtype=torch.long, device=model.device)
+        self.mask = torch.zeros(n_texts, 0, dtype=torch.long, device=model.device)
         """[B, S], 0 at padding"""
 
     def __len__(self) -> int:
@@ -68,15 +73,15 @@ class Batch:
 
     @torch.no_grad()
     def skim(self, input_ids: Tensor) -> None:
-        """Read tokens [B, Q] without thinking: the parts of a prompt before its last."""
+        """Read tokens [B, Q], no padding among them, without thinking: a prompt before its last token."""
         self._forward(input_ids, think="never")
 
     @torch.no_grad()
     def read(self, input_ids: Tensor, top_k: int = 0) -> tuple[Tensor, Step]:
-        """Read tokens [B, Q], and think after the last one where the policy says so.
+        """Read a token [B, 1] of each text, and think after it where the policy says so.
 
         Args:
-            input_ids: no padding among them.
+            input_ids: the tokens.
             top_k: how many of the likeliest tokens of the three predictions are written down.
 
         Returns:
@@ -93,8 +98,6 @@ class Batch:
         return logits, self.journal.steps.pop()
 
     def _forward(self, input_ids: Tensor, **how: object) -> Tensor:
-        if not len(self.mask):
-            self.mask = self.mask.new_zeros(len(input_ids), 0)
         self.mask = torch.cat([self.mask, torch.ones_like(input_ids)], dim=1)
         output = self.model(
             input_ids,
@@ -116,28 +119,36 @@ class Batch:
         self.journal.reorder(index)
         self.mask = self.mask[index]
         # columns that are padding in every text that is left
-        first = int(self.mask.any(0).long().argmax()) if rows else self.mask.shape[1]
+        first = int(self.mask.any(0).long().argmax()) if self.mask.numel() else self.n_read
         self.mask = self.mask[:, first:]
         for layer in self.cache.layers:
             layer.keys, layer.values = (of[index, :, first:] for of in (layer.keys, layer.values))
 
     def join(self, other: "Batch") -> None:
-        """Take over the texts of another batch, after one's own. The other is used up."""
-        other.close()
-        if not len(self):
-            self.close()
-            self.journal, self.cache, self.mask = other.journal, other.cache, other.mask
-            return
-        S = max(self.mask.shape[1], other.mask.shape[1])
-        self.journal.join(other.journal)
-        self.mask = torch.cat([pad(of, (S - of.shape[1], 0)) for of in (self.mask, other.mask)])
-        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            mine.keys = torch.cat([_pad_keys(of, S) for of in (mine.keys, theirs.keys)])
-            mine.values = torch.cat([_pad_keys(of, S) for of in (mine.values, theirs.values)])
+        """Take over the texts of another batch that has only been skimmed, after one's own."""
+        S = max(self.n_read, other.n_read)
+        cache = DynamicCache()
+        for index in range(max(len(self.cache.layers), len(other.cache.layers))):
+            cache.update(*(_side_by_side(self, other, index, name, S) for name in ("keys", "values")), index)
+        self.journal.add(len(other))
+        self.cache = cache
+        self.mask = torch.cat([pad(of.mask, (S - of.n_read, 0)) for of in (self, other)])
 
     def close(self) -> None:
         """Let go of the cache: journal and cache know each other."""
         self.journal.close()
+
+
+def _side_by_side(one: Batch, other: Batch, layer: int, name: str, S: int) -> Tensor:
+    """[B, J, S, d]: keys or values of both batches in a layer, filled on the left."""
+    found = [getattr(of.cache.layers[layer], name) if of.n_read else None for of in (one, other)]
+    like = next(of for of in found if of is not None)
+    J, d = like.shape[1], like.shape[3]
+    # of a text of which nothing is read there are none
+    each = [
+        like.new_zeros(len(of), J, 0, d) if has is None else has for of, has in zip((one, other), found, strict=True)
+    ]
+    return torch.cat([_pad_keys(of, S) for of in each])
 
 
 def _pad_keys(of: Tensor, S: int) -> Tensor:

@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 TOKENS_AT_ONCE = 512
 """of prompts, between which texts get their next token"""
-PROMPT_COSTS = 64
-"""tokens that a prompt counts as at least: the thought at its end is passes of its own"""
 TOP_K = 5
 """likeliest tokens of the three predictions"""
 
@@ -50,8 +48,8 @@ class Row:
     choice: int
     drawing: Drawing
     text: StoppingText
-    last: int = -1
-    """token written last"""
+    last: int
+    """token that is read next: the prompt's last, or the one written last"""
     n_written: int = 0
 
 
@@ -76,8 +74,8 @@ class Group:
     def __len__(self) -> int:
         return len(self.rows) + sum(len(rows) for rows, _ in self.joining)
 
-    def _new_batch(self) -> Batch:
-        return Batch(self.speaker.model, self.thinking, self.generator)
+    def _new_batch(self, n_texts: int = 0) -> Batch:
+        return Batch(self.speaker.model, self.thinking, self.generator, n_texts)
 
     def add(self, ticket: Ticket, job: Job, choices: range) -> None:
         """Read a request's prompt, and then write some of its choices."""
@@ -89,8 +87,8 @@ class Group:
             generator = self.generator or torch.Generator(device)
             drawing = Drawing(job.temperature, job.top_p, generator.manual_seed(seed))
             text = StoppingText(self.speaker.tokenizer, job.prompt_ids, job.stop)
-            rows.append(Row(ticket, job, choice, drawing, text))
-        self.joining.append((rows, self._new_batch()))
+            rows.append(Row(ticket, job, choice, drawing, text, last=job.prompt_ids[-1]))
+        self.joining.append((rows, self._new_batch(n_texts=1)))
 
     def turn(self) -> None:
         """Some tokens of prompts, and a token of each text. What fails, fails the requests concerned."""
@@ -98,9 +96,10 @@ class Group:
         left = TOKENS_AT_ONCE
         while self.joining and left > 0:
             rows, batch = self.joining.popleft()
-            chunk = rows[0].job.prompt_ids[batch.n_read :][:left]
+            # the last one is read with the texts that are being written, and thought after with them
+            chunk = rows[0].job.prompt_ids[batch.n_read : -1][:left]
             self._tried(rows, partial(self._read_prompt, rows, batch, chunk))
-            left -= max(len(chunk), PROMPT_COSTS)
+            left -= len(chunk)
         if self.rows and not self._tried(self.rows, self._write):
             self._begin_again()
         self._forget_what_is_over()
@@ -143,28 +142,17 @@ class Group:
         self.rows = [self.rows[n] for n in stay]
 
     def _read_prompt(self, rows: list[Row], batch: Batch, chunk: list[int]) -> None:
-        """Read some tokens of a prompt; after the last ones its texts join the batch."""
+        """Read some tokens of a prompt; when only its last one is left, its texts join the batch."""
         job = rows[0].job
-        input_ids = torch.tensor([chunk], device=self.speaker.model.device)
-        if batch.n_read + len(chunk) < len(job.prompt_ids):
-            batch.skim(input_ids)
+        if chunk:
+            batch.skim(torch.tensor([chunk], device=self.speaker.model.device))
+        if batch.n_read < len(job.prompt_ids) - 1:
             self.joining.appendleft((rows, batch))
             return
-        logits, step = batch.read(input_ids, TOP_K if job.wants_thoughts else 0)
         self.metrics.tokens("prompt", len(job.prompt_ids))
-        n = len(rows)
-        if n > 1:
-            batch.repeat(n)
-            logits, step = logits.expand(n, -1), step.of(torch.zeros(n, dtype=torch.long, device=logits.device))
-        stay = self._say(rows, logits, step)
-        if not stay:
-            batch.close()
-            return
-        if len(stay) < n:
-            batch.keep(stay)
-        fresh = [rows[n] for n in stay]
-        if self._tried([*self.rows, *fresh], lambda: self.batch.join(batch)):
-            self.rows = self.rows + fresh
+        batch.repeat(len(rows))
+        if self._tried([*self.rows, *rows], lambda: self.batch.join(batch)):
+            self.rows = self.rows + rows
         else:
             self._begin_again()
 
