@@ -40,7 +40,7 @@ def served(model: QuietStarForCausalLM, n_clients: int) -> Iterator[str]:
     words = {str(token): token for token in range(model.config.vocab_size)}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="0")))
     with listen("127.0.0.1", 0) as door:
-        server = make_server(model, tokenizer, ServeArguments(max_batch=n_clients, max_n=1), "benchmark")
+        server = make_server(model, tokenizer, ServeArguments(max_batch=n_clients), "benchmark")
         ready = threading.Event()
         server.when_ready = ready.set
         thread = threading.Thread(target=lambda: server.run(sockets=[door]))

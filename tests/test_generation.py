@@ -157,8 +157,9 @@ def test_thoughts_are_sampled_and_repeat_with_their_seed() -> None:
     assert thoughts(0, thought_temperature=1.0, thought_top_p=1e-6) == greedy
 
 
-def test_suppressed_tokens_are_neither_thought_nor_said() -> None:
-    """Whatever temperature or processor there is."""
+@pytest.mark.parametrize("top_p", [1.0, 0.05])
+def test_suppressed_tokens_are_neither_thought_nor_said(top_p: float) -> None:
+    """Whatever temperature or processor there is; and something is left to draw from."""
     banned = list(range(5, 55))
     model = tiny_model(n_ahead=5, suppressed_token_ids=banned)
     found = model.generate(
@@ -169,7 +170,9 @@ def test_suppressed_tokens_are_neither_thought_nor_said() -> None:
         do_sample=True,
         temperature=30.0,
         top_k=0,
+        top_p=top_p,
         thought_temperature=30.0,
+        thought_top_p=top_p,
         sequence_bias={(7,): 1000.0},
         output_thoughts=True,
     )

@@ -101,10 +101,10 @@ class ThinkingGeneration(GenerationMixin):
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """Suppressed tokens are ruled out last, whatever other processors did."""
+        """Suppressed tokens are ruled out first, so that top-p and its like choose among the others."""
         processors = super()._get_logits_processor(*args, **kwargs)
         if ids := self.config.suppressed_token_ids:
-            processors.append(SuppressTokensLogitsProcessor(ids, device=self.device))
+            processors.insert(0, SuppressTokensLogitsProcessor(ids, device=self.device))
         return processors
 
     def _reorder_cache(self, cache: Cache, beam_idx: Tensor) -> Cache:

@@ -53,6 +53,14 @@ def test_swapped_thoughts_are_others_and_each_is_used_once(n: int, seed: int) ->
     assert torch.equal(found[found[:, 0].argsort()], now.thoughts)
 
 
+def test_equal_thoughts_are_swapped_with_others_where_that_can_be() -> None:
+    thoughts = torch.tensor([[5]] * 3 + [[6]] * 3 + [[7]] * 3)
+    found = swapped(Situation(thoughts=thoughts, words=WORDS, filler=2, generator=torch.Generator().manual_seed(0)))
+    assert found is not None
+    assert int((found == thoughts).sum()) <= 1
+    assert torch.equal(found.sort(0).values, thoughts)
+
+
 def test_a_single_thought_cannot_be_swapped() -> None:
     assert swapped(situation(1, 3)) is None
 

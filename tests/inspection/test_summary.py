@@ -22,12 +22,14 @@ def columns(gain: list[float | None], base_nll: float = 2.0, **delta: list[float
         "mixing_weight": [0.5] * n,
         "base_logprob": [[-base_nll]] * n,
         "base_entropy": [1.5] * n,
+        "thought_ids": [[1, 2]] * n,
     }
     for name, values in delta.items():
         found |= {
             f"{name}_delta": list(values),
             f"{name}_kl": [None if each is None else abs(each) for each in values],
             f"{name}_flips": [None if each is None else each < -1 for each in values],
+            f"{name}_thought_ids": [[2, 1]] * n,
         }
     return found
 
@@ -118,3 +120,11 @@ def test_tables_have_a_row_for_each_intervention() -> None:
     assert len(summary.interventions) == n
     assert effects_table(summary).row_count == n
     assert summary_markdown(summary).count("\n| ") == n + 2  # headings and the line under them
+
+
+def test_thoughts_that_were_put_in_their_own_place_are_counted() -> None:
+    found = columns([1.0, 2.0, None], swapped=[0.0, -1.0, None])
+    found["swapped_thought_ids"][0] = [1, 2]
+    summary = summarize(found, {})
+    assert summary.interventions[0].n_same == 1
+    assert "(1 of them had that very thought)" in " ".join(summary.sentences)

@@ -266,7 +266,7 @@ def test_metrics_count_what_was_done(client: TestClient, engine: Engine) -> None
     assert gained['quietstar_tokens_total{kind="prompt"}'] == usage["prompt_tokens"]
     assert gained['quietstar_tokens_total{kind="visible"}'] == details["visible_tokens"]
     assert gained['quietstar_tokens_total{kind="thought"}'] == details["reasoning_tokens"]
-    assert gained["quietstar_batch_size_count"] == details["visible_tokens"] - 1
+    assert gained["quietstar_batch_size_count"] == details["visible_tokens"]
     assert after['quietstar_requests_in_flight{state="waiting"}'] == 0
 
 

@@ -31,7 +31,6 @@ WRONG = [
     ({"max_request_bytes": 0}, "max_request_bytes is 0"),
     ({"request_seconds": 0.0}, "request_seconds is 0.0; give a number above 0"),
     ({"request_seconds": float("nan")}, "request_seconds is nan"),
-    ({"max_n": 9, "max_batch": 8}, "give max_n at most max_batch"),
     ({"model_name": ""}, "model_name is empty"),
     ({"cors_origin": ["example.org"]}, "give an origin such as http://localhost:3000"),
     ({"cors_origin": ["http://example.org/page"]}, "give an origin"),

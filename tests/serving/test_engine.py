@@ -278,7 +278,7 @@ def test_stop_strings_end_a_text_and_are_not_returned() -> None:
 
 def test_who_comes_first_is_let_in_first() -> None:
     """A request that needs many places is not overtaken for ever by small ones."""
-    engine = driven(speaking_model(letters=False), max_batch=4, max_n=4)
+    engine = driven(speaking_model(letters=False), max_batch=4)
     engine.ask(a_job([5], n=3, max_tokens=9))
     engine.turn()
     large, _ = engine.ask(a_job([5], n=4, max_tokens=2))
@@ -292,7 +292,7 @@ def test_who_comes_first_is_let_in_first() -> None:
 
 def test_the_queue_has_an_end() -> None:
     """Those beyond it are turned away with 429, and told when to come again."""
-    engine = driven(speaking_model(letters=False), max_batch=2, max_n=2, max_queue=3)
+    engine = driven(speaking_model(letters=False), max_batch=2, max_queue=3)
     for _ in range(5):
         engine.ask(a_job([5], max_tokens=2))
     with pytest.raises(RequestError) as raised:
@@ -306,7 +306,7 @@ def test_the_queue_has_an_end() -> None:
 
 def test_a_cancelled_request_takes_no_further_turn() -> None:
     """Waiting, while its prompt is read, or while it is written."""
-    engine = driven(speaking_model(letters=False), max_batch=1, max_n=1)
+    engine = driven(speaking_model(letters=False), max_batch=1)
     running, _ = engine.ask(a_job([5], max_tokens=200, temperature=0.0))
     waiting, events = engine.ask(a_job([6], max_tokens=200))
     engine.turn()
@@ -320,7 +320,7 @@ def test_a_cancelled_request_takes_no_further_turn() -> None:
 
 def test_time_runs_out() -> None:
     """Of those that wait and of those that are written."""
-    engine = driven(speaking_model(letters=False), max_batch=1, max_n=1, request_seconds=1e-9)
+    engine = driven(speaking_model(letters=False), max_batch=1, request_seconds=1e-9)
     asked = [engine.ask(a_job([5], max_tokens=200)) for _ in range(2)]
     engine.turn()
     for _, events in asked:
@@ -381,7 +381,7 @@ def test_a_failure_is_the_failure_of_those_concerned(
 def test_an_engine_that_stops_ends_what_it_has() -> None:
     """With 503, for those running and those waiting; and takes nothing more."""
     events: list = []
-    with running_engine(speaking_model(letters=False), max_batch=1, max_n=1) as engine:
+    with running_engine(speaking_model(letters=False), max_batch=1) as engine:
         for _ in range(2):
             engine.submit(a_job([5], max_tokens=10_000, temperature=1.0), events.append)
     assert not engine.is_alive

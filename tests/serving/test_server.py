@@ -172,7 +172,7 @@ def test_thirty_two_clients_get_what_each_would_get_alone(server: tuple[str, Ser
 
 def test_a_full_queue_is_said_so(gate: threading.Event) -> None:
     """With 429 and a time to come again, which OpenAI's client keeps to."""
-    with served(speaking_model(), max_batch=1, max_n=1, max_queue=1) as (address, server):
+    with served(speaking_model(), max_batch=1, max_queue=1) as (address, server):
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         with ThreadPoolExecutor(2) as pool:
             others = []

@@ -58,6 +58,9 @@ class InspectArguments(SpeakArguments):
             raise SettingsError(f"text and prompt are two ways to name what is read, and {given}; give one of them")
         if self.generate and self.prompt is None:
             raise SettingsError("generate was given without a prompt to go on from; add --prompt")
+        for name in ("max_length", "limit"):
+            if self.generate and getattr(self, name) is not None:
+                raise SettingsError(f"{name} was given with generate, which reads the whole prompt; leave one out")
         for name, lowest in {"generate": 0, "max_length": 2, "limit": 1}.items():
             value = getattr(self, name)
             if value is not None and value < lowest:

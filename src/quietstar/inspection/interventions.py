@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from quietstar.errors import SettingsError
 
 REDRAWS = 16
-"""times that an order is drawn anew where it leaves a thought as it was"""
+"""times that an order is drawn at most, where it leaves a thought as it was"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,15 +53,20 @@ def shuffled(now: Situation) -> Tensor:
 
 
 def swapped(now: Situation) -> Tensor | None:
-    """A thought from another position of the trace: each goes to one other position."""
+    """A thought from another position of the trace: each goes to one other position, to another thought if it can."""
     N = len(now.thoughts)
     if N < 2:
         return None
-    # a cycle through all positions in a random order leaves none with its own
-    order = torch.randperm(N, generator=now.generator)
-    other = torch.empty_like(order)
-    other[order] = order.roll(1)
-    return now.thoughts[other]
+    found: list[tuple[int, Tensor]] = []
+    for _ in range(REDRAWS):
+        # a cycle through all positions in a random order leaves none with its own
+        order = torch.randperm(N, generator=now.generator)
+        other = torch.empty_like(order)
+        other[order] = order.roll(1)
+        found.append((int((now.thoughts[other] == now.thoughts).all(1).sum()), other))
+        if not found[-1][0]:
+            break
+    return now.thoughts[min(found, key=lambda of: of[0])[1]]
 
 
 def random_tokens(now: Situation) -> Tensor:

@@ -37,6 +37,8 @@ class Effects:
     """nats"""
     flips: Estimate | None
     """share of positions whose likeliest token became another one"""
+    n_same: int = 0
+    """positions at which what was put in its place is the thought itself"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ def summarize(columns: dict[str, list[Any]], labels: dict[str, str]) -> Summary:
                 delta=bootstrap(delta[name]) if there else None,
                 kl=bootstrap(of(f"{name}_kl")) if there else None,
                 flips=share_of(of(f"{name}_flips") > 0) if there else None,
+                n_same=sum(columns[f"{name}_thought_ids"][i] == columns["thought_ids"][i] for i in known),
             )
         )
     split = known and FILLER in delta
@@ -207,9 +210,10 @@ def _of_others(effects: dict[str, Effects]) -> list[str]:
     ):
         each = effects.get(name)
         if each is not None and each.delta is not None and each.flips is not None:
+            same = f" ({each.n_same} of them had that very thought)" if each.n_same else ""
             said.append(
                 f"{words} in their place: {_with_interval(each.delta)}; "
-                f"the likeliest token is another one at {100 * each.flips.value:.1f} % of the positions."
+                f"the likeliest token is another one at {100 * each.flips.value:.1f} % of the positions{same}."
             )
     return said
 

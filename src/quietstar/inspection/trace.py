@@ -164,7 +164,7 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
     arrow = need_parquet()
     try:
         return arrow.parquet.read_table(path).to_pydict()
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from error
 
 

@@ -137,7 +137,7 @@ def _described(engine: Engine, settings: ServeArguments, name: str) -> dict[str,
         "context": engine.context,
         "max_prompt_tokens": engine.max_prompt_tokens,
         "max_tokens": settings.max_tokens,
-        "max_n": settings.max_n,
+        "max_n": settings.most_texts,
     }
 
 

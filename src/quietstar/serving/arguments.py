@@ -38,7 +38,7 @@ class ServeArguments(UseArguments):
         None, "tokens of a prompt (default: the model's context, less a thought)", LIMITS
     )
     max_tokens: int = option(2048, "tokens that a request may ask for, thoughts not counted", LIMITS)
-    max_n: int = option(8, "texts that a request may ask for", LIMITS)
+    max_n: int = option(8, "texts that a request may ask for; never more than max_batch", LIMITS)
     max_request_bytes: int = option(2**20, "bytes of a request's body", LIMITS)
     request_seconds: float = option(300.0, "seconds that a request may take, waiting included", LIMITS)
 
@@ -54,16 +54,16 @@ class ServeArguments(UseArguments):
                 raise SettingsError(f"{name} is {value}; give a number of at least 1")
         if not 0 < self.request_seconds < float("inf"):
             raise SettingsError(f"request_seconds is {self.request_seconds}; give a number above 0")
-        if self.max_n > self.max_batch:
-            raise SettingsError(
-                f"max_n is {self.max_n}, and max_batch {self.max_batch}; give max_n at most max_batch: "
-                "the texts of a request are written at once"
-            )
         if self.model_name == "":
             raise SettingsError("model_name is empty; give a name, or leave it out")
         for origin in self.cors_origin:
             if not _ORIGIN.fullmatch(origin):
                 raise SettingsError(f"cors_origin is {origin!r}; give an origin such as http://localhost:3000, or *")
+
+    @property
+    def most_texts(self) -> int:
+        """That a request may ask for: they are written at once."""
+        return min(self.max_n, self.max_batch)
 
     def api_key(self) -> bytes | None:
         """The key that requests must bring: of the file, or of the environment; None where neither gives one.

@@ -49,8 +49,8 @@ class Intake:
         """
         self._check_model(request.model)
         n = request.n or 1
-        if n > self.settings.max_n:
-            raise RequestError(400, f"n is {n}; the server allows up to {self.settings.max_n}", param="n")
+        if n > self.settings.most_texts:
+            raise RequestError(400, f"n is {n}; the server allows up to {self.settings.most_texts}", param="n")
         asked = request.asked_tokens
         if asked is not None and asked > self.settings.max_tokens:
             message = f"max_tokens is {asked}; the server allows up to {self.settings.max_tokens}"
