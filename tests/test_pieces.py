@@ -90,6 +90,23 @@ def test_going_on_from_a_text_adds_what_the_whole_has_more(name: str, text: str,
 
 
 @BOTH
+@pytest.mark.parametrize("prompt", ["a\ufffdbc", "a\ufffd", "a👩"])
+def test_nothing_of_what_stands_before_is_said_again(name: str, prompt: str) -> None:
+    """Even where it holds the sign that tokenizers write for broken characters."""
+    tokenizer = TOKENIZERS[name]
+    pieces = Pieces(tokenizer, ids_of(tokenizer, prompt))
+    assert pieces.add(ids_of(tokenizer, "c")[-1]) == "c"
+
+
+@BOTH
+def test_a_character_that_begins_before_becomes_whole(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    ids = ids_of(tokenizer, "ab👩c")
+    pieces = Pieces(tokenizer, ids[:-2])
+    assert [pieces.add(token) for token in ids[-2:]] == ["👩", "c"]
+
+
+@BOTH
 def test_long_broken_bytes_do_not_hold_everything_back(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     half = ids_of(tokenizer, "a👩")[-2:-1] * 50

@@ -35,12 +35,20 @@ class Pieces:
 
     def _cut(self, ids: list[int]) -> tuple[list[int], list[int]]:
         """The last tokens that are whole characters, and what is left of a character at the end."""
-        for n_left in range(min(LONGEST, len(ids) + 1)):
-            whole = ids[: len(ids) - n_left]
-            for n in range(LONGEST, 2 * LONGEST):
-                if UNFINISHED not in self._decode(whole[-n:]):
-                    return whole[-n:], ids[len(ids) - n_left :]
-        return ids[-LONGEST:], []
+        left = next((n for n in (1, 2, 3) if not self._is_cut(ids, n)), 0) if self._ends_unfinished(ids) else 0
+        whole = ids[: len(ids) - left]
+        for n in range(LONGEST, 2 * LONGEST):
+            if not self._decode(whole[-n:]).startswith(UNFINISHED):  # a window that begins within a character
+                return whole[-n:], ids[len(ids) - left :]
+        return whole[-LONGEST:], ids[len(ids) - left :]
+
+    def _is_cut(self, ids: list[int], n: int) -> bool:
+        return self._decode(ids[: len(ids) - n][-2 * LONGEST :]).endswith(UNFINISHED)
+
+    def _ends_unfinished(self, ids: list[int]) -> bool:
+        """Whether a character is not whole at the end: a text may also hold what tokenizers write for that."""
+        mark = self.tokenizer(UNFINISHED, add_special_tokens=False)["input_ids"][-3:]
+        return self._is_cut(ids, 0) and ids[-len(mark) :] != mark
 
     def add(self, token: int) -> str:
         """The text that a token completes; empty while a character is not whole."""

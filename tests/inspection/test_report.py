@@ -211,7 +211,7 @@ def test_csv_holds_the_filtered_table_and_no_formula(browser: Any, tmp_path: Pat
         if i + 1 < len(row["ids"]) and (text := made["tokens"][str(row["ids"][i + 1])]).isprintable():
             assert line["true next"].removeprefix("'") == text
     assert [int(line["position"]) for line in some] == [
-        i for i, line in enumerate(rows) if row["thought"][i] and "quote" in " ".join(line.values())
+        i + 1 for i, line in enumerate(rows) if row["thought"][i] and "quote" in " ".join(line.values())
     ]
 
 

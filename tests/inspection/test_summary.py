@@ -35,7 +35,8 @@ def columns(gain: list[float | None], base_nll: float = 2.0, **delta: list[float
 
 
 def said(gain: list[float | None], **delta: list[float | None]) -> tuple[Summary, str]:
-    summary = summarize(columns(gain, **delta), {name: name for name in delta})
+    often = {name: values * 5 for name, values in delta.items()}  # of few positions nothing is concluded
+    summary = summarize(columns(gain * 5, **often), {name: name for name in delta})
     return summary, " ".join(summary.sentences)
 
 
@@ -48,15 +49,15 @@ def test_the_gain_is_content_and_computation() -> None:
     assert summary.gain.value == pytest.approx(1.575)
     assert summary.content.value == pytest.approx(1.15)
     assert summary.content.value + summary.computation.value == pytest.approx(summary.gain.value)
-    assert text.startswith("Thoughts help: over 4 positions")
-    assert "What they say is worth +1.15 nats" in text
-    assert "more computation alone is worth +0.425 nats" in text
+    assert text.startswith("Thoughts help: over 20 positions")
+    assert "what they say is worth +1.15 nats" in text
+    assert "computation alone, is worth +0.425 nats" in text
 
 
 def test_computation_alone() -> None:
     _, text = said([1.0, 1.2, 0.9], filler=[0.0, 0.1, -0.1], removed=[-1.0, -1.2, -0.9])
-    assert "What they say makes no difference that can be told from none" in text
-    assert "more computation alone is worth +1.03 nats" in text
+    assert "what they say makes no difference that can be told from none" in text
+    assert "computation alone, is worth +1.03 nats" in text
 
 
 def test_harm_and_doubt() -> None:
@@ -70,6 +71,20 @@ def test_a_thought_that_changes_nothing_is_said_to() -> None:
     assert len(summary.sentences) == 1
     # a change that is small is a change
     assert "do not count" not in said([0.0] * 3, filler=[0.0, 0.0, 1e-9], removed=[0.0] * 3)[1]
+    # nor is it said where nothing else was tried
+    assert "do not count" not in said([1.0] * 3, filler=[0.0] * 3)[1]
+    same = columns([0.0] * 3, filler=[0.0] * 3)
+    same["filler_thought_ids"] = same["thought_ids"]
+    assert "do not count" not in " ".join(summarize(same, {}).sentences)
+
+
+def test_of_a_few_positions_nothing_is_concluded() -> None:
+    summary = summarize(columns([-1.0] * 3, filler=[2.0] * 3), {})
+    assert summary.sentences[0].startswith(
+        "These are too few positions to tell whether thoughts help: over 3 positions"
+    )
+    assert "is worth" not in " ".join(summary.sentences)
+    assert "does harm" not in " ".join(summary.sentences)
 
 
 def test_how_long_a_thought_must_be() -> None:
@@ -90,7 +105,7 @@ def test_nothing_to_measure() -> None:
 
 def test_positions_without_a_truth_count_nowhere() -> None:
     summary, _ = said([1.0, None], removed=[-1.0, None])
-    assert summary.interventions[0].n == 1
+    assert summary.interventions[0].n == 5
     assert summary.interventions[0].delta is not None
     assert summary.interventions[0].delta.value == -1.0
 
@@ -127,4 +142,4 @@ def test_thoughts_that_were_put_in_their_own_place_are_counted() -> None:
     found["swapped_thought_ids"][0] = [1, 2]
     summary = summarize(found, {})
     assert summary.interventions[0].n_same == 1
-    assert "(1 of them had that very thought)" in " ".join(summary.sentences)
+    assert "at 1 of the 2 it is the very same thought" in " ".join(summary.sentences)

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from quietstar.evaluation.interval import Estimate, bootstrap, share_of
 from quietstar.evaluation.perplexity import EDGES
-from quietstar.inspection.interventions import GIVEN, TRUNCATED
+from quietstar.inspection.interventions import GIVEN, REMOVED, TRUNCATED
 from quietstar.inspection.schema import interventions_in
 
 FILLER = "filler"
+FEWEST = 10
+"""positions below which nothing is concluded: resampled, few values hardly vary"""
 MOST = 0.9
 """share of the gain by which a shortened thought is said to have most of it"""
 
@@ -151,8 +153,8 @@ def _with_interval(estimate: Estimate) -> str:
 
 
 def _sign(estimate: Estimate) -> int:
-    """1 or -1 where the whole interval is on that side of 0, else 0."""
-    return (estimate.low > 0) - (estimate.high < 0)
+    """1 or -1 where the whole interval is on that side of 0, and not of a few positions only; else 0."""
+    return 0 if estimate.n < FEWEST else (estimate.low > 0) - (estimate.high < 0)
 
 
 def _sentences(found: Summary) -> list[str]:
@@ -163,21 +165,21 @@ def _sentences(found: Summary) -> list[str]:
     effects = {each.name: each for each in found.interventions if each.delta is not None and each.kl is not None}
     n = found.gain.n
     over = f"Over {n:,} position{'' if n == 1 else 's'}"
-    if effects and all(each.kl and each.kl.high == 0 and each.delta == _still(n) for each in effects.values()):
+    tried = [each for each in effects.values() if each.n_same < each.n]
+    if tried and found.gain == _still(n) and all(each.kl and each.kl.high == 0 for each in tried):
+        others = ", and with any others," if any(each.name != REMOVED for each in tried) else ""
         return [
-            f"{over}, nothing that is thought changes anything: without its thoughts, and with any others, the model "
-            "predicts exactly the same. The thoughts do not count."
+            f"{over}, nothing that is thought changes anything: without its thoughts{others} the model predicts "
+            "exactly the same. The thoughts do not count."
         ]
-    verdict = {
-        1: "Thoughts help",
-        -1: "Thoughts do harm",
-        0: "Whether thoughts help or do harm cannot be told",
-    }[_sign(found.gain)]
+    verdict = {1: "Thoughts help", -1: "Thoughts do harm", 0: "Whether thoughts help or do harm cannot be told"}
+    first = verdict[_sign(found.gain)] if n >= FEWEST else "These are too few positions to tell whether thoughts help"
     said = [
-        f"{verdict}: {over[0].lower()}{over[1:]}, they change the log-probability of the token that really follows by "
+        f"{first}: {over[0].lower()}{over[1:]}, they change the log-probability of the token that really follows by "
         f"{_with_interval(found.gain)}."
     ]
-    if found.content is not None and found.computation is not None:
+    filler = effects.get(FILLER)
+    if found.content is not None and found.computation is not None and filler is not None and filler.n_same < filler.n:
         said.append(_of_content(found.content, found.computation))
     said += _of_others(effects)
     if shorter := _of_length(found.gain, effects):
@@ -190,13 +192,13 @@ def _still(n: int) -> Estimate:
 
 
 def _of_content(content: Estimate, computation: Estimate) -> str:
-    def worth(what: str, estimate: Estimate) -> str:
-        verb = "is worth" if _sign(estimate) else "makes no difference that can be told from none:"
-        return f"{what} {verb} {_with_interval(estimate)}"
+    def worth(estimate: Estimate) -> str:
+        verb = {1: "is worth", -1: "does harm:", 0: "makes no difference that can be told from none:"}[_sign(estimate)]
+        return f"{verb} {_with_interval(estimate)}"
 
     return (
-        f"{worth('What they say', content)}, which filler in their place loses; "
-        f"{worth('more computation alone', computation)}, which filler has beside no thought at all."
+        f"Beside filler in their place, what they say {worth(content)}. "
+        f"Beside no thought at all, filler, which is computation alone, {worth(computation)}."
     )
 
 
@@ -210,7 +212,9 @@ def _of_others(effects: dict[str, Effects]) -> list[str]:
     ):
         each = effects.get(name)
         if each is not None and each.delta is not None and each.flips is not None:
-            same = f" ({each.n_same} of them had that very thought)" if each.n_same else ""
+            if each.n_same == each.n:
+                continue  # nothing was changed
+            same = f"; at {each.n_same} of the {each.n} it is the very same thought" if each.n_same else ""
             said.append(
                 f"{words} in their place: {_with_interval(each.delta)}; "
                 f"the likeliest token is another one at {100 * each.flips.value:.1f} % of the positions{same}."
@@ -225,5 +229,5 @@ def _of_length(gain: Estimate, effects: dict[str, Effects]) -> str:
     K = len(cut)
     for tokens, each in enumerate(cut):
         if each.delta is not None and each.delta.value >= -(1 - MOST) * gain.value:
-            return f"{tokens} of their {K} tokens are enough for {100 * MOST:.0f} % of the gain."
-    return f"All of their {K} tokens are needed for {100 * MOST:.0f} % of the gain."
+            return f"{tokens} of their {K} tokens are enough for {100 * MOST:.0f} % of the gain, on average."
+    return f"All of their {K} tokens are needed for {100 * MOST:.0f} % of the gain, on average."

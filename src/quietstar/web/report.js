@@ -163,7 +163,12 @@
     const number = (name, key, show) => ({ name, value: at(key), show, number: true });
     const place = ({ r, i }) => (rows.length > 1 ? `${r + 1}:${i + 1}` : String(i + 1));
     const columns = [
-      { name: "position", value: (record) => record.r * 1e6 + record.i, show: (_, record) => place(record) },
+      {
+        name: "position",
+        value: (record) => record.r * 1e6 + record.i,
+        show: (_, record) => place(record),
+        exported: place,
+      },
       of(
         "context",
         (record) => before(record),
@@ -226,6 +231,11 @@
   charts();
   everyPosition();
   settings();
+  // where the report stands in a frame, a link to a part of it would load the page around it
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    list.choose(list.current ?? 0);
+  });
   const first = records.findIndex(({ row, i }) => row.thought[i]);
   list.choose(Math.max(first, 0), { focus: false });
 }

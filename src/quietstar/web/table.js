@@ -52,7 +52,7 @@
 
     /** All records that are kept, as rows for `QS.csv`. */
     rows() {
-      const values = (record) => this.columns.map((column) => column.value(record));
+      const values = (record) => this.columns.map((column) => (column.exported ?? column.value)(record));
       return [this.columns.map((column) => column.name), ...this.found.map(values)];
     }
 
