@@ -157,12 +157,15 @@ class _Tracing:
         said = reading.after(at, thoughts, self.M)
         ahead = at[:, None] + torch.arange(self.M, device=at.device)  # [C, M]: the base position that predicts it
         aims = torch.where(ahead < S, targets[ahead.clamp(max=S - 1)], NO_TARGET)
-        alone, mixed = (
-            look(reading, of.flatten(0, 1), aims.flatten(), self.settings.top_k) for of in (said.alone, said.mixed)
+        # without the thought once more, in the same places: nothing may differ by rounding but what the thought does
+        without = reading.h_base[ahead.clamp(max=S - 1)]
+        before, alone, mixed = (
+            look(reading, of.flatten(0, 1), aims.flatten(), self.settings.top_k)
+            for of in (without, said.alone, said.mixed)
         )
-        before = torch.where(ahead < S, base.logprob[ahead.clamp(max=S - 1)], torch.nan)
         after = mixed.logprob.view(-1, self.M)
-        reward = (after - before).nansum(1).masked_fill(aims[:, 0] == NO_TARGET, torch.nan)
+        gain = after - before.logprob.view(-1, self.M)
+        reward = gain.nansum(1).masked_fill(aims[:, 0] == NO_TARGET, torch.nan)
 
         written = {position: c for c, position in enumerate(at.tolist())}
 
@@ -185,7 +188,7 @@ class _Tracing:
             "thought_logprob": where_thought(_numbers(said.thought_logprob)),
             "mixing_weight": where_thought(_numbers(said.weight[:, 0])),
             "reward": where_thought(_numbers(reward)),
-            "gain": where_thought(_numbers(after[:, 0] - before[:, 0])),
+            "gain": where_thought(_numbers(gain[:, 0])),
             "base_logprob": [_known(base.logprob[i : i + self.M]) for i in range(S)],
             "alone_logprob": where_thought([_known(of) for of in alone.logprob.view(-1, self.M)]),
             "mixed_logprob": where_thought([_known(of) for of in after]),
