@@ -45,7 +45,7 @@ HOSTILE = [
 def payload(
     n_positions: int = 200, n_rows: int = 1, K: int = 4, seed: int = 0, hostile: bool = False
 ) -> dict[str, Any]:
-    """A payload as `Trace.payload` makes it.
+    """A payload as `quietstar.inspection.payload` makes it.
 
     Args:
         n_positions: in all rows together.

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quietstar.cli import main
+from quietstar.errors import SettingsError
 from quietstar.inspection.trace import Trace
 
 from ..tiny_tokenizer import thinking_folders
@@ -166,3 +167,24 @@ def test_in_python(here: Path) -> None:
     written = model.inspect("What is", tokenizer, generate=4)
     assert len(written) == len(tokenizer("What is")["input_ids"]) + 4
     assert sum(written.columns["thought"]) == 4
+
+
+def test_what_is_written_repeats_with_the_seed_and_leaves_random_numbers_alone(here: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(here / "thinking").eval()
+    tokenizer = AutoTokenizer.from_pretrained(here / "thinking")
+    found = []
+    for process_seed, seed in ((1, 5), (2, 5), (2, 6)):
+        torch.manual_seed(process_seed)
+        before = torch.random.get_rng_state()
+        trace = model.inspect("What is", tokenizer, generate=4, thought_temperature=1.0, seed=seed)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        found.append(trace.columns["thought_ids"])
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("how", [{"generate": -2}, {"max_length": 0}, {"max_length": -3}])
+def test_impossible_lengths_in_python(here: Path, how: dict) -> None:
+    model = AutoModelForCausalLM.from_pretrained(here / "thinking").eval()
+    tokenizer = AutoTokenizer.from_pretrained(here / "thinking")
+    with pytest.raises(SettingsError, match="give numbers of at least 0 and 2"):
+        model.inspect("What is", tokenizer, **how)

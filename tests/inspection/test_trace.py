@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietstar.errors import DataError
+from quietstar.errors import DataError, SettingsError
 from quietstar.folders import claim
 from quietstar.inspection import schema
 from quietstar.inspection.trace import Trace
@@ -60,8 +60,17 @@ def test_parquet_has_the_types_of_the_schema(found: Trace, tmp_path: Path) -> No
     assert str(fields.field("removed_flips").type) == "bool"
 
 
+def test_a_written_folder_is_all_that_is_needed(found: Trace, tmp_path: Path) -> None:
+    found.write(tmp_path / "new" / "folder")
+    again = Trace.load(tmp_path / "new" / "folder")
+    assert (again.model, again.labels, again.settings) == (found.model, found.labels, found.settings)
+    with pytest.raises(SettingsError, match="format is 'csv'; choose from jsonl, parquet"):
+        found.write(tmp_path, "csv")
+
+
 def test_the_records_alone_are_a_trace(found: Trace, tmp_path: Path) -> None:
     found.write(tmp_path)
+    (tmp_path / "run.json").unlink()
     again = Trace.load(tmp_path)
     assert again.columns == found.columns
     assert set(again.labels) == set(found.labels)

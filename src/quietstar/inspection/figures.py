@@ -37,7 +37,7 @@ def draw_figures(payload: dict[str, Any], folder: Path) -> list[Path]:
     """Write text_weight, text_reward, text_gain and distributions into a folder, each as .png and .pdf.
 
     Args:
-        payload: of a trace, see `Trace.payload`.
+        payload: of a trace, see `quietstar.inspection.payload`.
         folder: is made where it is missing.
 
     Returns:

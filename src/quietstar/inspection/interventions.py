@@ -142,7 +142,7 @@ def plain_words(tokenizer: PreTrainedTokenizerBase, vocab_size: int, suppressed:
 
 
 def filler_token(tokenizer: PreTrainedTokenizerBase, text: str | None) -> int:
-    """The token that says nothing: the first one of a text; a dot where the tokenizer has one, else padding.
+    """The token that says nothing: the last one of a text; a dot where the tokenizer has one, else padding.
 
     Raises:
         SettingsError: the text has no token, or the tokenizer has none that could serve.

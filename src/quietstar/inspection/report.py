@@ -24,7 +24,7 @@ def report_html(payload: dict[str, Any]) -> str:
     """The report as one document.
 
     Args:
-        payload: of a trace, see `Trace.payload`: plain JSON.
+        payload: of a trace, see `quietstar.inspection.payload`: plain JSON.
 
     Raises:
         ValueError: the payload holds NaN or infinity, which JSON does not know.

@@ -196,10 +196,13 @@ def _of_content(content: Estimate, computation: Estimate) -> str:
         verb = {1: "is worth", -1: "does harm:", 0: "makes no difference that can be told from none:"}[_sign(estimate)]
         return f"{verb} {_with_interval(estimate)}"
 
-    return (
+    said = (
         f"Beside filler in their place, what they say {worth(content)}. "
         f"Beside no thought at all, filler, which is computation alone, {worth(computation)}."
     )
+    if _sign(content) > 0 > _sign(computation):
+        said += " Filler does harm by itself: so much of what content is worth only makes up for that."
+    return said
 
 
 def _of_others(effects: dict[str, Effects]) -> list[str]:

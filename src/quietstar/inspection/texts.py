@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.errors import DataError
+from quietstar.errors import DataError, SettingsError
 from quietstar.inspection.observe import trace
 from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
@@ -109,21 +109,18 @@ def inspect_texts(
 ) -> Trace:
     """See QuietStarForCausalLM.inspect."""
     how = TraceSettings(**settings)
+    if generate < 0 or (max_length is not None and max_length < 2):
+        raise SettingsError(
+            f"generate is {generate}, max_length {max_length}; give numbers of at least 0 and 2, or leave them out"
+        )
     found: list[TextToTrace] = []
-    for text in [texts] if isinstance(texts, str) else texts:
-        if generate:
-            found.append(
-                written(
-                    model,
-                    tokenizer,
-                    text,
-                    generate,
-                    think=how.think,
-                    thought_temperature=how.thought_temperature,
-                    thought_top_p=how.thought_top_p,
-                    do_sample=False,
-                )
-            )
-        else:
-            found += windows(model, tokenizer, text, max_length=max_length)
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(how.seed)
+        for text in [texts] if isinstance(texts, str) else texts:
+            if generate:
+                drawing = {"thought_temperature": how.thought_temperature, "thought_top_p": how.thought_top_p}
+                found.append(written(model, tokenizer, text, generate, think=how.think, do_sample=False, **drawing))
+            else:
+                found += windows(model, tokenizer, text, max_length=max_length)
     return trace(model, tokenizer, found, how)

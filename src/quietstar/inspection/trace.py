@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quietstar.errors import DataError, MissingExtraError
+from quietstar.errors import DataError, MissingExtraError, SettingsError
 from quietstar.folders import MARKER, versions
 from quietstar.inspection import schema
 from quietstar.inspection.summary import Summary, summarize
@@ -81,16 +81,22 @@ class Trace:
         return report_html(payload_of(self))
 
     def write(self, folder: str | Path, format: str = "jsonl") -> Path:
-        """Write the records into a folder.
+        """Write the records into a folder, for `load`.
 
         Args:
-            folder: where; what lies there under the same name is replaced.
+            folder: where; it is made, and what lies there under the same name is replaced.
             format: jsonl (a record in each line) or parquet.
 
         Raises:
+            SettingsError: there is no such format.
             MissingExtraError: Parquet is wanted and pyarrow is not installed.
         """
+        if format not in FORMATS:
+            raise SettingsError(f"format is {format!r}; choose from {', '.join(FORMATS)}")
         path = Path(folder) / f"{STEM}.{format}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not (path.parent / MARKER).exists():  # a run of ours has written its own
+            self.write_about(path.parent / MARKER)
         if format == "parquet":
             _write_parquet(self.columns, path)
         else:
