@@ -91,6 +91,9 @@ def test_how_long_a_thought_must_be() -> None:
     gain = [1.0] * 3
     cut = {"truncated_0": [-1.0] * 3, "truncated_1": [-0.05] * 3, "truncated_2": [-0.01] * 3}
     assert "1 of their 3 tokens are enough for 90 % of the gain" in said(gain, **cut)[1]
+    # a shorter one that does well by chance, where longer ones do not, is not enough
+    cut = {"truncated_0": [-0.01] * 3, "truncated_1": [-0.9] * 3, "truncated_2": [-0.05] * 3}
+    assert "2 of their 3 tokens are enough" in said(gain, **cut)[1]
     cut = {"truncated_0": [-1.0] * 3, "truncated_1": [-0.5] * 3}
     assert "All of their 2 tokens are needed" in said(gain, **cut)[1]
 

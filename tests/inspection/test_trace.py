@@ -103,6 +103,9 @@ def test_a_folder_without_a_trace(tmp_path: Path) -> None:
         ("thought_ids", 3),
         ("piece", 3),
         ("gain", "1"),
+        ("gain", float("nan")),
+        ("base_entropy", float("inf")),
+        ("token_id", 10**30),
         ("removed_flips", 0.5),
     ],
 )

@@ -3,6 +3,7 @@
 A position is the index of a token; what is thought there is thought after that token, before the next one.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,4 +114,8 @@ def _fits(value: Any, column: Column) -> bool:
 
 
 def _is(value: Any, kind: str) -> bool:
-    return isinstance(value, _ONE[kind]) and (kind == "bool" or not isinstance(value, bool))  # type: ignore[arg-type]
+    if not isinstance(value, _ONE[kind]) or (kind != "bool" and isinstance(value, bool)):  # type: ignore[arg-type]
+        return False
+    if kind == "int":
+        return abs(value) < 2**63
+    return kind != "float" or math.isfinite(value)

@@ -230,7 +230,8 @@ def _of_length(gain: Estimate, effects: dict[str, Effects]) -> str:
     if _sign(gain) < 1 or not cut:
         return ""
     K = len(cut)
-    for tokens, each in enumerate(cut):
-        if each.delta is not None and each.delta.value >= -(1 - MOST) * gain.value:
-            return f"{tokens} of their {K} tokens are enough for {100 * MOST:.0f} % of the gain, on average."
-    return f"All of their {K} tokens are needed for {100 * MOST:.0f} % of the gain, on average."
+    suffices = [each.delta is not None and each.delta.value >= -(1 - MOST) * gain.value for each in cut]
+    shortest = next((tokens for tokens in range(K) if all(suffices[tokens:])), K)
+    if shortest == K:
+        return f"All of their {K} tokens are needed for {100 * MOST:.0f} % of the gain, on average."
+    return f"{shortest} of their {K} tokens are enough for {100 * MOST:.0f} % of the gain, on average."
