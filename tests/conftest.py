@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # On some processors MKL rounds products by where in memory their factors lie: weights from a file lie elsewhere.
-os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 import pytest
 import torch
