@@ -116,6 +116,7 @@ def test_a_long_text_is_cut_into_windows_that_leave_room_for_a_thought(here: Pat
         (["--prompt", " "], "the prompt is empty; give some text to read"),
         (["--text", "b", "--generate", "3"], "generate was given without a prompt to go on from; add --prompt"),
         (["--prompt", "a", "--generate", "2", "--limit", "9"], "limit was given with generate, which reads the whole"),
+        (["--prompt", "a", "--top_p", "0.5"], "top_p was given without generate, and nothing is written; add"),
         (["--prompt", "a", "--generate", "-1"], "generate is -1; give a number of at least 0"),
         (["--prompt", "a", "--generate", "100"], "a prompt of 1 tokens and 100 to write are 101"),
         (["--prompt", "a", "--max_length", "60"], "the model's context is 64: give at most 56"),

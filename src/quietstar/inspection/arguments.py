@@ -58,6 +58,9 @@ class InspectArguments(SpeakArguments):
             raise SettingsError(f"text and prompt are two ways to name what is read, and {given}; give one of them")
         if self.generate and self.prompt is None:
             raise SettingsError("generate was given without a prompt to go on from; add --prompt")
+        for name, plain in {"temperature": 0, "top_p": 1}.items():
+            if not self.generate and getattr(self, name) != plain:
+                raise SettingsError(f"{name} was given without generate, and nothing is written; add --generate")
         for name in ("max_length", "limit"):
             if self.generate and getattr(self, name) is not None:
                 raise SettingsError(f"{name} was given with generate, which reads the whole prompt; leave one out")
