@@ -19,7 +19,7 @@ from quietstar.demo.quiz import Quiz
 from quietstar.demo.thoughts import trace_answers
 from quietstar.demo.watch import Line, Watch, progress_bar
 from quietstar.evaluation.interval import Share
-from quietstar.folders import MARKER, claim, refuse_full, versions
+from quietstar.folders import claim, refuse_full, versions
 from quietstar.inspection.results import write_results
 from quietstar.model import QuietStarForCausalLM
 
@@ -103,8 +103,6 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
             folder = claim(args.output_dir, asdict(args), overwrite=args.overwrite)
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            (folder / THOUGHTS).mkdir()
-            thoughts.write_about(folder / THOUGHTS / MARKER)
             write_results(thoughts, folder / THOUGHTS)
             if args.picture:
                 picture.draw(folder / "picture.png", figures, diary)

@@ -85,10 +85,12 @@ def truncated(n: int) -> Replace:
     return lambda now: now.thoughts[:, :n]
 
 
+FILLER = "filler"
+"""the control"""
 REMOVED = "removed"
 """the one intervention without any thought: the base prediction"""
 SIMPLE: dict[str, tuple[str, Replace]] = {
-    "filler": ("filler in its place", filler),
+    FILLER: ("filler in its place", filler),
     "shuffled": ("its tokens shuffled", shuffled),
     "swapped": ("another position's thought", swapped),
     "random": ("random tokens", random_tokens),

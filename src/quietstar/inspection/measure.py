@@ -8,12 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quietstar.inspection.reading import STATES, Reading
+from quietstar.evaluation.scoring import STATES
+from quietstar.inspection.reading import Reading
 from quietstar.journal import TopTokens
 from quietstar.policy import entropy
 
 NO_TARGET = -1
 """in place of a token that does not exist"""
+
+
+def next_tokens(reading: Reading) -> Tensor:
+    """[S]: the token that follows each position; NO_TARGET at the end."""
+    ids = reading.input_ids
+    return torch.cat([ids[1:], ids.new_full((1,), NO_TARGET)])
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from quietstar.inspection.interventions import (
     interventions_of,
     plain_words,
 )
-from quietstar.inspection.measure import NO_TARGET, Look, compare, look
+from quietstar.inspection.measure import NO_TARGET, Look, compare, look, next_tokens
 from quietstar.inspection.reading import Reading
 from quietstar.inspection.schema import EFFECTS, schema_of
 from quietstar.inspection.settings import TextToTrace, TraceSettings
@@ -110,12 +110,12 @@ class _Tracing:
             self._step()
         changed = self._replace(torch.cat(thoughts).cpu())
         first = begin = 0
-        for text, at in zip(texts, places, strict=True):
+        for text, at, own in zip(texts, places, thoughts, strict=True):
             if len(texts) > 1 or reading is None:  # one text's reading is at hand
                 reading = Reading(self.model, torch.tensor(text.ids))
             some = slice(first, first + len(at))
             replaced = {each: None if of is None else of[some] for each, of in changed.items()}
-            self._intervene(reading, at, begin, replaced, columns)
+            self._intervene(reading, at, own, begin, replaced, columns)
             first, begin = some.stop, begin + len(text.ids)
             self._step()
         return Trace(
@@ -152,7 +152,7 @@ class _Tracing:
         S = len(reading)
         at, thoughts, reasons = self._think(reading, text)
         ids = reading.input_ids
-        targets = torch.cat([ids[1:], ids.new_full((1,), NO_TARGET)])
+        targets = next_tokens(reading)
         base = look(reading, reading.h_base, targets, self.settings.top_k)
         said = reading.after(at, thoughts, self.M)
         ahead = at[:, None] + torch.arange(self.M, device=at.device)  # [C, M]: the base position that predicts it
@@ -250,17 +250,18 @@ class _Tracing:
         self,
         reading: Reading,
         at: Tensor,
+        own: Tensor,
         begin: int,
         replaced: dict[Intervention, Tensor | None],
         columns: Columns,
     ) -> None:
-        """Fill in what each intervention does at positions [C] of a text whose first record is `begin`."""
+        """Fill in what each intervention does in place of a text's thoughts [C, K] at positions [C].
+
+        The text's first record is `begin`.
+        """
         places = [begin + i for i in at.tolist()]
-        own = torch.tensor([columns["thought_ids"][i] for i in places], dtype=torch.long, device=at.device)
-        own = own.view(len(at), self.model.config.n_thought_tokens)
         mixed = reading.after(at, own).mixed[:, 0]
-        ids = reading.input_ids
-        targets = torch.cat([ids[1:], ids.new_full((1,), NO_TARGET)])[at]
+        targets = next_tokens(reading)[at]
         for each, thoughts in replaced.items():
             if thoughts is not None:
                 states = reading.after(at, thoughts.to(at.device)).mixed[:, 0]

@@ -22,8 +22,6 @@ from quietstar.think import think
 
 BRANCH_TOKENS = 4096
 """tokens of branches that go through the model at once"""
-STATES = 64
-"""predictions over the vocabulary that are made at once"""
 
 
 @dataclass(slots=True)

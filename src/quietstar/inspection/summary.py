@@ -16,10 +16,9 @@ from torch import Tensor
 
 from quietstar.evaluation.interval import Estimate, bootstrap, share_of
 from quietstar.evaluation.perplexity import EDGES
-from quietstar.inspection.interventions import GIVEN, REMOVED, TRUNCATED
+from quietstar.inspection.interventions import FILLER, GIVEN, REMOVED, TRUNCATED
 from quietstar.inspection.schema import interventions_in
 
-FILLER = "filler"
 FEWEST = 10
 """positions below which nothing is concluded: resampled, few values hardly vary"""
 MOST = 0.9

@@ -1,7 +1,6 @@
 """Requests whose texts are written together, token by token, because they are thought about alike."""
 
 import logging
-import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.evaluation.report import finite
 from quietstar.journal import Step
 from quietstar.model import QuietStarForCausalLM
 from quietstar.pieces import token_text
@@ -223,8 +223,3 @@ def described(tokenizer: PreTrainedTokenizerBase, ids: list[int], logprob: list[
         {"id": token, "token": token_text(tokenizer, token), "logprob": finite(value)}
         for token, value in zip(ids, logprob, strict=True)
     ]
-
-
-def finite(value: float) -> float | None:
-    """JSON knows no other numbers."""
-    return value if math.isfinite(value) else None

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.evaluation.report import finite
+from quietstar.journal import TopTokens
 from quietstar.model import QuietStarForCausalLM
 from quietstar.pieces import token_text
 from quietstar.serving.faults import RequestError
-from quietstar.serving.group import described, finite
+from quietstar.serving.group import described
 from quietstar.serving.protocol import LONGEST_THOUGHT
 
 
@@ -57,6 +59,6 @@ class Question:
             "mixing_weight": finite(float(said.weight[0, 0])),
         }
         for name, state in states.items():
-            logprob, found = reading.logits(state).log_softmax(-1).topk(min(self.top_k, model.config.vocab_size))
-            answer[name] = described(tokenizer, found.tolist(), logprob.tolist())
+            top = TopTokens.of(reading.logits(state), self.top_k)
+            answer[name] = described(tokenizer, top.ids.tolist(), top.logprob.tolist())
         return answer
