@@ -33,6 +33,14 @@ MARGIN, HEAD = 0.3, 0.75
 INK, MUTED, GRID, BLUE, ORANGE = "#1d1f23", "#5b5f67", "#e4e2dc", "#1f5f9e", "#a4530b"
 
 
+def need_matplotlib() -> None:
+    """Raise MissingExtraError where no figure can be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "inspect", "figures (or leave out --figures)") from error
+
+
 def draw_figures(payload: dict[str, Any], folder: Path) -> list[Path]:
     """Write text_weight, text_reward, text_gain and distributions into a folder, each as .png and .pdf.
 
@@ -46,10 +54,9 @@ def draw_figures(payload: dict[str, Any], folder: Path) -> list[Path]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "inspect", "figures (or leave out --figures)") from error
+    need_matplotlib()
+    from matplotlib import rc_context
+
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     # a user's own settings (TeX, other fonts) would draw other things than these

@@ -9,9 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from quietstar.errors import DataError
 from quietstar.evaluation.perplexity import read_text
-from quietstar.evaluation.sweep import pyplot
 from quietstar.folders import claim, refuse_full, refuse_holding
 from quietstar.inspection.arguments import InspectArguments
+from quietstar.inspection.figures import need_matplotlib
 from quietstar.inspection.observe import trace
 from quietstar.inspection.results import write_results
 from quietstar.inspection.settings import TextToTrace
@@ -39,7 +39,7 @@ def inspect(model_name: str, args: InspectArguments, console: Console | None = N
     if args.format == "parquet":
         need_parquet()
     if args.figures:
-        pyplot("figures of thoughts")
+        need_matplotlib()
     text = args.prompt if args.text is None else read_text(args.text, "inspect")
     if not (text or "").strip():
         raise DataError(f"{args.text or 'the prompt'} is empty; give some text to read")
