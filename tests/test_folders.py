@@ -116,3 +116,24 @@ def test_a_link_to_a_run_is_not_followed_when_it_is_emptied(a_run, tmp_path):
         assert contents(a_run) == before
     else:
         assert list(contents(a_run)) == [MARKER], "emptied, and claimed, through the link"
+
+
+def test_a_folder_that_cannot_be_is_refused_before_work_and_after(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    for refuse in (lambda folder: claim(folder, {}), refuse_full):
+        with pytest.raises(SettingsError, match=r"would lie in .*file, which is a file; give another folder"):
+            refuse(tmp_path / "file" / "run")
+        with pytest.raises(SettingsError, match="cannot be used: File name too long; give another folder"):
+            refuse(tmp_path / ("a" * 300))
+    assert (tmp_path / "file").read_text() == "mine"
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(SettingsError, match="is not yours to write in; give another"):
+        refuse_full(tmp_path / "new" / "run")
+    monkeypatch.undo()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(SettingsError, match="cannot be used: No space left on device"):
+        claim(tmp_path / "run", {})

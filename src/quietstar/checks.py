@@ -66,6 +66,17 @@ def check_sampling(thought_temperature: float | None, thought_top_p: float | Non
         raise SettingsError(f"thought_top_p is {thought_top_p}; give a number above 0, at most 1")
 
 
+def check_text(name: str, text: str | None) -> None:
+    """Raise SettingsError where a text holds halves of characters: bytes of a command line that are no UTF-8, say."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise SettingsError(
+            f"{name} is no whole Unicode text: character {error.start + 1} is {error.object[error.start]!a}; "
+            "give text in UTF-8"
+        ) from error
+
+
 def check_thoughts(config: QuietStarConfig, words: Tensor) -> None:
     """Raise SettingsError where thoughts to learn from hold a token that cannot be sampled.
 

@@ -1,6 +1,7 @@
 """Folders of runs: nothing that lies in one is overwritten unasked."""
 
 import json
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -25,24 +26,36 @@ def claim(folder: str | Path, settings: dict[str, Any], *, overwrite: bool = Fal
         resume: go on in a folder that holds a run of ours.
 
     Raises:
-        SettingsError: the folder holds something, and it is not said what to do, or it is no run of ours.
+        SettingsError: the folder cannot be made, or it holds something, and it is not said what to do, or it is no run
+            of ours.
     """
     refuse_full(folder, overwrite=overwrite, resume=resume)
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not resume:
         for item in folder.iterdir():
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).write_text(json.dumps(settings, indent=2, default=str) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARKER).write_text(json.dumps(settings, indent=2, default=str) + "\n")
+    except OSError as error:
+        raise _unusable(folder, error) from error
     return folder
 
 
 def refuse_full(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
     """Raise where `claim` would, without touching anything: worth asking before long work."""
     folder = Path(folder)
-    is_run = (folder / MARKER).is_file()
+    try:
+        is_run = (folder / MARKER).is_file()
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise _unusable(folder, error) from error
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"output_dir {folder} is a file; give a folder")
+    if not there.is_dir():
+        raise SettingsError(f"output_dir {folder} would lie in {there}, which is a file; give another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise SettingsError(f"output_dir {folder} cannot be written: {there} is not yours to write in; give another")
     if resume and not is_run:
         raise SettingsError(f"output_dir {folder} holds no run to resume; leave that option out")
     if resume or not folder.is_dir() or not any(folder.iterdir()):
@@ -53,6 +66,10 @@ def refuse_full(folder: str | Path, *, overwrite: bool = False, resume: bool = F
         raise SettingsError(
             f"output_dir {folder} holds a run already; give another folder, or --overwrite to empty this one"
         )
+
+
+def _unusable(folder: Path, error: OSError) -> SettingsError:
+    return SettingsError(f"output_dir {str(folder)[:200]} cannot be used: {error.strerror}; give another folder")
 
 
 def refuse_holding(folder: str | Path, inputs: list[str | None]) -> None:

@@ -125,7 +125,7 @@ class Trunk:
         if any(limit <= table.num_embeddings <= limit + 2 for table in tables[1:]):
             raise SettingsError(
                 f"{n_base} tokens and branches of {branch_length} reach position {reach}, but {config.model_type} has "
-                f"learned {limit} positions; give at most {limit - branch_length} tokens (max_length, in training)"
+                f"learned {limit} positions; give at most {limit - branch_length} tokens (max_length)"
             )
 
     @property

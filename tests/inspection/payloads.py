@@ -73,17 +73,7 @@ def payload(
             "Thoughts made the next token likelier by 0.042 nats on average (95 % interval 0.030 to 0.055).",
             "Filler of the same length does as well as half of that: some of the gain is computation, not content.",
         ],
-        "interventions": [
-            {
-                "name": name,
-                "label": labels.get(name, name.replace("_", " after ")),
-                "n": n_positions,
-                "delta": _estimate(source, -0.05),
-                "kl": _estimate(source, 0.1),
-                "flips": _estimate(source, 0.2),
-            }
-            for name in names
-        ],
+        "interventions": _effects(source, names, labels, n_positions),
         "difficulty": [
             {
                 "by": by,
@@ -92,7 +82,7 @@ def payload(
                 "n": 40,
                 "gain": _estimate(source, 0.03 * low),
                 "reward": _estimate(source, 0.03 * low),
-                "delta": {name: round(source.gauss(-0.05, 0.02), 4) for name in names},
+                "interventions": _effects(source, names, labels, 40),
             }
             for by in ("base nll", "base entropy")
             for low, high in ((0, 1), (1, 2), (2, 4), (4, None))
@@ -100,6 +90,21 @@ def payload(
         "tokens": tokens,
         "rows": rows,
     }
+
+
+def _effects(source: random.Random, names: list[str], labels: dict[str, str], n: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "label": labels.get(name, name.replace("_", " after ")),
+            "n": n,
+            "n_same": 0,
+            "delta": _estimate(source, -0.05),
+            "kl": _estimate(source, 0.1),
+            "flips": _estimate(source, 0.2),
+        }
+        for name in names
+    ]
 
 
 def _estimate(source: random.Random, about: float) -> dict[str, float]:
@@ -117,23 +122,24 @@ def _row(
     def some(make: Any, where: list[bool] | None = None, last: bool = True) -> list[Any]:
         return [make() if (where is None or where[i]) and (last or i < S - 1) else None for i in range(S)]
 
-    def thoughts(n: int = K) -> list[int]:
-        return [source.choice(plain) for _ in range(n)]
+    def thoughts() -> list[int]:
+        return [source.choice(plain) for _ in range(K)]
 
     def top() -> list[list[float]]:
         shares = sorted((source.random() for _ in range(5)), reverse=True)
         return [[each, math.log(share / 4)] for each, share in zip(source.sample(plain, 5), shares, strict=True)]
 
-    def effect(n: int | None) -> dict[str, list[Any]]:
+    def effect(name: str) -> dict[str, list[Any]]:
+        told = {} if name.startswith("truncated") else {"thought_ids": some(thoughts, thought)}
+        told = {"thought_ids": [None] * S} if name == "removed" else told
         return {
             "delta": some(lambda: source.gauss(-0.05, 0.3), thought, last=False),
             "kl": some(lambda: abs(source.gauss(0, 0.2)), thought),
             "flips": some(lambda: source.random() < 0.2, thought),
             "top": some(lambda: source.choice(plain), thought),
-            "thought_ids": some(lambda: thoughts(n), thought) if n is not None else [None] * S,
+            **told,
         }
 
-    lengths = {"removed": None} | {f"truncated_{k}": k for k in range(K)}
     base = some(lambda: -source.expovariate(0.5), last=False)
     mixed = [None if one is None else one + source.gauss(0.05, 0.4) * one / 4 for one in base]
     gain = [None if one is None or not thought[i] else float(mixed[i]) - one for i, one in enumerate(base)]
@@ -154,5 +160,5 @@ def _row(
         "base_top": some(top),
         "alone_top": some(top, thought),
         "mixed_top": some(top),
-        "what_if": {name: effect(lengths.get(name, K)) for name in names},
+        "what_if": {name: effect(name) for name in names},
     }

@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from quietstar.errors import SettingsError
 from quietstar.inspection import interventions
@@ -17,6 +19,7 @@ from quietstar.inspection.interventions import (
     shuffled,
     swapped,
     truncated,
+    typed_thought,
 )
 
 from ..tiny_tokenizer import byte_tokenizer
@@ -107,5 +110,36 @@ def test_the_filler_is_a_dot_where_there_is_one() -> None:
     tokenizer = byte_tokenizer()
     assert filler_token(tokenizer, None) == tokenizer(".")["input_ids"][-1]
     assert filler_token(tokenizer, "-") == tokenizer("-")["input_ids"][-1]
-    with pytest.raises(SettingsError, match="filler is '', of which the tokenizer makes no token"):
+    with pytest.raises(SettingsError, match="filler is '', of which the tokenizer makes no token; give a text of one"):
         filler_token(tokenizer, "")
+    with pytest.raises(
+        SettingsError, match="filler is 'hm', of which the tokenizer makes 2 tokens; give a text of one"
+    ):
+        filler_token(tokenizer, "hm")
+
+
+def test_a_space_that_the_tokenizer_puts_in_front_of_the_filler_is_no_filler() -> None:
+    made = Tokenizer(
+        models.BPE(vocab={"<unk>": 0, "\N{LOWER ONE EIGHTH BLOCK}": 1, ".": 2}, merges=[], unk_token="<unk>")
+    )
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    made.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+    assert tokenizer.convert_ids_to_tokens(tokenizer(".", add_special_tokens=False)["input_ids"]) == [
+        "\N{LOWER ONE EIGHTH BLOCK}",
+        ".",
+    ]
+    assert filler_token(tokenizer, None) == filler_token(tokenizer, ".") == tokenizer.convert_tokens_to_ids(".")
+    assert filler_token(tokenizer, " ") == 1
+
+
+def test_a_thought_of_no_token_cannot_be_typed() -> None:
+    with pytest.raises(SettingsError, match="thought is '', of which the tokenizer makes no token; give another text"):
+        typed_thought(byte_tokenizer(), "")
+    assert typed_thought(byte_tokenizer(), "hm").tolist() == byte_tokenizer()("hm")["input_ids"]
+
+
+def test_without_plain_tokens_no_thought_is_random() -> None:
+    tokenizer = byte_tokenizer()
+    with pytest.raises(SettingsError, match=r"has special tokens only, .* leave random out of the interventions"):
+        plain_words(tokenizer, vocab_size=3, suppressed=[0, 1, 2])

@@ -1,6 +1,7 @@
 """`quietstar inspect`, from a model's folder to the files that it leaves."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,35 @@ def test_a_long_text_is_cut_into_windows_that_leave_room_for_a_thought(here: Pat
     assert "".join(found["piece"]) == "abcdefghij" * 13
 
 
+@pytest.mark.parametrize("more", [["--n_ahead_talk", "20"], ["--thought", "b" * 30]])
+def test_windows_leave_room_for_all_that_is_read_after_them(here: Path, tmp_path: Path, more: list[str]) -> None:
+    (tmp_path / "long.txt").write_text("abcdefghij" * 10)
+    assert inspect(here, tmp_path / "out", "--text", str(tmp_path / "long.txt"), *more) == 0
+    found = Trace.load(tmp_path / "out").columns
+    branch = 5 + 20 - 1 if more[0] == "--n_ahead_talk" else 30 + 2
+    assert max(found["position"]) == 64 - branch - 1
+
+
+def test_what_stands_in_the_way_is_said_before_the_work(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("quietstar.inspection.run.load_model", None)
+    assert inspect(here, tmp_path / "file" / "out", "--prompt", "a") == 2
+    assert "which is a file; give another folder" in capsys.readouterr().err
+
+
+def test_without_a_name_the_folder_is_named_after_the_model(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(here / "thinking")
+    try:
+        assert main(["inspect", ".", "--prompt", "a"]) == 0
+        assert Trace.load("runs/thinking-inspection").model == "thinking"
+    finally:
+        shutil.rmtree("runs")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -119,6 +149,21 @@ def test_a_long_text_is_cut_into_windows_that_leave_room_for_a_thought(here: Pat
         (["--prompt", "a", "--top_p", "0.5"], "top_p was given without generate, and nothing is written; add"),
         (["--prompt", "a", "--generate", "-1"], "generate is -1; give a number of at least 0"),
         (["--prompt", "a", "--generate", "100"], "a prompt of 1 tokens and 100 to write are 101"),
+        (
+            ["--prompt", "a", "--generate", "50", "--n_ahead_talk", "12"],
+            "takes up to 16 more; the model's context is 64",
+        ),
+        (["--prompt", "a", "--n_ahead_talk", "1000"], "take up to 1004 tokens, and the model's context is 64; give a"),
+        (["--prompt", "a", "--thought", "b" * 62], "take up to 64 tokens, and the model's context is 64; give a"),
+        (["--prompt", "a", "--thought", ""], "thought is '', of which the tokenizer makes no token"),
+        (["--prompt", "a\udcff"], r"prompt is no whole Unicode text: character 2 is '\udcff'; give text in UTF-8"),
+        (["--prompt", "a", "--thought", "\udcff"], r"thought is no whole Unicode text: character 1 is '\udcff'"),
+        (["--prompt", "a", "--filler", "\udcff"], r"filler is no whole Unicode text: character 1 is '\udcff'"),
+        (["--prompt", "a", "--filler", "hm"], "filler is 'hm', of which the tokenizer makes 2 tokens; give a text of"),
+        (
+            ["--prompt", "a", "--filler", "b", "--interventions", "removed"],
+            "filler is not among the interventions; add",
+        ),
         (["--prompt", "a", "--max_length", "60"], "the model's context is 64: give at most 56"),
         (["--prompt", "a", "--max_length", "1"], "max_length is 1; give a number of at least 2"),
         (["--prompt", "a", "--limit", "0"], "limit is 0; give a number of at least 1"),

@@ -1,5 +1,6 @@
 """What is said of a trace follows from its columns."""
 
+import math
 from typing import Any
 
 import pytest
@@ -52,12 +53,35 @@ def test_the_gain_is_content_and_computation() -> None:
     assert text.startswith("Thoughts help: over 20 positions")
     assert "what they say is worth +1.15 nats" in text
     assert "computation alone, is worth +0.425 nats" in text
+    share = summary.content_share
+    assert share is not None
+    assert share.value == pytest.approx(1.15 / 1.575)
+    assert share.low < share.value < share.high < 1
+    assert (
+        f"So 73 % of the gain comes from the content of thoughts (95 % interval {100 * share.low:.0f} % to "
+        f"{100 * share.high:.0f} %), and 27 % from having more computation."
+    ) in text
 
 
 def test_computation_alone() -> None:
-    _, text = said([1.0, 1.2, 0.9], filler=[0.0, 0.1, -0.1], removed=[-1.0, -1.2, -0.9])
+    summary, text = said([1.0, 1.2, 0.9], filler=[0.0, 0.1, -0.1], removed=[-1.0, -1.2, -0.9])
     assert "what they say makes no difference that can be told from none" in text
     assert "computation alone, is worth +1.03 nats" in text
+    assert "So 0 % of the gain comes from the content of thoughts" in text
+    assert summary.content_share is not None
+    assert summary.content_share.low < 0 < summary.content_share.high
+
+
+def test_shares_are_not_given_where_one_part_works_against_the_other() -> None:
+    _, text = said([1.0, 1.2, 0.9], filler=[-2.0, -2.1, -2.2])
+    assert "Filler does harm by itself: so much of what content is worth only makes up for that." in text
+    assert "% of the gain comes" not in text
+    _, text = said([1.0, 1.2, 0.9], filler=[1.0, 0.5, 0.8])
+    assert "Filler would help more: what they say takes away some of what computation is worth." in text
+    assert "% of the gain comes" not in text
+    summary, text = said([1.0, -1.2, 0.1], filler=[-0.1, 0.1, 0.0])  # no gain that could be shared out
+    assert summary.content_share is None
+    assert "% of the gain comes" not in text
 
 
 def test_harm_and_doubt() -> None:
@@ -85,6 +109,13 @@ def test_of_a_few_positions_nothing_is_concluded() -> None:
     )
     assert "is worth" not in " ".join(summary.sentences)
     assert "does harm" not in " ".join(summary.sentences)
+    assert "Beside filler" not in " ".join(summary.sentences)
+    assert "interval" not in " ".join(summary.sentences)
+    assert summary.gain is not None
+    assert (summary.gain.low, summary.gain.high) == (-math.inf, math.inf)
+    assert "filler | 3 | +2.00 | 2.000 | 0.0 % (0.0 to 56.1) |" in summary_markdown(
+        summarize(columns([-1.0] * 3, filler=[2.0] * 3), {})
+    )
 
 
 def test_how_long_a_thought_must_be() -> None:
@@ -118,7 +149,18 @@ def test_an_intervention_that_could_not_be_done_has_no_figures() -> None:
     assert summary.interventions[0].n == 0
     assert summary.interventions[0].delta is None
     assert "other positions" not in text
-    assert "swapped | 0 |" in summary_markdown(summary)
+    assert "swapped | 0 | \N{EN DASH} |" in summary_markdown(summary)
+
+
+def test_an_intervention_that_changed_no_thought_has_no_figures() -> None:
+    """The tokens of a thought of one token have no other order: zeros would look like a finding."""
+    found = columns([1.0] * 12, shuffled=[0.0] * 12, filler=[0.0] * 12)
+    found["shuffled_thought_ids"] = found["filler_thought_ids"] = found["thought_ids"]
+    summary = summarize(found, {})
+    assert [(each.n, each.n_same, each.delta) for each in summary.interventions] == [(12, 12, None)] * 2
+    assert summary.content is None
+    assert "shuffled" not in " ".join(summary.sentences)
+    assert "shuffled | 12 | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} |" in summary_markdown(summary)
 
 
 def test_difficulty_is_binned_by_what_it_is_measured_in() -> None:
@@ -127,7 +169,19 @@ def test_difficulty_is_binned_by_what_it_is_measured_in() -> None:
     summary = summarize(found, {})
     by_nll = [each for each in summary.difficulty if each.by == "base nll"]
     assert [(each.low, each.high, each.n, each.gain.value) for each in by_nll] == [(0.1, 0.5, 1, 1), (4, 8, 1, 3)]
-    assert [each.delta for each in by_nll] == [{"removed": -1.0}, {"removed": -3.0}]
+    for each, change in zip(by_nll, (1.0, 3.0), strict=True):
+        (removed,) = each.interventions
+        assert removed.delta is not None
+        assert removed.kl is not None
+        assert removed.flips is not None
+        assert (removed.n, removed.delta.value, removed.kl.value, removed.flips.value) == (
+            1,
+            -change,
+            change,
+            change > 1,
+        )
+        assert math.isinf(each.gain.low)  # of one position
+        assert math.isinf(removed.delta.high)
     (by_entropy,) = [each for each in summary.difficulty if each.by == "base entropy"]
     assert (by_entropy.low, by_entropy.n, by_entropy.gain.value) == (1.0, 2, 2.0)
 
@@ -137,7 +191,38 @@ def test_tables_have_a_row_for_each_intervention() -> None:
     n = len(CHOICES) - 1 + 4  # four lengths of truncated ones
     assert len(summary.interventions) == n
     assert effects_table(summary).row_count == n
-    assert summary_markdown(summary).count("\n| ") == n + 2  # headings and the line under them
+    text, *by_difficulty = summary_markdown(summary).split("## By difficulty")
+    assert text.count("\n| ") == n + 2  # headings and the line under them
+    assert len(by_difficulty) == 2
+    assert sum(each.count("\n| ") for each in by_difficulty) == len(summary.difficulty) + 4
+
+
+def test_without_thoughts_there_is_no_table() -> None:
+    assert summary_markdown(traced(thinker(), think="never").summary) == (
+        "- Nothing was thought: there is nothing to measure.\n"
+    )
+
+
+def test_the_reward_is_over_positions_that_as_many_true_tokens_follow() -> None:
+    found = columns([1.0] * 12)
+    found["base_logprob"] = [[-1.0, -1.0]] * 11 + [[-1.0]]
+    found["reward"] = [2.0] * 11 + [100.0]
+    summary = summarize(found, {})
+    assert summary.reward is not None
+    assert (summary.reward.value, summary.reward.n) == (2.0, 11)
+
+
+def test_values_that_are_not_there_are_left_out_of_their_own_mean_only() -> None:
+    found = columns([1.0] * 12, filler=[-1.0] * 12)
+    found["filler_kl"][0] = None  # infinite: a token that could come cannot any more
+    found["reward"][1] = None
+    (filler,) = summarize(found, {}).interventions
+    assert filler.delta is not None
+    assert filler.kl is not None
+    assert (filler.n, filler.delta.n, filler.kl.n) == (12, 12, 11)
+    reward = summarize(found, {}).reward
+    assert reward is not None
+    assert (reward.value, reward.n) == (1.0, 11)
 
 
 def test_thoughts_that_were_put_in_their_own_place_are_counted() -> None:

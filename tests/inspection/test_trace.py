@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from quietstar.errors import DataError, SettingsError
 from quietstar.folders import claim
 from quietstar.inspection import schema
+from quietstar.inspection.results import write_results
 from quietstar.inspection.trace import Trace
 
 from .test_observe import IDS, thinker, traced
@@ -107,6 +108,10 @@ def test_a_folder_without_a_trace(tmp_path: Path) -> None:
         ("base_entropy", float("inf")),
         ("token_id", 10**30),
         ("removed_flips", 0.5),
+        ("thought_text", "\ud800"),
+        ("base_top_ids", [3, None]),
+        ("base_top_tokens", [None]),
+        ("base_logprob", None),
     ],
 )
 def test_values_of_other_types_are_refused(found: Trace, name: str, value: object, tmp_path: Path) -> None:
@@ -116,6 +121,65 @@ def test_values_of_other_types_are_refused(found: Trace, name: str, value: objec
     path.write_text("\n".join(lines))
     with pytest.raises(DataError, match=f"{name} of record 3 is"):
         Trace.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"thought_ids": [3]},
+            "thought_ids, thought_tokens, thought_logprob do not belong together; there should be as",
+        ),
+        ({"base_top_tokens": []}, "base_top_ids, base_top_tokens, base_top_logprob do not belong together"),
+        ({"next_id": None}, "next_id, next_token do not belong together"),
+        ({"filler_thought_tokens": None}, "filler_thought_ids, filler_thought_tokens do not belong together"),
+        ({"removed_top_id": None}, "removed_top_id, removed_top_token do not belong together"),
+        ({"base_logprob": []}, "record 2 has a gain without what it is a gain over"),
+        ({"base_logprob": [None]}, "record 2 has a gain without what it is a gain over"),
+        ({"thought": False, "gain": None}, "record 2 has a thought without tokens, or tokens without"),
+    ],
+)
+def test_values_that_do_not_fit_each_other_are_refused(found: Trace, values: dict, said: str, tmp_path: Path) -> None:
+    path = found.write(tmp_path)
+    lines = path.read_text().splitlines()
+    assert json.loads(lines[1])["thought"]
+    lines[1] = json.dumps(json.loads(lines[1]) | values)
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=said):
+        Trace.load(tmp_path)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(categories=["L", "Cs", "Cc", "Po"]), max_size=3),
+    lambda of: st.lists(of, max_size=6),
+    max_leaves=6,
+)
+
+
+@given(data=st.data())
+def test_what_is_loaded_can_be_summed_up_shown_and_written(found: Trace, tmp_path_factory, data: st.DataObject) -> None:  # type: ignore[no-untyped-def]
+    """Whatever values somebody put into records: they are refused, or all that a trace does can be done."""
+    folder = tmp_path_factory.mktemp("changed")
+    records = [dict(record) for record in found.records()]
+    for _ in range(data.draw(st.integers(1, 3))):
+        record = data.draw(st.sampled_from(records))
+        name = data.draw(st.sampled_from(sorted(record)))
+        record[name] = data.draw(st.sampled_from(found.columns[name]) | VALUES)
+    (folder / "trace.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    about = {**found.about, data.draw(st.sampled_from(["labels", "settings", "made"])): data.draw(VALUES)}
+    about["settings"] = {"seed": data.draw(VALUES)}
+    (folder / "run.json").write_text(json.dumps(about))
+    try:
+        changed = Trace.load(folder)
+    except DataError:
+        return
+    write_results(changed, folder / "again", format="parquet")
+    assert repr(changed)
+    assert Trace.load(folder / "again").columns == changed.columns
 
 
 @given(data=st.data())

@@ -21,5 +21,5 @@ def trace_answers(
     for problem in problems:
         ids = tokenizer(question(problem) + language.answer(problem))["input_ids"]
         asked = ids.index(equals)
-        texts.append(TextToTrace(ids=ids, first=asked, stop=asked + 1))
+        texts.append(TextToTrace(ids=ids, may_think=[asked]))
     return trace(model, tokenizer, texts, TraceSettings(seed=seed), name="the demo")

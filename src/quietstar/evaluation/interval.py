@@ -74,18 +74,34 @@ def bootstrap(values: Tensor, weights: Tensor | None = None, seed: int = 0) -> E
     Raises:
         ValueError: there is no item.
     """
-    n = len(values)
+    weights = torch.ones(len(values), dtype=torch.float64) if weights is None else weights.double()
+    return bootstrap_ratios((values.double() * weights)[:, None], weights[:, None], seed)[0]
+
+
+def bootstrap_ratios(above: Tensor, below: Tensor, seed: int = 0) -> list[Estimate]:
+    """Ratios of F pairs of sums over the same items, all resampled alike.
+
+    Args:
+        above: [n, F], what is summed above the line.
+        below: [n, F] or [n, 1], below it.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: there is no item.
+    """
+    n = len(above)
     if n == 0:
         raise ValueError("no item to take a mean of")
-    values = values.double()
-    weights = torch.ones(n, dtype=torch.float64) if weights is None else weights.double()
+    above, below = above.double(), below.double()
     generator = torch.Generator().manual_seed(seed)
-    means = []
+    ratios = []
     for part in torch.arange(N_RESAMPLES).split(max(1, ITEMS_AT_ONCE // n)):
         drawn = torch.randint(n, (len(part), n), generator=generator)
-        means.append((values[drawn] * weights[drawn]).sum(1) / weights[drawn].sum(1))
-    low, high = torch.cat(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Estimate(value=float((values * weights).sum() / weights.sum()), low=low, high=high, n=n)
+        times = torch.zeros(len(part), n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
+        ratios.append((times @ above) / (times @ below))
+    low, high = torch.cat(ratios).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).tolist()
+    values = (above.sum(0) / below.sum(0)).tolist()
+    return [Estimate(*each, n=n) for each in zip(values, low, high, strict=True)]
 
 
 def share_of(right: Tensor) -> Estimate:

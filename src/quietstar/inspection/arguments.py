@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from quietstar.checks import check_text
 from quietstar.errors import SettingsError
 from quietstar.fields import option
 from quietstar.inspection.interventions import CHOICES
@@ -41,7 +42,7 @@ class InspectArguments(SpeakArguments):
     )
     thought: str | None = option(None, "a thought of yours to try in the place of every thought", WHAT_IF)
     filler: str | None = option(
-        None, "text whose token is the filler (default: a dot where the tokenizer has one, else padding)", WHAT_IF
+        None, "text of one token, the filler (default: a dot where the tokenizer has one, else padding)", WHAT_IF
     )
     output_dir: str | None = option(
         None, "folder of the results; it must not hold a run already (default: runs/MODEL-inspection)", RUN
@@ -74,6 +75,7 @@ class InspectArguments(SpeakArguments):
             raise SettingsError(
                 f"interventions are {', '.join(self.interventions)}; give {NONE} alone, or leave it out"
             )
+        check_text("prompt", self.prompt)
         self.trace_settings  # noqa: B018  (says what is impossible)
 
     @property

@@ -255,8 +255,9 @@ def _difficulty(axes: Axes, payload: dict[str, Any]) -> None:
         to = right if each["high"] is None or math.isinf(each["high"]) else min(each["high"], right)
         if to > each["low"]:
             axes.hlines(reward["value"], each["low"], to, color=ORANGE, linewidth=2)
-            axes.vlines((each["low"] + to) / 2, reward["low"], reward["high"], color=ORANGE, linewidth=2)
-            low, high = min(low, reward["low"]), max(high, reward["high"])
+            bottom, top = _ends(reward)
+            axes.vlines((each["low"] + to) / 2, bottom, top, color=ORANGE, linewidth=2)
+            low, high = min(low, bottom), max(high, top)
     axes.set(xlim=(0, right * 1.02), ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low)))
 
 
@@ -270,11 +271,17 @@ def _interventions(axes: Axes, interventions: list[dict[str, Any]]) -> None:
         return
     for y, each in enumerate(known):
         delta = each["delta"]
-        axes.hlines(y, delta["low"], delta["high"], color=ORANGE, linewidth=2)
+        axes.hlines(y, *_ends(delta), color=ORANGE, linewidth=2)
         axes.plot(delta["value"], y, "o", color=ORANGE, markersize=5)
     axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
     axes.set_yticks(range(len(known)), [each["label"] for each in known], parse_math=False)
     axes.set_ylim(len(known) - 0.4, -0.6)
+
+
+def _ends(estimate: dict[str, Any]) -> tuple[float, float]:
+    """Of the interval; the value itself where it is of too few positions to have one."""
+    value = estimate["value"]
+    return (value, value) if estimate["low"] is None else (estimate["low"], estimate["high"])
 
 
 def _nothing(axes: Axes) -> None:

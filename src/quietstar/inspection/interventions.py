@@ -24,8 +24,8 @@ class Situation:
     """[N, K]: all thoughts of the trace"""
     words: Tensor
     """[n]: tokens that random thoughts are made of"""
-    filler: int
-    """the token that says nothing"""
+    filler: int | None = None
+    """the token that says nothing, for `filler`"""
     given: Tensor | None = None
     """[k]: the user's thought"""
     generator: torch.Generator | None = None
@@ -38,6 +38,7 @@ Replace = Callable[[Situation], Tensor | None]
 
 def filler(now: Situation) -> Tensor:
     """As many tokens that say nothing: the same computation, no content (as in arXiv 2404.15758)."""
+    assert now.filler is not None
     return torch.full_like(now.thoughts, now.filler)
 
 
@@ -87,13 +88,14 @@ def truncated(n: int) -> Replace:
 
 FILLER = "filler"
 """the control"""
+RANDOM = "random"
 REMOVED = "removed"
 """the one intervention without any thought: the base prediction"""
 SIMPLE: dict[str, tuple[str, Replace]] = {
     FILLER: ("filler in its place", filler),
     "shuffled": ("its tokens shuffled", shuffled),
     "swapped": ("another position's thought", swapped),
-    "random": ("random tokens", random_tokens),
+    RANDOM: ("random tokens", random_tokens),
 }
 GIVEN = "given"
 TRUNCATED = "truncated"
@@ -137,22 +139,46 @@ def interventions_of(names: list[str], n_thought_tokens: int, has_given: bool) -
 
 
 def plain_words(tokenizer: PreTrainedTokenizerBase, vocab_size: int, suppressed: list[int] | None) -> Tensor:
-    """[n]: tokens that are no special ones and may be thought."""
+    """[n]: tokens that are no special ones and may be thought.
+
+    Raises:
+        SettingsError: there is none.
+    """
     left_out = {*tokenizer.all_special_ids, *(suppressed or [])}
     ids = [token for token in sorted(tokenizer.get_vocab().values()) if token < vocab_size and token not in left_out]
+    if not ids:
+        raise SettingsError(
+            f"the tokenizer has special tokens only, and {RANDOM} thoughts are made of others; leave {RANDOM} out of "
+            "the interventions"
+        )
     return torch.tensor(ids)
 
 
-def filler_token(tokenizer: PreTrainedTokenizerBase, text: str | None) -> int:
-    """The token that says nothing: the last one of a text; a dot where the tokenizer has one, else padding.
+def typed_thought(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    """[k]: tokens of a thought that was typed.
 
     Raises:
-        SettingsError: the text has no token, or the tokenizer has none that could serve.
+        SettingsError: there is none.
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise SettingsError(f"thought is {text!r}, of which the tokenizer makes no token; give another text")
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def filler_token(tokenizer: PreTrainedTokenizerBase, text: str | None) -> int:
+    """The token that says nothing: that of a text; a dot where the tokenizer has one, else padding.
+
+    Raises:
+        SettingsError: the text is not one token, or the tokenizer has none that could serve.
     """
     ids = tokenizer("." if text is None else text, add_special_tokens=False)["input_ids"]
     known = [token for token in ids if token != tokenizer.unk_token_id]
-    if text is not None and not known:
-        raise SettingsError(f"filler is {text!r}, of which the tokenizer makes no token; give another text")
+    while len(known) > 1 and not tokenizer.decode(known[:1]).strip():
+        known = known[1:]  # SentencePiece puts a space in front
+    if text is not None and len(known) != 1:
+        made = f"{len(known)} tokens" if known else "no token"
+        raise SettingsError(f"filler is {text!r}, of which the tokenizer makes {made}; give a text of one token")
     for token in (known[-1] if known else None, tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)

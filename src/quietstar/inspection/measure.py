@@ -52,6 +52,12 @@ def look(reading: Reading, states: Tensor, targets: Tensor, top_k: int) -> Look:
     )
 
 
+def true_logprob(reading: Reading, states: Tensor, targets: Tensor) -> Tensor:
+    """[n]: log-probability of targets [n] by states [n, D], in nats; NaN where there is none."""
+    parts = torch.arange(len(states)).split(STATES)
+    return torch.cat([_of_targets(reading.logits(states[some]).log_softmax(-1), targets[some]) for some in parts])
+
+
 @dataclass(slots=True)
 class Effect:
     """What an intervention did to the predictions of the next token at C columns."""

@@ -17,13 +17,16 @@ from transformers import PreTrainedTokenizerBase
 from quietstar.errors import SettingsError
 from quietstar.evaluation.report import finite
 from quietstar.inspection.interventions import (
+    FILLER,
+    RANDOM,
     Intervention,
     Situation,
     filler_token,
     interventions_of,
     plain_words,
+    typed_thought,
 )
-from quietstar.inspection.measure import NO_TARGET, Look, compare, look, next_tokens
+from quietstar.inspection.measure import NO_TARGET, Look, compare, look, next_tokens, true_logprob
 from quietstar.inspection.reading import Reading
 from quietstar.inspection.schema import EFFECTS, schema_of
 from quietstar.inspection.settings import TextToTrace, TraceSettings
@@ -86,14 +89,14 @@ class _Tracing:
         self.progress, self.n_passes, self.n_done = progress, n_passes, 0
         self.policy = ThinkPolicy.parse(settings.think)
         self.M = settings.n_ahead_talk or model.config.n_ahead_talk
-        self.given = None
-        if settings.thought is not None:
-            ids = tokenizer(settings.thought, add_special_tokens=False)["input_ids"]
-            self.given = torch.tensor(ids, dtype=torch.long)
+        self.given = None if settings.thought is None else typed_thought(tokenizer, settings.thought)
         self.interventions = interventions_of(
             list(settings.interventions), model.config.n_thought_tokens, self.given is not None
         )
-        self.filler = filler_token(tokenizer, settings.filler)
+        self.filler = filler_token(tokenizer, settings.filler) if FILLER in settings.interventions else None
+        self.words = torch.zeros(0, dtype=torch.long)
+        if RANDOM in settings.interventions:
+            self.words = plain_words(tokenizer, model.config.vocab_size, model.config.suppressed_token_ids)
         self.generator = torch.Generator(model.device).manual_seed(settings.seed)
         self.texts_of_tokens: dict[int, str] = {}
 
@@ -140,7 +143,7 @@ class _Tracing:
             "n_ahead_talk": self.M,
             "thought_temperature": settings.thought_temperature,
             "thought_top_p": settings.thought_top_p,
-            "filler": self._token(self.filler),
+            **({} if self.filler is None else {"filler": self._token(self.filler)}),
             **({} if settings.thought is None else {"thought": settings.thought}),
             "seed": settings.seed,
         }
@@ -159,12 +162,12 @@ class _Tracing:
         aims = torch.where(ahead < S, targets[ahead.clamp(max=S - 1)], NO_TARGET)
         # without the thought once more, in the same places: nothing may differ by rounding but what the thought does
         without = reading.h_base[ahead.clamp(max=S - 1)]
-        before, alone, mixed = (
-            look(reading, of.flatten(0, 1), aims.flatten(), self.settings.top_k)
-            for of in (without, said.alone, said.mixed)
+        before = true_logprob(reading, without.flatten(0, 1), aims.flatten()).view(-1, self.M)
+        alone, mixed = (
+            look(reading, of.flatten(0, 1), aims.flatten(), self.settings.top_k) for of in (said.alone, said.mixed)
         )
         after = mixed.logprob.view(-1, self.M)
-        gain = after - before.logprob.view(-1, self.M)
+        gain = after - before
         reward = gain.nansum(1).masked_fill(aims[:, 0] == NO_TARGET, torch.nan)
 
         written = {position: c for c, position in enumerate(at.tolist())}
@@ -211,8 +214,8 @@ class _Tracing:
             words = torch.tensor([text.thoughts[i] for i in at.tolist()], dtype=torch.long, device=at.device)
             given = text.reasons or {}
             return at, words.view(len(at), K), [given.get(i, "") for i in range(len(reading))]
-        may_think = torch.zeros_like(reading.input_ids, dtype=torch.bool)
-        may_think[text.first : text.stop] = True
+        may_think = torch.full_like(reading.input_ids, text.may_think is None, dtype=torch.bool)
+        may_think[list(text.may_think or ())] = True
         at, reasons = reading.decide(self.policy, may_think, self.generator)
         sampling = Sampling(
             temperature=self.settings.thought_temperature,
@@ -239,7 +242,7 @@ class _Tracing:
             return {}
         now = Situation(
             thoughts=thoughts,
-            words=plain_words(self.tokenizer, self.model.config.vocab_size, self.model.config.suppressed_token_ids),
+            words=self.words,
             filler=self.filler,
             given=self.given,
             generator=torch.Generator().manual_seed(self.settings.seed),
@@ -260,7 +263,7 @@ class _Tracing:
         The text's first record is `begin`.
         """
         places = [begin + i for i in at.tolist()]
-        mixed = reading.after(at, own).mixed[:, 0]
+        mixed = reading.after(at, own).mixed[:, 0]  # again, in batches of the same shape: rounding is the same, too
         targets = next_tokens(reading)[at]
         for each, thoughts in replaced.items():
             if thoughts is not None:
@@ -301,6 +304,6 @@ def _numbers(values: Tensor) -> list[Any]:
     return finite(values.double().tolist())
 
 
-def _known(values: Tensor) -> list[float]:
+def _known(values: Tensor) -> list[Any]:
     """Without those whose token does not exist."""
-    return [value for value in values.double().tolist() if not math.isnan(value)]
+    return finite([value for value in values.double().tolist() if not math.isnan(value)])

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from quietstar.evaluation.report import finite
+from quietstar.inspection.interventions import TRUNCATED
 from quietstar.inspection.schema import interventions_in
 from quietstar.inspection.trace import Trace
 
@@ -33,6 +34,11 @@ def _rows(rows: list[int]) -> list[slice]:
     """Where each row's records stand."""
     starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1]]
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)]
+
+
+def is_cut(name: str) -> bool:
+    """Whether an intervention leaves the beginning of the thought, as long as its name says."""
+    return name.startswith(f"{TRUNCATED}_")
 
 
 def _tokens(columns: dict[str, list[Any]], names: list[str]) -> dict[str, str]:
@@ -74,7 +80,8 @@ def _row(columns: dict[str, list[Any]], names: list[str], some: slice) -> dict[s
                 "kl": columns[f"{name}_kl"][some],
                 "flips": columns[f"{name}_flips"][some],
                 "top": columns[f"{name}_top_id"][some],
-                "thought_ids": columns[f"{name}_thought_ids"][some],
+                # the beginning of a thought need not be told twice
+                **({} if is_cut(name) else {"thought_ids": columns[f"{name}_thought_ids"][some]}),
             }
             for name in names
         },

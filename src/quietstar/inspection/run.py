@@ -33,7 +33,8 @@ def inspect(model_name: str, args: InspectArguments, console: Console | None = N
     Raises:
         QuietStarError: something in the settings, the model or the text needs the user.
     """
-    args.output_dir = args.output_dir or f"runs/{Path(model_name).name}-inspection"
+    name = Path(model_name).resolve().name  # "." has none of its own
+    args.output_dir = args.output_dir or f"runs/{name}-inspection"
     refuse_full(args.output_dir, overwrite=args.overwrite)
     refuse_holding(args.output_dir, [model_name, args.text])
     if args.format == "parquet":
@@ -46,12 +47,12 @@ def inspect(model_name: str, args: InspectArguments, console: Console | None = N
     model, tokenizer = load_model(model_name, args)
     assert isinstance(model, QuietStarForCausalLM)
     torch.manual_seed(args.seed)
+    how = args.trace_settings
     texts: list[TextToTrace]
     if args.generate:
-        how = args.text_settings | args.thought_settings
-        texts = [written(model, tokenizer, str(text), args.generate, think=args.think, **how)]
+        texts = [written(model, tokenizer, str(text), args.generate, how, **args.text_settings)]
     else:
-        texts = windows(model, tokenizer, str(text), max_length=args.max_length, limit=args.limit)
+        texts = windows(model, tokenizer, str(text), how, max_length=args.max_length, limit=args.limit)
     console = console or Console(highlight=False)
     with _progress() as bar:
         task = bar.add_task("thinking")
@@ -59,8 +60,8 @@ def inspect(model_name: str, args: InspectArguments, console: Console | None = N
             model,
             tokenizer,
             texts,
-            args.trace_settings,
-            name=Path(model_name).name,
+            how,
+            name=name,
             progress=lambda done, of: bar.update(task, completed=done, total=of),
         )
         bar.update(task, description="writing")

@@ -27,7 +27,7 @@ COLUMNS: dict[str, Column] = {
     "token_id": Column("int", "the token", optional=False),
     "piece": Column(
         "text",
-        "what the token adds to the text; empty while a character is not whole; joined, the pieces are the text",
+        "what the token adds to the text; empty while a character is not whole; a row's pieces, joined, are its text",
         optional=False,
     ),
     "next_id": Column("int", "the token that really follows; null at the end"),
@@ -39,11 +39,18 @@ COLUMNS: dict[str, Column] = {
     "thought_text": Column("text", "the thought as text"),
     "thought_logprob": Column("floats", "log-probability of each thought token at temperature 1, in nats"),
     "mixing_weight": Column("float", "how much the thought counts in the prediction of the next token"),
-    "reward": Column("float", "nats by which the thought made the next M true tokens likelier, as in training"),
+    "reward": Column(
+        "float",
+        "nats by which the thought made the next M true tokens (or those there are) likelier, as in training",
+    ),
     "gain": Column("float", "the same for the next token alone: mixed_logprob[0] - base_logprob[0]"),
-    "base_logprob": Column("floats", "log-probability of the next M true tokens without the thought, in nats"),
+    "base_logprob": Column(
+        "floats",
+        "log-probability of the next M true tokens (or those there are) without the thought, in nats",
+        optional=False,
+    ),
     "alone_logprob": Column("floats", "by the thought alone"),
-    "mixed_logprob": Column("floats", "with the thought mixed in: as the model predicts"),
+    "mixed_logprob": Column("floats", "with the thought mixed in, as the model predicts"),
     "base_entropy": Column("float", "of the next token's prediction without the thought, in nats", optional=False),
     "base_top_ids": Column("ints", "likeliest next tokens without the thought, likeliest first", optional=False),
     "base_top_tokens": Column("texts", "their texts", optional=False),
@@ -51,7 +58,10 @@ COLUMNS: dict[str, Column] = {
     "alone_top_ids": Column("ints", "likeliest next tokens by the thought alone"),
     "alone_top_tokens": Column("texts", "their texts"),
     "alone_top_logprob": Column("floats", "their log-probabilities"),
-    "mixed_top_ids": Column("ints", "likeliest next tokens with the thought mixed in"),
+    "mixed_top_ids": Column(
+        "ints",
+        "likeliest next tokens with the thought mixed in; `generate` leaves out suppressed ones, this does not",
+    ),
     "mixed_top_tokens": Column("texts", "their texts"),
     "mixed_top_logprob": Column("floats", "their log-probabilities"),
 }
@@ -90,7 +100,8 @@ def check(columns: dict[str, list[Any]], source: str) -> None:
         columns: values by column.
         source: the file, for the message.
     """
-    schema = schema_of(interventions_in(list(columns)))
+    names = interventions_in(list(columns))
+    schema = schema_of(names)
     if missing := [name for name in schema if name not in columns]:
         raise DataError(f"{source} is no trace: it lacks {', '.join(missing[:3])}; give a file of quietstar inspect")
     if unknown := [name for name in columns if name not in schema]:
@@ -99,9 +110,35 @@ def check(columns: dict[str, list[Any]], source: str) -> None:
         for index, value in enumerate(columns[name]):
             if not _fits(value, column):
                 raise DataError(
-                    f"{source} is no trace: {name} of record {index + 1} is {str(value)[:40]!r}; "
+                    f"{source} is no trace: {name} of record {index + 1} is {ascii(value)[:40]}; "
                     f"it should be {column.type}{' or null' if column.optional else ''}"
                 )
+    for together in _partners(names):
+        for index, values in enumerate(zip(*(columns[name] for name in together), strict=True)):
+            if len({_length(value) for value in values}) > 1:
+                raise DataError(
+                    f"{source} is no trace: in record {index + 1}, {', '.join(together)} do not belong together; "
+                    "there should be as many of each"
+                )
+    parts = (columns[name] for name in ("gain", "base_logprob", "thought", "thought_ids"))
+    for index, (gain, base, thought, ids) in enumerate(zip(*parts, strict=True)):
+        if gain is not None and (not thought or not base or base[0] is None):
+            raise DataError(f"{source} is no trace: record {index + 1} has a gain without what it is a gain over")
+        if thought is (ids is None):
+            raise DataError(f"{source} is no trace: record {index + 1} has a thought without tokens, or tokens without")
+
+
+def _partners(interventions: list[str]) -> list[tuple[str, ...]]:
+    """Columns that are null together, and as long as each other."""
+    found: list[tuple[str, ...]] = [("next_id", "next_token"), ("thought_ids", "thought_tokens", "thought_logprob")]
+    found += [tuple(f"{of}_top_{what}" for what in ("ids", "tokens", "logprob")) for of in ("base", "alone", "mixed")]
+    found += [(f"{name}_top_id", f"{name}_top_token") for name in interventions]
+    return found + [(f"{name}_thought_ids", f"{name}_thought_tokens") for name in interventions]
+
+
+def _length(value: Any) -> int | None:
+    """-1 for a single value; None for none."""
+    return len(value) if isinstance(value, list) else None if value is None else -1
 
 
 def _fits(value: Any, column: Column) -> bool:
@@ -109,7 +146,8 @@ def _fits(value: Any, column: Column) -> bool:
         return column.optional
     kind = column.type.removesuffix("s") if column.type in ("ints", "floats", "texts") else column.type
     if column.type != kind:
-        return isinstance(value, list) and all(each is None or _is(each, kind) for each in value)
+        # a number that is none stands as null
+        return isinstance(value, list) and all((each is None and kind == "float") or _is(each, kind) for each in value)
     return _is(value, kind)
 
 
@@ -118,4 +156,15 @@ def _is(value: Any, kind: str) -> bool:
         return False
     if kind == "int":
         return abs(value) < 2**63
+    if kind == "text":
+        return value.isascii() or _is_whole(value)
     return kind != "float" or math.isfinite(value)
+
+
+def _is_whole(text: str) -> bool:
+    """Whether there is no half of a character in it, which no file could hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

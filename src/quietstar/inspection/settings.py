@@ -1,10 +1,11 @@
 """What is traced, and how."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from quietstar.checks import check_sampling
+from quietstar.checks import check_sampling, check_text
 from quietstar.errors import SettingsError
-from quietstar.inspection.interventions import CHOICES, interventions_of
+from quietstar.inspection.interventions import CHOICES, FILLER, interventions_of
 from quietstar.policy import Decider, ThinkPolicy
 
 
@@ -14,10 +15,8 @@ class TextToTrace:
 
     ids: list[int]
     """S tokens"""
-    first: int = 0
-    """thoughts may be had from this position on"""
-    stop: int | None = None
-    """and up to the one before this; None for the end"""
+    may_think: Iterable[int] | None = None
+    """positions at which there may be a thought; None for all"""
     thoughts: dict[int, list[int]] | None = None
     """what was thought at which positions, K tokens each; None lets the model think"""
     reasons: dict[int, str] | None = None
@@ -45,7 +44,7 @@ class TraceSettings:
     thought: str | None = None
     """a thought to try in the place of every thought"""
     filler: str | None = None
-    """text whose token is the filler; None: a dot where the tokenizer has one, else padding"""
+    """text of one token, the filler; None: a dot where the tokenizer has one, else padding"""
     seed: int = 0
     """of everything that is drawn"""
 
@@ -57,3 +56,9 @@ class TraceSettings:
             if value is not None and value < 1:
                 raise SettingsError(f"{name} is {value}; give a number of at least 1")
         interventions_of(list(self.interventions), 0, False)  # says which is unknown
+        for name in ("thought", "filler"):
+            check_text(name, getattr(self, name))
+        if self.filler is not None and FILLER not in self.interventions:
+            raise SettingsError(
+                f"filler was given, and {FILLER} is not among the interventions; add it, or leave it out"
+            )

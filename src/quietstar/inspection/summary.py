@@ -5,41 +5,48 @@ The gain of thoughts is split with a control, a thought of filler, which compute
     gain = log p(own thought) - log p(no thought)
          = [log p(own) - log p(filler)]  +  [log p(filler) - log p(no thought)]
                     content                          computation
+
+Legend: n positions thought at whose next token is known.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import inf, isfinite, nan
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quietstar.evaluation.interval import Estimate, bootstrap, share_of
+from quietstar.evaluation.interval import Estimate, bootstrap_ratios, share_of
 from quietstar.evaluation.perplexity import EDGES
 from quietstar.inspection.interventions import FILLER, GIVEN, REMOVED, TRUNCATED
 from quietstar.inspection.schema import interventions_in
 
 FEWEST = 10
-"""positions below which nothing is concluded: resampled, few values hardly vary"""
+"""positions below which nothing is concluded: resampled, few values hardly vary, so their interval is the whole line"""
 MOST = 0.9
 """share of the gain by which a shortened thought is said to have most of it"""
 
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """What one intervention did, over the positions thought at whose next token is known."""
+    """What one intervention did.
+
+    The figures are None where it could not be done, and where it put every thought in its own place.
+    """
 
     name: str
     label: str
     n: int
+    """positions"""
+    n_same: int
+    """positions at which what was put in the thought's place is the thought itself"""
     delta: Estimate | None
     """change in the true next token's log-probability, nats"""
     kl: Estimate | None
     """nats"""
     flips: Estimate | None
     """share of positions whose likeliest token became another one"""
-    n_same: int = 0
-    """positions at which what was put in its place is the thought itself"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +59,8 @@ class Difficulty:
     high: float
     n: int
     gain: Estimate
-    reward: Estimate
-    delta: dict[str, float]
-    """mean change by each intervention"""
+    reward: Estimate | None
+    interventions: list[Effects]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,72 +75,126 @@ class Summary:
     """the part that filler loses"""
     computation: Estimate | None
     """the part that filler has as well"""
+    content_share: Estimate | None
+    """content by gain, as a ratio of means; None unless the whole interval of the gain is above 0"""
     reward: Estimate | None
+    """over positions that as many true tokens follow as any: at the end of a text it is a sum of fewer"""
     mixing_weight: Estimate | None
     interventions: list[Effects]
     difficulty: list[Difficulty]
     sentences: list[str]
 
 
+Figures = dict[str, Tensor]
+"""[n] each, in float64; NaN where there is none"""
+
+
 def summarize(columns: dict[str, list[Any]], labels: dict[str, str]) -> Summary:
     """From a trace's columns, and what its interventions are in words."""
-    names = interventions_in(list(columns))
+    labels = {name: labels.get(name, name) for name in interventions_in(list(columns))}
     known = [i for i, gain in enumerate(columns["gain"]) if gain is not None]
-
-    def of(name: str) -> Tensor:
-        return torch.tensor([columns[name][i] for i in known], dtype=torch.float64)
-
-    gain = of("gain")
-    delta = {name: of(f"{name}_delta") for name in names if not _is_absent(columns, name, known)}
-    effects = []
-    for name in names:
-        there = name in delta and len(known) > 0
-        effects.append(
-            Effects(
-                name=name,
-                label=labels.get(name, name),
-                n=len(known) if there else 0,
-                delta=bootstrap(delta[name]) if there else None,
-                kl=bootstrap(of(f"{name}_kl")) if there else None,
-                flips=share_of(of(f"{name}_flips") > 0) if there else None,
-                n_same=sum(columns[f"{name}_thought_ids"][i] == columns["thought_ids"][i] for i in known),
-            )
-        )
-    split = known and FILLER in delta
-    weights = torch.tensor([w for w in columns["mixing_weight"] if w is not None], dtype=torch.float64)
+    figures = _figures(columns, list(labels), known)
+    means = _means(figures)
+    effects = _effects(figures, means, labels)
+    split = any(each.name == FILLER and each.delta is not None for each in effects)
+    gain = means["gain"]
     found = Summary(
         n_positions=len(columns["row"]),
         n_thoughts=sum(columns["thought"]),
-        gain=bootstrap(gain) if known else None,
-        content=bootstrap(-delta[FILLER]) if split else None,
-        computation=bootstrap(gain + delta[FILLER]) if split else None,
-        reward=bootstrap(of("reward")) if known else None,
-        mixing_weight=bootstrap(weights) if len(weights) else None,
+        gain=gain,
+        content=means["content"] if split else None,
+        computation=means["computation"] if split else None,
+        content_share=_share(figures) if split and gain is not None and _sign(gain) > 0 else None,
+        reward=means["reward"],
+        mixing_weight=_means({"weight": _numbers(columns["mixing_weight"])})["weight"],
         interventions=effects,
-        difficulty=_difficulty(columns, known, gain, of("reward"), delta) if known else [],
+        difficulty=_difficulty(figures, labels),
         sentences=[],
     )
-    found.sentences.extend(_sentences(found))
+    found.sentences.extend(_sentences(found, changes_nothing=_is_still(figures, effects)))
     return found
 
 
-def _is_absent(columns: dict[str, list[Any]], name: str, known: list[int]) -> bool:
-    return any(columns[f"{name}_delta"][i] is None for i in known)
+def _numbers(values: list[Any]) -> Tensor:
+    return torch.tensor([nan if value is None else value for value in values], dtype=torch.float64)
 
 
-def _difficulty(
-    columns: dict[str, list[Any]], known: list[int], gain: Tensor, reward: Tensor, delta: dict[str, Tensor]
-) -> list[Difficulty]:
-    base_nll = torch.tensor([-columns["base_logprob"][i][0] for i in known], dtype=torch.float64)
-    base_entropy = torch.tensor([columns["base_entropy"][i] for i in known], dtype=torch.float64)
+def _figures(columns: dict[str, list[Any]], names: list[str], known: list[int]) -> Figures:
+    def of(name: str) -> Tensor:
+        return _numbers([columns[name][i] for i in known])
+
+    n_following = _numbers([len(columns["base_logprob"][i]) for i in known])
+    is_whole = n_following == n_following.max() if known else n_following > 0
+    figures = {
+        "gain": of("gain"),
+        "reward": of("reward").masked_fill(~is_whole, nan),
+        "base nll": _numbers([-columns["base_logprob"][i][0] for i in known]),
+        "base entropy": of("base_entropy"),
+    }
+    for name in names:
+        figures |= {f"{name}_{effect}": of(f"{name}_{effect}") for effect in ("delta", "kl", "flips")}
+        figures[f"{name}_same"] = _numbers(
+            [columns[f"{name}_thought_ids"][i] == columns["thought_ids"][i] for i in known]
+        )
+    if FILLER in names:
+        figures["content"] = -figures[f"{FILLER}_delta"]
+        figures["computation"] = figures["gain"] + figures[f"{FILLER}_delta"]
+    return figures
+
+
+def _means(figures: Figures) -> dict[str, Estimate | None]:
+    """The mean of each over the positions that have it, with its 95 % interval."""
+    values = torch.stack(list(figures.values()), dim=1)
+    n_known = (~values.isnan()).sum(0).tolist()
+    if not any(n_known):
+        return dict.fromkeys(figures)
+    estimates = bootstrap_ratios(values.nan_to_num(nan=0.0), ~values.isnan())
+    return {
+        name: _of_enough(replace(estimate, n=n)) if n else None
+        for name, estimate, n in zip(figures, estimates, n_known, strict=True)
+    }
+
+
+def _of_enough(estimate: Estimate) -> Estimate:
+    return estimate if estimate.n >= FEWEST else replace(estimate, low=-inf, high=inf)
+
+
+def _share(figures: Figures) -> Estimate:
+    there = ~figures["content"].isnan()
+    content, gain = (figures[name][there][:, None] for name in ("content", "gain"))
+    return bootstrap_ratios(content, gain)[0]
+
+
+def _effects(figures: Figures, means: dict[str, Estimate | None], labels: dict[str, str]) -> list[Effects]:
+    effects = []
+    for name, label in labels.items():
+        tried = ~figures[f"{name}_delta"].isnan()
+        n, n_same = int(tried.sum()), int(figures[f"{name}_same"][tried].sum())
+        delta, kl, flips = means[f"{name}_delta"], means[f"{name}_kl"], None
+        if n == n_same:
+            delta = kl = None
+        elif len(flipped := figures[f"{name}_flips"][tried]):
+            flips = share_of(flipped > 0)
+        effects.append(Effects(name, label, n, n_same, delta, kl, flips))
+    return effects
+
+
+def _is_still(figures: Figures, effects: list[Effects]) -> bool:
+    """Whether thoughts do nothing at all, and nor does anything in their place."""
+    tried = [f"{each.name}_kl" for each in effects if each.delta is not None]
+    return bool(tried) and not any(figures[name].any() for name in ("gain", *tried))
+
+
+def _difficulty(figures: Figures, labels: dict[str, str]) -> list[Difficulty]:
     found = []
-    for by, of in (("base nll", base_nll), ("base entropy", base_entropy)):
+    for by in ("base nll", "base entropy"):
         for low, high in pairwise(EDGES):
-            inside = (of >= low) & (of < high)
-            if inside.any():
-                means = {name: float(values[inside].mean()) for name, values in delta.items()}
-                of_gain, of_reward = bootstrap(gain[inside]), bootstrap(reward[inside])
-                found.append(Difficulty(by, low, high, int(inside.sum()), of_gain, of_reward, means))
+            inside = (figures[by] >= low) & (figures[by] < high)
+            some = {name: values[inside] for name, values in figures.items()}
+            means = _means(some)
+            if (gain := means["gain"]) is not None:
+                effects = _effects(some, means, labels)
+                found.append(Difficulty(by, low, high, int(inside.sum()), gain, means["reward"], effects))
     return found
 
 
@@ -148,25 +208,26 @@ def nats(value: float) -> str:
 
 
 def _with_interval(estimate: Estimate) -> str:
+    if not isfinite(estimate.low):
+        return f"{nats(estimate.value)} nats on average"
     return f"{nats(estimate.value)} nats (95 % interval {nats(estimate.low)} to {nats(estimate.high)})"
 
 
 def _sign(estimate: Estimate) -> int:
-    """1 or -1 where the whole interval is on that side of 0, and not of a few positions only; else 0."""
-    return 0 if estimate.n < FEWEST else (estimate.low > 0) - (estimate.high < 0)
+    """1 or -1 where the whole interval is on that side of 0; else 0."""
+    return (estimate.low > 0) - (estimate.high < 0)
 
 
-def _sentences(found: Summary) -> list[str]:
+def _sentences(found: Summary, *, changes_nothing: bool) -> list[str]:
     if found.gain is None:
         if not found.n_thoughts:
             return ["Nothing was thought: there is nothing to measure."]
         return ["No thought stands before a token that is known: there is nothing to measure."]
-    effects = {each.name: each for each in found.interventions if each.delta is not None and each.kl is not None}
+    effects = {each.name: each for each in found.interventions if each.delta is not None}
     n = found.gain.n
     over = f"Over {n:,} position{'' if n == 1 else 's'}"
-    tried = [each for each in effects.values() if each.n_same < each.n]
-    if tried and found.gain == _still(n) and all(each.kl and each.kl.high == 0 for each in tried):
-        others = ", and with any others," if any(each.name != REMOVED for each in tried) else ""
+    if changes_nothing:
+        others = ", and with any others," if effects.keys() - {REMOVED} else ""
         return [
             f"{over}, nothing that is thought changes anything: without its thoughts{others} the model predicts "
             "exactly the same. The thoughts do not count."
@@ -177,20 +238,15 @@ def _sentences(found: Summary) -> list[str]:
         f"{first}: {over[0].lower()}{over[1:]}, they change the log-probability of the token that really follows by "
         f"{_with_interval(found.gain)}."
     ]
-    filler = effects.get(FILLER)
-    if found.content is not None and found.computation is not None and filler is not None and filler.n_same < filler.n:
-        said.append(_of_content(found.content, found.computation))
+    if found.content is not None and found.computation is not None and found.content.n >= FEWEST:
+        said.append(_of_content(found.content, found.computation, found.content_share))
     said += _of_others(effects)
     if shorter := _of_length(found.gain, effects):
         said.append(shorter)
     return said
 
 
-def _still(n: int) -> Estimate:
-    return Estimate(value=0.0, low=0.0, high=0.0, n=n)
-
-
-def _of_content(content: Estimate, computation: Estimate) -> str:
+def _of_content(content: Estimate, computation: Estimate, share: Estimate | None) -> str:
     def worth(estimate: Estimate) -> str:
         verb = {1: "is worth", -1: "does harm:", 0: "makes no difference that can be told from none:"}[_sign(estimate)]
         return f"{verb} {_with_interval(estimate)}"
@@ -201,7 +257,19 @@ def _of_content(content: Estimate, computation: Estimate) -> str:
     )
     if _sign(content) > 0 > _sign(computation):
         said += " Filler does harm by itself: so much of what content is worth only makes up for that."
+    elif _sign(computation) > 0 > _sign(content):
+        said += " Filler would help more: what they say takes away some of what computation is worth."
+    elif share is not None:
+        said += (
+            f" So {_percent(share.value)} of the gain comes from the content of thoughts (95 % interval "
+            f"{_percent(share.low)} to {_percent(share.high)}), and {_percent(1 - share.value)} from having more "
+            "computation."
+        )
     return said
+
+
+def _percent(share: float) -> str:
+    return f"{round(100 * share)} %"
 
 
 def _of_others(effects: dict[str, Effects]) -> list[str]:
@@ -214,8 +282,6 @@ def _of_others(effects: dict[str, Effects]) -> list[str]:
     ):
         each = effects.get(name)
         if each is not None and each.delta is not None and each.flips is not None:
-            if each.n_same == each.n:
-                continue  # nothing was changed
             same = f"; at {each.n_same} of the {each.n} it is the very same thought" if each.n_same else ""
             said.append(
                 f"{words} in their place: {_with_interval(each.delta)}; "

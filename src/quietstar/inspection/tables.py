@@ -1,30 +1,43 @@
 """The summary of a trace for the screen and for Markdown."""
 
+from collections.abc import Callable
+from itertools import groupby
+from math import isfinite, isinf
+
 from rich.table import Table
 
 from quietstar.evaluation.interval import Estimate
 from quietstar.evaluation.report import markdown
-from quietstar.inspection.summary import Effects, Summary, nats
+from quietstar.inspection.summary import FEWEST, Difficulty, Effects, Summary, nats
 
 HEADINGS = ("in the thought's place", "positions", "log p of the truth, nats", "KL, nats", "top word flips")
+NOTHING = "\N{EN DASH}"
 
 
 def _cells(each: Effects) -> tuple[str, ...]:
-    if each.delta is None or each.kl is None or each.flips is None:
-        return (each.label, "0", "", "", "")
-    return (each.label, f"{each.n:,}", _signed(each.delta), _plain(each.kl), _share(each.flips))
+    return (each.label, f"{each.n:,}", *_figures(each))
 
 
-def _signed(of: Estimate) -> str:
-    return f"{nats(of.value)} ({nats(of.low)} to {nats(of.high)})"
+def _figures(each: Effects) -> tuple[str, str, str]:
+    return _signed(each.delta), _plain(each.kl), _share(each.flips)
 
 
-def _plain(of: Estimate) -> str:
-    return f"{of.value:.3f} ({of.low:.3f} to {of.high:.3f})"
+def _signed(of: Estimate | None) -> str:
+    return _with_interval(of, nats)
 
 
-def _share(of: Estimate) -> str:
-    return f"{100 * of.value:.1f} % ({100 * of.low:.1f} to {100 * of.high:.1f})"
+def _plain(of: Estimate | None) -> str:
+    return _with_interval(of, "{:.3f}".format)
+
+
+def _share(of: Estimate | None) -> str:
+    return NOTHING if of is None else f"{100 * of.value:.1f} % ({100 * of.low:.1f} to {100 * of.high:.1f})"
+
+
+def _with_interval(of: Estimate | None, show: Callable[[float], str]) -> str:
+    if of is None:
+        return NOTHING
+    return f"{show(of.value)} ({show(of.low)} to {show(of.high)})" if isfinite(of.low) else show(of.value)
 
 
 def effects_table(summary: Summary) -> Table:
@@ -38,9 +51,33 @@ def effects_table(summary: Summary) -> Table:
 
 
 def summary_markdown(summary: Summary) -> str:
-    """Sentences, and a row for each intervention."""
-    sentences = "".join(f"- {sentence}\n" for sentence in summary.sentences)
-    if not summary.interventions:
-        return sentences
-    rows = [_cells(each) for each in summary.interventions]
-    return f"{sentences}\n{markdown(HEADINGS, rows)}\nIn brackets: 95 % intervals over positions.\n"
+    """Sentences, a row for each intervention, and what they do by difficulty of the token."""
+    text = "".join(f"- {sentence}\n" for sentence in summary.sentences)
+    if summary.gain is None:
+        return text
+    if summary.interventions:
+        text += f"\n{markdown(HEADINGS, [_cells(each) for each in summary.interventions])}"
+    text += f"\nIn brackets: 95 % intervals over positions, from {FEWEST} positions on.\n"
+    for by, bins in groupby(summary.difficulty, lambda each: each.by):
+        text += f"\n## By difficulty of the token: {by}\n\n{_difficulty_markdown(list(bins))}"
+    if summary.interventions:
+        text += "\nBehind the reward: change of log p of the truth, nats; KL, nats; how often the top word flips.\n"
+    return text
+
+
+def _difficulty_markdown(bins: list[Difficulty]) -> str:
+    labels = (each.label for each in bins[0].interventions)
+    headings = (f"{bins[0].by}, nats", "positions", "gain, nats", "reward, nats", *labels)
+    return markdown(headings, [_bin_cells(each) for each in bins])
+
+
+def _bin_cells(each: Difficulty) -> tuple[str, ...]:
+    edges = f"{each.low:g} {'up' if isinf(each.high) else f'to {each.high:g}'}"
+    return (edges, f"{each.n:,}", _signed(each.gain), _signed(each.reward), *map(_short, each.interventions))
+
+
+def _short(each: Effects) -> str:
+    """Without intervals, which are in summary.json and in the report."""
+    if each.delta is None or each.kl is None or each.flips is None:
+        return NOTHING
+    return f"{nats(each.delta.value)}; {each.kl.value:.3f}; {100 * each.flips.value:.0f} %"

@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.checks import check_text
 from quietstar.errors import DataError, SettingsError
+from quietstar.inspection.interventions import typed_thought
 from quietstar.inspection.observe import trace
 from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
@@ -20,6 +22,7 @@ def windows(
     model: QuietStarForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     text: str,
+    settings: TraceSettings,
     *,
     max_length: int | None = None,
     limit: int | None = None,
@@ -30,37 +33,58 @@ def windows(
         model: says how long a window may be.
         tokenizer: of the model.
         text: at least one token.
+        settings: how it is traced, which takes room, too.
         max_length: tokens of a window at most.
         limit: tokens of the text at most.
 
     Raises:
+        SettingsError: thoughts leave no room for a text, or the text is no whole Unicode.
         DataError: the text has no token, or a window would be longer than the model's context leaves room for.
     """
+    check_text("the text", text)
     ids = list(tokenizer(text, verbose=False)["input_ids"])[:limit]
     if not ids:
         raise DataError("the tokenizer makes no token of the text; give some text to read")
-    room = longest(model)
+    room, branch = room_for_text(model, tokenizer, settings)
     if max_length is not None and room is not None and max_length > room:
         raise DataError(
-            f"max_length is {max_length}, and a thought takes up to {_branch(model)} tokens more; the model's context "
-            f"is {context_length(model)}: give at most {room}"
+            f"max_length is {max_length}, and a thought takes up to {branch} tokens more; the model's context is "
+            f"{context_length(model)}: give at most {room}"
         )
     size = max_length or min(MAX_LENGTH, room or MAX_LENGTH)
     return [TextToTrace(ids=ids[first : first + size]) for first in range(0, len(ids), size)]
 
 
-def longest(model: QuietStarForCausalLM) -> int | None:
-    """Tokens of a text that leave room for a thought at its end; None where the config gives no context length."""
+def room_for_text(
+    model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, settings: TraceSettings
+) -> tuple[int | None, int]:
+    """Tokens of a text that leave room for thoughts at its end, and how far these reach past it.
+
+    The first is None where the config gives no context length.
+
+    Raises:
+        SettingsError: there is no room for any text.
+    """
+    # start, the thought, end, and the true tokens that are read after it but for the last
+    branch = model.config.n_ahead + (settings.n_ahead_talk or model.config.n_ahead_talk) - 1
+    if settings.thought is not None:
+        branch = max(branch, len(typed_thought(tokenizer, settings.thought)) + 2)
     context = context_length(model)
-    return None if context is None else max(1, context - _branch(model))
-
-
-def _branch(model: QuietStarForCausalLM) -> int:
-    return model.config.n_ahead + model.config.n_ahead_talk - 1
+    if context is not None and branch >= context:
+        raise SettingsError(
+            f"a thought and what is read after it take up to {branch} tokens, and the model's context is {context}; "
+            "give a smaller n_ahead_talk or a shorter thought"
+        )
+    return (None if context is None else context - branch), branch
 
 
 def written(
-    model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt: str, n_tokens: int, **how: Any
+    model: QuietStarForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    n_tokens: int,
+    settings: TraceSettings,
+    **how: Any,
 ) -> TextToTrace:
     """What the model writes after a prompt, with the thoughts that it had before each token.
 
@@ -69,19 +93,22 @@ def written(
         tokenizer: of the model.
         prompt: at least one token.
         n_tokens: tokens to write at most.
-        how: as `generate` takes it: think, do_sample, thought_temperature, ...
+        settings: how it is traced; thoughts are had in the same way.
+        how: tokens are chosen, as `generate` takes it: do_sample, temperature, ...
 
     Raises:
+        SettingsError: thoughts leave no room for a text, or the prompt is no whole Unicode.
         DataError: the prompt has no token, or leaves no room for so many more.
     """
+    check_text("the prompt", prompt)
     ids = prompt_ids(tokenizer, prompt)
-    room = longest(model)
+    room, branch = room_for_text(model, tokenizer, settings)
     if not ids:
         raise DataError("the tokenizer makes no token of the prompt; give some text to go on from")
     if room is not None and len(ids) + n_tokens > room:
         raise DataError(
             f"a prompt of {len(ids)} tokens and {n_tokens} to write are {len(ids) + n_tokens}, and a thought takes up "
-            f"to {_branch(model)} more; the model's context is {context_length(model)}: give at most {room} together"
+            f"to {branch} more; the model's context is {context_length(model)}: give at most {room} together"
         )
     input_ids = torch.tensor([ids], device=model.device)
     found = model.generate(
@@ -90,6 +117,9 @@ def written(
         max_new_tokens=n_tokens,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         output_thoughts=True,
+        think=settings.think,
+        thought_temperature=settings.thought_temperature,
+        thought_top_p=settings.thought_top_p,
         **how,
     )
     before = range(len(ids) - 1, found.sequences.shape[1] - 1)
@@ -119,8 +149,7 @@ def inspect_texts(
         torch.manual_seed(how.seed)
         for text in [texts] if isinstance(texts, str) else texts:
             if generate:
-                drawing = {"thought_temperature": how.thought_temperature, "thought_top_p": how.thought_top_p}
-                found.append(written(model, tokenizer, text, generate, think=how.think, do_sample=False, **drawing))
+                found.append(written(model, tokenizer, text, generate, how, do_sample=False))
             else:
-                found += windows(model, tokenizer, text, max_length=max_length)
+                found += windows(model, tokenizer, text, how, max_length=max_length)
     return trace(model, tokenizer, found, how)

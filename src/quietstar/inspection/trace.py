@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quietstar.errors import DataError, MissingExtraError, SettingsError
+from quietstar.evaluation.report import finite
 from quietstar.folders import MARKER, versions
 from quietstar.inspection import schema
 from quietstar.inspection.summary import Summary, summarize
@@ -121,7 +122,7 @@ class Trace:
         columns = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
         schema.check(columns, str(path))
         about = _read_about(folder / MARKER)
-        labels = {name: about.get("labels", {}).get(name, name) for name in schema.interventions_in(list(columns))}
+        labels = {name: str(about.get("labels", {}).get(name, name)) for name in schema.interventions_in(list(columns))}
         return cls(
             columns=columns,
             labels=labels,
@@ -196,7 +197,8 @@ def _read_jsonl(path: Path) -> dict[str, list[Any]]:
 
 def _read_about(path: Path) -> dict[str, Any]:
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = finite(json.loads(path.read_text(encoding="utf-8")))
+        json.dumps(about, ensure_ascii=False).encode()  # raises at halves of characters
     except (OSError, ValueError, RecursionError):
         return {}  # the records alone are a trace
     parts = ("settings", "labels", "versions")

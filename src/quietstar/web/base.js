@@ -67,15 +67,22 @@ const QS = {};
     return (value < 0 ? "−" : sign ? "+" : "") + size;
   };
 
-  /** An estimate with its 95 % interval. */
-  QS.interval = (estimate, options) => {
+  /** An estimate with its 95 % interval, where it is of enough positions to have one. */
+  QS.interval = (estimate, show = QS.number) => {
     if (!estimate) return "–";
-    const [value, low, high] = [estimate.value, estimate.low, estimate.high].map((each) => QS.number(each, options));
-    return `${value} (${low} to ${high})`;
+    const [value, low, high] = [estimate.value, estimate.low, estimate.high].map((each) => show(each));
+    return estimate.low === null ? value : `${value} (${low} to ${high})`;
   };
+
+  /** A number with its sign, for `QS.interval`. */
+  QS.signed = (value) => QS.number(value, { sign: true });
+
+  /** A share from 0 to 1, for `QS.interval`. */
+  QS.share = (value) => (value === null ? "–" : `${(100 * value).toFixed(1)} %`);
 
   /** A log-probability as a share. */
   QS.percent = (logprob) => {
+    if (typeof logprob !== "number") return "–";
     const share = 100 * Math.exp(logprob);
     return share < 0.1 ? "<0.1 %" : `${share.toFixed(share < 99.95 ? 1 : 0)} %`;
   };

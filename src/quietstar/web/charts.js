@@ -111,8 +111,9 @@
     const ys = drawn.map(([, b]) => b).sort((a, b) => a - b);
     const right = Math.max(QS.quantile(xs, 0.995), ...bins.map((bin) => (bin.n ? bin.low : 0))) * 1.05 || 1;
     const known = bins.filter((bin) => bin.reward);
-    const bottom = Math.min(0, QS.quantile(ys, 0.01), ...known.map((bin) => bin.reward.low));
-    const top = Math.max(0, QS.quantile(ys, 0.99), ...known.map((bin) => bin.reward.high));
+    const ends = known.flatMap(({ reward }) => (reward.low === null ? [reward.value] : [reward.low, reward.high]));
+    const bottom = Math.min(0, QS.quantile(ys, 0.01), ...ends);
+    const top = Math.max(0, QS.quantile(ys, 0.99), ...ends);
     const { root, x, y } = frame(name, [0, right], bottom === top ? [-1, 1] : [bottom, top], xLabel, yLabel);
     const clip = (value, low, high) => Math.max(low, Math.min(high, value));
     const dots = drawn.map(([a, b]) => `M${x(clip(a, 0, right)).toFixed(1)} ${y(clip(b, bottom, top)).toFixed(1)}h0`);
@@ -122,12 +123,12 @@
     );
     for (const { low, high, reward } of known) {
       const [from, to] = [x(low), x(Math.min(high ?? right, right))];
-      const middle = (from + to) / 2;
-      root.append(
-        svg("path", { class: "mean", d: `M${from} ${y(reward.value)}H${to}M${middle} ${y(reward.low)}V${y(reward.high)}` }),
-      );
+      const mean = `M${from} ${y(reward.value)}H${to}`;
+      const whisker = reward.low === null ? "" : `M${(from + to) / 2} ${y(reward.low)}V${y(reward.high)}`;
+      root.append(svg("path", { class: "mean", d: mean + whisker }));
     }
-    return figure(root, `${drawn.length} positions as dots; lines: mean of each bin with its 95 % interval.`);
+    const words = "lines: mean of each bin with its 95 % interval, where it has enough positions.";
+    return figure(root, `${drawn.length} positions as dots; ${words}`);
   };
 
   /** An estimate as a dot on a line from low to high; all on the same range. */
@@ -142,12 +143,10 @@
       "aria-hidden": "true",
     });
     root.append(svg("path", { class: "zero", d: `M${x(0)} 0V16` }));
-    if (estimate) {
-      root.append(
-        svg("path", { class: "mean", d: `M${x(estimate.low)} 8H${x(estimate.high)}` }),
-        svg("circle", { class: "point", cx: x(estimate.value), cy: 8, r: 3.5 }),
-      );
+    if (estimate && estimate.low !== null) {
+      root.append(svg("path", { class: "mean", d: `M${x(estimate.low)} 8H${x(estimate.high)}` }));
     }
+    if (estimate) root.append(svg("circle", { class: "point", cx: x(estimate.value), cy: 8, r: 3.5 }));
     return root;
   };
 }

@@ -1,5 +1,5 @@
 "use strict";
-// One token: what was thought before it, what was predicted without, with and by the thought alone, and what if.
+// One position: what was thought there, what was predicted without, with and by the thought alone, and what if.
 {
   /**
    * Show one token in a box. view:
@@ -63,7 +63,7 @@
         QS.el("span", { class: "number" }, QS.percent(logprob)),
         isTrue ? QS.el("span", { class: "unseen" }, " (came next)") : null,
       );
-      item.style.setProperty("--share", Math.exp(logprob));
+      item.style.setProperty("--share", typeof logprob === "number" ? Math.exp(logprob) : 0);
       return item;
     });
     return QS.el(

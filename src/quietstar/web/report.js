@@ -15,6 +15,8 @@
 
   const word = (id) => (id === null || id === undefined ? null : (payload.tokens[id] ?? `[${id}]`));
   const words = (ids) => ids?.map(word) ?? null;
+  // of a thought that is cut: truncated_2
+  const beginning = (name, ids) => ids?.slice(0, Number(name.split("_").at(-1))) ?? null;
   const topWord = (top) => (top?.length ? word(top[0][0]) : null);
   const before = ({ row, i }, n = N_BEFORE) => row.pieces.slice(Math.max(0, i + 1 - n), i + 1).join("");
   const nextId = ({ row, i }) => row.ids[i + 1] ?? null;
@@ -45,17 +47,18 @@
   function interventions() {
     if (!payload.interventions.length) return;
     const known = payload.interventions.map((each) => each.delta).filter(Boolean);
-    const range = [Math.min(0, ...known.map((each) => each.low)), Math.max(0, ...known.map((each) => each.high))];
+    const ends = known.flatMap(({ value, low, high }) => [low ?? value, high ?? value]);
+    const range = [Math.min(0, ...ends), Math.max(0, ...ends)];
     const lines = payload.interventions.map(({ label, n, delta, kl, flips }) => [
       QS.visible(label),
       String(n),
       QS.whisker(delta, range),
-      QS.interval(delta, { sign: true }),
+      QS.interval(delta, QS.signed),
       QS.interval(kl),
-      flips ? `${(100 * flips.value).toFixed(1)} %` : "–",
+      QS.interval(flips, QS.share),
     ]);
     const made = table(
-      ["instead of its thought", "n", "interval", "Δ log p, nats (95 %)", "KL, nats (95 %)", "other top word"],
+      ["instead of its thought", "n", "interval", "Δ log p, nats (95 %)", "KL, nats (95 %)", "other top word (95 %)"],
       lines,
     );
     made.prepend(QS.el("caption", { class: "unseen" }, "What other thoughts do"));
@@ -112,7 +115,7 @@
         .filter(([, what]) => what.delta[i] !== null || what.top[i] !== null)
         .map(([name, what]) => ({
           label: QS.visible(LABELS[name] ?? name),
-          tokens: words(what.thought_ids[i]),
+          tokens: words(what.thought_ids ? what.thought_ids[i] : beginning(name, row.thought_ids[i])),
           delta: what.delta[i],
           kl: what.kl[i],
           flips: what.flips[i],
@@ -136,20 +139,27 @@
         yLabel: "reward, nats",
       }),
     );
+  }
+
+  // What thoughts and interventions do to tokens of like difficulty: one of three figures at a time.
+  function difficulty() {
     QS.get("difficulty").hidden = !payload.difficulty.length;
-    const names = payload.interventions.map((each) => each.name);
-    const lines = payload.difficulty.map(({ by, low, high, n, gain, delta }) => [
-      `${by} ${QS.number(low, { digits: 1 })} ${high === null ? "and more" : `to ${QS.number(high, { digits: 1 })}`}`,
-      String(n),
-      QS.interval(gain, { sign: true }),
-      ...names.map((name) => QS.number(delta?.[name], { sign: true })),
-    ]);
-    QS.get("difficulty-table").append(
-      table(
-        ["difficulty, nats", "n", "gain (95 %)", ...names.map((name) => `Δ log p, ${QS.visible(LABELS[name])}`)],
-        lines,
-      ),
-    );
+    const shows = { delta: QS.signed, kl: QS.number, flips: QS.share };
+    const edge = (value) => QS.number(value, { digits: 1 });
+    const draw = (figure) => {
+      const lines = payload.difficulty.map(({ by, low, high, n, gain, interventions }) => [
+        `${by} ${edge(low)} ${high === null ? "and more" : `to ${edge(high)}`}`,
+        String(n),
+        QS.interval(gain, QS.signed),
+        ...interventions.map((each) => QS.interval(each[figure], shows[figure])),
+      ]);
+      const labels = payload.interventions.map((each) => QS.visible(each.label));
+      QS.get("difficulty-table").replaceChildren(table(["difficulty, nats", "n", "gain (95 %)", ...labels], lines));
+    };
+    for (const radio of document.querySelectorAll('input[name="figure"]')) {
+      radio.addEventListener("change", () => draw(radio.value));
+      if (radio.checked) draw(radio.value);
+    }
   }
 
   function everyPosition() {
@@ -158,7 +168,6 @@
         ? QS.el("span", { class: "token" }, texts.map((each) => QS.visible(each, { spaces: true })).join(" "))
         : "–";
     const token = (text) => (text === null ? "–" : QS.token(text));
-    const signed = (value) => QS.number(value, { sign: true });
     const of = (name, value, show, more = {}) => ({ name, value, show, filtered: true, ...more });
     const number = (name, key, show) => ({ name, value: at(key), show, number: true });
     const place = ({ r, i }) => (rows.length > 1 ? `${r + 1}:${i + 1}` : String(i + 1));
@@ -186,8 +195,8 @@
       of("next with", ({ row, i }) => topWord(row.mixed_top[i]), token),
       of("next with only the thought", ({ row, i }) => topWord(row.alone_top[i]), token),
       of("true next", (record) => word(nextId(record)), token),
-      number("reward", "reward", signed),
-      number("gain", "gain", signed),
+      number("reward", "reward", QS.signed),
+      number("gain", "gain", QS.signed),
     ];
     const starts = [];
     rows.reduce((sum, row, r) => ((starts[r] = sum), sum + row.ids.length), 0);
@@ -229,6 +238,7 @@
   interventions();
   text();
   charts();
+  difficulty();
   everyPosition();
   settings();
   // where the report stands in a frame, a link to a part of it would load the page around it
