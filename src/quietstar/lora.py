@@ -5,7 +5,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from quietstar.errors import MissingExtraError, SettingsError
+from quietstar.errors import SettingsError
+from quietstar.extras import need
 
 
 def add_lora(base_lm: PreTrainedModel, settings: dict[str, Any]) -> dict[str, Any]:
@@ -23,11 +24,7 @@ def add_lora(base_lm: PreTrainedModel, settings: dict[str, Any]) -> dict[str, An
         SettingsError: PEFT refuses the settings, or they ask for full modules beside the adapters, or for adapters on
             one matrix that is embeddings and LM head at once.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise MissingExtraError("peft", "lora", "low-rank adapters") from error
-
+    peft = need("peft", "lora", "low-rank adapters")
     if settings.get("modules_to_save"):
         raise SettingsError(
             "lora has modules_to_save; leave it out: the mixing head and thought embeddings train in any case"
@@ -35,8 +32,8 @@ def add_lora(base_lm: PreTrainedModel, settings: dict[str, Any]) -> dict[str, An
     tables = base_lm.get_input_embeddings(), base_lm.get_output_embeddings()
     tied = tables[0].weight is tables[1].weight
     try:
-        config = LoraConfig(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings})
-        inject_adapter_in_model(config, base_lm)
+        config = peft.LoraConfig(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings})
+        peft.inject_adapter_in_model(config, base_lm)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"these LoRA settings do not fit the model: {error}") from error
     if tied and (base_lm.get_input_embeddings(), base_lm.get_output_embeddings()) != tables:

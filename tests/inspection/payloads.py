@@ -58,7 +58,7 @@ def payload(
     texts = (HOSTILE if hostile else []) + [
         word if word == "\n" else f" {word}" for word in dict.fromkeys(TEXT.split(" "))
     ]
-    tokens = {str(100 + index): text for index, text in enumerate(texts)}
+    tokens = {str(100_000 + index): text for index, text in enumerate(texts)}
     names = ["removed", "filler", "shuffled", "swapped", "random", *(f"truncated_{k}" for k in range(K)), "given"]
     lengths = [n_positions // n_rows + (row < n_positions % n_rows) for row in range(n_rows)]
     rows = [_row(source, length, K, list(tokens), tokens, names, hostile) for length in lengths]
@@ -132,11 +132,12 @@ def _row(
     def effect(name: str) -> dict[str, list[Any]]:
         told = {} if name.startswith("truncated") else {"thought_ids": some(thoughts, thought)}
         told = {"thought_ids": [None] * S} if name == "removed" else told
+        flips = some(lambda: int(source.random() < 0.2), thought)
         return {
             "delta": some(lambda: source.gauss(-0.05, 0.3), thought, last=False),
             "kl": some(lambda: abs(source.gauss(0, 0.2)), thought),
-            "flips": some(lambda: source.random() < 0.2, thought),
-            "top": some(lambda: source.choice(plain), thought),
+            "flips": flips,
+            "top": [source.choice(plain) if was else None for was in flips],
             **told,
         }
 

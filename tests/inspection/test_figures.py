@@ -1,6 +1,6 @@
 """Figures: files of both kinds, every token in its place, nothing taken for a formula, and no warning."""
 
-import builtins
+import sys
 import unicodedata
 import warnings
 from pathlib import Path
@@ -101,14 +101,7 @@ def test_values_that_are_all_equal_have_figures() -> None:
 
 
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return found(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"quietstar\[inspect\]"):
         draw_figures(payload(3), tmp_path)
 

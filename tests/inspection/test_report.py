@@ -90,8 +90,11 @@ def test_a_token_opens_its_thought_predictions_and_interventions(browser: Any, t
         for place, what in enumerate(row["what_if"].values()):
             cells = effects.nth(place).locator("td").all_text_contents()
             assert float(cells[0].replace("−", "-")) == pytest.approx(what["delta"][i], abs=6e-4)  # noqa: RUF001
-            assert cells[2].removesuffix(" (changed)") == words[what["top"][i]]
-            assert cells[2].endswith("(changed)") == what["flips"][i]
+            top = what["top"][i] if what["flips"][i] else row["mixed_top"][i][0][0]
+            assert cells[2].removesuffix(" (changed)") == words[top]
+            assert cells[2].endswith("(changed)") == bool(what["flips"][i])
+        cut = detail.locator("tbody tr", has_text="truncated after 2").locator(".token").first.text_content()
+        assert cut == " ".join(words[each] for each in row["thought_ids"][i][:2])
 
 
 def test_keys_move_through_the_text(browser: Any, tmp_path: Path) -> None:
@@ -280,8 +283,45 @@ def test_ten_thousand_positions_stay_usable(browser: Any, tmp_path: Path) -> Non
         assert page.locator("#records tbody tr").count() == 100
 
 
-def test_two_thousand_positions_take_less_than_five_megabytes() -> None:
-    assert len(report_html(payload(2_000, 4, K=6)).encode()) < 5e6
+@pytest.mark.parametrize("K", [6, 32])
+def test_two_thousand_positions_take_less_than_five_megabytes(K: int) -> None:
+    assert len(report_html(payload(2_000, 4, K=K)).encode()) < 5e6
+
+
+def test_figures_by_difficulty_can_be_switched(browser: Any, tmp_path: Path) -> None:
+    made = payload(60)
+    made["difficulty"][0]["interventions"][0] |= {
+        "delta": {"value": -0.25, "low": None, "high": None},
+        "kl": {"value": 0.5, "low": 0.25, "high": 0.75},
+        "flips": {"value": 0.125, "low": 0.05, "high": 0.2},
+    }
+    made["difficulty"][0]["interventions"][1] |= dict.fromkeys(("delta", "kl", "flips"))
+    with watched(browser, written(tmp_path, made)) as page:
+        page.locator("#difficulty summary").click()
+        cells = page.locator("#difficulty-table tbody tr").first.locator("td")
+        for figure, shown in (
+            ("delta", "\N{MINUS SIGN}0.250"),
+            ("kl", "0.500 (0.250 to 0.750)"),
+            ("flips", "12.5 % (5.0 % to 20.0 %)"),
+        ):
+            page.locator(f"input[value={figure}]").check()
+            assert cells.nth(2).text_content() == shown
+            assert cells.nth(3).text_content() == "\N{EN DASH}"
+        page.locator("input[value=kl]").focus()
+        page.keyboard.press("ArrowLeft")
+        assert cells.nth(2).text_content() == "\N{MINUS SIGN}0.250"
+
+
+def test_few_positions_have_means_without_intervals(browser: Any, tmp_path: Path) -> None:
+    found = traced(thinker(), IDS[:5])
+    path = tmp_path / "report.html"
+    path.write_text(found.html(), encoding="utf-8")
+    with watched(browser, path) as page:
+        row = page.locator("#interventions tbody tr").first
+        assert re.fullmatch(r"[+\N{MINUS SIGN}]?\d+\.\d{3}", row.locator("td").nth(2).text_content())
+        assert row.locator("circle").count() == 1
+        assert row.locator("path.mean").count() == 0
+        assert page.locator("#difficulty-chart path.mean").count() > 0
 
 
 @pytest.mark.parametrize("n_positions", [1, 7])

@@ -1,9 +1,9 @@
 """A training run that is asked to leaves a report at each evaluation, and trains as it would without."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 from quietstar.errors import SettingsError
 from quietstar.inspection.trace import Trace
@@ -17,61 +17,31 @@ TEXTS = ["What is it?", "Two dozen eggs.", "a"]
 ROWS = [{"input_ids": TOKENIZER(text)["input_ids"]} for text in TEXTS]
 
 
-def train(folder: Path, **settings: object) -> QuietStarTrainer:
-    model = tiny_model(base={"vocab_size": len(TOKENIZER)}, n_ahead=4, n_ahead_talk=2)
-    args = QuietStarTrainingArguments(
-        output_dir=str(folder),
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-        thoughts_shown=0,
-        max_steps=2,
-        eval_steps=1,
-        gradient_accumulation_steps=1,
-        learning_rate=0.01,
-        save_strategy="no",
-        **settings,  # type: ignore[arg-type]
-    )
-    trainer = QuietStarTrainer(model, args, processing_class=TOKENIZER, train_dataset=ROWS, eval_dataset=ROWS)
-    trainer.train()
-    return trainer
+def trainer_of(folder: Path, *, rows: Any = ROWS, held_out: Any = ROWS, **settings: Any) -> QuietStarTrainer:
+    texts = {"first": ROWS[:1], "second": ROWS[1:]}
+    trainer = trainer_of(tmp_path, held_out=texts, eval_report_rows=1)
+    trainer.evaluate()
+    (folder,) = (tmp_path / "reports").iterdir()
+    assert "".join(Trace.load(folder).columns["piece"]) == TEXTS[0]
+    before = (folder / "report.html").stat().st_mtime_ns
+    trainer.evaluate()
+    assert (folder / "report.html").stat().st_mtime_ns == before
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuietStarTrainer]:
-    folder = tmp_path_factory.mktemp("run")
-    return folder, train(folder, eval_report_rows=2)
-
-
-def test_every_evaluation_leaves_a_report(run: tuple[Path, QuietStarTrainer]) -> None:
-    folder, trainer = run
-    steps = sorted(path.name for path in (folder / "reports").iterdir())
-    assert steps == ["step-000000", "step-000001", "step-000002"]
-    traces = [Trace.load(folder / "reports" / step) for step in steps]
-    for step, found in enumerate(traces):
-        assert found.model == f"{folder.name}, step {step}"
-        assert "".join(found.columns["piece"]) == "".join(TEXTS[:2])
-        assert (folder / "reports" / steps[step] / "report.html").stat().st_size > 10_000
-    assert traces[0].columns["gain"] != traces[-1].columns["gain"]
-    last = trainer.model.eval().inspect(TEXTS[:2], TOKENIZER)
-    assert last.columns["thought_ids"] == traces[-1].columns["thought_ids"]
-
-
-def test_training_goes_on_as_it_would_without(run: tuple[Path, QuietStarTrainer], tmp_path: Path) -> None:
-    _, trainer = run
-    without = train(tmp_path)
-    assert not (tmp_path / "reports").exists()
-    for (name, a), b in zip(trainer.model.named_parameters(), without.model.parameters(), strict=True):
-        assert torch.equal(a, b), name
-    assert trainer.model.training == without.model.training
+def test_only_what_is_learned_from_is_thought_about(tmp_path: Path) -> None:
+    ids = ROWS[0]["input_ids"]
+    rows = [{"input_ids": ids, "labels": [-100] * 4 + ids[4:]}]
+    trainer_of(tmp_path, rows=rows, held_out=rows, eval_report_rows=1).evaluate()
+    found = Trace.load(tmp_path / "reports" / "step-000000").columns
+    assert found["thought"] == [False] * 3 + [True] * (len(ids) - 4) + [False]
 
 
 def test_without_held_out_text_or_tokenizer_it_is_refused(tmp_path: Path) -> None:
     model = tiny_model()
     args = QuietStarTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", eval_report_rows=1)
-    with pytest.raises(SettingsError, match="none is held out; give an eval_size"):
+    with pytest.raises(SettingsError, match="eval_report_rows was given for every evaluation, and no text is held out"):
         QuietStarTrainer(model, args, processing_class=TOKENIZER, train_dataset=ROWS)
-    with pytest.raises(SettingsError, match="need a tokenizer; give processing_class"):
+    with pytest.raises(SettingsError, match="eval_report_rows was given, which needs a tokenizer; give"):
         QuietStarTrainer(model, args, train_dataset=ROWS, eval_dataset=ROWS)
     with pytest.raises(SettingsError, match="eval_report_rows is -1; give a number of at least 0"):
         QuietStarTrainingArguments(output_dir=str(tmp_path), eval_report_rows=-1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from quietstar.demo.language import CHANCE
 from quietstar.demo.report import Figures, percent
-from quietstar.errors import MissingExtraError
+from quietstar.extras import need
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,12 +27,7 @@ COLOURS = {"base": GREY, "base_pass": ORANGE, "random_thoughts": LIGHT, "own_tho
 
 def require_matplotlib() -> None:
     """Raise MissingExtraError where no picture can be drawn."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            "matplotlib", "plot", "the demo's picture (or leave it out with --picture false)"
-        ) from error
+    need("matplotlib.figure", "plot", "the demo's picture (or leave it out with --picture false)")
 
 
 def draw(path: Path, figures: Figures, diary: Sequence[dict[str, Any]]) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from quietstar.errors import MissingExtraError, SettingsError
+from quietstar.errors import SettingsError
 from quietstar.evaluation.direct import DirectScores
+from quietstar.extras import need
 from quietstar.policy import KINDS, ThinkPolicy
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -104,11 +105,7 @@ def pyplot(purpose: str) -> Any:
     Raises:
         MissingExtraError: it is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot", purpose) from error
-    matplotlib.use("Agg")
+    need("matplotlib", "plot", purpose).use("Agg")
     import matplotlib.pyplot as plt
 
     return plt

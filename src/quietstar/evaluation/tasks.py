@@ -12,9 +12,11 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from quietstar.errors import DataError, MissingExtraError, SettingsError
+from quietstar.errors import DataError, SettingsError
+from quietstar.extras import need
 
 MARKER = "\nA:"
 """what an answer stands after"""
@@ -228,9 +230,5 @@ def _from_hub(task: Task) -> Any:
         ) from error
 
 
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "data", "tasks from the hub or from Parquet files") from error
-    return datasets
+def _datasets() -> ModuleType:
+    return need("datasets", "data", "tasks from the hub or from Parquet files")

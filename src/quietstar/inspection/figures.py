@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quietstar.errors import MissingExtraError
+from quietstar.extras import need
 from quietstar.web import scale
 
 if TYPE_CHECKING:
@@ -35,10 +35,7 @@ INK, MUTED, GRID, BLUE, ORANGE = "#1d1f23", "#5b5f67", "#e4e2dc", "#1f5f9e", "#a
 
 def need_matplotlib() -> None:
     """Raise MissingExtraError where no figure can be drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "inspect", "figures (or leave out --figures)") from error
+    need("matplotlib", "inspect", "figures (or leave out --figures)")
 
 
 def draw_figures(payload: dict[str, Any], folder: Path) -> list[Path]:

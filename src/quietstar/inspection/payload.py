@@ -36,11 +36,6 @@ def _rows(rows: list[int]) -> list[slice]:
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)]
 
 
-def is_cut(name: str) -> bool:
-    """Whether an intervention leaves the beginning of the thought, as long as its name says."""
-    return name.startswith(f"{TRUNCATED}_")
-
-
 def _tokens(columns: dict[str, list[Any]], names: list[str]) -> dict[str, str]:
     texts: dict[str, str] = {}
     pairs = [("next_id", "next_token"), ("thought_ids", "thought_tokens")]
@@ -74,15 +69,18 @@ def _row(columns: dict[str, list[Any]], names: list[str], some: slice) -> dict[s
         "weight": columns["mixing_weight"][some],
         **{f"{of}_logprob": first(of) for of in ("base", "alone", "mixed")},
         **{f"{of}_top": top(of) for of in ("base", "alone", "mixed")},
-        "what_if": {
-            name: {
-                "delta": columns[f"{name}_delta"][some],
-                "kl": columns[f"{name}_kl"][some],
-                "flips": columns[f"{name}_flips"][some],
-                "top": columns[f"{name}_top_id"][some],
-                # the beginning of a thought need not be told twice
-                **({} if is_cut(name) else {"thought_ids": columns[f"{name}_thought_ids"][some]}),
-            }
-            for name in names
-        },
+        "what_if": {name: _effect(columns, name, some) for name in names},
     }
+
+
+def _effect(columns: dict[str, list[Any]], name: str, some: slice) -> dict[str, list[Any]]:
+    flips, top = columns[f"{name}_flips"][some], columns[f"{name}_top_id"][some]
+    found = {
+        "delta": columns[f"{name}_delta"][some],
+        "kl": columns[f"{name}_kl"][some],
+        "flips": [None if was is None else int(was) for was in flips],
+        "top": [token if was else None for was, token in zip(flips, top, strict=True)],  # else it is the model's own
+    }
+    if not name.startswith(f"{TRUNCATED}_"):  # the beginning of the thought need not be told twice
+        found["thought_ids"] = columns[f"{name}_thought_ids"][some]
+    return found

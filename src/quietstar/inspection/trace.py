@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from quietstar.errors import DataError, MissingExtraError, SettingsError
+from quietstar.errors import DataError, SettingsError
 from quietstar.evaluation.report import finite
+from quietstar.extras import need
 from quietstar.folders import MARKER, versions
 from quietstar.inspection import schema
 from quietstar.inspection.summary import Summary, summarize
@@ -68,11 +70,7 @@ class Trace:
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingExtraError("pandas", "inspect", "a trace as a table") from error
-        return pandas.DataFrame(self.columns)
+        return need("pandas", "inspect", "a trace as a table").DataFrame(self.columns)
 
     def html(self) -> str:
         """The report: one HTML document that needs nothing else."""
@@ -142,18 +140,9 @@ class Trace:
         return {name: getattr(self, name) for name in ("model", "made", "settings", "labels", "versions")}
 
 
-def need_parquet() -> Any:
-    """pyarrow.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "inspect", "traces as Parquet") from error
-    return pyarrow
+def need_parquet() -> ModuleType:
+    """pyarrow, or MissingExtraError."""
+    return need("pyarrow.parquet", "inspect", "traces as Parquet")
 
 
 def _write_parquet(columns: dict[str, list[Any]], path: Path) -> None:

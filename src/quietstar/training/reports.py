@@ -7,13 +7,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from quietstar.errors import SettingsError
 from quietstar.folders import MARKER
 from quietstar.inspection.observe import trace
 from quietstar.inspection.results import write_results
 from quietstar.inspection.settings import TextToTrace, TraceSettings
+from quietstar.learn import IGNORED
 from quietstar.model import QuietStarForCausalLM
-from quietstar.training.arguments import QuietStarTrainingArguments
 
 FOLDER = "reports"
 
@@ -29,15 +28,24 @@ class WriteReports(TrainerCallback):
 
     def __init__(self, dataset: Any, n_rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
         self.dataset, self.n_rows, self.tokenizer = dataset, n_rows, tokenizer
+        self.step = -1
+        """of the report that was written last"""
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Think over the same rows each time, greedily, and write what was thought."""
+        """Think over the same rows each time, greedily, and write what was thought.
+
+        Several sets of held-out text are evaluated one by one; a step has one report.
+        """
         model = kwargs.get("model")
-        if not state.is_world_process_zero or not isinstance(model, QuietStarForCausalLM):
+        if state.global_step == self.step or not isinstance(model, QuietStarForCausalLM):
             return
-        texts = [TextToTrace(ids=list(row["input_ids"])) for row in islice(first_of(self.dataset), self.n_rows)]
+        self.step = state.global_step
+        texts = [_text(row) for row in islice(first_of(self.dataset), self.n_rows)]
         name = f"{Path(args.output_dir).name}, step {state.global_step}"
+        # on every process: where weights are sharded, all of them must take part
         found = trace(model, self.tokenizer, texts, TraceSettings(), name=name)
+        if not state.is_world_process_zero:
+            return
         folder = Path(args.output_dir) / FOLDER / f"step-{state.global_step:06}"
         folder.mkdir(parents=True, exist_ok=True)  # a run that is resumed evaluates a step again
         found.write_about(folder / MARKER)
@@ -49,18 +57,10 @@ def first_of(dataset: Any) -> Iterable[Any]:
     return next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
 
 
-def report_writer(
-    args: QuietStarTrainingArguments, tokenizer: PreTrainedTokenizerBase | None, eval_dataset: Any
-) -> WriteReports | None:
-    """What a run's settings ask for; None where they ask for no report.
-
-    Raises:
-        SettingsError: there is no evaluation, or no tokenizer, to make one with.
-    """
-    if not args.eval_report_rows:
-        return None
-    if eval_dataset is None:
-        raise SettingsError("eval_report_rows are of held-out text, and none is held out; give an eval_size")
-    if tokenizer is None:
-        raise SettingsError("eval_report_rows need a tokenizer; give processing_class")
-    return WriteReports(eval_dataset, args.eval_report_rows, tokenizer)
+def _text(row: Any) -> TextToTrace:
+    """A row, thought about where its next token has a label: as in training."""
+    ids = list(row["input_ids"])
+    labels = row.get("labels")
+    if labels is None:
+        return TextToTrace(ids=ids)
+    return TextToTrace(ids=ids, may_think=[i for i, label in enumerate(labels[1:]) if label != IGNORED])

@@ -1,16 +1,12 @@
 """Direct tasks at every evaluation of a training run."""
 
-from typing import Any
-
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.errors import SettingsError
 from quietstar.evaluation.direct import alphabet_of, encode, score_items
 from quietstar.evaluation.scoring import Continuation, Speaker
 from quietstar.evaluation.tasks import find_task, load_items, parse_data
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
-from quietstar.training.arguments import QuietStarTrainingArguments
 
 
 class TaskFigures:
@@ -56,20 +52,3 @@ class TaskFigures:
                 f"{prefix}_{name}_samples_per_second": round(len(sequences) / found.seconds, 3),
             }
         return figures
-
-
-def task_figures(
-    args: QuietStarTrainingArguments, tokenizer: PreTrainedTokenizerBase | None, eval_dataset: Any
-) -> TaskFigures | None:
-    """What a run's settings ask for; None where they ask for no task.
-
-    Raises:
-        SettingsError: there is no evaluation, or no tokenizer, to ask them with.
-    """
-    if not args.eval_tasks:
-        return None
-    if eval_dataset is None:
-        raise SettingsError("eval_tasks are answered at every evaluation, and no text is held out; give an eval_size")
-    if tokenizer is None:
-        raise SettingsError("eval_tasks need a tokenizer; give processing_class")
-    return TaskFigures(args.eval_tasks, args.eval_data, args.eval_limit, tokenizer)

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from quietstar.errors import DataError, MissingExtraError, QuietStarError, SettingsError
+from quietstar.errors import DataError, QuietStarError, SettingsError
+from quietstar.extras import need
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -330,8 +331,4 @@ def _one_line(error: BaseException) -> str:
 
 
 def _datasets() -> ModuleType:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "data", "reading texts from the hub or from files") from error
-    return datasets
+    return need("datasets", "data", "reading texts from the hub or from files")

@@ -17,9 +17,9 @@ from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.callbacks import FollowEpoch, ProgressLines, ShowThoughts
 from quietstar.training.data import TextCollator, pad_token_id
 from quietstar.training.positions import draw_positions
-from quietstar.training.reports import report_writer
+from quietstar.training.reports import WriteReports
 from quietstar.training.tally import Tally, labels_of
-from quietstar.training.tasks import TaskFigures, task_figures
+from quietstar.training.tasks import TaskFigures
 
 
 class QuietStarTrainer(Trainer):
@@ -58,8 +58,10 @@ class QuietStarTrainer(Trainer):
         if processing_class is None and isinstance(model, (str, Path)):
             processing_class = load_tokenizer(model)
         model = thinking_model(model, args, processing_class)
-        self.tasks = task_figures(args, processing_class, kwargs.get("eval_dataset"))
-        reports = report_writer(args, processing_class, kwargs.get("eval_dataset"))
+        check_evaluation(args, processing_class, kwargs.get("eval_dataset"))
+        self.tasks = None
+        if args.eval_tasks and processing_class is not None:
+            self.tasks = TaskFigures(args.eval_tasks, args.eval_data, args.eval_limit, processing_class)
         if kwargs.get("eval_dataset") is None:
             args.eval_strategy, args.eval_on_start = type(args.eval_strategy)("no"), False
         self._tally, self._eval_tally = Tally(), Tally()
@@ -77,8 +79,8 @@ class QuietStarTrainer(Trainer):
             self.add_callback(ProgressLines())
         if args.thoughts_shown and kwargs.get("eval_dataset") is not None and processing_class is not None:
             self.add_callback(ShowThoughts(self.eval_dataset, self.data_collator, args.thoughts_shown))
-        if reports is not None:
-            self.add_callback(reports)
+        if args.eval_report_rows and processing_class is not None:
+            self.add_callback(WriteReports(self.eval_dataset, args.eval_report_rows, processing_class))
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -211,6 +213,17 @@ class QuietStarTrainer(Trainer):
                 )
         finally:
             model.train(was_training)
+
+
+def check_evaluation(
+    args: QuietStarTrainingArguments, tokenizer: PreTrainedTokenizerBase | None, eval_dataset: Any
+) -> None:
+    """Raise SettingsError where something is asked for at every evaluation, and there is nothing to make it with."""
+    for name in ("eval_tasks", "eval_report_rows"):
+        if getattr(args, name) and eval_dataset is None:
+            raise SettingsError(f"{name} was given for every evaluation, and no text is held out; give an eval_size")
+        if getattr(args, name) and tokenizer is None:
+            raise SettingsError(f"{name} was given, which needs a tokenizer; give processing_class")
 
 
 def thinking_model(

@@ -112,14 +112,14 @@
         { name: "only the thought", top: likeliest(row.alone_top[i]), truth: row.alone_logprob[i] },
       ],
       interventions: Object.entries(row.what_if ?? {})
-        .filter(([, what]) => what.delta[i] !== null || what.top[i] !== null)
+        .filter(([, what]) => what.flips[i] !== null)
         .map(([name, what]) => ({
           label: QS.visible(LABELS[name] ?? name),
           tokens: words(what.thought_ids ? what.thought_ids[i] : beginning(name, row.thought_ids[i])),
           delta: what.delta[i],
           kl: what.kl[i],
-          flips: what.flips[i],
-          top: word(what.top[i]),
+          flips: Boolean(what.flips[i]),
+          top: what.flips[i] ? word(what.top[i]) : topWord(row.mixed_top[i]),
         })),
     };
   }
