@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from quietstar.errors import SettingsError
 from quietstar.inspection.trace import Trace
@@ -18,6 +19,49 @@ ROWS = [{"input_ids": TOKENIZER(text)["input_ids"]} for text in TEXTS]
 
 
 def trainer_of(folder: Path, *, rows: Any = ROWS, held_out: Any = ROWS, **settings: Any) -> QuietStarTrainer:
+    model = tiny_model(base={"vocab_size": len(TOKENIZER)}, n_ahead=4, n_ahead_talk=2)
+    how = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "thoughts_shown": 0, "save_strategy": "no"}
+    args = QuietStarTrainingArguments(output_dir=str(folder), **how, **settings)
+    return QuietStarTrainer(model, args, processing_class=TOKENIZER, train_dataset=rows, eval_dataset=held_out)
+
+
+def train(folder: Path, **settings: Any) -> QuietStarTrainer:
+    how = {"max_steps": 2, "eval_steps": 1, "gradient_accumulation_steps": 1, "learning_rate": 0.01}
+    trainer = trainer_of(folder, **how, **settings)
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuietStarTrainer]:
+    folder = tmp_path_factory.mktemp("run")
+    return folder, train(folder, eval_report_rows=2)
+
+
+def test_every_evaluation_leaves_a_report(run: tuple[Path, QuietStarTrainer]) -> None:
+    folder, trainer = run
+    steps = sorted(path.name for path in (folder / "reports").iterdir())
+    assert steps == ["step-000000", "step-000001", "step-000002"]
+    traces = [Trace.load(folder / "reports" / step) for step in steps]
+    for step, found in enumerate(traces):
+        assert found.model == f"{folder.name}, step {step}"
+        assert "".join(found.columns["piece"]) == "".join(TEXTS[:2])
+        assert (folder / "reports" / steps[step] / "report.html").stat().st_size > 10_000
+    assert traces[0].columns["gain"] != traces[-1].columns["gain"]
+    last = trainer.model.eval().inspect(TEXTS[:2], TOKENIZER)
+    assert last.columns["thought_ids"] == traces[-1].columns["thought_ids"]
+
+
+def test_training_goes_on_as_it_would_without(run: tuple[Path, QuietStarTrainer], tmp_path: Path) -> None:
+    _, trainer = run
+    without = train(tmp_path)
+    assert not (tmp_path / "reports").exists()
+    for (name, a), b in zip(trainer.model.named_parameters(), without.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert trainer.model.training == without.model.training
+
+
+def test_several_held_out_texts_and_a_second_evaluation_leave_one_report_a_step(tmp_path: Path) -> None:
     texts = {"first": ROWS[:1], "second": ROWS[1:]}
     trainer = trainer_of(tmp_path, held_out=texts, eval_report_rows=1)
     trainer.evaluate()
