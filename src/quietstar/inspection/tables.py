@@ -58,10 +58,11 @@ def summary_markdown(summary: Summary) -> str:
     if summary.interventions:
         text += f"\n{markdown(HEADINGS, [_cells(each) for each in summary.interventions])}"
     text += f"\nIn brackets: 95 % intervals over positions, from {FEWEST} positions on.\n"
-    for by, bins in groupby(summary.difficulty, lambda each: each.by):
-        text += f"\n## By difficulty of the token: {by}\n\n{_difficulty_markdown(list(bins))}"
+    text += "\n## By difficulty of the token\n"
     if summary.interventions:
-        text += "\nBehind the reward: change of log p of the truth, nats; KL, nats; how often the top word flips.\n"
+        text += "\nOf each intervention: log p of the truth, nats; KL, nats; how often the top word flips.\n"
+    for _, bins in groupby(summary.difficulty, lambda each: each.by):
+        text += f"\n{_difficulty_markdown(list(bins))}"
     return text
 
 
