@@ -13,6 +13,7 @@ from quietstar.inspection.observe import trace
 from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
 
+from ..plain_loop import plain_loop
 from ..tiny import tiny_model
 from ..tiny_tokenizer import byte_tokenizer
 
@@ -66,6 +67,28 @@ def test_records_are_forwards_figures(family: str) -> None:
     entropy = torch.distributions.Categorical(logits=base).entropy()
     assert found["base_entropy"] == pytest.approx(entropy.tolist(), abs=1e-3)
     assert max(map(abs, found["gain"][:-1])) > 0.5  # or nothing would be tested
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma3_text", "gpt2"])
+def test_in_bfloat16_a_trace_is_as_near_to_the_truth_as_a_plain_loop(family: str) -> None:
+    """Both round in their own order: what they differ by is told from an error by the same weights in float32."""
+    short = thinker(family).to(torch.bfloat16)
+    exact = copy.deepcopy(short).float()
+    found = traced(short, n_ahead_talk=2, interventions=()).columns
+    row, thoughts = torch.tensor([IDS]), torch.tensor(found["thought_ids"])[None, None]
+
+    def plain(model: QuietStarForCausalLM) -> torch.Tensor:
+        return -plain_loop(model, row, torch.ones_like(row), row, thoughts, 2).talk_nll[0, 0, : S - 2]
+
+    truth = plain(exact)
+    error, loops_error = (
+        float((of - truth).pow(2).mean().sqrt()) for of in (torch.tensor(found["mixed_logprob"][: S - 2]), plain(short))
+    )
+    assert 1e-3 < error < 1.5 * loops_error
+    again = [TextToTrace(ids=IDS, thoughts=dict(enumerate(found["thought_ids"])))]
+    of_exact = trace(exact, TOKENIZER, again, TraceSettings(n_ahead_talk=2, interventions=())).columns
+    assert (torch.tensor(of_exact["mixed_logprob"][: S - 2]) - truth).abs().max() < 1e-3
 
 
 def test_the_thought_alone_is_what_a_weight_of_one_would_say() -> None:
