@@ -8,10 +8,11 @@ import torch
 
 from quietstar import QuietStarForCausalLM
 from quietstar.predict import Predictions
-from quietstar.serving import group as group_module
+from quietstar.serving import prompts as prompts_module
+from quietstar.serving import what_if
 from quietstar.serving.batch import Batch
 from quietstar.serving.faults import RequestError
-from quietstar.serving.jobs import Job, Written
+from quietstar.serving.jobs import Job, Returned, Written
 from quietstar.serving.text import one_line
 from tests.serving.running import CONTEXT, a_job, alone, driven, running_engine, speaking_model
 from tests.tiny_tokenizer import byte_tokenizer
@@ -57,6 +58,7 @@ def check(model: QuietStarForCausalLM, job: Job, events: list) -> None:
             assert (found["thought"], found["thought_ids"]) == (expected.thought, expected.tokens)
             assert found["reason"] == expected.reason
             assert found["id"] == each.token
+            assert found["thought_text"] == byte_tokenizer().decode(expected.tokens)
             if expected.thought:
                 assert found["mixing_weight"] == pytest.approx(expected.mixing_weight, abs=1e-3)
             for name in ("base", "thought_alone", "mixed"):
@@ -68,7 +70,7 @@ def check(model: QuietStarForCausalLM, job: Job, events: list) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_that_join_and_leave_are_written_as_if_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At any time, of any length, greedy and sampled; prompts read in parts; some cancelled under way."""
-    monkeypatch.setattr(group_module, "TOKENS_AT_ONCE", 8)
+    monkeypatch.setattr(prompts_module, "TOKENS_AT_ONCE", 8)
     model, draw = speaking_model(family, letters=False), random.Random(FAMILIES.index(family))
     engine = driven(model, max_batch=9)
     asked, left = [], []
@@ -188,6 +190,77 @@ def test_texts_thought_about_alike_share_passes(monkeypatch: pytest.MonkeyPatch)
         engine.ask(a_job([9, 8], seed=seed, thought_temperature=1.0, max_tokens=3, temperature=0.0))
     engine.finish()
     assert set(sizes) == {1}
+
+
+def test_nobody_waits_for_more_of_others_prompts_than_some_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each turn, of all prompts together; a prompt is read once, and counted once, for all texts after it."""
+    monkeypatch.setattr(prompts_module, "TOKENS_AT_ONCE", 16)
+    read: list[int] = []
+    right = Batch.skim
+    monkeypatch.setattr(Batch, "skim", lambda self, ids: read.append(ids.shape[1]) or right(self, ids))
+    engine = driven(speaking_model(letters=False))
+    _, first = engine.ask(a_job([5, 6], max_tokens=30, temperature=0.0))
+    engine.turn()
+    long = [a_job([5 + n] * 50, n=4, max_tokens=2, thought_temperature=float(n)) for n in range(3)]
+    others = [engine.ask(job)[1] for job in long]
+    read.clear()
+    for n in range(2, 12):
+        engine.turn()
+        assert len(first) == n
+        assert sum(read) <= 16
+        assert all(others) == (n == 11)
+        read.clear()
+    engine.finish()
+    for job, events in zip(long, others, strict=True):
+        check(engine.model, job, events)
+    assert engine.metrics.registry.get_sample_value("quietstar_tokens_total", {"kind": "prompt"}) == 2 + 3 * 50
+
+
+def test_errands_are_run_a_part_a_turn_while_somebody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them at a time; those of clients that have left, not at all."""
+    monkeypatch.setattr(what_if, "TOKENS_AT_ONCE", 16)
+    model, ids = speaking_model(letters=False), [5 + n for n in range(60)]
+    engine = driven(model)
+    _, text = engine.ask(a_job([5, 6], max_tokens=30, temperature=0.0))
+    done: list[int] = []
+
+    def errand(n: int) -> Any:
+        done.append(n)
+        return (yield from what_if.Question(ids, [7, 8]).answer(model, byte_tokenizer()))
+
+    events: list[list] = [[], [], []]
+    tickets = [engine.submit(lambda n=n: errand(n), events[n].append) for n in range(3)]
+    engine.cancel(tickets[1])
+    for n in range(1, 9):
+        engine.turn()
+        assert len(text) == n
+        assert [len(each) for each in events] == [n >= 4, 1, n >= 8]
+    assert done == [0, 2]
+    assert events[1][0].status == 499
+    (alone,) = events[0]
+    assert isinstance(alone, Returned)
+    monkeypatch.setattr(what_if, "TOKENS_AT_ONCE", 1000)
+    with pytest.raises(StopIteration) as whole:
+        next(what_if.Question(ids, [7, 8]).answer(model, byte_tokenizer()))
+    for name in ("base", "thought_alone", "mixed"):
+        found, expected = alone.value[name], whole.value.value[name]
+        assert [each["id"] for each in found] == [each["id"] for each in expected]
+        assert [each["logprob"] for each in found] == pytest.approx([each["logprob"] for each in expected], abs=1e-4)
+
+
+def test_an_errand_that_fails_fails_alone() -> None:
+    """With 500, or as it says itself."""
+    engine = driven(speaking_model(letters=False))
+
+    def wrong(error: Exception) -> Any:
+        yield
+        raise error
+
+    events: list = []
+    for error in (RuntimeError("out of memory"), RequestError(400, "no")):
+        engine.submit(lambda error=error: wrong(error), events.append)
+    engine.finish()
+    assert [event.status for event in events] == [500, 400]
 
 
 def test_predictions_are_made_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +458,10 @@ def test_an_engine_that_stops_ends_what_it_has() -> None:
         for _ in range(2):
             engine.submit(a_job([5], max_tokens=10_000, temperature=1.0), events.append)
     assert not engine.is_alive
-    assert sum(isinstance(event, RequestError) and event.status == 503 for event in events) <= 2
+    assert [event.status for event in events if isinstance(event, RequestError)] == [503, 503]
+    for state in ("waiting", "running"):
+        found = engine.metrics.registry.get_sample_value("quietstar_requests_in_flight", {"state": state})
+        assert found == 0
     assert not any(isinstance(event, Written) for event in events[-1:])
     with pytest.raises(RequestError) as raised:
         engine.submit(a_job([5]), events.append)

@@ -44,13 +44,14 @@ class Reading:
     Args:
         model: in evaluation mode.
         input_ids: [S], at least one.
+        at_once: tokens that are read now, the others by `read_on`; None reads all.
 
     Raises:
         SettingsError: the text is empty, or too long for the model's learned positions.
     """
 
     @torch.no_grad()
-    def __init__(self, model: QuietStarForCausalLM, input_ids: Tensor) -> None:
+    def __init__(self, model: QuietStarForCausalLM, input_ids: Tensor, at_once: int | None = None) -> None:
         if input_ids.dim() != 1 or not len(input_ids):
             raise SettingsError(f"the text is {list(input_ids.shape)} tokens; give [S] with at least one")
         self.model, self.trunk = model, model.trunk
@@ -64,11 +65,27 @@ class Reading:
             cache=DynamicCache(),
         )
         self.embeds = self.trunk.embed(ids)
-        self.h_base = self.trunk.base_pass(self.embeds, mask, self.text.position_ids, self.text.cache)[0]
+        self.h_base = self._read(slice(0, at_once))
         """[S, D]: states without thoughts"""
 
     def __len__(self) -> int:
         return self.h_base.shape[0]
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the whole text has been read, as all but `read_on` ask for."""
+        return len(self) == len(self.input_ids)
+
+    @torch.no_grad()
+    def read_on(self, n_tokens: int) -> None:
+        """Read so many tokens more."""
+        self.h_base = torch.cat([self.h_base, self._read(slice(len(self), len(self) + n_tokens))])
+
+    def _read(self, some: slice) -> Tensor:
+        text = self.text
+        return self.trunk.base_pass(
+            self.embeds[:, some], text.attention_mask[:, : some.stop], text.position_ids[:, some], text.cache
+        )[0]
 
     @property
     def input_ids(self) -> Tensor:

@@ -6,6 +6,7 @@ would be written for it alone.
 Legend: B texts, Q new tokens of each, S tokens so far with padding on the left, V vocabulary, J heads, d head size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -109,10 +110,6 @@ class Batch:
         )
         return output.logits[:, -1]
 
-    def repeat(self, n: int) -> None:
-        """Make n texts of one."""
-        self.keep([0] * n)
-
     def keep(self, rows: list[int]) -> None:
         """Go on with these texts only, in this order."""
         index = torch.tensor(rows, dtype=torch.long, device=self.mask.device)
@@ -124,30 +121,28 @@ class Batch:
         for layer in self.cache.layers:
             layer.keys, layer.values = (of[index, :, first:] for of in (layer.keys, layer.values))
 
-    def join(self, other: "Batch") -> None:
-        """Take over the texts of another batch that has only been skimmed, after one's own."""
-        S = max(self.n_read, other.n_read)
+    def join(self, other: "Batch", n: int = 1) -> None:
+        """Put the text of another batch, only skimmed so far, n times after one's own; the other is left alone."""
+        S, all_of = max(self.n_read, other.n_read), (self, *[other] * n)
         cache = DynamicCache()
         for index in range(max(len(self.cache.layers), len(other.cache.layers))):
-            cache.update(*(_side_by_side(self, other, index, name, S) for name in ("keys", "values")), index)
-        self.journal.add(len(other))
+            cache.update(*(_side_by_side(all_of, index, name, S) for name in ("keys", "values")), index)
+        self.journal.add(n)
         self.cache = cache
-        self.mask = torch.cat([pad(of.mask, (S - of.n_read, 0)) for of in (self, other)])
+        self.mask = torch.cat([pad(of.mask, (S - of.n_read, 0)) for of in all_of])
 
     def close(self) -> None:
         """Let go of the cache: journal and cache know each other."""
         self.journal.close()
 
 
-def _side_by_side(one: Batch, other: Batch, layer: int, name: str, S: int) -> Tensor:
-    """[B, J, S, d]: keys or values of both batches in a layer, filled on the left."""
-    found = [getattr(of.cache.layers[layer], name) if of.n_read else None for of in (one, other)]
+def _side_by_side(batches: Sequence[Batch], layer: int, name: str, S: int) -> Tensor:
+    """[B, J, S, d]: keys or values of all batches in a layer, filled on the left."""
+    found = [getattr(of.cache.layers[layer], name) if of.n_read else None for of in batches]
     like = next(of for of in found if of is not None)
     J, d = like.shape[1], like.shape[3]
     # of a text of which nothing is read there are none
-    each = [
-        like.new_zeros(len(of), J, 0, d) if has is None else has for of, has in zip((one, other), found, strict=True)
-    ]
+    each = [like.new_zeros(len(of), J, 0, d) if has is None else has for of, has in zip(batches, found, strict=True)]
     return torch.cat([_pad_keys(of, S) for of in each])
 
 

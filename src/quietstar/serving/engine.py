@@ -1,15 +1,14 @@
 """One thread that owns the model, and serves whoever asks: texts in batches, token by token, in turns.
 
 Requests that are thought about alike share a batch, which they join and leave between any two tokens. Where thinking
-draws random numbers each text has a batch of its own. Whoever comes first is let in first.
+draws random numbers each text has a batch of its own. Whoever comes first is let in first. A turn is a token of every
+text, some tokens of prompts, and a part of one errand: nobody waits for others' long prompts or errands.
 """
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Generator
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -20,8 +19,9 @@ from quietstar.serving.arguments import ServeArguments
 from quietstar.serving.batch import Thinking
 from quietstar.serving.faults import RequestError, busy, failed, stopping
 from quietstar.serving.group import Group, Speaker
-from quietstar.serving.jobs import Event, Job, Returned, Ticket
+from quietstar.serving.jobs import Errand, Event, Job, Returned, Ticket
 from quietstar.serving.metrics import Metrics
+from quietstar.serving.prompts import Prompt, Prompts
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ class Engine:
     ) -> None:
         self.model, self.settings, self.metrics = model, settings, metrics or Metrics()
         self.speaker = Speaker(model, tokenizer, eos_ids(model, tokenizer))
+        self.prompts = Prompts(model, self.metrics)
+        self.errands: deque[tuple[Ticket, Generator[None, None, object]]] = deque()
         self.groups: dict[object, Group] = {}
         """by how they are thought about; by ticket and choice where each is alone"""
         self.running: list[Ticket] = []
@@ -94,14 +96,13 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
 
-    def submit(self, work: Job | Callable[[], Any], emit: Callable[[Event], None]) -> Ticket:
-        """Queue a job, or a function to run in the engine's thread; events come to `emit` from that thread.
+    def submit(self, work: Job | Errand, emit: Callable[[Event], None]) -> Ticket:
+        """Queue a job, or an errand to run in the engine's thread; events come to `emit` from that thread.
 
         Raises:
             RequestError: the queue is full, or the engine has ended.
         """
         ticket = Ticket(work, emit, self.settings.request_seconds)
-        ticket.n_left = ticket.n_rows
         with self._changed:
             if not self.is_alive:
                 raise stopping()
@@ -144,6 +145,8 @@ class Engine:
             self._stops = True
             left = [*self.running, *self.waiting]
             self.waiting.clear()
+        self.metrics.in_flight(0, 0)
+        self.prompts.close()
         for group in self.groups.values():
             group.close()
         for ticket in left:
@@ -161,14 +164,13 @@ class Engine:
                 ticket.look_at_the_clock()
             self.waiting = deque(ticket for ticket in self.waiting if not ticket.is_over)
             self.running = [ticket for ticket in self.running if not ticket.is_over]
-            fresh = []
             while self.waiting and self.waiting[0].n_rows <= self._n_free:
-                fresh.append(self.waiting.popleft())
-                self.running.append(fresh[-1])
+                self.running.append(self.waiting.popleft())
+                self._begin(self.running[-1])
         self.metrics.in_flight(len(self.waiting), len(self.running))
-        for ticket in fresh:
-            if (event := outcome(partial(self._begin, ticket))) is not None:
-                ticket.report(event)
+        for prompt in self.prompts.turn():
+            self._join(prompt)
+        self._run_errand()
         for group in self.groups.values():
             group.turn()
         for key in [key for key, group in self.groups.items() if not len(group)]:
@@ -177,34 +179,43 @@ class Engine:
             self.running = [ticket for ticket in self.running if not ticket.is_over]
         self.metrics.in_flight(len(self.waiting), len(self.running))
 
-    def _begin(self, ticket: Ticket) -> Event | None:
-        """Let it in; what it has come to, if it has ended with that."""
-        if not isinstance(ticket.work, Job):
-            return Returned(ticket.work())
-        job = ticket.work
+    def _begin(self, ticket: Ticket) -> None:
+        if isinstance(ticket.work, Job):
+            self.prompts.add(ticket, ticket.work)
+        else:
+            self.errands.append((ticket, ticket.work()))
+
+    def _join(self, prompt: Prompt) -> None:
+        """Write after a prompt: all texts in one batch, or each in its own where thinking draws."""
+        job = prompt.job
         if not job.thinking.draws:
-            self._group(job.thinking, job.thinking, None).add(ticket, job, range(job.n))
-            return None
-        for choice in range(job.n):
-            generator = torch.Generator(self.model.device)
-            self._group((ticket, choice), job.thinking, generator).add(ticket, job, range(choice, choice + 1))
-        return None
+            self._group(job.thinking, job.thinking, None).join(prompt, range(job.n))
+        else:
+            for choice in range(job.n):
+                generator = torch.Generator(self.model.device)
+                self._group((prompt.ticket, choice), job.thinking, generator).join(prompt, range(choice, choice + 1))
+        prompt.batch.close()
 
     def _group(self, key: object, thinking: Thinking, generator: torch.Generator | None) -> Group:
         if key not in self.groups:
             self.groups[key] = Group(self.speaker, thinking, self.metrics, generator)
         return self.groups[key]
 
-
-def outcome(function: Callable[[], Event | None]) -> Event | None:
-    """What a function returns, or how it fails."""
-    try:
-        return function()
-    except RequestError as refusal:
-        return refusal
-    except Exception:
-        logger.exception("a request failed")
-        return failed()
+    def _run_errand(self) -> None:
+        """Do the next part of the first errand that somebody still waits for."""
+        self.errands = deque((ticket, parts) for ticket, parts in self.errands if not ticket.is_over)
+        if not self.errands:
+            return
+        ticket, parts = self.errands[0]
+        try:
+            next(parts)
+        except StopIteration as end:
+            ticket.report(Returned(end.value))
+        except RequestError as refusal:
+            ticket.report(refusal)
+        except Exception:
+            logger.exception("a request failed")
+            ticket.report(failed())
 
 
 def eos_ids(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -1,10 +1,8 @@
 """Requests whose texts are written together, token by token, because they are thought about alike."""
 
 import logging
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,13 +16,12 @@ from quietstar.serving.batch import Batch, Thinking
 from quietstar.serving.faults import failed
 from quietstar.serving.jobs import Job, Ticket, Written
 from quietstar.serving.metrics import Metrics
+from quietstar.serving.prompts import Prompt
 from quietstar.serving.sampling import NOTHING, Drawing, choose
 from quietstar.serving.text import StoppingText, one_line
 
 logger = logging.getLogger(__name__)
 
-TOKENS_AT_ONCE = 512
-"""of prompts, between which texts get their next token"""
 TOP_K = 5
 """likeliest tokens of the three predictions"""
 
@@ -54,7 +51,7 @@ class Row:
 
 
 class Group:
-    """A batch, the rows in it, and the requests whose prompts are read to join it.
+    """A batch, and the rows in it.
 
     Args:
         speaker: model, tokenizer, and what ends a text.
@@ -67,47 +64,40 @@ class Group:
         self, speaker: Speaker, thinking: Thinking, metrics: Metrics, generator: torch.Generator | None = None
     ) -> None:
         self.speaker, self.thinking, self.metrics, self.generator = speaker, thinking, metrics, generator
-        self.batch = self._new_batch()
         self.rows: list[Row] = []
-        self.joining: deque[tuple[list[Row], Batch]] = deque()
+        self.batch = self._new_batch()
 
     def __len__(self) -> int:
-        return len(self.rows) + sum(len(rows) for rows, _ in self.joining)
+        return len(self.rows)
 
-    def _new_batch(self, n_texts: int = 0) -> Batch:
-        return Batch(self.speaker.model, self.thinking, self.generator, n_texts)
+    def _new_batch(self) -> Batch:
+        return Batch(self.speaker.model, self.thinking, self.generator)
 
-    def add(self, ticket: Ticket, job: Job, choices: range) -> None:
-        """Read a request's prompt, and then write some of its choices."""
-        device = self.speaker.model.device
-        rows = []
-        for choice in choices:
-            seed = (job.seed + choice) % 2**64
-            # where thinking draws too, text and thoughts take turns at the same random numbers, as in `generate`
-            generator = self.generator or torch.Generator(device)
-            drawing = Drawing(job.temperature, job.top_p, generator.manual_seed(seed))
-            text = StoppingText(self.speaker.tokenizer, job.prompt_ids, job.stop)
-            rows.append(Row(ticket, job, choice, drawing, text, last=job.prompt_ids[-1]))
-        self.joining.append((rows, self._new_batch(n_texts=1)))
+    def join(self, prompt: Prompt, choices: range) -> None:
+        """Write some of the choices of a request whose prompt has been read; the prompt's batch is left as it is."""
+        rows = [self._row(prompt.ticket, prompt.job, choice) for choice in choices]
+        if self._tried([*self.rows, *rows], lambda: self.batch.join(prompt.batch, len(rows))):
+            self.rows = self.rows + rows
+        else:
+            self._begin_again()
+
+    def _row(self, ticket: Ticket, job: Job, choice: int) -> Row:
+        # where thinking draws too, text and thoughts take turns at the same random numbers, as in `generate`
+        generator = self.generator or torch.Generator(self.speaker.model.device)
+        drawing = Drawing(job.temperature, job.top_p, generator.manual_seed((job.seed + choice) % 2**64))
+        text = StoppingText(self.speaker.tokenizer, job.prompt_ids, job.stop)
+        return Row(ticket, job, choice, drawing, text, last=job.prompt_ids[-1])
 
     def turn(self) -> None:
-        """Some tokens of prompts, and a token of each text. What fails, fails the requests concerned."""
+        """A token of each text. What fails, fails the requests concerned."""
         self._forget_what_is_over()
-        left = TOKENS_AT_ONCE
-        while self.joining and left > 0:
-            rows, batch = self.joining.popleft()
-            # the last one is read with the texts that are being written, and thought after with them
-            chunk = rows[0].job.prompt_ids[batch.n_read : -1][:left]
-            self._tried(rows, partial(self._read_prompt, rows, batch, chunk))
-            left -= len(chunk)
         if self.rows and not self._tried(self.rows, self._write):
             self._begin_again()
         self._forget_what_is_over()
 
     def close(self) -> None:
-        """Let go of caches."""
-        for batch in (self.batch, *(batch for _, batch in self.joining)):
-            batch.close()
+        """Let go of the cache."""
+        self.batch.close()
 
     def _tried(self, rows: list[Row], act: Callable[[], None]) -> bool:
         """Whether it worked; where it did not, the rows' requests have failed."""
@@ -127,7 +117,6 @@ class Group:
         self.batch = self._new_batch()
 
     def _forget_what_is_over(self) -> None:
-        self.joining = deque((rows, batch) for rows, batch in self.joining if not rows[0].ticket.is_over)
         stay = [n for n, row in enumerate(self.rows) if not row.ticket.is_over]
         if not self._tried(self.rows, lambda: self._keep(stay)):
             self._begin_again()
@@ -140,21 +129,6 @@ class Group:
             return
         self.batch.keep(stay)
         self.rows = [self.rows[n] for n in stay]
-
-    def _read_prompt(self, rows: list[Row], batch: Batch, chunk: list[int]) -> None:
-        """Read some tokens of a prompt; when only its last one is left, its texts join the batch."""
-        job = rows[0].job
-        if chunk:
-            batch.skim(torch.tensor([chunk], device=self.speaker.model.device))
-        if batch.n_read < len(job.prompt_ids) - 1:
-            self.joining.appendleft((rows, batch))
-            return
-        self.metrics.tokens("prompt", len(job.prompt_ids))
-        batch.repeat(len(rows))
-        if self._tried([*self.rows, *rows], lambda: self.batch.join(batch)):
-            self.rows = self.rows + rows
-        else:
-            self._begin_again()
 
     def _write(self) -> None:
         self.metrics.step(len(self.rows))
@@ -175,7 +149,7 @@ class Group:
                 continue
             written = self._written(row, token, words[n] if thought[n] else None)
             if row.job.wants_thoughts:
-                written.thought = self._known(token, written.thought_text, thought[n], words[n], step, n)
+                written.thought = self._known(token, words[n] if thought[n] else None, step, n)
             self.metrics.tokens("visible", 1)
             self.metrics.tokens("thought", written.n_thought_tokens)
             row.ticket.report(written)
@@ -190,13 +164,14 @@ class Group:
         text = "" if is_eos else row.text.add(token)
         text += row.text.rest() if is_last else ""
         reason = "stop" if is_eos or row.text.stopped else "length" if is_last else None
-        thought_text = ""
-        if words and (row.job.wants_reasoning or row.job.wants_thoughts):
-            thought_text = one_line(self.speaker.tokenizer.decode(words, clean_up_tokenization_spaces=False))
+        thought_text = one_line(self._text(words)) if words and row.job.wants_reasoning else ""
         return Written(row.choice, token, text, len(words or ()), thought_text, finish_reason=reason)
 
-    def _known(self, token: int, text: str, thought: bool, words: list[int], step: Step, row: int) -> dict:
-        """What is sent of a token where its thought is asked for."""
+    def _text(self, words: list[int]) -> str:
+        return self.speaker.tokenizer.decode(words, clean_up_tokenization_spaces=False)
+
+    def _known(self, token: int, words: list[int] | None, step: Step, row: int) -> dict:
+        """What is sent of a token where its thought is asked for; words is None where there was none."""
 
         def likeliest(index: int) -> list[dict]:
             top = step.top[index]
@@ -205,14 +180,14 @@ class Group:
         return {
             "id": token,
             "token": token_text(self.speaker.tokenizer, token),
-            "thought": thought,
+            "thought": words is not None,
             "reason": self.batch.journal.reason(step, row),
-            "thought_ids": words if thought else [],
-            "thought_tokens": [token_text(self.speaker.tokenizer, word) for word in words] if thought else [],
-            "thought_text": text,
-            "mixing_weight": finite(float(step.mixing_weight[row])) if thought else None,
+            "thought_ids": words or [],
+            "thought_tokens": [token_text(self.speaker.tokenizer, word) for word in words or ()],
+            "thought_text": self._text(words or []),
+            "mixing_weight": None if words is None else finite(float(step.mixing_weight[row])),
             "base": likeliest(0),
-            "thought_alone": likeliest(1) if thought else [],
+            "thought_alone": [] if words is None else likeliest(1),
             "mixed": likeliest(2),
         }
 

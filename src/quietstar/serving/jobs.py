@@ -1,7 +1,7 @@
 """What the engine is asked to do, and what it reports while it does it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,9 +47,13 @@ class Written:
     """stop, length, or None where the text goes on"""
 
 
+Errand = Callable[[], Generator[None, None, Any]]
+"""something to do beside the texts, a part at a time; what it returns is reported"""
+
+
 @dataclass(slots=True)
 class Returned:
-    """What a function has returned that was run beside the texts."""
+    """What an errand has returned."""
 
     value: Any
 
@@ -65,17 +69,20 @@ class Ticket:
     It is the engine's thread that reports, and that ends it; anybody may cancel.
     """
 
-    work: Job | Callable[[], Any]
-    """texts to write, or a function to run beside them"""
+    work: Job | Errand
+    """texts to write, or something to do beside them"""
     emit: Callable[[Event], None] = field(repr=False)
     """is called in the engine's thread, and must not wait"""
     seconds: float
     """that it may take"""
     began: float = field(default_factory=time.monotonic)
-    n_left: int = 1
+    n_left: int = field(init=False)
     """texts that are not finished"""
     is_cancelled: bool = False
     is_over: bool = False
+
+    def __post_init__(self) -> None:
+        self.n_left = self.n_rows
 
     @property
     def n_rows(self) -> int:

@@ -3,6 +3,7 @@
 Legend: k tokens of the thought, D hidden size, V vocabulary.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.evaluation.report import finite
+from quietstar.inspection.reading import Reading
 from quietstar.journal import TopTokens
 from quietstar.model import QuietStarForCausalLM
 from quietstar.pieces import token_text
 from quietstar.serving.faults import RequestError
 from quietstar.serving.group import described
+from quietstar.serving.prompts import TOKENS_AT_ONCE
 from quietstar.serving.protocol import LONGEST_THOUGHT
 
 
@@ -41,11 +44,14 @@ class Question:
                 code="context_length_exceeded",
             )
 
-    def answer(self, model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        """The thought, its mixing weight, and the three predictions after it, as they are sent."""
-        from quietstar.inspection.reading import Reading
-
-        reading = Reading(model, torch.tensor(self.token_ids, device=model.device))
+    def answer(
+        self, model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase
+    ) -> Generator[None, None, dict[str, Any]]:
+        """The thought, its mixing weight, and the three predictions after it, as they are sent; in parts."""
+        reading = Reading(model, torch.tensor(self.token_ids, device=model.device), at_once=TOKENS_AT_ONCE)
+        while not reading.is_read:
+            yield
+            reading.read_on(TOKENS_AT_ONCE)
         last = torch.tensor([len(self.token_ids) - 1], device=model.device)
         if self.thought_ids is None:
             thoughts = reading.think(last)

@@ -1,0 +1,78 @@
+"""Prompts that are read before texts are written after them: some tokens a turn, who comes first before the others."""
+
+import logging
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+
+from quietstar.model import QuietStarForCausalLM
+from quietstar.serving.batch import Batch
+from quietstar.serving.faults import failed
+from quietstar.serving.jobs import Job, Ticket
+from quietstar.serving.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+TOKENS_AT_ONCE = 512
+"""of prompts and other texts that are read, between which texts get their next token"""
+
+
+@dataclass(slots=True)
+class Prompt:
+    """A prompt that is being read, once for all its request's texts."""
+
+    ticket: Ticket
+    job: Job
+    batch: Batch
+    """of one text: what has been read"""
+
+    @property
+    def left(self) -> list[int]:
+        """Tokens to be read. The last one is left to be read with the texts that are written, and thought after."""
+        return self.job.prompt_ids[self.batch.n_read : -1]
+
+
+class Prompts:
+    """Those that are being read.
+
+    Args:
+        model: in evaluation mode.
+        metrics: counts tokens.
+    """
+
+    def __init__(self, model: QuietStarForCausalLM, metrics: Metrics) -> None:
+        self.model, self.metrics = model, metrics
+        self.queue: deque[Prompt] = deque()
+
+    def add(self, ticket: Ticket, job: Job) -> None:
+        """Read a request's prompt in turns to come."""
+        self.queue.append(Prompt(ticket, job, Batch(self.model, job.thinking, n_texts=1)))
+
+    def turn(self) -> list[Prompt]:
+        """Read some tokens; the prompts of which only the last is left. What fails, fails its own request."""
+        ready, left = [], TOKENS_AT_ONCE
+        while self.queue and left > 0:
+            prompt = self.queue[0]
+            if prompt.ticket.is_over:
+                self.queue.popleft().batch.close()
+                continue
+            chunk = prompt.left[:left]
+            left -= len(chunk)
+            try:
+                if chunk:
+                    prompt.batch.skim(torch.tensor([chunk], device=self.model.device))
+            except Exception:
+                logger.exception("a request failed")
+                prompt.ticket.report(failed())
+            else:
+                if not prompt.left:
+                    self.metrics.tokens("prompt", len(prompt.job.prompt_ids))
+                    ready.append(self.queue.popleft())
+        return ready
+
+    def close(self) -> None:
+        """Let go of caches."""
+        for prompt in self.queue:
+            prompt.batch.close()
+        self.queue.clear()
