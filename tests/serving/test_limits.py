@@ -206,7 +206,11 @@ def test_a_loopback_address_is_asked_by_loopback_names_only() -> None:
     assert idle(host="0.0.0.0")[0].get("/healthz", headers={"Host": "any.example"}).status_code == 200
     assert allowed_hosts("127.0.0.2") == {"localhost", "127.0.0.1", "127.0.0.2", "::1"}
     assert allowed_hosts("::") is allowed_hosts("10.0.0.1") is allowed_hosts("example.org") is None
-    assert name_of("[::1") == "::1"
+    assert allowed_hosts("127.1") == {"localhost", "127.0.0.1", "127.1", "::1"}
+    assert allowed_hosts("::ffff:127.0.0.1") is not None
+    assert name_of("[::1]:8000") == "::1"
+    for odd in ("[::1", "[::1].evil.example", "127.0.0.1:x@evil.example", "127.0.0.1/", "localhost:80:80"):
+        assert name_of(odd) == ""
 
 
 def test_every_answer_tells_browsers_what_it_may_do() -> None:

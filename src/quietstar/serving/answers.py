@@ -125,5 +125,5 @@ END = b"data: [DONE]\n\n"
 
 
 def to_json(body: dict[str, Any]) -> bytes:
-    """Compact; numbers are finite."""
-    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    """Compact, and in ASCII: no client takes a character of a text for the end of a line. Numbers are finite."""
+    return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()

@@ -1,7 +1,10 @@
 """The application: what each address answers."""
 
+import asyncio
+import logging
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Send
 from transformers import PreTrainedTokenizerBase
 
 import quietstar
@@ -23,7 +27,10 @@ from quietstar.serving.faults import RequestError
 from quietstar.serving.guard import Guard, allowed_hosts, answer_of
 from quietstar.serving.intake import Intake
 from quietstar.serving.pages import Pages
-from quietstar.serving.protocol import ChatRequest, CompletionRequest, ThoughtRequest, first_problem
+from quietstar.serving.protocol import ChatRequest, CompletionRequest, Fault, ThoughtRequest, first_problem
+from quietstar.serving.unread import CloseUnread
+
+logger = logging.getLogger(__name__)
 
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
@@ -46,7 +53,14 @@ def make_app(
         name: of the model, where the settings give none.
     """
     name = settings.model_name or name
-    app = FastAPI(title="quietstar", version=quietstar.__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="quietstar",
+        version=quietstar.__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # an address that is nearly right is answered as others that are wrong
+        responses={422: {"model": Fault, "description": "and every other status from 400 on"}},
+    )
     intake = Intake(engine, tokenizer, settings, name, _seeds(settings.seed))
     pages = Pages.load()
     _add_middleware(app, engine, settings)
@@ -65,8 +79,7 @@ def make_app(
         answer = Answer(job, name, isinstance(body, ChatRequest), body.wants_usage)
         events = Events(engine, job, request)
         if body.stream:
-            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-            return StreamingResponse(_chunks(events, answer), media_type="text/event-stream", headers=headers)
+            return Stream(_chunks(events, answer), settings.request_seconds)
         async for written in events:
             answer.take(written)
         return _json(answer.whole())
@@ -75,7 +88,10 @@ def make_app(
     async def thoughts(body: ThoughtRequest, request: Request) -> Response:
         question = await run_in_threadpool(intake.question, body)
         events = Events(engine, lambda: question.answer(engine.model, engine.speaker.tokenizer), request)
-        return _json([each async for each in events].pop())
+        (answer,) = [each async for each in events]
+        engine.metrics.tokens("prompt", len(question.token_ids))
+        engine.metrics.tokens("thought", len(answer["thought"]["ids"]))
+        return _json(answer)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -87,6 +103,7 @@ def make_app(
             raise RequestError(404, f"there is no model {asked[:60]!r}; give {name!r}", code="model_not_found")
         return _described(engine, settings, name)
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> Response:
         status = "ok" if engine.is_alive else "the engine has ended"
@@ -96,6 +113,7 @@ def make_app(
     async def metrics() -> Response:
         return Response(engine.metrics.page(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def front() -> Response:
         return pages.front()
@@ -111,10 +129,33 @@ def make_app(
     return app
 
 
-async def _chunks(events: Events, answer: Answer) -> AsyncIterator[bytes]:
+class Stream(StreamingResponse):
+    """Server-sent events, for as long as the server allows a request to take.
+
+    What has been written may take as long again to be fetched: a client that reads slowly, or not at all, ends there.
+    """
+
+    def __init__(self, chunks: AsyncGenerator[bytes, None], seconds: float) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(chunks, media_type="text/event-stream", headers=headers)
+        self.chunks, self.seconds = chunks, seconds
+
+    async def stream_response(self, send: Send) -> None:
+        """Send all; an answer that cannot be sent in time is left without its end."""
+        try:
+            async with asyncio.timeout(2 * self.seconds):
+                await super().stream_response(send)
+        except TimeoutError:
+            logger.warning("a client did not read its answer in time; its connection is closed")
+        finally:
+            await self.chunks.aclose()
+
+
+async def _chunks(events: Events, answer: Answer) -> AsyncGenerator[bytes, None]:
     try:
-        async for written in events:
-            yield event(answer.take(written))
+        async with aclosing(aiter(events)) as all_written:
+            async for written in all_written:
+                yield event(answer.take(written))
         if (last := answer.last_chunk()) is not None:
             yield event(last)
     except RequestError as fault:
@@ -158,10 +199,11 @@ def _add_middleware(app: FastAPI, engine: Engine, settings: ServeArguments) -> N
         hosts=allowed_hosts(settings.host),
         max_bytes=settings.max_request_bytes,
     )
-    if settings.cors_origin:  # outermost: a browser asks what is allowed without a key
+    if settings.cors_origin:  # before the guard: a browser asks what is allowed without a key
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origin, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
+    app.add_middleware(CloseUnread)
 
 
 def _add_handlers(app: FastAPI) -> None:
@@ -169,8 +211,7 @@ def _add_handlers(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         body = BODIES.get(request.url.path)
         message, param = first_problem(error.errors(), list(body.model_fields) if body else ())
-        is_json = error.errors()[0]["type"] != "json_invalid"
-        return answer_of(RequestError(422 if is_json else 400, message, param=param))
+        return answer_of(RequestError(422, message, param=param))
 
     async def not_there(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

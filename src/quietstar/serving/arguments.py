@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from quietstar.checks import check_text
 from quietstar.errors import SettingsError
 from quietstar.fields import option
 from quietstar.loading import UseArguments
@@ -54,6 +55,7 @@ class ServeArguments(UseArguments):
                 raise SettingsError(f"{name} is {value}; give a number of at least 1")
         if not 0 < self.request_seconds < float("inf"):
             raise SettingsError(f"request_seconds is {self.request_seconds}; give a number above 0")
+        check_text("model_name", self.model_name)
         if self.model_name == "":
             raise SettingsError("model_name is empty; give a name, or leave it out")
         for origin in self.cors_origin:

@@ -1,14 +1,17 @@
 """What the engine's thread reports, where a request is answered in an event loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.requests import Request
 
 from quietstar.serving.engine import Engine
 from quietstar.serving.faults import RequestError
-from quietstar.serving.jobs import Event, Job, Returned
+from quietstar.serving.jobs import Errand, Event, Job, Returned
+
+MOST_UNREAD = 4096
+"""events that wait for a client to read them"""
 
 
 class Events:
@@ -23,14 +26,27 @@ class Events:
         RequestError: the engine does not take it; or, while it is iterated over, it has failed.
     """
 
-    def __init__(self, engine: Engine, work: Job | Callable[[], Any], request: Request) -> None:
+    def __init__(self, engine: Engine, work: Job | Errand, request: Request) -> None:
         loop, self._engine = asyncio.get_running_loop(), engine
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
-        self._ticket = engine.submit(work, lambda event: _hand_over(loop, self._queue, event))
+
+        def emit(event: Event) -> None:
+            loop.call_soon_threadsafe(self._take, event)
+
+        self._ticket = engine.submit(work, emit)
         self._watch = loop.create_task(self._cancel_when_gone(request))
         self._n_left = self._ticket.n_rows
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
+    def _take(self, event: Event) -> None:
+        """Keep it for the client, unless that reads so slowly that it would fill the memory."""
+        if self._queue.qsize() < MOST_UNREAD:
+            self._queue.put_nowait(event)
+        elif self._queue.qsize() == MOST_UNREAD:
+            self._engine.cancel(self._ticket)
+            message = f"{MOST_UNREAD} tokens wait to be read; read them as they come, or ask for fewer"
+            self._queue.put_nowait(RequestError(503, message, code="reads_too_slowly"))
+
+    async def __aiter__(self) -> AsyncGenerator[Any, None]:
         """Tokens of a job; or what a function has returned, once."""
         try:
             while self._n_left:
@@ -48,7 +64,3 @@ class Events:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         self._engine.cancel(self._ticket)
-
-
-def _hand_over(loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[Event], event: Event) -> None:
-    loop.call_soon_threadsafe(queue.put_nowait, event)

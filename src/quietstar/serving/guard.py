@@ -4,6 +4,8 @@ import asyncio
 import hmac
 import ipaddress
 import logging
+import re
+import socket
 import time
 from collections.abc import Iterable
 
@@ -13,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quietstar.serving.faults import RequestError, failed
 from quietstar.serving.metrics import Metrics
+from quietstar.serving.protocol import check_json
 
 logger = logging.getLogger(__name__)
 
@@ -106,13 +109,18 @@ class Guard:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise RequestError(415, "the body's Content-Type is not application/json; send JSON, and say so")
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise RequestError(415, "the body has a Content-Encoding; send it as it is")
         try:
             async with asyncio.timeout(self.body_seconds):
                 body = await self._read(headers.get("content-length"), receive)
         except TimeoutError:
             raise RequestError(408, f"the body did not arrive within {self.body_seconds:g} s", code="timeout") from None
-        if body is not None:
-            await self.app(scope, _replayed(body, receive), send)
+        if body is None:
+            return
+        if body:
+            check_json(body)
+        await self.app(scope, _replayed(body, receive), send)
 
     def _check_host(self, host: str) -> None:
         """A page of another site whose name was pointed at this machine is not served."""
@@ -170,17 +178,25 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
+_HOST = re.compile(r"(?:\[(?P<ip>[0-9a-f:.%]+)\]|(?P<name>[^:\[\]@/]*))(?::\d*)?", re.IGNORECASE)
+
+
 def name_of(host: str) -> str:
-    """A Host header without its port: [::1]:8000 -> ::1."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower().removesuffix(".")
+    """A Host header without its port: [::1]:8000 -> ::1; empty where it is none."""
+    found = _HOST.fullmatch(host)
+    return "" if found is None else (found["ip"] or found["name"] or "").lower().removesuffix(".")
 
 
 def allowed_hosts(host: str) -> frozenset[str] | None:
     """Names by which a server at a loopback address is asked for; None, any, where it listens at another one."""
+    return frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if _is_loopback(host) else None
+
+
+def _is_loopback(host: str) -> bool:
+    """Whatever way it is written: 127.1, or a name of this machine's own."""
     try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = host.lower() == "localhost"
-    return frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if is_loopback else None
+        first = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4][0]
+        address = ipaddress.ip_address(str(first).partition("%")[0])
+    except (OSError, UnicodeError, ValueError):
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

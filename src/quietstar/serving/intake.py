@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from inspect import signature
 
 from transformers import PreTrainedTokenizerBase
 
@@ -51,14 +52,14 @@ class Intake:
         n = request.n or 1
         if n > self.settings.most_texts:
             raise RequestError(400, f"n is {n}; the server allows up to {self.settings.most_texts}", param="n")
-        asked = request.asked_tokens
+        asked, param = request.asked_tokens
         if asked is not None and asked > self.settings.max_tokens:
-            message = f"max_tokens is {asked}; the server allows up to {self.settings.max_tokens}"
-            raise RequestError(400, message, param="max_tokens")
+            message = f"{param} is {asked}; the server allows up to {self.settings.max_tokens}"
+            raise RequestError(400, message, param=param)
         if isinstance(request, ChatRequest):
             ids, param = self._chat_ids(request), "messages"
         else:
-            ids, param = self._ids(request.prompt), "prompt"
+            ids, param = self._ids(request.prompt, "prompt"), "prompt"
         self._check_length(ids, param)
         room = self.engine.room(len(ids))
         most = request.default_tokens if asked is None else asked
@@ -82,8 +83,9 @@ class Intake:
             RequestError: a limit is passed.
         """
         self._check_model(request.model)
-        ids = self._ids(request.prompt or "" if request.token_ids is None else request.token_ids)
-        self._check_length(ids, "prompt" if request.token_ids is None else "token_ids")
+        text, param = (request.prompt, "prompt") if request.token_ids is None else (request.token_ids, "token_ids")
+        ids = self._ids(text or "", param)
+        self._check_length(ids, param)
         thought = request.thought_ids
         if request.thought is not None:
             with self._one_at_a_time:
@@ -108,11 +110,11 @@ class Intake:
                 404, f"there is no model {name[:60]!r}; give {self.name!r}", param="model", code="model_not_found"
             )
 
-    def _ids(self, prompt: str | list[int]) -> list[int]:
+    def _ids(self, prompt: str | list[int], param: str) -> list[int]:
         if isinstance(prompt, str):
             with self._one_at_a_time:
                 return prompt_ids(self.tokenizer, prompt)
-        self._check_ids(prompt, "prompt")
+        self._check_ids(prompt, param)
         return prompt
 
     def _check_ids(self, ids: list[int], param: str) -> None:
@@ -138,6 +140,7 @@ class Intake:
                 code="no_chat_template",
             )
         messages = [message.model_dump(exclude_none=True) for message in request.messages]
+        self._check_spelled_out(request)
         try:
             with self._one_at_a_time:
                 # a message that spells out a control token stays text: it cannot speak for somebody else
@@ -149,3 +152,18 @@ class Intake:
             message = f"the model's chat template refuses these messages: {said}"
             raise RequestError(400, message, param="messages") from error
         return list(ids)
+
+    def _check_spelled_out(self, request: ChatRequest) -> None:
+        """Where this version of transformers cannot tell them from the template's own, they are refused."""
+        if "sanitize_control_tokens" in signature(self.tokenizer.apply_chat_template).parameters:
+            return
+        control = [*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()]
+        for text in (text for message in request.messages for text in (message.content, message.name or "")):
+            spelled = next((token for token in control if token in text), None)
+            if spelled is not None:
+                raise RequestError(
+                    400,
+                    f"a message spells out the control token {spelled!r}; leave it out (or serve with a newer "
+                    "transformers, to which it is text there)",
+                    param="messages",
+                )

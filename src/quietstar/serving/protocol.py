@@ -1,12 +1,14 @@
 """What requests may hold. Unknown fields and wrong types are refused, each in one line."""
 
 import difflib
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from quietstar.policy import ThinkPolicy
+from quietstar.serving.faults import RequestError
 
 MOST_STOPS = 4
 LONGEST_STOP = 500
@@ -96,7 +98,7 @@ Text = Annotated[str, BeforeValidator(lambda value: _text(value) if isinstance(v
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Temperature = Annotated[Number, Field(ge=0, le=2)]
 Share = Annotated[Number, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class _Request(BaseModel):
@@ -146,9 +148,9 @@ class Writing(_Request):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
-    def asked_tokens(self) -> int | None:
-        """How many may be written; None where the request does not say."""
-        return self.max_tokens
+    def asked_tokens(self) -> tuple[int | None, str]:
+        """How many may be written, and the field that says so; None where the request does not say."""
+        return self.max_tokens, "max_tokens"
 
 
 class CompletionRequest(Writing):
@@ -174,9 +176,11 @@ class ChatRequest(Writing):
     max_completion_tokens: Count | None = None
 
     @property
-    def asked_tokens(self) -> int | None:
+    def asked_tokens(self) -> tuple[int | None, str]:
         """The smaller of both."""
-        return min((n for n in (self.max_tokens, self.max_completion_tokens) if n is not None), default=None)
+        both = {"max_completion_tokens": self.max_completion_tokens, "max_tokens": self.max_tokens}
+        given = [(n, name) for name, n in both.items() if n is not None]
+        return min(given, default=(None, "max_tokens"))
 
 
 class ThoughtRequest(_Request):
@@ -198,6 +202,43 @@ class ThoughtRequest(_Request):
         return self
 
 
+class Problem(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Fault(BaseModel):
+    """What every answer holds that is none."""
+
+    error: Problem
+
+
+def check_json(body: bytes) -> None:
+    """Raise RequestError where a body is no JSON in UTF-8, or says something twice."""
+    try:
+        json.loads(body.decode(), object_pairs_hook=_once)
+    except UnicodeDecodeError as error:
+        raise RequestError(400, f"byte {error.start + 1} of the body is no UTF-8; send JSON in UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise RequestError(400, f"the body is no JSON: {error}") from None
+    except RecursionError:
+        raise RequestError(400, "the body's lists or objects are too deep in each other; send a flatter one") from None
+    except ValueError:  # Python's limit, of some thousand digits
+        raise RequestError(400, "the body holds a number of too many digits; send a shorter one") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))[:_SHOWN]
+        raise RequestError(422, f"{name} is given twice; give it once", param=name)
+    return found
+
+
 def first_problem(errors: Sequence[Any], fields: Sequence[str] = ()) -> tuple[str, str | None]:
     """One line about the first of pydantic's errors, and the field that it is about.
 
@@ -208,8 +249,6 @@ def first_problem(errors: Sequence[Any], fields: Sequence[str] = ()) -> tuple[st
     error = errors[0]
     name = ".".join(str(part) for part in error["loc"] if part != "body") or None
     kind, said = error["type"], error["msg"].removeprefix("Value error, ")
-    if kind == "json_invalid":
-        return f"the body is no JSON: {error.get('ctx', {}).get('error', said)}", None
     if kind == "extra_forbidden":
         return _unknown(str(error["loc"][-1]), fields if len(error["loc"]) == 2 else ()), name
     if kind == "missing":

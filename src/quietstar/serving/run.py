@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.checks import check_text
 from quietstar.errors import MissingExtraError, SettingsError
 from quietstar.loading import load_model
 from quietstar.model import QuietStarForCausalLM
@@ -26,10 +27,17 @@ except ImportError as error:
         raise
     raise MissingExtraError(package, "serve", "quietstar serve") from error
 
+try:
+    import resource
+except ImportError:  # not everywhere
+    resource = None  # type: ignore[assignment]
+
 logger = logging.getLogger(__name__)
 
 CONNECTIONS = 1024
 """at once; further ones are answered with 503"""
+OTHER_FILES = 256
+"""that may be open beside: of the model, and of connections until they are answered with 503"""
 GOODBYE_SECONDS = 5
 """in which streams that were ended may still be sent"""
 
@@ -53,6 +61,7 @@ def serve(model_name: str, args: ServeArguments, say: Callable[[str], None]) -> 
         model, tokenizer = load_model(model_name, args)
         assert isinstance(model, QuietStarForCausalLM)
         name = args.model_name or Path(model_name).resolve().name
+        check_text("the model's name", name)
         server = make_server(model, tokenizer, args, name)
         address = address_of(args.host, door.getsockname()[1])
         server.when_ready = lambda: say(f"serving {name} at {address}")
@@ -75,7 +84,8 @@ def make_server(
         lifespan="off",
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=CONNECTIONS,
+        limit_concurrency=n_connections(),
+        ws="none",
         timeout_graceful_shutdown=GOODBYE_SECONDS,
     )
     return Server(config, engine)
@@ -97,7 +107,12 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
         self.engine.start()
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # another server was told to listen there after us, and was ready before
+            self.engine.stop()
+            host, port = (sockets or [])[0].getsockname()[:2]
+            raise _taken(host, port, error) from error
         self.when_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -117,17 +132,34 @@ def listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         door = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise SettingsError(f"host {host!r} is no address: {error.strerror}; give one such as 127.0.0.1") from error
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SettingsError(f"host {host!r} is no address: {reason}; give one such as 127.0.0.1") from error
     try:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind(address)
     except OSError as error:
         door.close()
-        raise SettingsError(
-            f"host {host} and port {port} cannot be used: {error.strerror}; give another --port, or 0 for a free one"
-        ) from error
+        raise _taken(host, port, error) from error
     return door
+
+
+def _taken(host: str, port: int, error: OSError) -> SettingsError:
+    return SettingsError(
+        f"host {host} and port {port} cannot be used: {error.strerror}; give another --port, or 0 for a free one"
+    )
+
+
+def n_connections() -> int:
+    """That may be open at once: fewer than CONNECTIONS where this process may not open as many files."""
+    if resource is None:
+        return CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = CONNECTIONS + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, soft - OTHER_FILES))
 
 
 def address_of(host: str, port: int) -> str:

@@ -115,6 +115,7 @@
     QS.get("answer").replaceChildren();
     QS.get("what-if").hidden = false;
     QS.get("thought").value = entry.thought_text ?? "";
+    chosen.filled = field("thought"); // a box knows one kind of line end
   }
 
   function prediction(name, top, { id }) {
@@ -129,7 +130,7 @@
     trying = new AbortController();
     const { column, index, entry } = chosen;
     const thought = field("thought");
-    const own = entry.thought && thought === (entry.thought_text ?? "");
+    const own = entry.thought && thought === chosen.filled;
     const body = {
       token_ids: column.idsBefore(index),
       ...(own ? { thought_ids: entry.thought_ids } : { thought }),
