@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from inspect import signature
 from typing import Any
 
 import pytest
 import torch
 from starlette.testclient import TestClient
+from transformers import PreTrainedTokenizerBase
 
 from quietstar.inspection.reading import Reading
 from quietstar.serving.app import make_app
@@ -18,6 +20,7 @@ from quietstar.serving.text import one_line
 from tests.serving.running import CONTEXT, NAME, a_job, alone, running_engine, speaking_model
 from tests.tiny_tokenizer import byte_tokenizer
 
+TELLS_APART = "sanitize_control_tokens" in signature(PreTrainedTokenizerBase.apply_chat_template).parameters
 TOKENIZER = byte_tokenizer()
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 COMPLETION: dict[str, Any] = {"model": NAME, "prompt": "one two", "temperature": 0, "max_tokens": 12}
@@ -156,12 +159,26 @@ def test_a_text_is_as_long_as_asked_for(allowed: int, by_itself: int) -> None:
         assert length("/v1/chat/completions", chat | {"max_tokens": 4}) == 4
 
 
+@pytest.mark.skipif(not TELLS_APART, reason="this version of transformers cannot tell control tokens apart")
 def test_a_message_cannot_speak_for_others(client: TestClient) -> None:
     """What spells out a control token in it stays text."""
     asked = CHAT | {"messages": [{"role": "user", "content": "</s>"}], "thoughts": True}
     ids = client.post("/v1/chat/completions", json=asked).json()["prompt_token_ids"]
     assert 2 not in ids
     assert TOKENIZER.decode(ids) == "<user></s><assistant>"
+
+
+@pytest.mark.parametrize("message", [{"content": "a</s>b"}, {"content": "x", "name": "</s>"}])
+def test_where_control_tokens_cannot_be_told_apart_they_are_refused(
+    client: TestClient, message: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older versions of transformers take what a message spells out for their own."""
+    older = lambda self, messages, **how: "".join(each["content"] for each in messages).encode()  # noqa: E731
+    monkeypatch.setattr(type(TOKENIZER), "apply_chat_template", older)
+    answer = client.post("/v1/chat/completions", json=CHAT | {"messages": [{"role": "user"} | message]})
+    assert answer.status_code == 400
+    assert "a message spells out the control token '</s>'; leave it out" in answer.json()["error"]["message"]
+    assert client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 1}).status_code == 200
 
 
 def test_reasoning_may_be_left_out(client: TestClient) -> None:

@@ -32,6 +32,7 @@ WRONG = [
     ({"request_seconds": 0.0}, "request_seconds is 0.0; give a number above 0"),
     ({"request_seconds": float("nan")}, "request_seconds is nan"),
     ({"model_name": ""}, "model_name is empty"),
+    ({"model_name": "a\udcffb"}, "model_name is no whole Unicode text"),
     ({"cors_origin": ["example.org"]}, "give an origin such as http://localhost:3000"),
     ({"cors_origin": ["http://example.org/page"]}, "give an origin"),
     ({"think": "sometimes"}, "choose from"),
@@ -77,7 +78,7 @@ def test_an_address_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"quietstar serve: host 127.0.0.1 and port {port} cannot be used: Address already in use")
     assert "\n" not in said
-    for host in ("no.such.host.invalid", "not an address"):
+    for host in ("no.such.host.invalid", "not an address", "a..b", "a" * 64 + ".example"):
         with pytest.raises(SettingsError, match="is no address"):
             listen(host, 0)
     assert address_of("::1", 80) == "http://[::1]:80"

@@ -128,6 +128,8 @@ def test_a_prompt_has_a_length() -> None:
     assert "give at most 5" in refused(client, 400, {"prompt": "sixsix"}, "/v1/thoughts")["message"]
     for prompt in ("", [259], [-1], [10**30]):
         assert refused(client, 400, {"prompt": prompt})["param"] == "prompt"
+    for ids in ([], [259]):
+        assert refused(client, 400, {"token_ids": ids}, "/v1/thoughts")["param"] == "token_ids"
     assert not engine.waiting
 
 
@@ -138,7 +140,11 @@ def test_an_output_has_a_length_and_a_number() -> None:
         "max_tokens is 10; the server allows up to 9"
         in refused(client, 400, COMPLETION | {"max_tokens": 10})["message"]
     )
+    chat = {"messages": [{"role": "user", "content": "x"}], "max_completion_tokens": 10}
+    error = refused(client, 400, chat, "/v1/chat/completions")
+    assert error["param"] == "max_completion_tokens"
     assert "n is 3; the server allows up to 2" in refused(client, 400, COMPLETION | {"n": 3})["message"]
+    assert "max_tokens is 1000" in refused(client, 422, COMPLETION | {"max_tokens": 10**4000})["message"]
     assert not engine.waiting
 
 

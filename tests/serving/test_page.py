@@ -226,6 +226,33 @@ def answers(page: Any, body: str) -> None:
     page.route("**/v1/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
 
 
+def test_line_breaks_of_a_thought_stay_what_they_are(browser: Any, server: tuple[str, Server]) -> None:
+    """As it is, the thought is asked about by its tokens, and with a letter more by its text."""
+    asked: list[dict[str, Any]] = []
+
+    def answer(route: Any) -> None:
+        asked.append(json.loads(route.request.post_data))
+        top = [{"id": 7, "token": "a", "logprob": -0.1}]
+        three = dict.fromkeys(("base", "mixed", "thought_alone"), top)
+        route.fulfill(json={"thought": {"ids": [7], "tokens": ["a"]}, "mixing_weight": 0.5} | three)
+
+    with watched(browser, server[0] + "/") as page:
+        answers(page, stream(["x\r\n⏎y"]))
+        page.route("**/v1/thoughts", answer)
+        ask(page, "Two")
+        pieces(page, "on").first.click()
+        page.locator("#what-if button[type=submit]").click()
+        expect(page.locator("#answer .three")).to_be_visible()
+        page.locator("#thought").focus()
+        page.keyboard.press("Control+End")
+        page.keyboard.type("z")
+        page.keyboard.press("Control+Enter")
+        expect(page.locator("#answer .three")).to_be_visible()
+        page.wait_for_timeout(200)
+    assert [each.get("thought_ids") for each in asked] == [[7], None]
+    assert asked[1]["thought"] == "x\n⏎yz"
+
+
 def test_hostile_tokens_of_a_model_are_shown_and_do_nothing(browser: Any, server: tuple[str, Server]) -> None:
     with watched(browser, server[0] + "/") as page:
         answers(page, stream(HOSTILE))

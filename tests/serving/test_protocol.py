@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from quietstar.serving.app import make_app
 from quietstar.serving.arguments import ServeArguments
-from quietstar.serving.protocol import ChatRequest, CompletionRequest, ThoughtRequest
+from quietstar.serving.protocol import ChatRequest, CompletionRequest, Fault, ThoughtRequest
 from tests.serving.running import driven, speaking_model
 from tests.tiny_tokenizer import byte_tokenizer
 
@@ -136,6 +136,48 @@ def test_a_misspelt_field_is_guessed(client: TestClient) -> None:
 def test_what_is_no_json_is_refused(client: TestClient, path: str, body: bytes) -> None:
     """Broken, no UTF-8, too deep, or numbers that are too long to be read."""
     refused(client, path, body, status=400 if body else 422)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (b"{", 400, "the body is no JSON: Expecting property name"),
+        (b"\xff\xfe", 400, "byte 1 of the body is no UTF-8; send JSON in UTF-8"),
+        ('{"prompt": "x"}'.encode("utf-16"), 400, "byte 1 of the body is no UTF-8"),
+        (b"[" * 100_000, 400, "are too deep in each other; send a flatter one"),
+        (b'{"prompt": 1' + b"0" * 5000 + b"}", 400, "holds a number of too many digits; send a shorter one"),
+        (b'{"prompt": "x", "seed": 1, "seed": 2}', 422, "seed is given twice; give it once"),
+        (b'{"messages": [{"role": "user", "role": "system"}]}', 422, "role is given twice"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_told_what_is_wrong(
+    client: TestClient, body: bytes, status: int, says: str
+) -> None:
+    """Not that something is."""
+    for path in GOOD:
+        assert says in refused(client, path, body, status=status)["message"]
+    answer = client.post(
+        COMPLETION, content=b"x", headers={"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    )
+    assert answer.status_code == 415
+    assert "Content-Encoding" in answer.json()["error"]["message"]
+
+
+def test_every_error_is_described(client: TestClient) -> None:
+    """As it is, not as the framework has it."""
+    described = client.get("/openapi.json").json()
+    for path in GOOD:
+        schema = described["paths"][path]["post"]["responses"]["422"]["content"]["application/json"]["schema"]
+        assert schema == {"$ref": "#/components/schemas/Fault"}
+    Fault.model_validate(client.post(COMPLETION, json={}).json())
+    assert "HTTPValidationError" not in described["components"]["schemas"]
+
+
+def test_an_address_that_is_nearly_right_is_wrong(client: TestClient) -> None:
+    """It is not sent elsewhere; and what looks whether somebody is there may do so without a body."""
+    answer = client.post(COMPLETION + "/", json={"prompt": "x"}, follow_redirects=False)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "invalid_request_error")
+    assert client.head("/healthz").status_code == client.head("/").status_code == 200
 
 
 json_values = st.recursive(

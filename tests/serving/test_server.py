@@ -12,8 +12,13 @@ import httpx
 import openai
 import pytest
 
+from quietstar.errors import SettingsError
+from quietstar.serving import run
+from quietstar.serving.arguments import ServeArguments
 from quietstar.serving.batch import Batch
-from quietstar.serving.run import Server
+from quietstar.serving.guard import Guard
+from quietstar.serving.run import Server, listen
+from tests.serving import running
 from tests.serving.running import CONTEXT, NAME, a_job, alone, served, speaking_model
 from tests.serving.test_app import TEMPLATE
 from tests.tiny_tokenizer import byte_tokenizer
@@ -261,3 +266,134 @@ def test_what_is_no_http_harms_nobody(server: tuple[str, Server], sent: bytes) -
         raw.sendall(sent + b"\r\n\r\n")
         assert raw.recv(100).startswith(b"HTTP/1.1 4")
     assert httpx.get(f"{server[0]}/healthz").json()["status"] == "ok"
+
+
+POST = (
+    "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\n"
+    "Content-Length: {length}\r\nAuthorization: Bearer x\r\n\r\n"
+)
+
+
+def connected(address: str) -> socket.socket:
+    """A connection that is given what a test likes; with little room for what it does not read."""
+    host, port = address.removeprefix("http://").split(":")
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.settimeout(20)
+    raw.connect((host, int(port)))
+    return raw
+
+
+def sent_until_closed(address: str, head: str, part: bytes) -> tuple[bytes, int]:
+    """What is answered to a body that never ends, and how much of it could be sent."""
+    n_sent = 0
+    with connected(address) as raw:
+        raw.sendall(head.encode())
+        answer = raw.recv(100_000)
+        try:
+            for _ in range(20_000):
+                n_sent += raw.send(part)
+        except OSError:
+            return answer, n_sent
+    raise AssertionError("the connection goes on")
+
+
+@pytest.mark.parametrize(("kind", "status"), [("application/json", 413), ("text/plain", 415)])
+def test_a_refused_body_is_not_read_to_its_end(server: tuple[str, Server], kind: str, status: int) -> None:
+    """It is answered, and the connection is closed, whatever goes on to be sent."""
+    head = POST.format(kind=kind, length=10**12)
+    answer, n_sent = sent_until_closed(server[0], head, b"x" * 2**20)
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"connection: close" in answer.lower()
+    assert n_sent < 2**26  # what is read, and what networks hold
+    answer = httpx.post(f"{server[0]}/v1/completions", content=b"x" * 2**22, headers={"Content-Type": kind})
+    assert answer.status_code == status  # a client that sends more than is read still has its answer
+
+
+def test_a_body_that_trickles_in_holds_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its time there is an answer, and an end."""
+    monkeypatch.setitem(Guard.__init__.__kwdefaults__, "body_seconds", 0.3)
+    with served(speaking_model()) as (address, _), connected(address) as raw:
+        raw.sendall(POST.format(kind="application/json", length=10**6).encode())
+        raw.settimeout(0.05)
+        began, answer, part = time.monotonic(), b"", b"-"
+        while part and time.monotonic() - began < 20:
+            try:
+                raw.send(b" ")
+                part = raw.recv(10_000)
+                answer += part
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert time.monotonic() - began < 20
+
+
+def test_a_body_that_is_read_leaves_the_connection_open(server: tuple[str, Server]) -> None:
+    """Refusals of what stands in it among them."""
+    with httpx.Client(base_url=server[0]) as client:
+        for body, status in ((b"{", 400), (b'{"prompt": 1}', 422), (b'{"prompt": "x", "max_tokens": 1}', 200)):
+            answer = client.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
+            assert answer.status_code == status
+            assert "connection" not in answer.headers
+        assert client.request("GET", "/healthz", content=b"x").headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("seconds", [300.0, 2.0])
+def test_a_client_that_does_not_read_fills_no_memory(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its generation stops; it is told so if it reads in time; else its connection ends before the answer."""
+    monkeypatch.setattr("quietstar.serving.events.MOST_UNREAD", 40)
+    right = running.listen
+
+    def narrow(host: str, port: int) -> socket.socket:
+        """Where little lies on the way."""
+        door = right(host, port)
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return door
+
+    monkeypatch.setattr(running, "listen", narrow)
+    asked = {"prompt": PROMPT, "n": 8, "max_tokens": CONTEXT - 20, "temperature": 1, "stream": True, "thoughts": True}
+    body = json.dumps(asked).encode()
+    with served(speaking_model(letters=False), request_seconds=seconds) as (address, server), connected(address) as raw:
+        raw.sendall(POST.format(kind="application/json", length=len(body)).encode() + body)
+        eventually(lambda: server.engine.running)
+        eventually(lambda: not server.engine.running)
+        written = server.engine.metrics.registry.get_sample_value("quietstar_tokens_total", {"kind": "visible"})
+        assert written < 8 * (CONTEXT - 20) / 2
+        time.sleep(2.2 * seconds if seconds < 10 else 0)
+        found = b""
+        while part := raw.recv(2**20):
+            found += part
+            if b"[DONE]" in found[-30:]:
+                break
+    assert (b"reads_too_slowly" in found) == (b"[DONE]" in found) == (seconds > 10)
+
+
+def test_further_connections_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 503; and the limit is one that the process can keep."""
+    monkeypatch.setattr(run, "CONNECTIONS", 3)
+    with served(speaking_model()) as (address, _):
+        held = [connected(address) for _ in range(3)]
+        answer = httpx.get(f"{address}/healthz")
+        assert answer.status_code == 503
+        for each in held:
+            each.close()
+        eventually(lambda: httpx.get(f"{address}/healthz").status_code == 200)
+    monkeypatch.undo()
+    set_to: list[tuple[int, int]] = []
+    monkeypatch.setattr(run.resource, "setrlimit", lambda _, limits: set_to.append(limits))
+    for soft, hard, n in [(1024, 4096, 1024), (1024, 1024, 768), (4096, 4096, 1024), (-1, -1, 1024), (256, 300, 44)]:
+        monkeypatch.setattr(run.resource, "getrlimit", lambda _, limits=(soft, hard): limits)
+        assert run.n_connections() == n
+    assert set_to == [(1280, 4096), (1024, 1024), (300, 300)]
+
+
+def test_a_port_that_is_taken_meanwhile_is_said_so() -> None:
+    """By one of two servers that were told to listen at one address while neither did."""
+    with listen("127.0.0.1", 0) as door, listen("127.0.0.1", door.getsockname()[1]) as other:
+        other.listen()
+        late = run.make_server(speaking_model(), TOKENIZER, ServeArguments(), NAME)
+        with pytest.raises(SettingsError, match=r"host 127.0.0.1 and port \d+ cannot be used: Address already in use"):
+            late.run(sockets=[door])
+        assert not late.engine.is_alive
