@@ -109,7 +109,7 @@ const QS = {};
     );
   };
 
-  /** Radio buttons named `theme`, with values auto, light and dark, switch the colours; the choice is remembered. */
+  /** Put a switch between light and dark colours into the element `theme`; the choice is remembered. */
   QS.theme = () => {
     const store = (choice) => {
       try {
@@ -128,13 +128,17 @@ const QS = {};
     } catch {
       // as above
     }
-    for (const radio of document.querySelectorAll('input[name="theme"]')) {
-      radio.checked = radio.value === choice;
+    const choices = ["auto", "light", "dark"];
+    if (!choices.includes(choice)) choice = "auto";
+    const radios = choices.map((value) => {
+      const radio = QS.el("input", { type: "radio", name: "theme", value, checked: value === choice });
       radio.addEventListener("change", () => {
-        apply(radio.value);
-        store(radio.value);
+        apply(value);
+        store(value);
       });
-    }
-    if (["light", "dark"].includes(choice)) apply(choice);
+      return QS.el("label", {}, radio, ` ${value}`);
+    });
+    QS.get("theme").append(QS.el("legend", {}, "Colours"), ...radios);
+    apply(choice);
   };
 }
