@@ -34,6 +34,22 @@ def test_given_thoughts_say_what_forward_says(family: str) -> None:
     assert torch.allclose(found.thought_logprob[:3], again.thought_logprob[0, 0, at], atol=1e-3)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma3_text", "gpt2"])
+def test_a_text_read_in_parts_is_the_text(family: str) -> None:
+    model, ids = tiny_model(family, n_ahead=N_AHEAD), texts(S)["input_ids"][0]
+    whole, parts = Reading(model, ids), Reading(model, ids, at_once=4)
+    for n_read in (4, 8, 12, 13):
+        assert len(parts) == n_read
+        assert parts.is_read == (n_read == S)
+        if not parts.is_read:
+            parts.read_on(4)
+    assert torch.allclose(parts.h_base, whole.h_base, atol=1e-4)
+    at = torch.tensor([S - 1])
+    assert torch.equal(parts.think(at), whole.think(at))
+    said = [of.after(at, whole.think(at)).mixed for of in (parts, whole)]
+    assert torch.allclose(*said, atol=1e-4)
+
+
 def test_predictions_by_thought_alone_and_mixed_are_forwards() -> None:
     model = tiny_model(n_ahead=N_AHEAD)
     row = texts(S)
