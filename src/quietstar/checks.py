@@ -1,9 +1,11 @@
 """What a forward pass refuses, each in one line."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from quietstar.config import QuietStarConfig
@@ -64,6 +66,15 @@ def check_sampling(thought_temperature: float | None, thought_top_p: float | Non
         raise SettingsError(f"thought_temperature is {thought_temperature}; give a number of at least 0")
     if thought_top_p is None or not 0 < thought_top_p <= 1:
         raise SettingsError(f"thought_top_p is {thought_top_p}; give a number above 0, at most 1")
+
+
+def check_ids(model: PreTrainedModel, ids: Iterable[int], what: str) -> None:
+    """Raise SettingsError where a text has a token that the model has no embedding of."""
+    n_rows = len(model.get_input_embeddings().weight)
+    if (highest := max(ids, default=0)) >= n_rows:
+        raise SettingsError(
+            f"{what} has token {highest}, and the model has {n_rows} embeddings; give the tokenizer that belongs to it"
+        )
 
 
 def check_text(name: str, text: str | None) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from quietstar.checks import check_ids, check_text
 from quietstar.errors import DataError, SettingsError
 from quietstar.fields import option
 from quietstar.journal import Journal
@@ -41,6 +42,8 @@ class SpeakArguments(UseArguments):
             raise SettingsError(f"temperature is {self.temperature}; give a number of at least 0")
         if not 0 < self.top_p <= 1:
             raise SettingsError(f"top_p is {self.top_p}; give a number above 0, at most 1")
+        if self.top_p < 1 and not self.temperature:
+            raise SettingsError("top_p was given with a temperature of 0, which draws nothing; give a temperature, too")
 
     @property
     def text_settings(self) -> dict[str, Any]:
@@ -98,6 +101,7 @@ def read_prompts(prompt: str | None, file: str | None, stdin: TextIO) -> Iterato
 
 
 def _not_empty(prompt: str, what: str) -> str:
+    check_text(what, prompt)
     if not prompt.strip():
         raise DataError(f"{what} is empty; give some text to go on from")
     return prompt
@@ -114,6 +118,7 @@ def speak(model_name: str, prompt: str | None, args: GenerateArguments, out: Tex
     encoded = [torch.tensor([prompt_ids(tokenizer, each)]) for each in prompts]
     for each in encoded:
         _check_length(model, each.shape[1])
+        check_ids(model, each[0].tolist(), "a prompt")
     torch.manual_seed(args.seed)
     console = Console(file=out, highlight=False, soft_wrap=True)
     for number, (text, ids) in enumerate(zip(prompts, encoded, strict=True)):

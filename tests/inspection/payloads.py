@@ -4,6 +4,8 @@ import math
 import random
 from typing import Any
 
+from quietstar.inspection.payload import shown
+
 TEXT = (
     "Two dozen eggs make a cake for the whole village , and nobody asks how many were broken on the way . \n "
     "She counts : twelve and twelve is twenty four ; half of them are brown . It rains all morning , so the market "
@@ -43,7 +45,13 @@ HOSTILE = [
 
 
 def payload(
-    n_positions: int = 200, n_rows: int = 1, K: int = 4, seed: int = 0, hostile: bool = False
+    n_positions: int = 200,
+    n_rows: int = 1,
+    K: int = 4,
+    seed: int = 0,
+    hostile: bool = False,
+    thinks: float = 0.7,
+    n_words: int = 0,
 ) -> dict[str, Any]:
     """A payload as `quietstar.inspection.payload` makes it.
 
@@ -53,15 +61,20 @@ def payload(
         K: tokens of a thought.
         seed: of everything that is drawn.
         hostile: whether tokens of HOSTILE stand in the text and in thoughts.
+        thinks: share of the positions with a thought.
+        n_words: tokens of the vocabulary beside those of TEXT.
     """
     source = random.Random(seed)
     texts = (HOSTILE if hostile else []) + [
         word if word == "\n" else f" {word}" for word in dict.fromkeys(TEXT.split(" "))
     ]
+    texts += [f" word{index}" for index in range(n_words)]
     tokens = {str(100_000 + index): text for index, text in enumerate(texts)}
     names = ["removed", "filler", "shuffled", "swapped", "random", *(f"truncated_{k}" for k in range(K)), "given"]
+    at_positions = shown(names)
     lengths = [n_positions // n_rows + (row < n_positions % n_rows) for row in range(n_rows)]
-    rows = [_row(source, length, K, list(tokens), tokens, names, hostile) for length in lengths]
+    pool: list[list[int]] = []
+    rows = [_row(source, length, K, tokens, at_positions, hostile, thinks, pool) for length in lengths]
     labels = {"removed": "thought removed", "filler": "as many filler tokens", "given": "the thought given"}
     return {
         "title": "Thoughts about <eggs> & \N{RIGHT-TO-LEFT OVERRIDE}more" if hostile else "Thoughts about eggs",
@@ -89,6 +102,7 @@ def payload(
         ],
         "tokens": tokens,
         "rows": rows,
+        "thoughts": pool,
     }
 
 
@@ -113,29 +127,41 @@ def _estimate(source: random.Random, about: float) -> dict[str, float]:
 
 
 def _row(
-    source: random.Random, S: int, K: int, ids: list[str], tokens: dict[str, str], names: list[str], hostile: bool
+    source: random.Random,
+    S: int,
+    K: int,
+    tokens: dict[str, str],
+    names: list[str],
+    hostile: bool,
+    thinks: float,
+    pool: list[list[int]],
 ) -> dict[str, Any]:
-    plain = [int(each) for each in ids]
+    plain = [int(each) for each in tokens]
     text = [plain[i % len(plain)] for i in range(S)] if hostile else [source.choice(plain) for _ in range(S)]
-    thought = [source.random() < 0.7 for _ in range(S)]
+    thought = [source.random() < thinks for _ in range(S)]
 
     def some(make: Any, where: list[bool] | None = None, last: bool = True) -> list[Any]:
         return [make() if (where is None or where[i]) and (last or i < S - 1) else None for i in range(S)]
 
-    def thoughts() -> list[int]:
-        return [source.choice(plain) for _ in range(K)]
+    def thoughts() -> int:
+        pool.append([source.choice(plain) for _ in range(K)])
+        return len(pool) - 1
 
     def top() -> list[list[float]]:
         shares = sorted((source.random() for _ in range(5)), reverse=True)
-        return [[each, math.log(share / 4)] for each, share in zip(source.sample(plain, 5), shares, strict=True)]
+        return [
+            [each, round(math.log(share / 4), 4)] for each, share in zip(source.sample(plain, 5), shares, strict=True)
+        ]
 
     def effect(name: str) -> dict[str, list[Any]]:
         told = {} if name.startswith("truncated") else {"thought_ids": some(thoughts, thought)}
         told = {"thought_ids": [None] * S} if name == "removed" else told
+        if name in ("filler", "given", "swapped"):  # one for all, or one that stands elsewhere
+            told = {"thought_ids": some(lambda: 0, thought)}
         flips = some(lambda: int(source.random() < 0.2), thought)
         return {
-            "delta": some(lambda: source.gauss(-0.05, 0.3), thought, last=False),
-            "kl": some(lambda: abs(source.gauss(0, 0.2)), thought),
+            "delta": some(lambda: round(source.gauss(-0.05, 3), 3), thought, last=False),
+            "kl": some(lambda: round(abs(source.gauss(0, 2)), 3), thought),
             "flips": flips,
             "top": [source.choice(plain) if was else None for was in flips],
             **told,
@@ -150,7 +176,7 @@ def _row(
         "thought": thought,
         "reason": [f"entropy {3 if each else 1.2:.2f}, threshold 2.5" for each in thought],
         "thought_ids": some(thoughts, thought),
-        "thought_logprob": some(lambda: [-source.expovariate(1) for _ in range(K)], thought),
+        "thought_logprob": some(lambda: [round(-source.expovariate(0.3), 4) for _ in range(K)], thought),
         "weight": some(lambda: source.gauss(0.2, 0.25), thought),
         "reward": gain,
         "gain": gain,

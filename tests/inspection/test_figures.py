@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quietstar.errors import MissingExtraError
-from quietstar.inspection.figures import COLUMNS, MISSING, draw_distributions, draw_figures, draw_text, lay_out
+from quietstar.inspection.figures import (
+    COLUMNS,
+    MISSING,
+    MOST_LINES,
+    draw_distributions,
+    draw_figures,
+    draw_text,
+    lay_out,
+)
 from quietstar.web import scale
 
 from .payloads import HOSTILE, payload
@@ -69,6 +77,12 @@ def test_only_the_first_tokens_are_drawn_and_the_picture_says_so() -> None:
     assert any("the first 600 of 700 positions" in text for text in texts)
     texts = [text.get_text() for text in draw_text(payload(30), "weight").axes[0].texts]
     assert any(text.startswith("30 positions") for text in texts)
+
+
+def test_a_picture_has_an_end() -> None:
+    """Even of tokens that are all line ends."""
+    runs = lay_out([["\n\n\n\n\n\n\n\n"] * 600], {ord("a")})
+    assert max(run.line for run in runs) < MOST_LINES + 8
 
 
 @pytest.mark.parametrize("name", ["weight", "reward", "gain"])

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from quietstar.inspection.figures import draw_distributions
+from quietstar.inspection.payload import shown
 from quietstar.inspection.report import report_html, script_json
 from quietstar.web import scale
 
@@ -75,11 +77,12 @@ def test_every_token_is_seen_even_where_it_adds_no_text(browser: Any, tmp_path: 
 def test_a_token_opens_its_thought_predictions_and_interventions(browser: Any, tmp_path: Path) -> None:
     made = payload(60, 2)
     row, i = made["rows"][1], next(i for i in range(5, 29) if made["rows"][1]["thought"][i])
+    thought = made["thoughts"][row["thought_ids"][i]]
     words = {int(key): text.replace(" ", "␣").replace("\n", "↵") for key, text in made["tokens"].items()}
     with watched(browser, written(tmp_path, made)) as page:
         tokens(page).nth(30 + i).click()
         detail = page.locator("#detail")
-        assert detail.locator(".chips .token").all_text_contents() == [words[each] for each in row["thought_ids"][i]]
+        assert detail.locator(".chips .token").all_text_contents() == [words[each] for each in thought]
         assert row["reason"][i] in detail.inner_text()
         assert detail.locator("h3 mark").text_content() == words[row["ids"][i + 1]]
         for place, name in enumerate(("base_top", "mixed_top", "alone_top")):
@@ -94,7 +97,7 @@ def test_a_token_opens_its_thought_predictions_and_interventions(browser: Any, t
             assert cells[2].removesuffix(" (changed)") == words[top]
             assert cells[2].endswith("(changed)") == bool(what["flips"][i])
         cut = detail.locator("tbody tr", has_text="truncated after 2").locator(".token").first.text_content()
-        assert cut == " ".join(words[each] for each in row["thought_ids"][i][:2])
+        assert cut == " ".join(words[each] for each in thought[:2])
 
 
 def test_keys_move_through_the_text(browser: Any, tmp_path: Path) -> None:
@@ -283,9 +286,10 @@ def test_ten_thousand_positions_stay_usable(browser: Any, tmp_path: Path) -> Non
         assert page.locator("#records tbody tr").count() == 100
 
 
-@pytest.mark.parametrize("K", [6, 32])
+@pytest.mark.parametrize("K", [6, 24])
 def test_two_thousand_positions_take_less_than_five_megabytes(K: int) -> None:
-    assert len(report_html(payload(2_000, 4, K=K)).encode()) < 5e6
+    """With a thought everywhere, of a vocabulary of which nearly every token comes once."""
+    assert len(report_html(payload(2_000, 4, K=K, thinks=1.0, n_words=20_000)).encode()) < 5e6
 
 
 def test_figures_by_difficulty_can_be_switched(browser: Any, tmp_path: Path) -> None:
@@ -337,6 +341,51 @@ def test_a_text_without_thoughts_and_interventions_can_be_read(browser: Any, tmp
         assert "No thought" in page.locator("#detail").inner_text()
         assert "end of the text" in page.locator("#detail").inner_text()
         assert page.locator("#records tbody tr").count() == n_positions
+
+
+def test_values_that_are_small_are_seen(browser: Any, tmp_path: Path) -> None:
+    """As early in training, where the mixing head has hardly left zero."""
+    made = payload(60)
+    (row,) = made["rows"]
+    for name in ("weight", "reward", "gain"):
+        row[name] = [None if value is None else 2.7e-7 * value for value in row[name]]
+    made["interventions"][0]["delta"] = {"value": -2.7e-7, "low": -3e-7, "high": -2e-7}
+    with watched(browser, written(tmp_path, made)) as page:
+        steps = tokens(page).evaluate_all("all => all.map(each => each.dataset.step)")
+        assert len({step for step in steps if step is not None}) > 3
+        assert all(step is None or re.fullmatch(r"m?[0-5]", step) for step in steps)
+        assert "e-" in page.locator("#legend").inner_text()
+        shown = page.locator("#interventions tbody td").nth(2).text_content()
+        assert shown == "\N{MINUS SIGN}2.7e-7 (\N{MINUS SIGN}3.0e-7 to \N{MINUS SIGN}2.0e-7)"
+        assert "NaN" not in page.content().partition('id="payload"')[0]
+
+
+@pytest.mark.parametrize("value", [1e17, -1e29, 1e-300])
+def test_values_of_any_size_open(browser: Any, tmp_path: Path, value: float) -> None:
+    made = payload(30)
+    (row,) = made["rows"]
+    for name in ("weight", "reward", "gain"):
+        row[name] = [None if each is None else value for each in row[name]]
+    draw_distributions(made)
+    with watched(browser, written(tmp_path, made)) as page:
+        tokens(page).nth(3).click()
+        assert page.locator("#weight-chart svg").count() == 1
+
+
+def test_steps_of_the_scale_are_those_of_the_figures(browser: Any, tmp_path: Path) -> None:
+    values = [round(0.05 * i, 2) for i in range(-24, 25)]
+    with watched(browser, written(tmp_path, payload(5))) as page:
+        found = page.evaluate("values => values.map((value) => QS.step(value, 1))", values)
+    assert found == [f"m{-step}" if step < 0 else str(step) for step in (scale.index(v, 1.0) - 5 for v in values)]
+
+
+def test_of_many_shortened_thoughts_some_are_shown_of_each_position() -> None:
+    names = ["removed", *(f"truncated_{n}" for n in range(32)), "given"]
+    found = shown(names)
+    assert found[:2] == ["removed", "truncated_0"]
+    assert found[-2:] == ["truncated_31", "given"]
+    assert len(found) == 2 + 8
+    assert shown(names[:9]) == names[:9]
 
 
 def test_the_document_allows_no_script_but_its_own(browser: Any, tmp_path: Path) -> None:

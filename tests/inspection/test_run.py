@@ -146,7 +146,12 @@ def test_without_a_name_the_folder_is_named_after_the_model(
         (["--prompt", " "], "the prompt is empty; give some text to read"),
         (["--text", "b", "--generate", "3"], "generate was given without a prompt to go on from; add --prompt"),
         (["--prompt", "a", "--generate", "2", "--limit", "9"], "limit was given with generate, which reads the whole"),
-        (["--prompt", "a", "--top_p", "0.5"], "top_p was given without generate, and nothing is written; add"),
+        (["--prompt", "a", "--top_p", "0.5"], "top_p was given with a temperature of 0, which draws nothing; give a"),
+        (
+            ["--prompt", "a", "--temperature", "1"],
+            "temperature was given without generate, and nothing is written",
+        ),
+        (["--text", ""], "text is empty; give a text file to read"),
         (["--prompt", "a", "--generate", "-1"], "generate is -1; give a number of at least 0"),
         (["--prompt", "a", "--generate", "100"], "a prompt of 1 tokens and 100 to write are 101"),
         (
@@ -171,7 +176,7 @@ def test_without_a_name_the_folder_is_named_after_the_model(
         (["--prompt", "a", "--interventions", "removd"], "'removd' is unknown; choose from removed, filler"),
         (["--prompt", "a", "--interventions", "none", "removed"], "give none alone, or leave it out"),
         (["--prompt", "a", "--think", "now"], "choose from always, never"),
-        (["--prompt", "a", "--top_k", "0"], "top_k is 0; give a number of at least 1"),
+        (["--prompt", "a", "--top_k", "0"], "top_k is 0; give a whole number of at least 1"),
         (["--prompt", "a", "--temperature", "-1"], "temperature is -1.0; give a number of at least 0"),
     ],
 )
@@ -197,6 +202,56 @@ def test_nothing_is_overwritten_unasked(here: Path, tmp_path: Path, capsys: pyte
     text.write_text("mine")
     assert inspect(here, out, "--text", str(text), "--overwrite") == 2
     assert text.read_text() == "mine"
+
+
+def test_of_its_own_text_it_is_said_that_it_is(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each token was chosen by the predictions that are judged: a gain would be no finding."""
+    out = tmp_path / "out"
+    assert inspect(here, out, "--prompt", "What is", "--generate", "40", "--temperature", "0.5", "--top_p", "0.9") == 0
+    found = Trace.load(out)
+    assert found.is_own
+    assert found.summary.sentences[0].startswith("The model wrote this text")
+    assert "Thoughts help" not in capsys.readouterr().out
+    said = {"prompt": "What is", "generate": 40, "temperature": 0.5, "top_p": 0.9, "dtype": "float32", "top_k": 5}
+    assert found.settings.items() >= said.items()
+    assert found.settings["model"] == str(here / "thinking")
+    assert json.loads((out / "run.json").read_text())["arguments"]["model"] == str(here / "thinking")
+    assert not Trace.load(out).summary.content_share
+    assert inspect(here, tmp_path / "other", "--prompt", TEXT) == 0
+    assert not Trace.load(tmp_path / "other").is_own
+
+
+def test_a_config_that_lies_in_the_folder_is_not_deleted_with_it(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert inspect(here, out, "--prompt", "a b") == 0
+    (out / "mine.yaml").write_text("top_k: 3\n")
+    assert inspect(here, out, "--prompt", "a b", "--overwrite", "--config", str(out / "mine.yaml")) == 2
+    assert "which this run reads; give another output_dir" in capsys.readouterr().err
+    assert (out / "mine.yaml").exists()
+
+
+def test_tokens_that_the_model_lacks_are_said_so(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tokenizer may know more than its model."""
+    other = tmp_path / "other"
+    shutil.copytree(here / "thinking", other)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["<eggs>"])
+    tokenizer.save_pretrained(other)
+    for what, words in (
+        ("the text", ["--prompt", "two <eggs>"]),
+        ("the prompt", ["--prompt", "two <eggs>", "--generate", "2"]),
+        ("thought", ["--prompt", "two", "--thought", "<eggs>"]),
+        ("filler", ["--prompt", "two", "--filler", "<eggs>"]),
+    ):
+        assert main(["inspect", str(other), *words, "--output_dir", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert f"{what} has token 259, and the model has 259 embeddings; give the tokenizer that belongs to it" in error
+    assert main(["generate", str(other), "two <eggs>"]) == 2
+    assert "a prompt has token 259" in capsys.readouterr().err
 
 
 def test_a_plain_model_is_refused(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,3 +289,7 @@ def test_impossible_lengths_in_python(here: Path, how: dict) -> None:
     tokenizer = AutoTokenizer.from_pretrained(here / "thinking")
     with pytest.raises(SettingsError, match="give numbers of at least 0 and 2"):
         model.inspect("What is", tokenizer, **how)
+    with pytest.raises(SettingsError, match="max_length was given with generate"):
+        model.inspect("What is", tokenizer, generate=3, max_length=5)
+    with pytest.raises(SettingsError, match="texts hold something that is no text"):
+        model.inspect([3], tokenizer)  # type: ignore[list-item]

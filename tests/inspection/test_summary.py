@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from quietstar.inspection.interventions import CHOICES
-from quietstar.inspection.summary import Summary, summarize
+from quietstar.inspection.summary import Summary, nats, summarize
 from quietstar.inspection.tables import effects_table, summary_markdown
 
 from .test_observe import thinker, traced
@@ -36,8 +36,8 @@ def columns(gain: list[float | None], base_nll: float = 2.0, **delta: list[float
 
 
 def said(gain: list[float | None], **delta: list[float | None]) -> tuple[Summary, str]:
-    often = {name: values * 5 for name, values in delta.items()}  # of few positions nothing is concluded
-    summary = summarize(columns(gain * 5, **often), {name: name for name in delta})
+    often = {name: values * 15 for name, values in delta.items()}  # of few positions nothing is concluded
+    summary = summarize(columns(gain * 15, **often), {name: name for name in delta})
     return summary, " ".join(summary.sentences)
 
 
@@ -50,7 +50,7 @@ def test_the_gain_is_content_and_computation() -> None:
     assert summary.gain.value == pytest.approx(1.575)
     assert summary.content.value == pytest.approx(1.15)
     assert summary.content.value + summary.computation.value == pytest.approx(summary.gain.value)
-    assert text.startswith("Thoughts help: over 20 positions")
+    assert text.startswith("Thoughts help: over 60 positions")
     assert "what they say is worth +1.15 nats" in text
     assert "computation alone, is worth +0.425 nats" in text
     share = summary.content_share
@@ -64,7 +64,7 @@ def test_the_gain_is_content_and_computation() -> None:
 
 
 def test_computation_alone() -> None:
-    summary, text = said([1.0, 1.2, 0.9], filler=[0.0, 0.1, -0.1], removed=[-1.0, -1.2, -0.9])
+    summary, text = said([1.0, 1.2, 0.9], filler=[0.0, 0.1, -0.11], removed=[-1.0, -1.2, -0.9])
     assert "what they say makes no difference that can be told from none" in text
     assert "computation alone, is worth +1.03 nats" in text
     assert "So 0 % of the gain comes from the content of thoughts" in text
@@ -113,7 +113,7 @@ def test_of_a_few_positions_nothing_is_concluded() -> None:
     assert "interval" not in " ".join(summary.sentences)
     assert summary.gain is not None
     assert (summary.gain.low, summary.gain.high) == (-math.inf, math.inf)
-    assert "filler | 3 | +2.00 | 2.000 | 0.0 % (0.0 to 56.1) |" in summary_markdown(
+    assert "filler | 3 | +2.00 | 2.00 | 0.0 % (0.0 to 56.1) |" in summary_markdown(
         summarize(columns([-1.0] * 3, filler=[2.0] * 3), {})
     )
 
@@ -121,16 +121,21 @@ def test_of_a_few_positions_nothing_is_concluded() -> None:
 def test_how_long_a_thought_must_be() -> None:
     gain = [1.0] * 3
     cut = {"truncated_0": [-1.0] * 3, "truncated_1": [-0.05] * 3, "truncated_2": [-0.01] * 3}
-    assert "1 of their 3 tokens are enough for 90 % of the gain" in said(gain, **cut)[1]
+    assert "1 of their 3 are enough for 90 % of the gain" in said(gain, **cut)[1]
     # a shorter one that does well by chance, where longer ones do not, is not enough
     cut = {"truncated_0": [-0.01] * 3, "truncated_1": [-0.9] * 3, "truncated_2": [-0.05] * 3}
-    assert "2 of their 3 tokens are enough" in said(gain, **cut)[1]
+    assert "2 of their 3 are enough" in said(gain, **cut)[1]
     cut = {"truncated_0": [-1.0] * 3, "truncated_1": [-0.5] * 3}
     assert "All of their 2 tokens are needed" in said(gain, **cut)[1]
+    assert "Their one token is needed for 90 %" in said(gain, truncated_0=[-1.0] * 3)[1]
+    assert "Their one token is not needed for 90 %" in said(gain, truncated_0=[-0.01] * 3)[1]
 
 
 def test_nothing_to_measure() -> None:
-    assert said([None])[1] == "No thought stands before a token that is known: there is nothing to measure."
+    assert (
+        said([None])[1]
+        == "No thought has a gain that is a number: no token with a label follows, or no prediction is finite."
+    )
     empty = columns([None])
     empty["thought"] = [False]
     empty["mixing_weight"] = [None]
@@ -139,7 +144,7 @@ def test_nothing_to_measure() -> None:
 
 def test_positions_without_a_truth_count_nowhere() -> None:
     summary, _ = said([1.0, None], removed=[-1.0, None])
-    assert summary.interventions[0].n == 5
+    assert summary.interventions[0].n == 15
     assert summary.interventions[0].delta is not None
     assert summary.interventions[0].delta.value == -1.0
 
@@ -154,13 +159,17 @@ def test_an_intervention_that_could_not_be_done_has_no_figures() -> None:
 
 def test_an_intervention_that_changed_no_thought_has_no_figures() -> None:
     """The tokens of a thought of one token have no other order: zeros would look like a finding."""
-    found = columns([1.0] * 12, shuffled=[0.0] * 12, filler=[0.0] * 12)
-    found["shuffled_thought_ids"] = found["filler_thought_ids"] = found["thought_ids"]
+    found = columns([1.0] * 40, shuffled=[0.0] * 40, filler=[0.0] * 40, swapped=[0.0] * 40)
+    for name in ("shuffled", "filler", "swapped"):
+        found[f"{name}_thought_ids"] = found["thought_ids"]
     summary = summarize(found, {})
-    assert [(each.n, each.n_same, each.delta) for each in summary.interventions] == [(12, 12, None)] * 2
+    assert [(each.n, each.n_same, each.delta) for each in summary.interventions] == [(40, 40, None)] * 3
     assert summary.content is None
-    assert "shuffled" not in " ".join(summary.sentences)
-    assert "shuffled | 12 | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} |" in summary_markdown(summary)
+    text = " ".join(summary.sentences)
+    assert "shuffled" not in text
+    assert "Every thought is filler already: what it says cannot be told from its computation." in text
+    assert "Thoughts are the same at every position: there is none from another one to be tried." in text
+    assert "shuffled | 40, 40 the same | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} |" in summary_markdown(summary)
 
 
 def test_difficulty_is_binned_by_what_it_is_measured_in() -> None:
@@ -203,13 +212,54 @@ def test_without_thoughts_there_is_no_table() -> None:
     )
 
 
-def test_the_reward_is_over_positions_that_as_many_true_tokens_follow() -> None:
-    found = columns([1.0] * 12)
-    found["base_logprob"] = [[-1.0, -1.0]] * 11 + [[-1.0]]
-    found["reward"] = [2.0] * 11 + [100.0]
-    summary = summarize(found, {})
-    assert summary.reward is not None
-    assert (summary.reward.value, summary.reward.n) == (2.0, 11)
+def test_thoughts_that_are_filler_here_and_there_are_counted() -> None:
+    found = columns([1.0] * 40, filler=[-0.5] * 40)
+    for i in range(12):
+        found["filler_thought_ids"][i] = found["thought_ids"][i]
+    assert "At 12 of the 40 positions it is the very same thought." in " ".join(summarize(found, {}).sentences)
+
+
+def test_of_the_models_own_text_nothing_is_concluded_about_help() -> None:
+    """It follows by the very predictions that are judged."""
+    found = columns([1.0] * 40, filler=[-1.0] * 40, removed=[-1.0] * 40, truncated_0=[-1.0] * 40)
+    summary = summarize(found, {"filler": "filler in its place", "removed": "thought removed"}, is_own=True)
+    text = " ".join(summary.sentences)
+    assert text.startswith("The model wrote this text: each of its 40 positions follows by the very predictions")
+    for word in ("Thoughts help", "harm", "worth", "content", "truncated"):
+        assert word not in text
+    assert (
+        "Thought removed: predictions lie 1.00 nats (95 % interval 1.00 to 1.00) away (KL), and the likeliest" in text
+    )
+    assert summary.content is summary.computation is summary.content_share is None
+
+
+def test_a_gain_that_is_next_to_nothing_is_said_as_it_is_and_not_divided() -> None:
+    gain = [2e-7, 3e-7, 4e-7]
+    summary, text = said(gain, filler=[-1e-7, -2e-7, -1e-7], truncated_0=[-each for each in gain])
+    assert text.startswith("Thoughts change next to nothing: over 45 positions")
+    assert "+3.0e-07 nats" in text
+    assert "% of the gain" not in text
+    assert summary.content_share is None
+    assert nats(0.0) == "0.000"
+    assert nats(-0.0123) == "-0.012"
+    assert nats(1e300) == "+1.0e+300"
+
+
+def test_a_division_that_cannot_be_told_is_not_told() -> None:
+    """A part that is negative by chance, or an interval as wide as all there is."""
+    summary, text = said([1.0, 0.2, 0.3], filler=[-1.2, -0.1, -0.3])  # content above the gain
+    assert summary.content_share is None
+    assert "% of the gain comes" not in text
+    wild = [30.0, -28.0, 1.0] * 4 + [0.1, 0.2, 0.3]
+    summary, text = said([1.0] * 15, filler=wild)
+    assert summary.content_share is None or "cannot be told from these positions" in text
+    wide = [9.0, -9.5, 0.0]
+    summary, text = said([1.0] * 3, filler=wide)
+    assert summary.content_share is not None
+    assert summary.content_share.high - summary.content_share.low > 1
+    assert "How the gain is divided between them cannot be told from these positions." in text
+    for few in (columns([1.0] * 8, filler=[-0.5] * 8), columns([1.0] * 40, filler=[-0.5] * 3 + [None] * 37)):
+        assert summarize(few, {}).content_share is None
 
 
 def test_values_that_are_not_there_are_left_out_of_their_own_mean_only() -> None:
@@ -230,4 +280,4 @@ def test_thoughts_that_were_put_in_their_own_place_are_counted() -> None:
     found["swapped_thought_ids"][0] = [1, 2]
     summary = summarize(found, {})
     assert summary.interventions[0].n_same == 1
-    assert "at 1 of the 2 it is the very same thought" in " ".join(summary.sentences)
+    assert "At 1 of the 2 positions it is the very same thought." in " ".join(summary.sentences)

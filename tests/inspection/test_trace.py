@@ -26,9 +26,8 @@ def found() -> Trace:
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
 def test_round_trip(found: Trace, format: str, tmp_path: Path) -> None:
-    folder = claim(tmp_path / "run", found.about)
-    found.write(folder, format)
-    again = Trace.load(folder)
+    path = found.write(tmp_path / "run", format)
+    again = Trace.load(path.parent)
     assert again.columns == found.columns
     assert (again.model, again.made, again.settings, again.labels, again.versions) == (
         found.model,
@@ -44,8 +43,8 @@ def test_round_trip(found: Trace, format: str, tmp_path: Path) -> None:
 def test_pandas_reads_the_files(found: Trace, tmp_path: Path) -> None:
     table = found.to_pandas()
     assert list(table.columns) == list(schema.schema_of(schema.interventions_in(list(found.columns))))
-    by_line = pandas.read_json(found.write(tmp_path), lines=True)
-    by_arrow = pandas.read_parquet(found.write(tmp_path, "parquet"))
+    by_line = pandas.read_json(found.write(tmp_path / "lines"), lines=True, dtype=False)
+    by_arrow = pandas.read_parquet(found.write(tmp_path / "arrow", "parquet"))
     for other in (by_line, by_arrow):
         assert list(other.columns) == list(table.columns)
         assert list(other["piece"]) == list(table["piece"])
@@ -69,6 +68,25 @@ def test_a_written_folder_is_all_that_is_needed(found: Trace, tmp_path: Path) ->
         found.write(tmp_path, "csv")
 
 
+def test_no_trace_is_written_over_another(found: Trace, tmp_path: Path) -> None:
+    """Records of one beside the settings of another would be a third."""
+    path = found.write(tmp_path / "run")
+    before = path.read_bytes()
+    for format in ("jsonl", "parquet"):
+        with pytest.raises(SettingsError, match="holds a run already"):
+            found.write(tmp_path / "run", format)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(SettingsError, match="holds files that are no run of ours"):
+        found.write(tmp_path / "mine", overwrite=True)
+    assert path.read_bytes() == before
+    found.write(tmp_path / "run", "parquet", overwrite=True)
+    assert [each.name for each in sorted((tmp_path / "run").iterdir())] == ["run.json", "trace.parquet"]
+    (tmp_path / "run" / "trace.jsonl").write_bytes(before)
+    with pytest.raises(DataError, match=r"holds both of trace.jsonl and trace.parquet"):
+        Trace.load(tmp_path / "run")
+
+
 def test_the_records_alone_are_a_trace(found: Trace, tmp_path: Path) -> None:
     found.write(tmp_path)
     (tmp_path / "run.json").unlink()
@@ -89,7 +107,7 @@ def test_in_a_notebook_it_shows_the_report_and_in_a_terminal_the_summary(found: 
 
 
 def test_a_folder_without_a_trace(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no trace.jsonl or trace.parquet; give a folder of quietstar inspect"):
+    with pytest.raises(DataError, match=r"holds neither of trace.jsonl and trace.parquet; give a folder of"):
         Trace.load(tmp_path)
 
 
@@ -107,6 +125,8 @@ def test_a_folder_without_a_trace(tmp_path: Path) -> None:
         ("gain", float("nan")),
         ("base_entropy", float("inf")),
         ("token_id", 10**30),
+        ("gain", 10**400),
+        ("mixing_weight", 1e300),
         ("removed_flips", 0.5),
         ("thought_text", "\ud800"),
         ("base_top_ids", [3, None]),
@@ -154,6 +174,7 @@ VALUES = st.recursive(
     | st.booleans()
     | st.integers()
     | st.floats()
+    | st.sampled_from([10**400, 1e300, -1e29, 1e-300])
     | st.text(st.characters(categories=["L", "Cs", "Cc", "Po"]), max_size=3),
     lambda of: st.lists(of, max_size=6),
     max_leaves=6,
@@ -177,7 +198,7 @@ def test_what_is_loaded_can_be_summed_up_shown_and_written(found: Trace, tmp_pat
         changed = Trace.load(folder)
     except DataError:
         return
-    write_results(changed, folder / "again", format="parquet")
+    write_results(changed, claim(folder / "again", changed.about), format="parquet")
     assert repr(changed)
     assert Trace.load(folder / "again").columns == changed.columns
 

@@ -80,6 +80,20 @@ def test_only_what_is_learned_from_is_thought_about(tmp_path: Path) -> None:
     assert found["thought"] == [False] * 3 + [True] * (len(ids) - 4) + [False]
 
 
+@pytest.mark.parametrize("gap", [slice(0, 0), slice(0, 4), slice(6, 8)])
+def test_the_reward_is_that_of_the_evaluation(tmp_path: Path, gap: slice) -> None:
+    """Over positions of which all labels that it looks at are there."""
+    ids = TOKENIZER("What is it that eggs are?")["input_ids"]
+    labels = list(ids)
+    labels[gap] = [-100] * len(ids[gap])
+    rows = [{"input_ids": ids, "labels": labels}]
+    figures = trainer_of(tmp_path, rows=rows, held_out=rows, eval_report_rows=1).evaluate()
+    found = Trace.load(tmp_path / "reports" / "step-000000")
+    assert found.summary.reward is not None
+    assert found.summary.reward.value == pytest.approx(figures["eval_reward_mean"], abs=1e-4)
+    assert found.columns["next_id"][:-1] == ids[1:]
+
+
 def test_without_held_out_text_or_tokenizer_it_is_refused(tmp_path: Path) -> None:
     model = tiny_model()
     args = QuietStarTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", eval_report_rows=1)

@@ -12,6 +12,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from quietstar.errors import SettingsError
+from quietstar.folders import refuse_holding
 
 INHERITED = "further options, as transformers' Trainer takes them"
 
@@ -127,6 +128,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str], *classes: type, rest
             if isinstance(error, SettingsError):
                 raise
             raise SettingsError(f"these options do not go together: {error}") from error
+    if getattr(given, "overwrite", False):  # which would delete the file
+        refuse_holding(given.output_dir or ".", [getattr(given, "config", None) if given.output_dir else None])
     if rest:
         made.append({name: value for name, value in values.items() if name not in own})
     return tuple(made)

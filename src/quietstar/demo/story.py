@@ -103,7 +103,7 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
             folder = claim(args.output_dir, asdict(args), overwrite=args.overwrite)
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            write_results(thoughts, folder / THOUGHTS)
+            write_results(thoughts, claim(folder / THOUGHTS, thoughts.about))
             if args.picture:
                 picture.draw(folder / "picture.png", figures, diary)
 

@@ -114,7 +114,12 @@ def table(figures: list[Figure]) -> Table:
 def markdown(headings: tuple[str, ...], rows: list[tuple[str, ...]], n_left: int = 1) -> str:
     """A Markdown table; all columns but the first few are aligned to the right."""
     lines = [headings, tuple("---" if index < n_left else "---:" for index in range(len(headings))), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """In one line, and with no end of a cell in it."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def perplexity_markdown(found: Perplexity) -> str:

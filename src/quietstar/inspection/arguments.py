@@ -1,6 +1,7 @@
 """What `quietstar inspect` can be told."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from quietstar.checks import check_text
 from quietstar.errors import SettingsError
@@ -54,6 +55,8 @@ class InspectArguments(SpeakArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.text == "":
+            raise SettingsError("text is empty; give a text file to read")
         if (self.text is None) == (self.prompt is None):
             given = "both were given" if self.text is not None else "neither was given"
             raise SettingsError(f"text and prompt are two ways to name what is read, and {given}; give one of them")
@@ -77,6 +80,13 @@ class InspectArguments(SpeakArguments):
             )
         check_text("prompt", self.prompt)
         self.trace_settings  # noqa: B018  (says what is impossible)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where the text comes from, as far as it was said."""
+        names = ["text", "prompt", "generate", "max_length", "limit"]
+        names += ["temperature", "top_p"] if self.generate else []
+        return {name: value for name in names if (value := getattr(self, name))}
 
     @property
     def trace_settings(self) -> TraceSettings:

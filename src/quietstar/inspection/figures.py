@@ -20,6 +20,8 @@ NAMES = {"weight": "mixing weight", "reward": "reward, nats", "gain": "gain in l
 """per-position values that colour a text, and what they are called"""
 MOST_POSITIONS = 600
 """of the text that are drawn"""
+MOST_LINES = 200
+"""in which they are drawn"""
 COLUMNS = 96
 """character cells in a line"""
 FONT = "DejaVu Sans Mono"
@@ -91,11 +93,13 @@ def lay_out(rows: Sequence[Sequence[str]], known: set[int], most: int = MOST_POS
     runs: list[Run] = []
     line = column = index = 0
     for number, pieces in enumerate(rows):
-        if index == most:
+        if index == most or line >= MOST_LINES:
             break
         if number:
             line, column = line + 2, 0
         for piece in pieces[: most - index]:
+            if line >= MOST_LINES:
+                break
             for part in _parts(piece, known):
                 width = sum(map(_width, part))
                 if column + width > COLUMNS:
@@ -224,7 +228,8 @@ def _middle(values: list[float]) -> tuple[float, float]:
     """The range of all values but one in a hundred at each end; wider where they are all equal."""
     ordered = sorted(values)
     low, high = ordered[int(0.01 * len(ordered))], ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-    return (low, high) if high - low > 1e-9 else (low - 0.5, high + 0.5)
+    margin = abs(low) / 2 or 0.5
+    return (low, high) if high - low > 1e-9 * abs(low) else (low - margin, high + margin)
 
 
 def _difficulty(axes: Axes, payload: dict[str, Any]) -> None:

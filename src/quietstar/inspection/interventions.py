@@ -48,6 +48,8 @@ def shuffled(now: Situation) -> Tensor:
     mixed = now.thoughts.gather(1, order)
     for _ in range(REDRAWS):
         same = (mixed == now.thoughts).all(1)
+        if not same.any():
+            break
         order = torch.argsort(torch.rand(now.thoughts[same].shape, generator=now.generator), dim=1)
         mixed[same] = now.thoughts[same].gather(1, order)
     return mixed
@@ -161,25 +163,26 @@ def typed_thought(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
         SettingsError: there is none.
     """
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise SettingsError(f"thought is {text!r}, of which the tokenizer makes no token; give another text")
+    if not ids or tokenizer.unk_token_id in ids:
+        made = "does not know every word" if ids else "makes no token"
+        raise SettingsError(f"thought is {text!r}, of which the tokenizer {made}; give another text")
     return torch.tensor(ids, dtype=torch.long)
 
 
 def filler_token(tokenizer: PreTrainedTokenizerBase, text: str | None) -> int:
-    """The token that says nothing: that of a text; a dot where the tokenizer has one, else padding.
+    """The token that says nothing: that of a text; a dot where the tokenizer has one, else padding, else the end.
 
     Raises:
         SettingsError: the text is not one token, or the tokenizer has none that could serve.
     """
     ids = tokenizer("." if text is None else text, add_special_tokens=False)["input_ids"]
-    known = [token for token in ids if token != tokenizer.unk_token_id]
-    while len(known) > 1 and not tokenizer.decode(known[:1]).strip():
-        known = known[1:]  # SentencePiece puts a space in front
-    if text is not None and len(known) != 1:
-        made = f"{len(known)} tokens" if known else "no token"
+    while len(ids) > 1 and not tokenizer.decode(ids[:1]).strip():
+        ids = ids[1:]  # SentencePiece puts a space in front
+    is_known = len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+    if text is not None and not is_known:
+        made = f"{len(ids)} tokens" if len(ids) > 1 else "a token for what it does not know" if ids else "no token"
         raise SettingsError(f"filler is {text!r}, of which the tokenizer makes {made}; give a text of one token")
-    for token in (known[-1] if known else None, tokenizer.pad_token_id, tokenizer.eos_token_id):
+    for token in (ids[0] if is_known else None, tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
-    raise SettingsError("the tokenizer has neither a dot nor a token for padding; give --filler TEXT")
+    raise SettingsError("the tokenizer has no dot and no token for padding or for the end; give --filler TEXT")

@@ -4,16 +4,15 @@ Legend: S tokens of a text, C positions thought at, N of them in all texts, K to
 it.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.checks import check_ids
 from quietstar.errors import SettingsError
 from quietstar.evaluation.report import finite
 from quietstar.inspection.interventions import (
@@ -30,7 +29,7 @@ from quietstar.inspection.measure import NO_TARGET, Look, compare, look, next_to
 from quietstar.inspection.reading import Reading
 from quietstar.inspection.schema import EFFECTS, schema_of
 from quietstar.inspection.settings import TextToTrace, TraceSettings
-from quietstar.inspection.trace import Trace
+from quietstar.inspection.trace import Trace, name_of
 from quietstar.model import QuietStarForCausalLM
 from quietstar.pieces import pieces_of, token_text
 from quietstar.policy import ThinkPolicy
@@ -47,6 +46,7 @@ def trace(
     settings: TraceSettings,
     *,
     name: str = "",
+    origin: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trace:
     """Record what is thought over texts, and what other thoughts in the same places would do.
@@ -59,17 +59,21 @@ def trace(
         texts: each is read by itself.
         settings: how.
         name: of the model, for the report.
+        origin: where the texts come from, to be written down among the trace's settings.
         progress: told how many of how many passes over texts are done.
 
     Raises:
-        SettingsError: a text is empty or too long, or a setting does not fit the model or tokenizer.
+        SettingsError: a text is empty, too long or of tokens that the model lacks, or a setting does not fit the model
+            or tokenizer.
     """
     if not texts:
         raise SettingsError("there is no text to trace; give at least one")
+    for text in texts:
+        check_ids(model, text.ids, "the text")
     was_training = model.training
     model.eval()
     try:
-        return _Tracing(model, tokenizer, settings, progress, 2 * len(texts)).trace(texts, name)
+        return _Tracing(model, tokenizer, settings, progress, 2 * len(texts)).trace(texts, name, origin or {})
     finally:
         model.train(was_training)
 
@@ -89,24 +93,30 @@ class _Tracing:
         self.progress, self.n_passes, self.n_done = progress, n_passes, 0
         self.policy = ThinkPolicy.parse(settings.think)
         self.M = settings.n_ahead_talk or model.config.n_ahead_talk
-        self.given = None if settings.thought is None else typed_thought(tokenizer, settings.thought)
+        self.given = None
+        if settings.thought is not None:
+            self.given = typed_thought(tokenizer, settings.thought)
+            check_ids(model, self.given.tolist(), "thought")
         self.interventions = interventions_of(
             list(settings.interventions), model.config.n_thought_tokens, self.given is not None
         )
-        self.filler = filler_token(tokenizer, settings.filler) if FILLER in settings.interventions else None
+        self.filler = None
+        if FILLER in settings.interventions:
+            self.filler = filler_token(tokenizer, settings.filler)
+            check_ids(model, [self.filler], "filler")
         self.words = torch.zeros(0, dtype=torch.long)
         if RANDOM in settings.interventions:
             self.words = plain_words(tokenizer, model.config.vocab_size, model.config.suppressed_token_ids)
         self.generator = torch.Generator(model.device).manual_seed(settings.seed)
         self.texts_of_tokens: dict[int, str] = {}
 
-    def trace(self, texts: Sequence[TextToTrace], name: str) -> Trace:
+    def trace(self, texts: Sequence[TextToTrace], name: str, origin: dict[str, Any]) -> Trace:
         """See `trace`."""
         schema = schema_of([each.name for each in self.interventions])
         columns: Columns = {column: [] for column in schema}
-        places, thoughts, reading = [], [], None
+        places, thoughts = [], []
         for row, text in enumerate(texts):
-            reading = Reading(self.model, torch.tensor(text.ids))
+            reading = Reading(self.model, torch.tensor(text.ids, dtype=torch.long))
             at, tokens = self._observe(reading, text, row, columns)
             places.append(at)
             thoughts.append(tokens)
@@ -114,18 +124,19 @@ class _Tracing:
         changed = self._replace(torch.cat(thoughts).cpu())
         first = begin = 0
         for text, at, own in zip(texts, places, thoughts, strict=True):
-            if len(texts) > 1 or reading is None:  # one text's reading is at hand
+            if len(texts) > 1:  # of one text the reading is at hand
                 reading = Reading(self.model, torch.tensor(text.ids))
             some = slice(first, first + len(at))
             replaced = {each: None if of is None else of[some] for each, of in changed.items()}
-            self._intervene(reading, at, own, begin, replaced, columns)
+            self._intervene(reading, text, at, own, begin, replaced, columns)
             first, begin = some.stop, begin + len(text.ids)
             self._step()
         return Trace(
             columns=columns,
             labels={each.name: each.label for each in self.interventions},
-            model=name or Path(self.model.config.name_or_path).name or type(self.model.base_lm).__name__,
-            settings=self._settings(),
+            model=name or name_of(self.model.config.name_or_path) or type(self.model.base_lm).__name__,
+            settings=self._settings() | origin,
+            is_own=any(text.is_own for text in texts),
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
 
@@ -143,9 +154,12 @@ class _Tracing:
             "n_ahead_talk": self.M,
             "thought_temperature": settings.thought_temperature,
             "thought_top_p": settings.thought_top_p,
+            "top_k": settings.top_k,
+            "interventions": [each.name for each in self.interventions],
             **({} if self.filler is None else {"filler": self._token(self.filler)}),
             **({} if settings.thought is None else {"thought": settings.thought}),
             "seed": settings.seed,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
         }
 
     # -------------------------------------------------------------- what the model does
@@ -155,7 +169,8 @@ class _Tracing:
         S = len(reading)
         at, thoughts, reasons = self._think(reading, text)
         ids = reading.input_ids
-        targets = next_tokens(reading)
+        next_ids = [*ids.tolist()[1:], None]
+        targets = next_tokens(reading, text.labels)
         base = look(reading, reading.h_base, targets, self.settings.top_k)
         said = reading.after(at, thoughts, self.M)
         ahead = at[:, None] + torch.arange(self.M, device=at.device)  # [C, M]: the base position that predicts it
@@ -168,14 +183,17 @@ class _Tracing:
         )
         after = mixed.logprob.view(-1, self.M)
         gain = after - before
-        reward = gain.nansum(1).masked_fill(aims[:, 0] == NO_TARGET, torch.nan)
+        reward = gain.sum(1)  # NaN where not all M are there
+
+        def of_next(values: Tensor, position: int) -> list[Any]:
+            """Of the next M tokens, those that exist."""
+            return _numbers(values[: min(self.M, S - 1 - position)])
 
         written = {position: c for c, position in enumerate(at.tolist())}
 
         def where_thought(values: list[Any]) -> list[Any]:
             return [values[written[i]] if i in written else None for i in range(S)]
 
-        next_ids = [None if target == NO_TARGET else target for target in targets.tolist()]
         of_row: Columns = {
             "row": [row] * S,
             "position": list(range(S)),
@@ -187,14 +205,14 @@ class _Tracing:
             "reason": reasons,
             "thought_ids": where_thought(thoughts.tolist()),
             "thought_tokens": where_thought([self._tokens(each) for each in thoughts.tolist()]),
-            "thought_text": where_thought([self.tokenizer.decode(each) for each in thoughts.tolist()]),
+            "thought_text": where_thought([self._text(each) for each in thoughts.tolist()]),
             "thought_logprob": where_thought(_numbers(said.thought_logprob)),
             "mixing_weight": where_thought(_numbers(said.weight[:, 0])),
             "reward": where_thought(_numbers(reward)),
             "gain": where_thought(_numbers(gain[:, 0])),
-            "base_logprob": [_known(base.logprob[i : i + self.M]) for i in range(S)],
-            "alone_logprob": where_thought([_known(of) for of in alone.logprob.view(-1, self.M)]),
-            "mixed_logprob": where_thought([_known(of) for of in after]),
+            "base_logprob": [of_next(base.logprob[i:], i) for i in range(S)],
+            "alone_logprob": where_thought(list(map(of_next, alone.logprob.view(-1, self.M), written))),
+            "mixed_logprob": where_thought(list(map(of_next, after, written))),
             "base_entropy": _numbers(base.entropy),
             **self._top("base", base, slice(None), None),
             **self._top("alone", alone, slice(None, None, self.M), where_thought),
@@ -252,6 +270,7 @@ class _Tracing:
     def _intervene(
         self,
         reading: Reading,
+        text: TextToTrace,
         at: Tensor,
         own: Tensor,
         begin: int,
@@ -264,7 +283,7 @@ class _Tracing:
         """
         places = [begin + i for i in at.tolist()]
         mixed = reading.after(at, own).mixed[:, 0]  # again, in batches of the same shape: rounding is the same, too
-        targets = next_tokens(reading)[at]
+        targets = next_tokens(reading, text.labels)[at]
         for each, thoughts in replaced.items():
             if thoughts is not None:
                 states = reading.after(at, thoughts.to(at.device)).mixed[:, 0]
@@ -295,6 +314,9 @@ class _Tracing:
             self.texts_of_tokens[token] = token_text(self.tokenizer, token)
         return self.texts_of_tokens[token]
 
+    def _text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
     def _tokens(self, ids: list[int]) -> list[str | None]:
         return [self._token(token) for token in ids]
 
@@ -302,8 +324,3 @@ class _Tracing:
 def _numbers(values: Tensor) -> list[Any]:
     """Python's numbers; null in place of what is not finite."""
     return finite(values.double().tolist())
-
-
-def _known(values: Tensor) -> list[Any]:
-    """Without those whose token does not exist."""
-    return finite([value for value in values.double().tolist() if not math.isnan(value)])

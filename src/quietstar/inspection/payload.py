@@ -1,4 +1,4 @@
-"""A trace as the report's data: compact, a text of each token once."""
+"""A trace as the report's data: compact, a text of each token and each thought once."""
 
 from dataclasses import asdict
 from typing import Any
@@ -8,14 +8,20 @@ from quietstar.inspection.interventions import TRUNCATED
 from quietstar.inspection.schema import interventions_in
 from quietstar.inspection.trace import Trace
 
-SAME = ("thought", "reason", "thought_ids", "thought_logprob", "reward", "gain", "base_entropy")
+SAME = ("thought", "reason", "reward", "gain", "base_entropy")
 """columns that keep their names"""
+LIKELIEST = 10
+"""tokens of each prediction that are shown at most"""
+CUTS = 8
+"""lengths of shortened thoughts that are shown of each position at most"""
 
 
 def payload_of(trace: Trace) -> dict[str, Any]:
     """What the report is made of; see `quietstar.inspection.report`."""
-    columns, names = trace.columns, interventions_in(list(trace.columns))
+    columns = trace.columns
+    names = shown(interventions_in(list(columns)))
     summary = finite(asdict(trace.summary))
+    pool = _Pool()
     return {
         "title": f"Thoughts of {trace.model}",
         "model": trace.model,
@@ -26,8 +32,36 @@ def payload_of(trace: Trace) -> dict[str, Any]:
         "interventions": summary["interventions"],
         "difficulty": summary["difficulty"],
         "tokens": _tokens(columns, names),
-        "rows": [_row(columns, names, some) for some in _rows(columns["row"])],
+        "rows": [_row(columns, names, some, pool) for some in _rows(columns["row"])],
+        "thoughts": pool.thoughts,
     }
+
+
+def shown(names: list[str]) -> list[str]:
+    """Interventions that are shown of each position: of many shortened thoughts some, from none to nearly all."""
+    cuts = [name for name in names if name.startswith(f"{TRUNCATED}_")]
+    if len(cuts) <= CUTS:
+        return names
+    kept = {cuts[round(index * (len(cuts) - 1) / (CUTS - 1))] for index in range(CUTS)}
+    return [name for name in names if name in kept or name not in cuts]
+
+
+class _Pool:
+    """Each thought once, however often it stands anywhere."""
+
+    def __init__(self) -> None:
+        self.thoughts: list[list[int]] = []
+        self._places: dict[tuple[int, ...], int] = {}
+
+    def places(self, thoughts: list[list[int] | None]) -> list[int | None]:
+        """Where they stand in the pool."""
+        return [None if thought is None else self._place(thought) for thought in thoughts]
+
+    def _place(self, thought: list[int]) -> int:
+        place = self._places.setdefault(tuple(thought), len(self.thoughts))
+        if place == len(self.thoughts):
+            self.thoughts.append(thought)
+        return place
 
 
 def _rows(rows: list[int]) -> list[slice]:
@@ -43,21 +77,19 @@ def _tokens(columns: dict[str, list[Any]], names: list[str]) -> dict[str, str]:
     pairs += [(f"{of}_top_id", f"{of}_top_token") for of in names]
     pairs += [(f"{of}_thought_ids", f"{of}_thought_tokens") for of in names]
     for ids_name, texts_name in pairs:
+        most = LIKELIEST if ids_name.endswith("_top_ids") else None
         for ids, words in zip(columns[ids_name], columns[texts_name], strict=True):
             if isinstance(ids, list):
-                texts |= {str(token): word for token, word in zip(ids, words, strict=True)}
+                texts |= {str(token): word for token, word in zip(ids[:most], words[:most], strict=True)}
             elif ids is not None:
                 texts[str(ids)] = words
     return texts
 
 
-def _row(columns: dict[str, list[Any]], names: list[str], some: slice) -> dict[str, Any]:
+def _row(columns: dict[str, list[Any]], names: list[str], some: slice, pool: _Pool) -> dict[str, Any]:
     def top(of: str) -> list[Any]:
-        ids, logprob = columns[f"{of}_top_ids"][some], columns[f"{of}_top_logprob"][some]
-        return [
-            None if i is None else [list(pair) for pair in zip(i, p, strict=True)]
-            for i, p in zip(ids, logprob, strict=True)
-        ]
+        pairs = zip(columns[f"{of}_top_ids"][some], columns[f"{of}_top_logprob"][some], strict=True)
+        return [None if ids is None else _likeliest(ids, logprob) for ids, logprob in pairs]
 
     def first(of: str) -> list[Any]:
         return [values[0] if values else None for values in columns[f"{of}_logprob"][some]]
@@ -66,21 +98,38 @@ def _row(columns: dict[str, list[Any]], names: list[str], some: slice) -> dict[s
         "pieces": columns["piece"][some],
         "ids": columns["token_id"][some],
         **{name: columns[name][some] for name in SAME},
+        "thought_ids": pool.places(columns["thought_ids"][some]),
+        "thought_logprob": [of and list(map(_percentage, of)) for of in columns["thought_logprob"][some]],
         "weight": columns["mixing_weight"][some],
         **{f"{of}_logprob": first(of) for of in ("base", "alone", "mixed")},
         **{f"{of}_top": top(of) for of in ("base", "alone", "mixed")},
-        "what_if": {name: _effect(columns, name, some) for name in names},
+        "what_if": {name: _effect(columns, name, some, pool) for name in names},
     }
 
 
-def _effect(columns: dict[str, list[Any]], name: str, some: slice) -> dict[str, list[Any]]:
+def _effect(columns: dict[str, list[Any]], name: str, some: slice, pool: _Pool) -> dict[str, list[Any]]:
     flips, top = columns[f"{name}_flips"][some], columns[f"{name}_top_id"][some]
-    found = {
-        "delta": columns[f"{name}_delta"][some],
-        "kl": columns[f"{name}_kl"][some],
+    found: dict[str, list[Any]] = {
+        "delta": list(map(_effect_size, columns[f"{name}_delta"][some])),
+        "kl": list(map(_effect_size, columns[f"{name}_kl"][some])),
         "flips": [None if was is None else int(was) for was in flips],
         "top": [token if was else None for was, token in zip(flips, top, strict=True)],  # else it is the model's own
     }
     if not name.startswith(f"{TRUNCATED}_"):  # the beginning of the thought need not be told twice
-        found["thought_ids"] = columns[f"{name}_thought_ids"][some]
+        found["thought_ids"] = pool.places(columns[f"{name}_thought_ids"][some])
     return found
+
+
+def _likeliest(ids: list[int], logprob: list[float | None]) -> list[list[Any]]:
+    pairs = zip(ids[:LIKELIEST], logprob[:LIKELIEST], strict=True)
+    return [[token, _percentage(value)] for token, value in pairs]
+
+
+def _percentage(logprob: float | None) -> float | None:
+    """As far as it changes the percentage that is shown."""
+    return None if logprob is None else round(logprob, 4)
+
+
+def _effect_size(value: float | None) -> float | None:
+    """As far as it is shown: three digits after the point, and of less than that two that count."""
+    return None if value is None else round(value, 3) if abs(value) >= 0.001 else float(f"{value:.1e}")

@@ -13,7 +13,7 @@ from quietstar.web.scale import limit
 COLOURED = ("weight", "reward", "gain")
 """per-position values that colour the text"""
 DIGITS = 5
-"""after the point, of every number in the file"""
+"""that count, of every number in the file"""
 _PARTS = re.compile(
     r'<link rel="stylesheet" href="(?P<style>[\w.]+)">|<script src="(?P<script>[\w.]+)"></script>'
     r"|<!-- (?P<mark>\w+) -->"
@@ -50,7 +50,7 @@ def script_json(value: Any) -> str:
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
-        return round(value, DIGITS)
+        return float(f"{value:.{DIGITS}g}")
     if isinstance(value, dict):
         return {str(key): _rounded(each) for key, each in value.items()}
     return [_rounded(each) for each in value] if isinstance(value, (list, tuple)) else value

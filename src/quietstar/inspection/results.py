@@ -5,6 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from quietstar.evaluation.report import finite
+from quietstar.inspection.figures import draw_figures
+from quietstar.inspection.payload import payload_of
+from quietstar.inspection.report import report_html
 from quietstar.inspection.tables import summary_markdown
 from quietstar.inspection.trace import Trace
 
@@ -15,20 +18,19 @@ FIGURES = "figures"
 def write_results(
     found: Trace, folder: Path, *, format: str = "jsonl", report: bool = True, figures: bool = False
 ) -> None:
-    """Write trace, summary.json and summary.md into a folder; report.html and figures where asked for.
+    """Write trace, summary.json and summary.md into a folder that is ours; report.html and figures where asked for.
 
     Raises:
         MissingExtraError: Parquet or figures are asked for, and pyarrow or matplotlib is not installed.
     """
-    found.write(folder, format)
-    (folder / "summary.json").write_text(json.dumps(finite(asdict(found.summary)), indent=2) + "\n")
-    text = f"# Thoughts of {found.model}\n\n{summary_markdown(found.summary)}"
-    (folder / "summary.md").write_text(text, encoding="utf-8")
-    if report:
-        (folder / REPORT).write_text(found.html(), encoding="utf-8")
-    if figures:
-        from quietstar.inspection.figures import draw_figures
-        from quietstar.inspection.payload import payload_of
-
-        (folder / FIGURES).mkdir(exist_ok=True)
-        draw_figures(payload_of(found), folder / FIGURES)
+    found.write_records(folder, format)
+    summary = json.dumps(finite(asdict(found.summary)), indent=2)
+    (folder / "summary.json").write_text(f"{summary}\n", encoding="utf-8")
+    title = " ".join(found.model.split())
+    (folder / "summary.md").write_text(f"# Thoughts of {title}\n\n{summary_markdown(found.summary)}", encoding="utf-8")
+    if report or figures:
+        payload = payload_of(found)
+        if report:
+            (folder / REPORT).write_text(report_html(payload), encoding="utf-8")
+        if figures:
+            draw_figures(payload, folder / FIGURES)

@@ -17,7 +17,7 @@ from quietstar.inspection.results import write_results
 from quietstar.inspection.settings import TextToTrace
 from quietstar.inspection.tables import effects_table
 from quietstar.inspection.texts import windows, written
-from quietstar.inspection.trace import need_parquet
+from quietstar.inspection.trace import check_format, name_of
 from quietstar.loading import load_model
 from quietstar.model import QuietStarForCausalLM
 
@@ -33,12 +33,10 @@ def inspect(model_name: str, args: InspectArguments, console: Console | None = N
     Raises:
         QuietStarError: something in the settings, the model or the text needs the user.
     """
-    name = Path(model_name).resolve().name  # "." has none of its own
-    args.output_dir = args.output_dir or f"runs/{name}-inspection"
+    args.output_dir = args.output_dir or f"runs/{name_of(model_name)}-inspection"
     refuse_full(args.output_dir, overwrite=args.overwrite)
     refuse_holding(args.output_dir, [model_name, args.text])
-    if args.format == "parquet":
-        need_parquet()
+    check_format(args.format)
     if args.figures:
         need_matplotlib()
     text = args.prompt if args.text is None else read_text(args.text, "inspect")
@@ -61,11 +59,13 @@ def inspect(model_name: str, args: InspectArguments, console: Console | None = N
             tokenizer,
             texts,
             how,
-            name=name,
+            name=name_of(model_name),
+            origin={"model": model_name, **args.origin},
             progress=lambda done, of: bar.update(task, completed=done, total=of),
         )
         bar.update(task, description="writing")
-        folder = claim(args.output_dir, {**found.about, "arguments": asdict(args)}, overwrite=args.overwrite)
+        arguments = {"model": model_name, **asdict(args)}
+        folder = claim(args.output_dir, {**found.about, "arguments": arguments}, overwrite=args.overwrite)
         write_results(found, folder, format=args.format, report=args.report, figures=args.figures)
     for sentence in found.summary.sentences:
         console.print(sentence)

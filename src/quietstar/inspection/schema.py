@@ -3,7 +3,6 @@
 A position is the index of a token; what is thought there is thought after that token, before the next one.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,12 +40,12 @@ COLUMNS: dict[str, Column] = {
     "mixing_weight": Column("float", "how much the thought counts in the prediction of the next token"),
     "reward": Column(
         "float",
-        "nats by which the thought made the next M true tokens (or those there are) likelier, as in training",
+        "nats by which the thought made the next M true tokens likelier, as in training; null where fewer follow",
     ),
     "gain": Column("float", "the same for the next token alone: mixed_logprob[0] - base_logprob[0]"),
     "base_logprob": Column(
         "floats",
-        "log-probability of the next M true tokens (or those there are) without the thought, in nats",
+        "log-probability of the next M true tokens without the thought, or of those that follow; null: it has no label",
         optional=False,
     ),
     "alone_logprob": Column("floats", "by the thought alone"),
@@ -90,6 +89,8 @@ def interventions_in(names: list[str]) -> list[str]:
     return [name.removesuffix("_delta") for name in names if name.endswith("_delta")]
 
 
+LARGEST = 1e30
+"""number; what is larger is taken for none"""
 _ONE = {"int": int, "float": (int, float), "bool": bool, "text": str}
 
 
@@ -158,7 +159,7 @@ def _is(value: Any, kind: str) -> bool:
         return abs(value) < 2**63
     if kind == "text":
         return value.isascii() or _is_whole(value)
-    return kind != "float" or math.isfinite(value)
+    return kind != "float" or abs(value) < LARGEST  # no number is not smaller
 
 
 def _is_whole(text: str) -> bool:

@@ -18,9 +18,13 @@ class TextToTrace:
     may_think: Iterable[int] | None = None
     """positions at which there may be a thought; None for all"""
     thoughts: dict[int, list[int]] | None = None
-    """what was thought at which positions, K tokens each; None lets the model think"""
+    """what was thought at which positions, K tokens each, whatever `may_think` says; None lets the model think"""
     reasons: dict[int, str] | None = None
     """why, where thoughts are given"""
+    labels: list[int] | None = None
+    """S, IGNORED (-100) at tokens that are not to be predicted; None for all of them"""
+    is_own: bool = False
+    """whether the model wrote it: it then follows by its own predictions"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,11 +54,18 @@ class TraceSettings:
 
     def __post_init__(self) -> None:
         ThinkPolicy.parse(self.think)
+        for name in ("thought_temperature", "thought_top_p"):
+            if not isinstance(getattr(self, name), int | float):
+                raise SettingsError(f"{name} is {getattr(self, name)!r}; give a number")
         check_sampling(self.thought_temperature, self.thought_top_p)
-        for name in ("n_ahead_talk", "top_k"):
+        for name, lowest in {"n_ahead_talk": 1, "top_k": 1, "seed": 0}.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingsError(f"{name} is {value}; give a number of at least 1")
+            if name == "n_ahead_talk" and value is None:
+                continue
+            if not isinstance(value, int) or not lowest <= value < 2**63:
+                raise SettingsError(f"{name} is {value!r}; give a whole number of at least {lowest}")
+        if isinstance(self.interventions, str):
+            self.interventions = (self.interventions,)
         interventions_of(list(self.interventions), 0, False)  # says which is unknown
         for name in ("thought", "filler"):
             check_text(name, getattr(self, name))

@@ -10,15 +10,16 @@ from quietstar.evaluation.interval import Estimate
 from quietstar.evaluation.report import markdown
 from quietstar.inspection.summary import FEWEST, Difficulty, Effects, Summary, nats
 
-HEADINGS = ("in the thought's place", "positions", "log p of the truth, nats", "KL, nats", "top word flips")
+HEADINGS = ("in the thought's place", "positions", "log p of what follows, nats", "KL, nats", "top word flips")
 NOTHING = "\N{EN DASH}"
 
 
 def _cells(each: Effects) -> tuple[str, ...]:
-    return (each.label, f"{each.n:,}", *_figures(each))
+    same = f", {each.n_same:,} the same" if each.n_same else ""
+    return (each.label, f"{each.n:,}{same}", *_measures(each))
 
 
-def _figures(each: Effects) -> tuple[str, str, str]:
+def _measures(each: Effects) -> tuple[str, str, str]:
     return _signed(each.delta), _plain(each.kl), _share(each.flips)
 
 
@@ -27,7 +28,11 @@ def _signed(of: Estimate | None) -> str:
 
 
 def _plain(of: Estimate | None) -> str:
-    return _with_interval(of, "{:.3f}".format)
+    return _with_interval(of, _plain_value)
+
+
+def _plain_value(value: float) -> str:
+    return nats(value).removeprefix("+")
 
 
 def _share(of: Estimate | None) -> str:
@@ -57,10 +62,10 @@ def summary_markdown(summary: Summary) -> str:
         return text
     if summary.interventions:
         text += f"\n{markdown(HEADINGS, [_cells(each) for each in summary.interventions])}"
-    text += f"\nIn brackets: 95 % intervals over positions, from {FEWEST} positions on.\n"
+    text += f"\nIn brackets: 95 % intervals over positions; of means, where there are at least {FEWEST}.\n"
     text += "\n## By difficulty of the token\n"
     if summary.interventions:
-        text += "\nOf each intervention: log p of the truth, nats; KL, nats; how often the top word flips.\n"
+        text += "\nOf each intervention: log p of what follows, nats; KL, nats; how often the top word flips.\n"
     for _, bins in groupby(summary.difficulty, lambda each: each.by):
         text += f"\n{_difficulty_markdown(list(bins))}"
     return text
@@ -81,4 +86,4 @@ def _short(each: Effects) -> str:
     """Without intervals, which are in summary.json and in the report."""
     if each.delta is None or each.kl is None or each.flips is None:
         return NOTHING
-    return f"{nats(each.delta.value)}; {each.kl.value:.3f}; {100 * each.flips.value:.0f} %"
+    return f"{nats(each.delta.value)}; {_plain_value(each.kl.value)}; {100 * each.flips.value:.0f} %"

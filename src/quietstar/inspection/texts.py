@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.checks import check_text
+from quietstar.checks import check_ids, check_text
 from quietstar.errors import DataError, SettingsError
 from quietstar.inspection.interventions import typed_thought
 from quietstar.inspection.observe import trace
@@ -45,6 +45,7 @@ def windows(
     ids = list(tokenizer(text, verbose=False)["input_ids"])[:limit]
     if not ids:
         raise DataError("the tokenizer makes no token of the text; give some text to read")
+    check_ids(model, ids, "the text")
     room, branch = room_for_text(model, tokenizer, settings)
     if max_length is not None and room is not None and max_length > room:
         raise DataError(
@@ -105,6 +106,7 @@ def written(
     room, branch = room_for_text(model, tokenizer, settings)
     if not ids:
         raise DataError("the tokenizer makes no token of the prompt; give some text to go on from")
+    check_ids(model, ids, "the prompt")
     if room is not None and len(ids) + n_tokens > room:
         raise DataError(
             f"a prompt of {len(ids)} tokens and {n_tokens} to write are {len(ids) + n_tokens}, and a thought takes up "
@@ -125,7 +127,7 @@ def written(
     before = range(len(ids) - 1, found.sequences.shape[1] - 1)
     thoughts = {i: found.thoughts[0, t].tokens for t, i in enumerate(before) if found.thoughts[0, t].thought}
     reasons = dict(zip(before, found.thoughts.reason[0], strict=True))
-    return TextToTrace(ids=found.sequences[0].tolist(), thoughts=thoughts, reasons=reasons)
+    return TextToTrace(ids=found.sequences[0].tolist(), thoughts=thoughts, reasons=reasons, is_own=True)
 
 
 def inspect_texts(
@@ -139,6 +141,11 @@ def inspect_texts(
 ) -> Trace:
     """See QuietStarForCausalLM.inspect."""
     how = TraceSettings(**settings)
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not all(isinstance(text, str) for text in texts):
+        raise SettingsError("texts hold something that is no text; give a text, or a list of them")
+    if generate and max_length is not None:
+        raise SettingsError("max_length was given with generate, which reads the whole prompt; leave one out")
     if generate < 0 or (max_length is not None and max_length < 2):
         raise SettingsError(
             f"generate is {generate}, max_length {max_length}; give numbers of at least 0 and 2, or leave them out"
@@ -147,9 +154,10 @@ def inspect_texts(
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(how.seed)
-        for text in [texts] if isinstance(texts, str) else texts:
+        for text in texts:
             if generate:
                 found.append(written(model, tokenizer, text, generate, how, do_sample=False))
             else:
                 found += windows(model, tokenizer, text, how, max_length=max_length)
-    return trace(model, tokenizer, found, how)
+    origin = {"generate": generate, "max_length": max_length}
+    return trace(model, tokenizer, found, how, origin={name: value for name, value in origin.items() if value})

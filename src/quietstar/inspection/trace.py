@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from quietstar.errors import DataError, SettingsError
 from quietstar.evaluation.report import finite
 from quietstar.extras import need
-from quietstar.folders import MARKER, versions
+from quietstar.folders import MARKER, claim, versions
 from quietstar.inspection import schema
 from quietstar.inspection.summary import Summary, summarize
 
@@ -40,6 +40,8 @@ class Trace:
     """of what its figures depend on"""
     made: str = ""
     """when"""
+    is_own: bool = False
+    """whether the model wrote the text, which then follows by its own predictions"""
 
     def __len__(self) -> int:
         return len(self.columns["row"])
@@ -57,7 +59,7 @@ class Trace:
     @cached_property
     def summary(self) -> Summary:
         """Whether the thoughts matter."""
-        return summarize(self.columns, self.labels)
+        return summarize(self.columns, self.labels, is_own=self.is_own)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Position by position."""
@@ -79,23 +81,27 @@ class Trace:
 
         return report_html(payload_of(self))
 
-    def write(self, folder: str | Path, format: str = "jsonl") -> Path:
-        """Write the records into a folder, for `load`.
+    def write(self, folder: str | Path, format: str = "jsonl", *, overwrite: bool = False) -> Path:
+        """Write the trace into a folder, for `load`.
 
         Args:
-            folder: where; it is made, and what lies there under the same name is replaced.
-            format: jsonl (a record in each line) or parquet.
+            folder: a new or an empty one; it is made.
+            format: of the records: jsonl (one in each line) or parquet.
+            overwrite: empty a folder that holds a trace or another run of ours.
+
+        Returns:
+            the records' file.
 
         Raises:
-            SettingsError: there is no such format.
+            SettingsError: there is no such format, or the folder cannot be made or holds something.
             MissingExtraError: Parquet is wanted and pyarrow is not installed.
         """
-        if format not in FORMATS:
-            raise SettingsError(f"format is {format!r}; choose from {', '.join(FORMATS)}")
-        path = Path(folder) / f"{STEM}.{format}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not (path.parent / MARKER).exists():  # a run of ours has written its own
-            self.write_about(path.parent / MARKER)
+        check_format(format)
+        return self.write_records(claim(folder, self.about, overwrite=overwrite), format)
+
+    def write_records(self, folder: Path, format: str) -> Path:
+        """Write the records alone into a folder that is ours already; the file."""
+        path = folder / f"{STEM}.{format}"
         if format == "parquet":
             _write_parquet(self.columns, path)
         else:
@@ -114,8 +120,11 @@ class Trace:
         """
         folder = Path(folder)
         found = [path for name in FORMATS if (path := folder / f"{STEM}.{name}").is_file()]
-        if not found:
-            raise DataError(f"{folder} holds no {STEM}.jsonl or {STEM}.parquet; give a folder of quietstar inspect")
+        if len(found) != 1:
+            held = "both" if found else "neither"
+            raise DataError(
+                f"{folder} holds {held} of {STEM}.jsonl and {STEM}.parquet; give a folder of quietstar inspect"
+            )
         path = found[0]
         columns = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
         schema.check(columns, str(path))
@@ -128,16 +137,26 @@ class Trace:
             settings=about.get("settings", {}),
             versions=about.get("versions", {}),
             made=str(about.get("made", "")),
+            is_own=about.get("is_own") is True,
         )
-
-    def write_about(self, path: Path) -> None:
-        """Write what is known of a trace beside its records, for `load`."""
-        path.write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
 
     @property
     def about(self) -> dict[str, Any]:
         """What stands in run.json beside the records."""
-        return {name: getattr(self, name) for name in ("model", "made", "settings", "labels", "versions")}
+        return {name: getattr(self, name) for name in ("model", "made", "settings", "labels", "versions", "is_own")}
+
+
+def name_of(model: str) -> str:
+    """The last part of a folder's or a hub name; "." has one of its own."""
+    return Path(model).resolve().name if model else ""
+
+
+def check_format(format: str) -> None:
+    """Raise where records cannot be written so."""
+    if format not in FORMATS:
+        raise SettingsError(f"format is {format!r}; choose from {', '.join(FORMATS)}")
+    if format == "parquet":
+        need_parquet()
 
 
 def need_parquet() -> ModuleType:

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from quietstar.folders import MARKER
+from quietstar.folders import claim
 from quietstar.inspection.observe import trace
 from quietstar.inspection.results import write_results
 from quietstar.inspection.settings import TextToTrace, TraceSettings
@@ -47,9 +47,7 @@ class WriteReports(TrainerCallback):
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / FOLDER / f"step-{state.global_step:06}"
-        folder.mkdir(parents=True, exist_ok=True)  # a run that is resumed evaluates a step again
-        found.write_about(folder / MARKER)
-        write_results(found, folder)
+        write_results(found, claim(folder, found.about, overwrite=True))  # a resumed run evaluates a step again
 
 
 def first_of(dataset: Any) -> Iterable[Any]:
@@ -59,8 +57,9 @@ def first_of(dataset: Any) -> Iterable[Any]:
 
 def _text(row: Any) -> TextToTrace:
     """A row, thought about where its next token has a label: as in training."""
-    ids = list(row["input_ids"])
+    ids = [int(token) for token in row["input_ids"]]
     labels = row.get("labels")
     if labels is None:
         return TextToTrace(ids=ids)
-    return TextToTrace(ids=ids, may_think=[i for i, label in enumerate(labels[1:]) if label != IGNORED])
+    labels = [int(label) for label in labels]
+    return TextToTrace(ids=ids, labels=labels, may_think=[i for i, label in enumerate(labels[1:]) if label != IGNORED])

@@ -59,11 +59,13 @@ const QS = {};
   /** Text as one token, spaces visible; a token that is only part of a character is a thin mark. */
   QS.token = (text) => QS.el("span", { class: "token" }, text === "" ? "▏" : QS.visible(text, { spaces: true }));
 
-  /** A number with so many digits after the point; sign: with a plus too. A dash where there is none. */
+  /** A number with so many digits after the point, or as 2.7e-7; sign: with a plus too. A dash where there is none. */
   QS.number = (value, { digits = 3, sign = false } = {}) => {
     if (value === null || value === undefined) return "–";
-    const size = Math.abs(value).toFixed(digits);
-    if (Number(size) === 0) return size;
+    const absolute = Math.abs(value);
+    const isOdd = absolute >= 1e6 || (absolute > 0 && absolute < 10 ** -digits);
+    const size = isOdd ? absolute.toExponential(1) : absolute.toFixed(digits);
+    if (value === 0) return size;
     return (value < 0 ? "−" : sign ? "+" : "") + size;
   };
 
@@ -90,8 +92,8 @@ const QS = {};
   /** The step of the colour scale for a value: "m5" to "5"; null where there is no value. */
   QS.step = (value, limit) => {
     if (value === null || value === undefined) return null;
-    const step = Math.round(N_STEPS * Math.max(-1, Math.min(1, value / limit)));
-    return step < 0 ? `m${-step}` : String(step + 0);
+    const step = Math.round(N_STEPS * Math.min(1, Math.abs(value) / limit));
+    return value < 0 && step ? `m${step}` : String(step);
   };
 
   /** The scale with its limits in a row. */

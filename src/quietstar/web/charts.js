@@ -18,17 +18,17 @@
   /** The value below which that share of sorted values lies. */
   QS.quantile = (sorted, share) => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
 
+  const tick = (value, digits) => (Math.abs(value) < 10 ** -digits / 2 ? "0" : QS.number(value, { digits }));
+
   /** Values that are at most so many round steps apart, within a range. */
   QS.ticks = (low, high, most = 6) => {
     const raw = (high - low) / most || 1;
     const size = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 5, 10].map((factor) => factor * size).find((each) => each >= raw * 0.999);
-    const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
-    const found = [];
-    for (let index = Math.ceil(low / step - 1e-9); index * step <= high + 1e-9 * step; index++) {
-      found.push({ at: index * step, text: QS.number(index * step, { digits }) });
-    }
-    return found;
+    const digits = Math.min(20, Math.max(0, -Math.floor(Math.log10(step) + 1e-9)));
+    const first = Math.ceil(low / step - 1e-9) * step;
+    const places = Array.from({ length: most + 2 }, (_, index) => first + index * step);
+    return places.filter((at) => at <= high + 1e-9 * step).map((at) => ({ at, text: tick(at, digits) }));
   };
 
   // A frame with axes; x and y turn values into places.
@@ -71,7 +71,10 @@
     const sorted = finite(values).sort((a, b) => a - b);
     if (!sorted.length) return QS.el("p", { class: "note" }, `No ${name} to show.`);
     let [low, high] = [QS.quantile(sorted, 0.01), QS.quantile(sorted, 0.99)];
-    if (high - low < 1e-9) [low, high] = [low - 0.5, high + 0.5];
+    if (high - low <= 1e-9 * Math.abs(low)) {
+      const margin = Math.abs(low) / 2 || 0.5; // all are equal
+      [low, high] = [low - margin, high + margin];
+    }
     const counts = new Array(bins).fill(0);
     for (const value of sorted) {
       counts[Math.max(0, Math.min(bins - 1, Math.floor(((value - low) / (high - low)) * bins)))] += 1;

@@ -3,6 +3,11 @@
 {
   const payload = JSON.parse(QS.get("payload").textContent);
   const { rows } = payload;
+  const thoughtsAt = (places) => places?.map((place) => (place === null ? null : payload.thoughts[place]));
+  for (const row of rows) {
+    row.thought_ids = thoughtsAt(row.thought_ids);
+    for (const what of Object.values(row.what_if)) what.thought_ids = thoughtsAt(what.thought_ids);
+  }
   const N_BEFORE = 7;
   const NAMES = { weight: "mixing weight", reward: "reward", gain: "gain" };
   const ENDS = {
@@ -49,9 +54,9 @@
     const known = payload.interventions.map((each) => each.delta).filter(Boolean);
     const ends = known.flatMap(({ value, low, high }) => [low ?? value, high ?? value]);
     const range = [Math.min(0, ...ends), Math.max(0, ...ends)];
-    const lines = payload.interventions.map(({ label, n, delta, kl, flips }) => [
+    const lines = payload.interventions.map(({ label, n, n_same, delta, kl, flips }) => [
       QS.visible(label),
-      String(n),
+      n_same ? `${n}, ${n_same} the same` : String(n),
       QS.whisker(delta, range),
       QS.interval(delta, QS.signed),
       QS.interval(kl),
@@ -176,7 +181,7 @@
         name: "position",
         value: (record) => record.r * 1e6 + record.i,
         show: (_, record) => place(record),
-        exported: place,
+        exported: { text: ({ r }) => r + 1, position: ({ i }) => i + 1 },
       },
       of(
         "context",
@@ -204,7 +209,7 @@
       QS.get("tokens").scrollIntoView({ block: "center", behavior: "instant" });
       list.choose(starts[r] + i);
     });
-    controls(made, columns);
+    controls(made);
   }
 
   function controls(made) {

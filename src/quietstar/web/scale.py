@@ -26,7 +26,7 @@ def limit(values: Iterable[float | None]) -> float:
     """The scale's end: a round number that SHARE of the values, nulls apart, lie within."""
     sizes = sorted(abs(value) for value in values if value is not None)
     largest = sizes[min(len(sizes) - 1, int(SHARE * len(sizes)))] if sizes else 0.0
-    if largest < 1e-12:
+    if largest < 1e-30:
         return 1.0
     power = 10.0 ** math.floor(math.log10(largest))
     return next(factor * power for factor in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if factor * power >= largest * (1 - 1e-9))
@@ -34,4 +34,5 @@ def limit(values: Iterable[float | None]) -> float:
 
 def index(value: float, end: float) -> int:
     """Which of the colours a value has, on a scale that ends at `end`."""
-    return N_STEPS + round(N_STEPS * max(-1.0, min(1.0, value / end)))
+    steps = N_STEPS * max(-1.0, min(1.0, value / end))
+    return N_STEPS + int(math.copysign(math.floor(abs(steps) + 0.5), steps))  # halves away from 0, as in the report

@@ -4,9 +4,10 @@
   const ROWS_AT_ONCE = 100;
 
   /**
-   * columns: [{name, value(record), show(value, record) or none, number: bool, filtered: bool}]; the first column is a
-   * button that picks the record. records: what rows are made of, in their order. Raw texts are filtered, sorted
-   * and exported; `show` makes what is seen.
+   * columns: [{name, value(record), show(value, record) or none, number: bool, filtered: bool, kind: class of its cells,
+   * exported: {name: value(record)} where it is exported in another way}]; the first column is a button that picks the
+   * record. records: what rows are made of, in their order. Raw texts are filtered, sorted and exported; `show` makes
+   * what is seen.
    */
   QS.Table = class {
     constructor(table, columns, records, picked) {
@@ -52,8 +53,8 @@
 
     /** All records that are kept, as rows for `QS.csv`. */
     rows() {
-      const values = (record) => this.columns.map((column) => (column.exported ?? column.value)(record));
-      return [this.columns.map((column) => column.name), ...this.found.map(values)];
+      const exported = this.columns.flatMap((column) => Object.entries(column.exported ?? { [column.name]: column.value }));
+      return [exported.map(([name]) => name), ...this.found.map((record) => exported.map(([, value]) => value(record)))];
     }
 
     update() {
