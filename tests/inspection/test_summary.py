@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from quietstar.inspection.findings import Summary
 from quietstar.inspection.interventions import CHOICES
-from quietstar.inspection.summary import Summary, nats, summarize
+from quietstar.inspection.summary import summarize
 from quietstar.inspection.tables import effects_table, summary_markdown
+from quietstar.inspection.words import nats
 
 from .test_observe import thinker, traced
 

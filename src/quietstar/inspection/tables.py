@@ -8,7 +8,8 @@ from rich.table import Table
 
 from quietstar.evaluation.interval import Estimate
 from quietstar.evaluation.report import markdown
-from quietstar.inspection.summary import FEWEST, Difficulty, Effects, Summary, nats
+from quietstar.inspection.findings import FEWEST, Difficulty, Effects, Summary
+from quietstar.inspection.words import nats
 
 HEADINGS = ("in the thought's place", "positions", "log p of what follows, nats", "KL, nats", "top word flips")
 NOTHING = "\N{EN DASH}"

@@ -14,7 +14,8 @@ from quietstar.evaluation.report import finite
 from quietstar.extras import need
 from quietstar.folders import MARKER, claim, versions
 from quietstar.inspection import schema
-from quietstar.inspection.summary import Summary, summarize
+from quietstar.inspection.findings import Summary
+from quietstar.inspection.summary import summarize
 
 if TYPE_CHECKING:
     import pandas
