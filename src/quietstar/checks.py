@@ -68,9 +68,14 @@ def check_sampling(thought_temperature: float | None, thought_top_p: float | Non
         raise SettingsError(f"thought_top_p is {thought_top_p}; give a number above 0, at most 1")
 
 
+def n_embeddings(model: PreTrainedModel) -> int:
+    """Tokens that a model has embeddings of: its tokenizer may know more."""
+    return len(model.get_input_embeddings().weight)
+
+
 def check_ids(model: PreTrainedModel, ids: Iterable[int], what: str) -> None:
     """Raise SettingsError where a text has a token that the model has no embedding of."""
-    n_rows = len(model.get_input_embeddings().weight)
+    n_rows = n_embeddings(model)
     if (highest := max(ids, default=0)) >= n_rows:
         raise SettingsError(
             f"{what} has token {highest}, and the model has {n_rows} embeddings; give the tokenizer that belongs to it"

@@ -133,6 +133,19 @@ def test_a_space_that_the_tokenizer_puts_in_front_of_the_filler_is_no_filler() -
     assert filler_token(tokenizer, " ") == 1
 
 
+def test_a_token_for_the_unknown_that_is_spelled_out_is_known() -> None:
+    """As where it is the end of a text, too."""
+    made = Tokenizer(models.WordLevel(vocab={"<|end|>": 0, "a": 1}, unk_token="<|end|>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<|end|>", eos_token="<|end|>")
+    assert filler_token(tokenizer, None) == filler_token(tokenizer, "<|end|>") == 0
+    assert typed_thought(tokenizer, "a <|end|>").tolist() == [1, 0]
+    with pytest.raises(SettingsError, match="a token for what it does not know"):
+        filler_token(tokenizer, "b")
+    with pytest.raises(SettingsError, match="does not know every word"):
+        typed_thought(tokenizer, "a b")
+
+
 def test_a_thought_of_no_token_cannot_be_typed() -> None:
     with pytest.raises(SettingsError, match="thought is '', of which the tokenizer makes no token; give another text"):
         typed_thought(byte_tokenizer(), "")

@@ -248,5 +248,18 @@ def test_bad_settings_are_said_in_one_line() -> None:
         with pytest.raises(SettingsError, match=said) as error:
             traced(thinker(), **settings)
         assert "\n" not in str(error.value)
+    for text, said in [
+        ({"may_think": [S]}, f"at position {S} of {S}; give one from 0 to {S - 1}"),
+        ({"may_think": [-1]}, "at position -1"),
+        ({"thoughts": {S: [5] * (N_AHEAD - 2)}}, f"at position {S}"),
+        ({"thoughts": {0: [5]}}, f"a thought has 1 tokens; give {N_AHEAD - 2}"),
+        ({"thoughts": {0: [10**6] * (N_AHEAD - 2)}}, "a thought has token 1000000"),
+        ({"labels": [1]}, f"{S} tokens and 1 labels; give a label for each"),
+    ]:
+        with pytest.raises(SettingsError, match=said):
+            trace(thinker(), TOKENIZER, [TextToTrace(ids=IDS, **text)], TraceSettings())  # type: ignore[arg-type]
+    mixed = [TextToTrace(ids=IDS), TextToTrace(ids=IDS, is_own=True)]
+    with pytest.raises(SettingsError, match="some texts are the model's own and others are not; trace them apart"):
+        trace(thinker(), TOKENIZER, mixed, TraceSettings())
     with pytest.raises(SettingsError, match="there is no text to trace"):
         trace(thinker(), TOKENIZER, [], TraceSettings())

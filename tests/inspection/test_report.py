@@ -3,6 +3,7 @@
 import csv
 import html
 import json
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -370,6 +371,18 @@ def test_values_of_any_size_open(browser: Any, tmp_path: Path, value: float) -> 
     with watched(browser, written(tmp_path, made)) as page:
         tokens(page).nth(3).click()
         assert page.locator("#weight-chart svg").count() == 1
+
+
+def test_ticks_are_round_and_numbers_short(browser: Any, tmp_path: Path) -> None:
+    with watched(browser, written(tmp_path, payload(5))) as page:
+        texts = page.evaluate("QS.ticks(-0.3, 0.3).map(({ text }) => text.replace('\N{MINUS SIGN}', '-'))")
+        shown = page.evaluate("[0.0009996, 0.00044, 999999.9996, 0, -0.5, 2.7e-7].map((value) => QS.number(value))")
+        for _ in range(200):
+            low, high = sorted(random.uniform(-9, 9) * 10 ** random.randint(-3, 4) for _ in range(2))
+            found = page.evaluate("([low, high]) => QS.ticks(low, high).map(({ text }) => text)", [low, high])
+            assert not [text for text in found if re.fullmatch(r".?[19]\.\de-\d", text)], (low, high, found)
+    assert texts == ["-0.3", "-0.2", "-0.1", "0", "0.1", "0.2", "0.3"]
+    assert shown == ["0.001", "4.4e-4", "1.0e+6", "0.000", "\N{MINUS SIGN}0.500", "2.7e-7"]
 
 
 def test_steps_of_the_scale_are_those_of_the_figures(browser: Any, tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_of_its_own_text_it_is_said_that_it_is(here: Path, tmp_path: Path, capsy
 
 
 def test_a_config_that_lies_in_the_folder_is_not_deleted_with_it(
-    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     assert inspect(here, out, "--prompt", "a b") == 0
@@ -230,6 +230,13 @@ def test_a_config_that_lies_in_the_folder_is_not_deleted_with_it(
     assert inspect(here, out, "--prompt", "a b", "--overwrite", "--config", str(out / "mine.yaml")) == 2
     assert "which this run reads; give another output_dir" in capsys.readouterr().err
     assert (out / "mine.yaml").exists()
+    monkeypatch.chdir(tmp_path)  # the folder that is taken where none is given
+    assert main(["inspect", str(here / "thinking"), "--prompt", "a b"]) == 0
+    mine = tmp_path / "runs" / "thinking-inspection" / "mine.yaml"
+    mine.write_text("top_k: 3\n")
+    words = ["--prompt", "a b", "--overwrite", "--config", str(mine)]
+    assert main(["inspect", str(here / "thinking"), *words]) == 2
+    assert mine.exists()
 
 
 def test_tokens_that_the_model_lacks_are_said_so(

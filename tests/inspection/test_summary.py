@@ -76,7 +76,7 @@ def test_computation_alone() -> None:
 
 def test_shares_are_not_given_where_one_part_works_against_the_other() -> None:
     _, text = said([1.0, 1.2, 0.9], filler=[-2.0, -2.1, -2.2])
-    assert "Filler does harm by itself: so much of what content is worth only makes up for that." in text
+    assert "Filler does harm by itself: 1.07 nats of what content is worth make up for that." in text
     assert "% of the gain comes" not in text
     _, text = said([1.0, 1.2, 0.9], filler=[1.0, 0.5, 0.8])
     assert "Filler would help more: what they say takes away some of what computation is worth." in text
@@ -226,8 +226,8 @@ def test_of_the_models_own_text_nothing_is_concluded_about_help() -> None:
     found = columns([1.0] * 40, filler=[-1.0] * 40, removed=[-1.0] * 40, truncated_0=[-1.0] * 40)
     summary = summarize(found, {"filler": "filler in its place", "removed": "thought removed"}, is_own=True)
     text = " ".join(summary.sentences)
-    assert text.startswith("The model wrote this text: each of its 40 positions follows by the very predictions")
-    for word in ("Thoughts help", "harm", "worth", "content", "truncated"):
+    assert text.startswith("The model wrote this text: it chose what follows at 40 positions by the very predictions")
+    for word in ("Thoughts help", "harm", "is worth", "content", "truncated"):
         assert word not in text
     assert (
         "Thought removed: predictions lie 1.00 nats (95 % interval 1.00 to 1.00) away (KL), and the likeliest" in text

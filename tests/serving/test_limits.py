@@ -133,6 +133,21 @@ def test_a_prompt_has_a_length() -> None:
     assert not engine.waiting
 
 
+def test_tokens_that_the_model_lacks_are_refused() -> None:
+    """A tokenizer may know more than its model; who is served in the same batch hears nothing of it."""
+    engine, tokenizer = driven(speaking_model()), byte_tokenizer()
+    tokenizer.add_tokens(["<eggs>"])
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    client = TestClient(make_app(engine, tokenizer, ServeArguments(), NAME), base_url="http://127.0.0.1")
+    for path, body in (
+        ("/v1/completions", {"prompt": "two <eggs>"}),
+        ("/v1/thoughts", {"prompt": "two <eggs>"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "two <eggs>"}]}),
+    ):
+        assert "a token id is 259; give ids from 0 to 258" in refused(client, 400, body, path)["message"]
+    assert not engine.waiting
+
+
 def test_an_output_has_a_length_and_a_number() -> None:
     """What is asked for beyond is refused, not cut silently."""
     client, engine = idle(max_tokens=9, max_n=2)

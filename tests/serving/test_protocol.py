@@ -146,8 +146,11 @@ def test_what_is_no_json_is_refused(client: TestClient, path: str, body: bytes) 
         ('{"prompt": "x"}'.encode("utf-16"), 400, "byte 1 of the body is no UTF-8"),
         (b"[" * 100_000, 400, "are too deep in each other; send a flatter one"),
         (b'{"prompt": 1' + b"0" * 5000 + b"}", 400, "holds a number of too many digits; send a shorter one"),
-        (b'{"prompt": "x", "seed": 1, "seed": 2}', 422, "seed is given twice; give it once"),
-        (b'{"messages": [{"role": "user", "role": "system"}]}', 422, "role is given twice"),
+        (b'{"prompt": "x", "seed": 1, "seed": 2}', 422, "'seed' is given twice; give it once"),
+        (b'{"messages": [{"role": "user", "role": "system"}]}', 422, "'role' is given twice"),
+        (b'{"": 1, "": 2}', 422, "'' is given twice"),
+        (b"{" + b",".join(b'"a%d":0' % n for n in range(60_000)) + b',"a0":0}', 422, "'a0' is given twice"),
+        (b"[" * 964 + b"]" * 964, 400, "are too deep in each other"),
     ],
 )
 def test_a_body_that_cannot_be_read_is_told_what_is_wrong(

@@ -17,5 +17,5 @@ def main(argv: list[str]) -> None:
         positional={"model": "folder or hub name of a thinking model; of any with --original"},
     )
     args, given = parse(parser, argv, EvaluateArguments, rest=True)
-    evaluate(given["model"], args)
+    evaluate(given["model"], args, config=given["config"])
     say(f"wrote {args.output_dir or 'runs'}")

@@ -18,5 +18,5 @@ def main(argv: list[str]) -> None:
         positional={"model": "folder or hub name of a thinking model"},
     )
     args, given = parse(parser, argv, InspectArguments, rest=True)
-    folder = inspect(given["model"], args)
+    folder = inspect(given["model"], args, config=given["config"])
     say(f"wrote {folder}")

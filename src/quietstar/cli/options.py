@@ -12,7 +12,6 @@ import yaml
 from transformers import HfArgumentParser
 
 from quietstar.errors import SettingsError
-from quietstar.folders import refuse_holding
 
 INHERITED = "further options, as transformers' Trainer takes them"
 
@@ -109,7 +108,7 @@ def make_parser(
 def parse(parser: argparse.ArgumentParser, argv: list[str], *classes: type, rest: bool = False) -> tuple[Any, ...]:
     """Instances of the dataclasses, from flags, and from the YAML file that `--config` names.
 
-    With `rest`, last a dictionary of what belongs to none of them.
+    With `rest`, last a dictionary of what belongs to none of them; `config` is the file, or None.
 
     Raises:
         SettingsError: the file cannot be read, or a value in it or in a flag is impossible.
@@ -128,10 +127,9 @@ def parse(parser: argparse.ArgumentParser, argv: list[str], *classes: type, rest
             if isinstance(error, SettingsError):
                 raise
             raise SettingsError(f"these options do not go together: {error}") from error
-    if getattr(given, "overwrite", False):  # which would delete the file
-        refuse_holding(given.output_dir or ".", [getattr(given, "config", None) if given.output_dir else None])
     if rest:
-        made.append({name: value for name, value in values.items() if name not in own})
+        others = {name: value for name, value in values.items() if name not in own}
+        made.append({"config": getattr(given, "config", None), **others})
     return tuple(made)
 
 

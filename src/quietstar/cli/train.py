@@ -17,8 +17,8 @@ def main(argv: list[str]) -> None:
         groups=GROUPS,
         config=True,
     )
-    model_args, data_args, args = parse(parser, argv, *CLASSES)
-    figures = run_training(model_args, data_args, args)
+    model_args, data_args, args, given = parse(parser, argv, *CLASSES, rest=True)
+    figures = run_training(model_args, data_args, args, config=given["config"])
     held_out = "".join(
         f"  {name} {figures[f'eval_{name}']:.4f}"
         for name in ("nll", "base_nll", "talk_nll_0")

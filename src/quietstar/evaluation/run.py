@@ -75,13 +75,16 @@ class Evaluation:
             yield lambda done, value: bar.update(task, completed=done, score=f"{score} {value:.4f}")
 
 
-def evaluate(model_name: str, args: EvaluateArguments, console: Console | None = None) -> dict[str, Any]:
+def evaluate(
+    model_name: str, args: EvaluateArguments, console: Console | None = None, *, config: str | None = None
+) -> dict[str, Any]:
     """Evaluate a model, and write results.json, results.md and what else was asked for.
 
     Args:
         model_name: folder or hub name.
         args: what and how.
         console: where the progress bar and the table go; None is standard error.
+        config: the file that settings came from, which must not be emptied away.
 
     Returns:
         What results.json holds.
@@ -94,7 +97,7 @@ def evaluate(model_name: str, args: EvaluateArguments, console: Console | None =
     settings = {"model": model_name, "settings": asdict(args), "versions": versions()}
     refuse_full(folder, overwrite=args.overwrite, resume=args.resume)
     paths = parse_data(args.data)
-    refuse_holding(folder, [model_name, *paths.values(), args.perplexity, args.lm_eval_path, args.baseline])
+    refuse_holding(folder, [model_name, *paths.values(), args.perplexity, args.lm_eval_path, args.baseline, config])
     if args.resume:
         refuse_changed(folder, settings)
     items = {name: load_items(find_task(name), paths.get(name), args.limit) for name in args.tasks}

@@ -163,10 +163,15 @@ def typed_thought(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
         SettingsError: there is none.
     """
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not ids or tokenizer.unk_token_id in ids:
+    if not ids or _is_unknown(tokenizer, text, ids):
         made = "does not know every word" if ids else "makes no token"
         raise SettingsError(f"thought is {text!r}, of which the tokenizer {made}; give another text")
     return torch.tensor(ids, dtype=torch.long)
+
+
+def _is_unknown(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> bool:
+    """Whether some of a text is not known to the tokenizer: where the text does not spell out that token itself."""
+    return tokenizer.unk_token_id in ids and str(tokenizer.unk_token) not in text
 
 
 def filler_token(tokenizer: PreTrainedTokenizerBase, text: str | None) -> int:
@@ -178,7 +183,7 @@ def filler_token(tokenizer: PreTrainedTokenizerBase, text: str | None) -> int:
     ids = tokenizer("." if text is None else text, add_special_tokens=False)["input_ids"]
     while len(ids) > 1 and not tokenizer.decode(ids[:1]).strip():
         ids = ids[1:]  # SentencePiece puts a space in front
-    is_known = len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+    is_known = len(ids) == 1 and not _is_unknown(tokenizer, text or ".", ids)
     if text is not None and not is_known:
         made = f"{len(ids)} tokens" if len(ids) > 1 else "a token for what it does not know" if ids else "no token"
         raise SettingsError(f"filler is {text!r}, of which the tokenizer makes {made}; give a text of one token")

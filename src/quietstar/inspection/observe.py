@@ -69,7 +69,9 @@ def trace(
     if not texts:
         raise SettingsError("there is no text to trace; give at least one")
     for text in texts:
-        check_ids(model, text.ids, "the text")
+        _check(model, text)
+    if len({text.is_own for text in texts}) > 1:
+        raise SettingsError("some texts are the model's own and others are not; trace them apart")
     was_training = model.training
     model.eval()
     try:
@@ -136,7 +138,7 @@ class _Tracing:
             labels={each.name: each.label for each in self.interventions},
             model=name or name_of(self.model.config.name_or_path) or type(self.model.base_lm).__name__,
             settings=self._settings() | origin,
-            is_own=any(text.is_own for text in texts),
+            is_own=texts[0].is_own,
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
 
@@ -319,6 +321,22 @@ class _Tracing:
 
     def _tokens(self, ids: list[int]) -> list[str | None]:
         return [self._token(token) for token in ids]
+
+
+def _check(model: QuietStarForCausalLM, text: TextToTrace) -> None:
+    """Raise SettingsError where what is known of a text does not fit it, or the model."""
+    S, K = len(text.ids), model.config.n_thought_tokens
+    check_ids(model, text.ids, "the text")
+    if text.labels is not None and len(text.labels) != S:
+        raise SettingsError(f"a text has {S} tokens and {len(text.labels)} labels; give a label for each token")
+    thoughts = text.thoughts or {}
+    for position in (*(text.may_think or ()), *thoughts):
+        if not 0 <= position < S:
+            raise SettingsError(f"a thought is asked for at position {position} of {S}; give one from 0 to {S - 1}")
+    for thought in thoughts.values():
+        check_ids(model, thought, "a thought")
+        if len(thought) != K:
+            raise SettingsError(f"a thought has {len(thought)} tokens; give {K}, as the model thinks")
 
 
 def _numbers(values: Tensor) -> list[Any]:

@@ -22,20 +22,23 @@ from quietstar.loading import load_model
 from quietstar.model import QuietStarForCausalLM
 
 
-def inspect(model_name: str, args: InspectArguments, console: Console | None = None) -> Path:
+def inspect(
+    model_name: str, args: InspectArguments, console: Console | None = None, *, config: str | None = None
+) -> Path:
     """Trace a text, and write what was found; the folder.
 
     Args:
         model_name: folder or hub name of a thinking model.
         args: settings.
         console: for the summary; the terminal if None.
+        config: the file that settings came from, which must not be emptied away.
 
     Raises:
         QuietStarError: something in the settings, the model or the text needs the user.
     """
     args.output_dir = args.output_dir or f"runs/{name_of(model_name)}-inspection"
     refuse_full(args.output_dir, overwrite=args.overwrite)
-    refuse_holding(args.output_dir, [model_name, args.text])
+    refuse_holding(args.output_dir, [model_name, args.text, config])
     check_format(args.format)
     if args.figures:
         need_matplotlib()

@@ -1,6 +1,6 @@
 """What is traced, and how."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quietstar.checks import check_sampling, check_text
@@ -15,7 +15,7 @@ class TextToTrace:
 
     ids: list[int]
     """S tokens"""
-    may_think: Iterable[int] | None = None
+    may_think: Sequence[int] | None = None
     """positions at which there may be a thought; None for all"""
     thoughts: dict[int, list[int]] | None = None
     """what was thought at which positions, K tokens each, whatever `may_think` says; None lets the model think"""

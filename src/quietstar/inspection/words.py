@@ -54,7 +54,7 @@ def sentences(found: Summary, *, changes_nothing: bool) -> list[str]:
     filler = next((each for each in found.interventions if each.name == FILLER), None)
     if filler is not None and filler.n == filler.n_same > 0:
         said.append("Every thought is filler already: what it says cannot be told from its computation.")
-    elif filler is not None and found.content is not None and found.computation is not None and n >= FEWEST:
+    elif filler is not None and found.content and found.computation and found.content.n >= FEWEST:
         said.append(_of_content(found.content, found.computation, found.content_share) + _same(filler))
     said += _of_others(found.interventions)
     if shorter := _of_length(found.gain, effects):
@@ -74,9 +74,9 @@ def _verdict(gain: Estimate) -> str:
 
 def _of_own_text(over: str, effects: dict[str, Effects]) -> list[str]:
     said = [
-        f"The model wrote this text: each of its {over} follows by the very predictions that are looked at, which "
-        "nothing else can beat. So this says how much thoughts change, not whether they help: for that, read a text of "
-        "somebody else's."
+        f"The model wrote this text: it chose what follows at {over} by the very predictions that are judged, so other "
+        "ones do worse on average, whatever thoughts are worth. This says how much thoughts change, not whether they "
+        "help: for that, read a text of somebody else's."
     ]
     for each in effects.values():
         if each.kl is not None and each.flips is not None and not each.name.startswith(TRUNCATED):
@@ -85,6 +85,10 @@ def _of_own_text(over: str, effects: dict[str, Effects]) -> list[str]:
                 f"likeliest token is another one at {100 * each.flips.value:.1f} % of the positions."
             )
     return said
+
+
+def _size_of(estimate: Estimate) -> str:
+    return nats(abs(estimate.value)).removeprefix("+")
 
 
 def _size(estimate: Estimate) -> str:
@@ -106,7 +110,7 @@ def _of_content(content: Estimate, computation: Estimate, share: Estimate | None
         f"Beside no thought at all, filler, which is computation alone, {worth(computation)}."
     )
     if _sign(content) > 0 > _sign(computation):
-        said += " Filler does harm by itself: so much of what content is worth only makes up for that."
+        said += f" Filler does harm by itself: {_size_of(computation)} nats of what content is worth make up for that."
     elif _sign(computation) > 0 > _sign(content):
         said += " Filler would help more: what they say takes away some of what computation is worth."
     elif share is not None and share.high - share.low < 1:

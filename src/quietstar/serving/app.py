@@ -1,7 +1,5 @@
 """The application: what each address answers."""
 
-import asyncio
-import logging
 import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -15,7 +13,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Send
 from transformers import PreTrainedTokenizerBase
 
 import quietstar
@@ -29,8 +26,6 @@ from quietstar.serving.intake import Intake
 from quietstar.serving.pages import Pages
 from quietstar.serving.protocol import ChatRequest, CompletionRequest, Fault, ThoughtRequest, first_problem
 from quietstar.serving.unread import CloseUnread
-
-logger = logging.getLogger(__name__)
 
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
@@ -79,7 +74,8 @@ def make_app(
         answer = Answer(job, name, isinstance(body, ChatRequest), body.wants_usage)
         events = Events(engine, job, request)
         if body.stream:
-            return Stream(_chunks(events, answer), settings.request_seconds)
+            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+            return StreamingResponse(_chunks(events, answer), media_type="text/event-stream", headers=headers)
         async for written in events:
             answer.take(written)
         return _json(answer.whole())
@@ -127,28 +123,6 @@ def make_app(
         return Response(status_code=204)
 
     return app
-
-
-class Stream(StreamingResponse):
-    """Server-sent events, for as long as the server allows a request to take.
-
-    What has been written may take as long again to be fetched: a client that reads slowly, or not at all, ends there.
-    """
-
-    def __init__(self, chunks: AsyncGenerator[bytes, None], seconds: float) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(chunks, media_type="text/event-stream", headers=headers)
-        self.chunks, self.seconds = chunks, seconds
-
-    async def stream_response(self, send: Send) -> None:
-        """Send all; an answer that cannot be sent in time is left without its end."""
-        try:
-            async with asyncio.timeout(2 * self.seconds):
-                await super().stream_response(send)
-        except TimeoutError:
-            logger.warning("a client did not read its answer in time; its connection is closed")
-        finally:
-            await self.chunks.aclose()
 
 
 async def _chunks(events: Events, answer: Answer) -> AsyncGenerator[bytes, None]:
@@ -215,7 +189,11 @@ def _add_handlers(app: FastAPI) -> None:
 
     async def not_there(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        said = {404: "there is nothing at this address", 405: "this address does not take this method"}
+        said = {
+            400: "the body's lists or objects are too deep in each other; send a flatter one",  # else it was checked
+            404: "there is nothing at this address",
+            405: "this address does not take this method",
+        }
         message = said.get(error.status_code, str(error.detail))
         return answer_of(RequestError(error.status_code, message, headers=dict(error.headers or {})))
 

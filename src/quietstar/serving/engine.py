@@ -2,7 +2,8 @@
 
 Requests that are thought about alike share a batch, which they join and leave between any two tokens. Where thinking
 draws random numbers each text has a batch of its own. Whoever comes first is let in first. A turn is a token of every
-text, some tokens of prompts, and a part of one errand: nobody waits for others' long prompts or errands.
+text, some tokens of prompts, and a part of one errand; prompts, and errands, take turns: nobody waits for others' long
+ones to be done.
 """
 
 import logging
@@ -202,11 +203,12 @@ class Engine:
         return self.groups[key]
 
     def _run_errand(self) -> None:
-        """Do the next part of the first errand that somebody still waits for."""
+        """Do a part of one errand that somebody still waits for, and of another one next time."""
         self.errands = deque((ticket, parts) for ticket, parts in self.errands if not ticket.is_over)
         if not self.errands:
             return
         ticket, parts = self.errands[0]
+        self.errands.rotate(-1)
         try:
             next(parts)
         except StopIteration as end:

@@ -6,6 +6,7 @@ from inspect import signature
 
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.checks import n_embeddings
 from quietstar.loading import prompt_ids
 from quietstar.policy import ThinkPolicy
 from quietstar.serving.arguments import ServeArguments
@@ -39,7 +40,7 @@ class Intake:
         self.engine, self.tokenizer, self.settings, self.name = engine, tokenizer, settings, name
         self.draw_seed = draw_seed
         self.think = ThinkPolicy.parse(settings.think)
-        self.vocab_size = engine.model.config.vocab_size
+        self.n_tokens = n_embeddings(engine.model)
         self._one_at_a_time = threading.Lock()
 
     def job(self, request: CompletionRequest | ChatRequest) -> Job:
@@ -113,15 +114,15 @@ class Intake:
     def _ids(self, prompt: str | list[int], param: str) -> list[int]:
         if isinstance(prompt, str):
             with self._one_at_a_time:
-                return prompt_ids(self.tokenizer, prompt)
+                prompt = prompt_ids(self.tokenizer, prompt)
         self._check_ids(prompt, param)
         return prompt
 
     def _check_ids(self, ids: list[int], param: str) -> None:
-        wrong = next((token for token in ids if not 0 <= token < self.vocab_size), None)
+        wrong = next((token for token in ids if not 0 <= token < self.n_tokens), None)
         if wrong is not None:
             shown = wrong if abs(wrong) < 2**63 else "too large"
-            raise RequestError(400, f"a token id is {shown}; give ids from 0 to {self.vocab_size - 1}", param=param)
+            raise RequestError(400, f"a token id is {shown}; give ids from 0 to {self.n_tokens - 1}", param=param)
 
     def _check_length(self, ids: list[int], param: str) -> None:
         limit = self.engine.max_prompt_tokens
@@ -151,6 +152,7 @@ class Intake:
             said = " ".join(str(error).split())[:200]
             message = f"the model's chat template refuses these messages: {said}"
             raise RequestError(400, message, param="messages") from error
+        self._check_ids(ids, "messages")
         return list(ids)
 
     def _check_spelled_out(self, request: ChatRequest) -> None:

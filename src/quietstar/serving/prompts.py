@@ -1,4 +1,4 @@
-"""Prompts that are read before texts are written after them: some tokens a turn, who comes first before the others."""
+"""Prompts that are read before texts are written after them: some tokens a turn, of one after the other in turns."""
 
 import logging
 from collections import deque
@@ -69,6 +69,8 @@ class Prompts:
                 if not prompt.left:
                     self.metrics.tokens("prompt", len(prompt.job.prompt_ids))
                     ready.append(self.queue.popleft())
+                else:
+                    self.queue.rotate(-1)  # a long one does not keep short ones waiting
         return ready
 
     def close(self) -> None:

@@ -232,10 +232,11 @@ def check_json(body: bytes) -> None:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        name = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))[:_SHOWN]
-        raise RequestError(422, f"{name} is given twice; give it once", param=name)
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise RequestError(422, f"{_shown(name)} is given twice; give it once", param=name[:_SHOWN])
+        found[name] = value
     return found
 
 

@@ -4,8 +4,10 @@ import asyncio
 import copy
 import logging
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -84,7 +86,7 @@ def make_server(
         lifespan="off",
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=n_connections(),
+        limit_concurrency=n_connections() + 1,  # it counts the one that asks
         ws="none",
         timeout_graceful_shutdown=GOODBYE_SECONDS,
     )
@@ -103,6 +105,8 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.engine = engine
         self.when_ready: Callable[[], None] = lambda: None
+        self._full_since: dict[Any, float] = {}
+        """connections with unread bytes, and since when there was always some"""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
@@ -115,10 +119,34 @@ class Server(uvicorn.Server):
             raise _taken(host, port, error) from error
         self.when_ready()
 
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end."""
+        if counter % 10 == 0:
+            self._cut_off()
+        return await super().on_tick(counter)
+
+    def _cut_off(self) -> None:
+        """End connections that have had something to be read for as long as a request may take.
+
+        Closed, they would stay until their client has read everything, which it may never do.
+        """
+        now = time.monotonic()
+        full = [each for each in self.server_state.connections if _has_unread(each)]
+        self._full_since = {each: self._full_since.get(each, now) for each in full}
+        for each, since in self._full_since.items():
+            if now - since > self.engine.settings.request_seconds:
+                logger.warning("a client does not read its answer; its connection is cut")
+                each.transport.abort()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End what is written, so that running streams end, and then connections."""
         await asyncio.to_thread(self.engine.stop)
         await super().shutdown(sockets)
+
+
+def _has_unread(connection: Any) -> bool:
+    transport = connection.transport
+    return transport is not None and transport.get_write_buffer_size() > 0
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -151,7 +179,11 @@ def _taken(host: str, port: int, error: OSError) -> SettingsError:
 
 
 def n_connections() -> int:
-    """That may be open at once: fewer than CONNECTIONS where this process may not open as many files."""
+    """That may be open at once: fewer than CONNECTIONS where this process may not open as many files.
+
+    Raises:
+        SettingsError: it may open so few that nobody could be served.
+    """
     if resource is None:
         return CONNECTIONS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -159,7 +191,13 @@ def n_connections() -> int:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, soft - OTHER_FILES))
+    if soft == resource.RLIM_INFINITY:
+        return CONNECTIONS
+    if soft <= OTHER_FILES:
+        raise SettingsError(
+            f"this process may open {soft} files; allow more than {OTHER_FILES} (ulimit -n), a connection is one, too"
+        )
+    return min(CONNECTIONS, soft - OTHER_FILES)
 
 
 def address_of(host: str, port: int) -> str:

@@ -40,7 +40,8 @@ class WriteReports(TrainerCallback):
         if state.global_step == self.step or not isinstance(model, QuietStarForCausalLM):
             return
         self.step = state.global_step
-        texts = [_text(row) for row in islice(first_of(self.dataset), self.n_rows)]
+        rows = islice(first_of(self.dataset), self.n_rows)
+        texts = [_text(row) for row in rows if len(row["input_ids"])]
         name = f"{Path(args.output_dir).name}, step {state.global_step}"
         # on every process: where weights are sharded, all of them must take part
         found = trace(model, self.tokenizer, texts, TraceSettings(), name=name)

@@ -22,7 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 def run_training(
-    model_args: ModelArguments, data_args: DataArguments, args: QuietStarTrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: QuietStarTrainingArguments,
+    *,
+    config: str | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate and save.
 
@@ -30,6 +34,7 @@ def run_training(
         model_args: which model.
         data_args: which text.
         args: how. Its output_dir, where None, is named after the model.
+        config: the file that settings came from, which must not be emptied away.
 
     Returns:
         The last figures: of training, and of held-out text under `eval_` names.
@@ -50,7 +55,7 @@ def run_training(
     }
     refuse_full(args.output_dir, overwrite=args.overwrite, resume=resume)
     if args.overwrite:
-        refuse_holding(args.output_dir, [model_args.model, data_args.dataset, data_args.eval_dataset])
+        refuse_holding(args.output_dir, [model_args.model, data_args.dataset, data_args.eval_dataset, config])
     checkpoint = checkpoint_to_resume(args) if resume else None
 
     tokenizer = load_tokenizer(model_args.model, trust_remote_code=model_args.trust_remote_code)

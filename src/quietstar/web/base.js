@@ -63,7 +63,8 @@ const QS = {};
   QS.number = (value, { digits = 3, sign = false } = {}) => {
     if (value === null || value === undefined) return "–";
     const absolute = Math.abs(value);
-    const isOdd = absolute >= 1e6 || (absolute > 0 && absolute < 10 ** -digits);
+    const fixed = Number(absolute.toFixed(Math.min(digits, 20)));
+    const isOdd = fixed >= 1e6 || (absolute > 0 && fixed < 0.999 * 10 ** -digits);
     const size = isOdd ? absolute.toExponential(1) : absolute.toFixed(digits);
     if (value === 0) return size;
     return (value < 0 ? "−" : sign ? "+" : "") + size;

@@ -26,8 +26,8 @@
     const size = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 5, 10].map((factor) => factor * size).find((each) => each >= raw * 0.999);
     const digits = Math.min(20, Math.max(0, -Math.floor(Math.log10(step) + 1e-9)));
-    const first = Math.ceil(low / step - 1e-9) * step;
-    const places = Array.from({ length: most + 2 }, (_, index) => first + index * step);
+    const first = Math.ceil(low / step - 1e-9);
+    const places = Array.from({ length: most + 2 }, (_, index) => (first + index) * step);
     return places.filter((at) => at <= high + 1e-9 * step).map((at) => ({ at, text: tick(at, digits) }));
   };
 
