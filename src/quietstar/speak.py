@@ -107,8 +107,8 @@ def _not_empty(prompt: str, what: str) -> str:
     return prompt
 
 
-def speak(model_name: str, prompt: str | None, args: GenerateArguments, out: TextIO = sys.stdout) -> None:
-    """Continue each prompt, and write it to `out` as it comes.
+def speak(model_name: str, prompt: str | None, args: GenerateArguments, out: TextIO | None = None) -> None:
+    """Continue each prompt, and write it to `out` (standard output if None) as it comes.
 
     Raises:
         QuietStarError: something in the settings, the model or the prompts needs the user.
@@ -120,7 +120,7 @@ def speak(model_name: str, prompt: str | None, args: GenerateArguments, out: Tex
         _check_length(model, each.shape[1])
         check_ids(model, each[0].tolist(), "a prompt")
     torch.manual_seed(args.seed)
-    console = Console(file=out, highlight=False, soft_wrap=True)
+    console = Console(file=out or sys.stdout, highlight=False, soft_wrap=True)
     for number, (text, ids) in enumerate(zip(prompts, encoded, strict=True)):
         if number:
             console.print()
