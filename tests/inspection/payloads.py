@@ -154,10 +154,12 @@ def _row(
         ]
 
     def effect(name: str) -> dict[str, list[Any]]:
-        told = {} if name.startswith("truncated") else {"thought_ids": some(thoughts, thought)}
-        told = {"thought_ids": [None] * S} if name == "removed" else told
-        if name in ("filler", "given", "swapped"):  # one for all, or one that stands elsewhere
-            told = {"thought_ids": some(lambda: 0, thought)}
+        if name.startswith("truncated"):
+            told = {}
+        elif name in ("shuffled", "random"):
+            told = {"thought_ids": some(thoughts, thought)}
+        else:  # none, one for all, or one that stands elsewhere
+            told = {"thought_ids": some(lambda: None if name == "removed" else 0, thought)}
         flips = some(lambda: int(source.random() < 0.2), thought)
         return {
             "delta": some(lambda: round(source.gauss(-0.05, 3), 3), thought, last=False),

@@ -144,7 +144,9 @@ def test_tokens_that_the_model_lacks_are_refused() -> None:
         ("/v1/thoughts", {"prompt": "two <eggs>"}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "two <eggs>"}]}),
     ):
-        assert "a token id is 259; give ids from 0 to 258" in refused(client, 400, body, path)["message"]
+        message = refused(client, 400, body, path)["message"]
+        # older versions of transformers cannot tell added tokens in messages apart: they are refused before
+        assert "a token id is 259; give ids from 0 to 258" in message or "spells out the control token" in message
     assert not engine.waiting
 
 
