@@ -82,15 +82,21 @@ def check_ids(model: PreTrainedModel, ids: Iterable[int], what: str) -> None:
         )
 
 
+def half_character(text: str) -> int | None:
+    """Where the first lone surrogate stands, which neither a file nor an answer can hold; None where there is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
 def check_text(name: str, text: str | None) -> None:
     """Raise SettingsError where a text holds halves of characters: bytes of a command line that are no UTF-8, say."""
-    try:
-        (text or "").encode()
-    except UnicodeEncodeError as error:
+    if (index := half_character(text or "")) is not None:
         raise SettingsError(
-            f"{name} is no whole Unicode text: character {error.start + 1} is {error.object[error.start]!a}; "
-            "give text in UTF-8"
-        ) from error
+            f"{name} is no whole Unicode text: character {index + 1} is {(text or '')[index]!a}; give text in UTF-8"
+        )
 
 
 def check_thoughts(config: QuietStarConfig, words: Tensor) -> None:

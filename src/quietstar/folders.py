@@ -50,9 +50,9 @@ def refuse_full(folder: str | Path, *, overwrite: bool = False, resume: bool = F
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except OSError as error:
         raise _unusable(folder, error) from error
-    if folder.exists() and not folder.is_dir():
-        raise SettingsError(f"output_dir {folder} is a file; give a folder")
     if not there.is_dir():
+        if there == folder:
+            raise SettingsError(f"output_dir {folder} is a file; give a folder")
         raise SettingsError(f"output_dir {folder} would lie in {there}, which is a file; give another folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise SettingsError(f"output_dir {folder} cannot be written: {there} is not yours to write in; give another")

@@ -18,7 +18,7 @@ FINISHED = "the sequence has ended"
 
 @dataclass(slots=True)
 class TopTokens:
-    """The likeliest tokens of a prediction, likeliest first."""
+    """The likeliest tokens of a prediction, likeliest first; equally likely ones in the order of their ids."""
 
     ids: Tensor
     """[..., k]"""
@@ -28,8 +28,11 @@ class TopTokens:
     @classmethod
     def of(cls, logits: Tensor, k: int) -> "TopTokens":
         """From logits [..., V]."""
-        logprob, ids = logits.float().log_softmax(-1).topk(min(k, logits.shape[-1]))
-        return cls(ids=ids, logprob=logprob)
+        logprob = logits.float().log_softmax(-1)
+        ids = logprob.topk(min(k, logits.shape[-1])).indices.sort(-1).values  # of equal ones, any
+        ids = ids.gather(-1, logprob.gather(-1, ids).argsort(dim=-1, descending=True, stable=True))
+        ids[..., :1] = logprob.argmax(-1, keepdim=True)  # the first of all that are equal
+        return cls(ids=ids, logprob=logprob.gather(-1, ids))
 
 
 @dataclass(slots=True)

@@ -113,6 +113,11 @@ def text_after(tokenizer: PreTrainedTokenizerBase, ids: list[int], n_before: int
     return tokenizer.decode(ids, skip_special_tokens=True)[len(before) :]
 
 
+def name_of(model: str) -> str:
+    """The last part of a folder's or a hub name; "." has one of its own."""
+    return Path(model).resolve().name if model else ""
+
+
 def pick_device(name: str) -> torch.device:
     """The device of that name; a GPU where there is one, for auto.
 

@@ -72,7 +72,7 @@ class Pieces:
         return text
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=self.skip, clean_up_tokenization_spaces=False)
+        return decoded(self.tokenizer, ids, skip_special_tokens=self.skip)
 
 
 def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
@@ -84,9 +84,14 @@ def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     return found
 
 
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int], *, skip_special_tokens: bool = False) -> str:
+    """The text of tokens as it is: some tokenizers would else take spaces out in front of dots."""
+    return str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False))
+
+
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """A token alone, with the space in front of it; bytes that are no whole character as <0xF0>."""
-    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    text = decoded(tokenizer, [token])
     name = str(tokenizer.convert_ids_to_tokens(token) or "")
     if not text or UNFINISHED in text:
         return _of_bytes(name) or name

@@ -105,6 +105,11 @@ CHOICES = (REMOVED, *SIMPLE, TRUNCATED)
 """what can be asked for by name; a typed thought comes with its text"""
 
 
+def is_truncated(name: str) -> bool:
+    """Whether an intervention leaves the beginning of a thought: truncated_2."""
+    return name.startswith(f"{TRUNCATED}_")
+
+
 @dataclass(frozen=True, slots=True)
 class Intervention:
     """One way to change thoughts."""

@@ -45,7 +45,7 @@ def look(reading: Reading, states: Tensor, targets: Tensor, top_k: int) -> Look:
         logits = reading.logits(states[some])
         logprob.append(_of_targets(logits.log_softmax(-1), targets[some]))
         nats.append(entropy(logits))
-        likeliest = _in_order(TopTokens.of(logits, top_k), likeliest_token(logits))
+        likeliest = TopTokens.of(logits, top_k)
         ids.append(likeliest.ids)
         top.append(likeliest.logprob)
     return Look(
@@ -85,25 +85,9 @@ def compare(reading: Reading, own: Tensor, changed: Tensor, targets: Tensor) -> 
         p = before.exp()
         # a token that cannot come (log-probability -inf) adds nothing
         kl.append(torch.where(p > 0, p * (before - after), 0).sum(-1).clamp(min=0))
-        top.append(likeliest_token(after))
-        flips.append(top[-1] != likeliest_token(before))
+        top.append(after.argmax(-1))
+        flips.append(top[-1] != before.argmax(-1))
     return Effect(delta=torch.cat(delta), kl=torch.cat(kl), flips=torch.cat(flips), top=torch.cat(top))
-
-
-def likeliest_token(logits: Tensor) -> Tensor:
-    """[..., V] -> [...]: of equally likely ones, which are not rare in bfloat16, that of the lowest id."""
-    is_likeliest = logits == logits.max(-1, keepdim=True).values
-    ids = torch.arange(logits.shape[-1], device=logits.device)
-    return torch.where(is_likeliest, ids, logits.shape[-1] - 1).min(-1).values
-
-
-def _in_order(top: TopTokens, first: Tensor) -> TopTokens:
-    """Equally likely ones [n, k] in the order of their ids; first [n] is the one that begins."""
-    by_id = top.ids.argsort(-1)
-    order = by_id.gather(-1, top.logprob.gather(-1, by_id).argsort(dim=-1, descending=True, stable=True))
-    ids = top.ids.gather(-1, order)
-    ids[:, 0] = first  # of more equal ones than are kept it may not be among them
-    return TopTokens(ids=ids, logprob=top.logprob.gather(-1, order))
 
 
 def _of_targets(logprob: Tensor, targets: Tensor) -> Tensor:

@@ -29,9 +29,10 @@ from quietstar.inspection.measure import NO_TARGET, Look, compare, look, next_to
 from quietstar.inspection.reading import Reading
 from quietstar.inspection.schema import EFFECTS, schema_of
 from quietstar.inspection.settings import TextToTrace, TraceSettings
-from quietstar.inspection.trace import Trace, name_of
+from quietstar.inspection.trace import Trace
+from quietstar.loading import name_of
 from quietstar.model import QuietStarForCausalLM
-from quietstar.pieces import pieces_of, token_text
+from quietstar.pieces import decoded, pieces_of, token_text
 from quietstar.policy import ThinkPolicy
 from quietstar.predict import Sampling
 
@@ -207,7 +208,7 @@ class _Tracing:
             "reason": reasons,
             "thought_ids": where_thought(thoughts.tolist()),
             "thought_tokens": where_thought([self._tokens(each) for each in thoughts.tolist()]),
-            "thought_text": where_thought([self._text(each) for each in thoughts.tolist()]),
+            "thought_text": where_thought([decoded(self.tokenizer, each) for each in thoughts.tolist()]),
             "thought_logprob": where_thought(_numbers(said.thought_logprob)),
             "mixing_weight": where_thought(_numbers(said.weight[:, 0])),
             "reward": where_thought(_numbers(reward)),
@@ -315,9 +316,6 @@ class _Tracing:
         if token not in self.texts_of_tokens:
             self.texts_of_tokens[token] = token_text(self.tokenizer, token)
         return self.texts_of_tokens[token]
-
-    def _text(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
     def _tokens(self, ids: list[int]) -> list[str | None]:
         return [self._token(token) for token in ids]

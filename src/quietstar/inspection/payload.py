@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from quietstar.evaluation.report import finite
-from quietstar.inspection.interventions import TRUNCATED
+from quietstar.inspection.interventions import is_truncated
 from quietstar.inspection.schema import interventions_in
 from quietstar.inspection.trace import Trace
 
@@ -39,7 +39,7 @@ def payload_of(trace: Trace) -> dict[str, Any]:
 
 def shown(names: list[str]) -> list[str]:
     """Interventions that are shown of each position: of many shortened thoughts some, from none to nearly all."""
-    cuts = [name for name in names if name.startswith(f"{TRUNCATED}_")]
+    cuts = [name for name in names if is_truncated(name)]
     if len(cuts) <= CUTS:
         return names
     kept = {cuts[round(index * (len(cuts) - 1) / (CUTS - 1))] for index in range(CUTS)}
@@ -115,7 +115,7 @@ def _effect(columns: dict[str, list[Any]], name: str, some: slice, pool: _Pool) 
         "flips": [None if was is None else int(was) for was in flips],
         "top": [token if was else None for was, token in zip(flips, top, strict=True)],  # else it is the model's own
     }
-    if not name.startswith(f"{TRUNCATED}_"):  # the beginning of the thought need not be told twice
+    if not is_truncated(name):  # the beginning of the thought need not be told twice
         found["thought_ids"] = pool.places(columns[f"{name}_thought_ids"][some])
     return found
 

@@ -17,8 +17,8 @@ from quietstar.inspection.results import write_results
 from quietstar.inspection.settings import TextToTrace
 from quietstar.inspection.tables import effects_table
 from quietstar.inspection.texts import windows, written
-from quietstar.inspection.trace import check_format, name_of
-from quietstar.loading import load_model
+from quietstar.inspection.trace import check_format
+from quietstar.loading import load_model, name_of
 from quietstar.model import QuietStarForCausalLM
 
 

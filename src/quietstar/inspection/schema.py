@@ -6,6 +6,7 @@ A position is the index of a token; what is thought there is thought after that 
 from dataclasses import dataclass
 from typing import Any
 
+from quietstar.checks import half_character
 from quietstar.errors import DataError
 
 
@@ -158,14 +159,5 @@ def _is(value: Any, kind: str) -> bool:
     if kind == "int":
         return abs(value) < 2**63
     if kind == "text":
-        return value.isascii() or _is_whole(value)
+        return half_character(value) is None
     return kind != "float" or abs(value) < LARGEST  # no number is not smaller
-
-
-def _is_whole(text: str) -> bool:
-    """Whether there is no half of a character in it, which no file could hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -9,7 +9,7 @@ from rich.table import Table
 from quietstar.evaluation.interval import Estimate
 from quietstar.evaluation.report import markdown
 from quietstar.inspection.findings import FEWEST, Difficulty, Effects, Summary
-from quietstar.inspection.words import nats
+from quietstar.inspection.words import nats, plain
 
 HEADINGS = ("in the thought's place", "positions", "log p of what follows, nats", "KL, nats", "top word flips")
 NOTHING = "\N{EN DASH}"
@@ -29,11 +29,7 @@ def _signed(of: Estimate | None) -> str:
 
 
 def _plain(of: Estimate | None) -> str:
-    return _with_interval(of, _plain_value)
-
-
-def _plain_value(value: float) -> str:
-    return nats(value).removeprefix("+")
+    return _with_interval(of, plain)
 
 
 def _share(of: Estimate | None) -> str:
@@ -87,4 +83,4 @@ def _short(each: Effects) -> str:
     """Without intervals, which are in summary.json and in the report."""
     if each.delta is None or each.kl is None or each.flips is None:
         return NOTHING
-    return f"{nats(each.delta.value)}; {_plain_value(each.kl.value)}; {100 * each.flips.value:.0f} %"
+    return f"{nats(each.delta.value)}; {plain(each.kl.value)}; {100 * each.flips.value:.0f} %"

@@ -45,7 +45,6 @@ def windows(
     ids = list(tokenizer(text, verbose=False)["input_ids"])[:limit]
     if not ids:
         raise DataError("the tokenizer makes no token of the text; give some text to read")
-    check_ids(model, ids, "the text")
     room, branch = room_for_text(model, tokenizer, settings)
     if max_length is not None and room is not None and max_length > room:
         raise DataError(

@@ -147,11 +147,6 @@ class Trace:
         return {name: getattr(self, name) for name in ("model", "made", "settings", "labels", "versions", "is_own")}
 
 
-def name_of(model: str) -> str:
-    """The last part of a folder's or a hub name; "." has one of its own."""
-    return Path(model).resolve().name if model else ""
-
-
 def check_format(format: str) -> None:
     """Raise where records cannot be written so."""
     if format not in FORMATS:

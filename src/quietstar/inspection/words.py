@@ -4,7 +4,7 @@ from math import isfinite
 
 from quietstar.evaluation.interval import Estimate
 from quietstar.inspection.findings import FEWEST, NEGLIGIBLE, Effects, Summary
-from quietstar.inspection.interventions import FILLER, GIVEN, REMOVED, TRUNCATED
+from quietstar.inspection.interventions import FILLER, GIVEN, REMOVED, is_truncated
 
 MOST = 0.9
 """share of the gain by which a shortened thought is said to have most of it"""
@@ -17,6 +17,11 @@ def nats(value: float) -> str:
     if abs(value) < NEGLIGIBLE or abs(value) >= 1e6:
         return f"{value:+.1e}"
     return f"{value:+.3f}" if abs(value) < 1 else f"{value:+.2f}"
+
+
+def plain(value: float) -> str:
+    """The same without a plus: of what is never below 0."""
+    return nats(value).removeprefix("+")
 
 
 def _with_interval(estimate: Estimate) -> str:
@@ -79,16 +84,12 @@ def _of_own_text(over: str, effects: dict[str, Effects]) -> list[str]:
         "help: for that, read a text of somebody else's."
     ]
     for each in effects.values():
-        if each.kl is not None and each.flips is not None and not each.name.startswith(TRUNCATED):
+        if each.kl is not None and each.flips is not None and not is_truncated(each.name):
             said.append(
                 f"{each.label[0].upper()}{each.label[1:]}: predictions lie {_size(each.kl)} away (KL), and the "
                 f"likeliest token is another one at {100 * each.flips.value:.1f} % of the positions."
             )
     return said
-
-
-def _size_of(estimate: Estimate) -> str:
-    return nats(abs(estimate.value)).removeprefix("+")
 
 
 def _size(estimate: Estimate) -> str:
@@ -110,7 +111,8 @@ def _of_content(content: Estimate, computation: Estimate, share: Estimate | None
         f"Beside no thought at all, filler, which is computation alone, {worth(computation)}."
     )
     if _sign(content) > 0 > _sign(computation):
-        said += f" Filler does harm by itself: {_size_of(computation)} nats of what content is worth make up for that."
+        loss = plain(abs(computation.value))
+        said += f" Filler does harm by itself: {loss} nats of what content is worth make up for that."
     elif _sign(computation) > 0 > _sign(content):
         said += " Filler would help more: what they say takes away some of what computation is worth."
     elif share is not None and share.high - share.low < 1:
@@ -154,7 +156,7 @@ def _of_others(interventions: list[Effects]) -> list[str]:
 
 
 def _of_length(gain: Estimate, effects: dict[str, Effects]) -> str:
-    cut = [each for name, each in effects.items() if name.startswith(f"{TRUNCATED}_")]
+    cut = [each for name, each in effects.items() if is_truncated(name)]
     if _sign(gain) < 1 or gain.value < NEGLIGIBLE or not cut:
         return ""
     K = len(cut)

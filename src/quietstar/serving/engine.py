@@ -18,9 +18,9 @@ from quietstar.loading import context_length
 from quietstar.model import QuietStarForCausalLM
 from quietstar.serving.arguments import ServeArguments
 from quietstar.serving.batch import Thinking
-from quietstar.serving.faults import RequestError, busy, failed, stopping
+from quietstar.serving.faults import busy, stopping
 from quietstar.serving.group import Group, Speaker
-from quietstar.serving.jobs import Errand, Event, Job, Returned, Ticket
+from quietstar.serving.jobs import Errand, Event, Job, Returned, Ticket, attempt
 from quietstar.serving.metrics import Metrics
 from quietstar.serving.prompts import Prompt, Prompts
 
@@ -209,15 +209,14 @@ class Engine:
             return
         ticket, parts = self.errands[0]
         self.errands.rotate(-1)
-        try:
-            next(parts)
-        except StopIteration as end:
-            ticket.report(Returned(end.value))
-        except RequestError as refusal:
-            ticket.report(refusal)
-        except Exception:
-            logger.exception("a request failed")
-            ticket.report(failed())
+
+        def run() -> None:
+            try:
+                next(parts)
+            except StopIteration as end:
+                ticket.report(Returned(end.value))
+
+        attempt(run, [ticket])
 
 
 def eos_ids(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

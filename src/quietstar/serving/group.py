@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from quietstar.evaluation.report import finite
 from quietstar.journal import Step
 from quietstar.model import QuietStarForCausalLM
-from quietstar.pieces import token_text
+from quietstar.pieces import decoded, token_text
 from quietstar.serving.batch import Batch, Thinking
 from quietstar.serving.faults import failed
-from quietstar.serving.jobs import Job, Ticket, Written
+from quietstar.serving.jobs import Job, Ticket, Written, attempt
 from quietstar.serving.metrics import Metrics
 from quietstar.serving.prompts import Prompt
 from quietstar.serving.sampling import NOTHING, Drawing, choose
@@ -101,14 +101,7 @@ class Group:
 
     def _tried(self, rows: list[Row], act: Callable[[], None]) -> bool:
         """Whether it worked; where it did not, the rows' requests have failed."""
-        try:
-            act()
-        except Exception:
-            logger.exception("a request failed")
-            for row in rows:
-                row.ticket.report(failed())
-            return False
-        return True
+        return attempt(act, [row.ticket for row in rows])
 
     def _begin_again(self) -> None:
         """With no text: what the batch has come to is not known, or nobody needs it."""
@@ -164,11 +157,8 @@ class Group:
         text = "" if is_eos else row.text.add(token)
         text += row.text.rest() if is_last else ""
         reason = "stop" if is_eos or row.text.stopped else "length" if is_last else None
-        thought_text = one_line(self._text(words)) if words and row.job.wants_reasoning else ""
+        thought_text = one_line(decoded(self.speaker.tokenizer, words)) if words and row.job.wants_reasoning else ""
         return Written(row.choice, token, text, len(words or ()), thought_text, finish_reason=reason)
-
-    def _text(self, words: list[int]) -> str:
-        return self.speaker.tokenizer.decode(words, clean_up_tokenization_spaces=False)
 
     def _known(self, token: int, words: list[int] | None, step: Step, row: int) -> dict:
         """What is sent of a token where its thought is asked for; words is None where there was none."""
@@ -184,7 +174,7 @@ class Group:
             "reason": self.batch.journal.reason(step, row),
             "thought_ids": words or [],
             "thought_tokens": [token_text(self.speaker.tokenizer, word) for word in words or ()],
-            "thought_text": self._text(words or []),
+            "thought_text": decoded(self.speaker.tokenizer, words or []),
             "mixing_weight": None if words is None else finite(float(step.mixing_weight[row])),
             "base": likeliest(0),
             "thought_alone": [] if words is None else likeliest(1),

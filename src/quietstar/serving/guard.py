@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -192,10 +193,20 @@ def allowed_hosts(host: str) -> frozenset[str] | None:
     return frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if _is_loopback(host) else None
 
 
+def look_up(host: str, port: int | None = None) -> tuple[Any, Any, int, str, Any]:
+    """Family, kind, protocol, name and address of the socket that a server listens with at a host.
+
+    Raises:
+        OSError: there is no such host.
+        UnicodeError: it cannot be a host's name.
+    """
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+
+
 def _is_loopback(host: str) -> bool:
     """Whatever way it is written: 127.1, or a name of this machine's own."""
     try:
-        first = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4][0]
+        first = look_up(host)[4][0]
         address = ipaddress.ip_address(str(first).partition("%")[0])
     except (OSError, UnicodeError, ValueError):
         return False

@@ -1,12 +1,15 @@
 """What the engine is asked to do, and what it reports while it does it."""
 
+import logging
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from quietstar.serving.batch import Thinking
-from quietstar.serving.faults import RequestError, too_slow
+from quietstar.serving.faults import RequestError, failed, too_slow
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -107,3 +110,17 @@ class Ticket:
             self.report(RequestError(499, "the client has left"))
         elif time.monotonic() - self.began > self.seconds:
             self.report(too_slow(self.seconds))
+
+
+def attempt(act: Callable[[], None], tickets: Iterable[Ticket]) -> bool:
+    """Whether something worked; where it did not, these have failed, or are refused as it says."""
+    try:
+        act()
+    except Exception as error:
+        if not isinstance(error, RequestError):
+            logger.exception("a request failed")
+        fault = error if isinstance(error, RequestError) else failed()
+        for ticket in tickets:
+            ticket.report(fault)
+        return False
+    return True

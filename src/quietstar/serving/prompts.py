@@ -1,18 +1,15 @@
 """Prompts that are read before texts are written after them: some tokens a turn, of one after the other in turns."""
 
-import logging
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from quietstar.model import QuietStarForCausalLM
 from quietstar.serving.batch import Batch
-from quietstar.serving.faults import failed
-from quietstar.serving.jobs import Job, Ticket
+from quietstar.serving.jobs import Job, Ticket, attempt
 from quietstar.serving.metrics import Metrics
-
-logger = logging.getLogger(__name__)
 
 TOKENS_AT_ONCE = 512
 """of prompts and other texts that are read, between which texts get their next token"""
@@ -59,19 +56,17 @@ class Prompts:
                 continue
             chunk = prompt.left[:left]
             left -= len(chunk)
-            try:
-                if chunk:
-                    prompt.batch.skim(torch.tensor([chunk], device=self.model.device))
-            except Exception:
-                logger.exception("a request failed")
-                prompt.ticket.report(failed())
+            if chunk and not attempt(partial(self._read, prompt, chunk), [prompt.ticket]):
+                continue
+            if prompt.left:
+                self.queue.rotate(-1)  # a long one does not keep short ones waiting
             else:
-                if not prompt.left:
-                    self.metrics.tokens("prompt", len(prompt.job.prompt_ids))
-                    ready.append(self.queue.popleft())
-                else:
-                    self.queue.rotate(-1)  # a long one does not keep short ones waiting
+                self.metrics.tokens("prompt", len(prompt.job.prompt_ids))
+                ready.append(self.queue.popleft())
         return ready
+
+    def _read(self, prompt: Prompt, chunk: list[int]) -> None:
+        prompt.batch.skim(torch.tensor([chunk], device=self.model.device))
 
     def close(self) -> None:
         """Let go of caches."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from quietstar.checks import half_character
 from quietstar.policy import ThinkPolicy
 from quietstar.serving.faults import RequestError
 
@@ -66,10 +67,8 @@ def _check_content(value: Any) -> Any:
 
 def _text(value: str) -> str:
     """The same, if it can be written as UTF-8."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("the text holds half a character (a lone surrogate); give whole ones") from None
+    if half_character(value) is not None:
+        raise ValueError("the text holds half a character (a lone surrogate); give whole ones")
     return value
 
 

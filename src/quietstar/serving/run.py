@@ -6,14 +6,13 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.checks import check_text
 from quietstar.errors import MissingExtraError, SettingsError
-from quietstar.loading import load_model
+from quietstar.loading import load_model, name_of
 from quietstar.model import QuietStarForCausalLM
 from quietstar.serving.arguments import ServeArguments
 
@@ -22,7 +21,7 @@ try:
 
     from quietstar.serving.app import make_app
     from quietstar.serving.engine import Engine
-    from quietstar.serving.guard import allowed_hosts
+    from quietstar.serving.guard import allowed_hosts, look_up
 except ImportError as error:
     package = (error.name or "").partition(".")[0]
     if package not in ("fastapi", "pydantic", "prometheus_client", "starlette", "uvicorn"):
@@ -62,7 +61,7 @@ def serve(model_name: str, args: ServeArguments, say: Callable[[str], None]) -> 
             )
         model, tokenizer = load_model(model_name, args)
         assert isinstance(model, QuietStarForCausalLM)
-        name = args.model_name or Path(model_name).resolve().name
+        name = args.model_name or name_of(model_name)
         check_text("the model's name", name)
         server = make_server(model, tokenizer, args, name)
         address = address_of(args.host, door.getsockname()[1])
@@ -156,9 +155,7 @@ def listen(host: str, port: int) -> socket.socket:
         SettingsError: the address is in use, or none of this machine's.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, kind, protocol, _, address = look_up(host, port)
         door = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 import quietstar
 from quietstar.base import first_line, load_tokenizer
+from quietstar.checks import n_embeddings
 from quietstar.errors import CheckpointError, SettingsError
 from quietstar.folders import claim, refuse_full, refuse_holding, versions
 from quietstar.model import QuietStarForCausalLM
@@ -125,7 +126,7 @@ def train_without_thoughts(args: QuietStarTrainingArguments) -> None:
 
 def check_fit(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     """Raise SettingsError where rows of this tokenizer and length do not fit the model, before anything is written."""
-    n_rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    n_rows = n_embeddings(model)
     highest = max(tokenizer.get_vocab().values(), default=0)
     if highest >= n_rows:
         raise SettingsError(

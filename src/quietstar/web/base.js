@@ -77,6 +77,9 @@ const QS = {};
     return estimate.low === null ? value : `${value} (${low} to ${high})`;
   };
 
+  /** Where an estimate's interval ends; the value itself where it is of too few positions to have one. */
+  QS.ends = ({ value, low, high }) => [low ?? value, high ?? value];
+
   /** A number with its sign, for `QS.interval`. */
   QS.signed = (value) => QS.number(value, { sign: true });
 

@@ -114,7 +114,7 @@
     const ys = drawn.map(([, b]) => b).sort((a, b) => a - b);
     const right = Math.max(QS.quantile(xs, 0.995), ...bins.map((bin) => (bin.n ? bin.low : 0))) * 1.05 || 1;
     const known = bins.filter((bin) => bin.reward);
-    const ends = known.flatMap(({ reward }) => (reward.low === null ? [reward.value] : [reward.low, reward.high]));
+    const ends = known.flatMap(({ reward }) => QS.ends(reward));
     const bottom = Math.min(0, QS.quantile(ys, 0.01), ...ends);
     const top = Math.max(0, QS.quantile(ys, 0.99), ...ends);
     const { root, x, y } = frame(name, [0, right], bottom === top ? [-1, 1] : [bottom, top], xLabel, yLabel);

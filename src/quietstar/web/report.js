@@ -52,7 +52,7 @@
   function interventions() {
     if (!payload.interventions.length) return;
     const known = payload.interventions.map((each) => each.delta).filter(Boolean);
-    const ends = known.flatMap(({ value, low, high }) => [low ?? value, high ?? value]);
+    const ends = known.flatMap(QS.ends);
     const range = [Math.min(0, ...ends), Math.max(0, ...ends)];
     const lines = payload.interventions.map(({ label, n, n_same, delta, kl, flips }) => [
       QS.visible(label),
