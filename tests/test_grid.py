@@ -269,8 +269,10 @@ def test_nowhere_and_everywhere_are_grids_too(chosen: int) -> None:
 def test_parts_are_the_columns_of_the_whole(made: tuple[ThoughtGrid, Tensor], window: int | None, n: int) -> None:
     grid, _ = made
     parts = list(grid.parts(n))
-    assert len(parts) <= n
-    assert [column for some, *_ in parts for column in range(grid.n_columns)[some]] == list(range(grid.n_columns))
+    assert len(parts) == n if grid.n_columns else not parts
+    columns = [column for some, *_ in parts for column in range(grid.n_columns)[some]]
+    assert columns[: grid.n_columns] == list(range(grid.n_columns))
+    assert len(columns) == max(n, grid.n_columns) if parts else not columns
     steps = range(grid.branch_length)
     for some, text, part in parts:
         assert torch.equal(part.rows + text.start, grid.rows[some])

@@ -172,11 +172,14 @@ class ThoughtGrid:
         return self.rows * max(self.per_row) + index - first[self.rows]
 
     def parts(self, n: int) -> Iterator[tuple[slice, slice, Self]]:
-        """At most n grids that each have some of the columns and the rows that these stand in: columns, rows, grid."""
-        size = max(1, -(-self.n_columns // n))
+        """n grids that each have some of the columns and the rows that these stand in: columns, rows, grid.
+
+        Where there are fewer than n columns, the last one is in several grids; where there is none, there are no grids.
+        """
+        C = self.n_columns
         row_of = [row for row, count in enumerate(self.per_row) for _ in range(count)]
-        for first in range(0, self.n_columns, size):
-            some = slice(first, min(first + size, self.n_columns))
+        for part in range(n if C else 0):
+            some = slice(part * C // n, (part + 1) * C // n) if C >= n else slice(min(part, C - 1), min(part + 1, C))
             text = slice(row_of[some.start], row_of[some.stop - 1] + 1)
             yield (
                 some,

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.fsdp import FSDPModule
+
+from quietstar.sharding import is_plain, whole
 
 
 class LookUps:
@@ -31,17 +34,15 @@ class LookUps:
         if not (torch.is_grad_enabled() and _only_looks_up(module) and module.weight.requires_grad):
             return module(tokens)
         if self.table is None:
-            self.table = _Table.apply(module.weight, self.parts, module.padding_idx)
+            self.table = _Table.apply(whole(module).weight, self.parts, module.padding_idx)
         return _LookUp.apply(self.table, tokens, self.parts)
 
 
 def _only_looks_up(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    has_hooks = any(hooks)
-    is_plain = type(module) is nn.Embedding and "forward" not in vars(module) and not has_hooks
-    return is_plain and not (
-        module.sparse or module.scale_grad_by_freq or module.max_norm or torch.compiler.is_compiling()
-    )
+    has_hooks = any(hooks) and not isinstance(module, FSDPModule)  # which has hooks that make its weight whole
+    only = is_plain(module, nn.Embedding) and "forward" not in vars(module) and not has_hooks
+    return only and not (module.sparse or module.scale_grad_by_freq or module.max_norm or torch.compiler.is_compiling())
 
 
 class _Table(torch.autograd.Function):

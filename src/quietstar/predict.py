@@ -278,6 +278,9 @@ def where_thoughts_count(
 ) -> Tensor:
     """[B, Q] bool: where a logit or a loss needs a thought, and think_at allows one.
 
+    Where there are labels but none to predict, one thought is written that counts nowhere: processes that share a
+    model all make the same passes, whatever their rows look like.
+
     Args:
         attention_mask: [B, Q], of the new tokens.
         kept: positions whose logits are returned.
@@ -292,4 +295,9 @@ def where_thoughts_count(
         wanted = visible & is_kept
     else:
         wanted = labelled if loss_only else visible | labelled
-    return wanted if think_at is None else wanted & think_at.bool()
+    if think_at is not None:
+        wanted = wanted & think_at.bool()
+    if labelled is not None and not wanted.any() and (think_at is None or think_at.any()):
+        wanted = torch.zeros_like(wanted)
+        wanted.view(-1)[visible.flatten().int().argmax()] = True
+    return wanted

@@ -16,6 +16,9 @@ from quietstar.grid import ThoughtGrid
 from quietstar.heads import MixingHead, ThoughtEmbeddings, mix
 from quietstar.trunk import Trunk
 
+SHARDED_PARTS = 4
+"""parts in which branches are made under gradient checkpointing where weights are sharded"""
+
 
 @dataclass(slots=True)
 class Branches:
@@ -99,7 +102,8 @@ def branches_in_parts(
     """States along whole branches, some columns at a time, each part made again for its gradient.
 
     There are twice as many parts as layers, so that what a part keeps in all layers while its gradient is made is
-    half of what all branches keep in one layer, however deep the model.
+    half of what all branches keep in one layer, however deep the model. Where weights are sharded, each part gathers
+    all of them anew: there are SHARDED_PARTS, on every process.
 
     Args:
         trunk: the base model.
@@ -119,11 +123,16 @@ def branches_in_parts(
         with trunk.keeping_caches():
             return finish_branches(trunk, part, embeds, trunk.branch_cache(cache, part, rows))
 
+    n_parts = SHARDED_PARTS if trunk.is_sharded else min(2 * len(cache.layers), grid.n_columns)
     parts = [
         checkpoint(states, part, rows, embeds[:, :, some], use_reentrant=False)
-        for some, rows, part in grid.parts(2 * len(cache.layers))
+        for some, rows, part in grid.parts(n_parts)
     ]
-    return torch.cat(parts, dim=2) if parts else embeds
+    if not parts:
+        return embeds
+    made, C = torch.cat(parts, dim=2), grid.n_columns
+    # columns that were made several times stay in the graph: their backward passes are made on every process
+    return made[:, :, :C] + 0 * made[:, :, C:].sum(dim=2, keepdim=True) if made.shape[2] > C else made
 
 
 def split_branches(hidden: Tensor, n_thought_tokens: int) -> Branches:

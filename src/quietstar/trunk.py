@@ -21,6 +21,7 @@ from quietstar.attention.hook import KeepingKeys
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
 from quietstar.lookup import LookUps
+from quietstar.sharding import is_plain, is_sharded, whole
 from quietstar.vocabulary import LMHead, bend
 
 
@@ -58,8 +59,8 @@ class Trunk:
     def _lm_head(self) -> LMHead:
         config = self.base_lm.config.get_text_config()
         module = self.base_lm.get_output_embeddings()
-        if type(module) is nn.Linear:
-            weight, bias = module.weight, module.bias
+        if is_plain(module, nn.Linear):
+            weight, bias = whole(module).weight, module.bias
         else:  # an adapter, say: what it does to the identity is its weight
             bias = module(torch.zeros(1, config.hidden_size, dtype=self.dtype, device=self.device))[0]
             identity = torch.eye(config.hidden_size, dtype=self.dtype, device=self.device)
@@ -113,6 +114,11 @@ class Trunk:
                 **self.attention.steps(grid, steps, cache, embeds.dtype),
             ).view(embeds.shape)
         return grid.from_rows(hidden, dim=2) if self.attention.by_row else hidden[0]
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether every process must make the same passes; see `quietstar.sharding`."""
+        return is_sharded(self.base_lm)
 
     def check_reach(self, n_base: int, branch_length: int) -> None:
         """Raise SettingsError where rows of so many tokens and their branches reach past learned positions."""
