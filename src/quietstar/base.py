@@ -2,16 +2,20 @@
 
 import copy
 import logging
-import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from quietstar.attention import SplitAttention, attention_backend, default_backend
@@ -19,13 +23,14 @@ from quietstar.config import QuietStarConfig
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError, UnsupportedModelError
 from quietstar.grid import ThoughtGrid
 from quietstar.trunk import Trunk
+from quietstar.untrusted import ADVICE, check_fields, check_folder, first_line, loading
 
 if TYPE_CHECKING:
     from quietstar.model import QuietStarForCausalLM
 
 logger = logging.getLogger(__name__)
 
-ADVICE = "give a folder with config.json and weights, or the name of a model on a hub that can be reached"
+HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "token"})
 SETTINGS = frozenset(QuietStarConfig.__annotations__) - {"base_config"}
 """names of the settings that make a base model a thinking one"""
 
@@ -88,55 +93,52 @@ def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
         kwargs: as `AutoModelForCausalLM.from_pretrained` takes them.
 
     Raises:
-        CheckpointError: there is none of that name, or the hub cannot be reached.
+        CheckpointError: there is none of that name, or the hub cannot be reached, or it brings code of its own.
+        SettingsError: its config asks for what no model needs.
         UnsupportedModelError: it is no decoder-only language model.
     """
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise CheckpointError(f"folder {str(name)!r} holds no config.json: {ADVICE}")
+    kwargs = {"trust_remote_code": False, **kwargs}
     with loading(name):
+        if not kwargs["trust_remote_code"] and "gguf_file" not in kwargs:
+            _check_before_loading(str(name), **kwargs)
         return AutoModelForCausalLM.from_pretrained(str(name), **kwargs)
 
 
-@contextmanager
-def loading(name: str | Path) -> Iterator[None]:
-    """Say in one line of our own errors why a model cannot be loaded, whatever the libraries below raise."""
-    try:
-        yield
-    except (OSError, pickle.UnpicklingError, SafetensorError) as error:
-        raise CheckpointError(f"no model could be loaded from {str(name)!r}: {ADVICE} ({first_line(error)})") from error
-    except ValueError as error:
-        if "trust_remote_code" in str(error):
-            raise CheckpointError(
-                f"{str(name)!r} brings code of its own, which is run only with --trust_remote_code; look at it first"
-            ) from error
-        if "Unrecognized" in str(error) or "model type" in str(error):
-            raise UnsupportedModelError(
-                f"{str(name)!r} is no decoder-only language model that transformers knows: {first_line(error)}"
-            ) from error
-        raise
+def _check_before_loading(
+    name: str, config: PreTrainedConfig | None = None, subfolder: str = "", **kwargs: Any
+) -> None:
+    """Raise where a base model's config and files ask for what they should not; see `quietstar.untrusted`."""
+    hub = {key: kwargs[key] for key in HUB_ARGUMENTS & kwargs.keys()}
+    with suppress(OSError):  # whoever loads it will say what is wrong
+        check_fields(PreTrainedConfig.get_config_dict(name, subfolder=subfolder, **hub)[0], "config.json")
+    if Path(name, subfolder).is_dir():
+        no_code = {"trust_remote_code": False}
+        config = config or AutoConfig.from_pretrained(name, subfolder=subfolder, **no_code)
+        check_folder(Path(name, subfolder), lambda: AutoModelForCausalLM.from_config(copy.deepcopy(config), **no_code))
 
 
 def holds_thinking_model(name: str | Path) -> bool:
-    """Whether a folder or hub name holds a thinking model."""
-    try:
-        return AutoConfig.from_pretrained(str(name), trust_remote_code=False).model_type == "quietstar"
-    except (OSError, ValueError):
-        return False  # whoever loads it will say what is wrong
+    """Whether a folder or hub name holds a thinking model.
+
+    Raises:
+        CheckpointError: a folder's config.json cannot be read.
+    """
+    with loading(name) if Path(name, "config.json").is_file() else suppress(Exception):
+        fields, _ = PreTrainedConfig.get_config_dict(str(name))
+        return fields.get("model_type") == QuietStarConfig.model_type
+    return False  # whoever loads it will say what is wrong
 
 
 def load_tokenizer(name: str | Path, **kwargs: Any) -> Tokenizer | None:
-    """The tokenizer of that hub name or folder; None where there is none."""
+    """The tokenizer of that hub name or folder; None where there is none that can be read."""
     if not str(name):
         return None
     try:
         return AutoTokenizer.from_pretrained(str(name), **{"trust_remote_code": False, **kwargs})
-    except (OSError, ValueError, KeyError):
+    except Exception:  # the tokenizers library raises no other
         return None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def best_backend(base_lm: PreTrainedModel) -> str:

@@ -1,12 +1,37 @@
 """What a thinking model is: the settings of the method around the config of an ordinary language model."""
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from quietstar.errors import SettingsError
+from quietstar.errors import CheckpointError, QuietStarError, SettingsError
+from quietstar.untrusted import check_fields, is_number, is_whole, loading, reason, shown
 
 INNER_IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
+FROM_ELSEWHERE = frozenset({"auto_map", "_auto_class", "transformers_weights"})
+"""fields of a config that point at code and files beside it; a thinking model has none"""
+
+NAMES = "a list of modules' names"
+LORA = {
+    "r": "a whole number",
+    "lora_alpha": "a number",
+    "lora_dropout": "a number",
+    "target_modules": NAMES,
+    "exclude_modules": NAMES,
+    "modules_to_save": NAMES,
+    "layers_to_transform": "a list of whole numbers",
+    "bias": "a word",
+    "task_type": "a word",
+    "init_lora_weights": "true, false or a word",
+    "use_rslora": "true or false",
+    "use_dora": "true or false",
+    "lora_bias": "true or false",
+    "fan_in_fan_out": "true or false",
+}
+"""settings of adapters and what each is; PEFT has others, which name code to import or patterns to search for"""
 
 
 class QuietStarConfig(PreTrainedConfig):
@@ -25,7 +50,7 @@ class QuietStarConfig(PreTrainedConfig):
             Adam moves them that much further.
         initial_thought_text: start and end begin as the embedding of this text's first token.
         suppressed_token_ids: tokens that neither a thought nor `generate` may contain.
-        lora: settings of the low-rank adapters in the base model, as `peft.LoraConfig` takes them; None
+        lora: settings of the low-rank adapters in the base model, those of `peft.LoraConfig` that `LORA` lists; None
             where there are none.
 
     Raises:
@@ -50,12 +75,11 @@ class QuietStarConfig(PreTrainedConfig):
     lora: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if isinstance(self.base_config, dict):
-            settings = dict(self.base_config)
-            if "model_type" not in settings:
-                raise SettingsError(f"base_config has no model_type (it has {sorted(settings)}); add it")
-            self.base_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        self.check()
+        if isinstance(self.base_config, Mapping):
+            self.base_config = _base_config(dict(self.base_config))
         self.suppressed_token_ids = sorted(self.suppressed_token_ids or [])
+        kwargs = _fields(kwargs, "config")
         # transformers hands the outer implementations, None at this point, down to inner configs, and an inner
         # model whose attention is None attends without its mask. The inner ones stay what they were.
         inner = {name: getattr(self.base_config, name, None) for name in INNER_IMPLEMENTATIONS}
@@ -63,26 +87,68 @@ class QuietStarConfig(PreTrainedConfig):
         for name, implementation in inner.items():
             if self.base_config is not None and getattr(self, name) is None:
                 setattr(self.base_config, name, implementation)
-        self.check()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """The config of a folder or hub name; as for every Hugging Face config.
+
+        Raises:
+            CheckpointError: there is none that can be read.
+            SettingsError: a setting in it is impossible.
+        """
+        with loading(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """From the fields of a file; `kwargs` are the caller's own, which go before them.
+
+        Raises:
+            CheckpointError: they are another model's.
+            SettingsError: a setting is impossible.
+        """
+        try:
+            check_fields(config_dict, "config.json")
+            if (family := config_dict.get("model_type", cls.model_type)) != cls.model_type:
+                raise CheckpointError(
+                    f"config.json has model_type {shown(family)}, which is no thinking model's; from_base gives "
+                    "thoughts to a plain model"
+                )
+            return super().from_dict(config_dict, **kwargs)
+        except QuietStarError:
+            raise
+        except Exception as error:
+            raise SettingsError(
+                f"these are no settings of a thinking model ({reason(error)}); give a "
+                "config.json that save_pretrained wrote"
+            ) from error
 
     def check(self) -> None:
         """Raise SettingsError where a setting is impossible."""
         at_least = {"n_ahead": 2, "n_ahead_talk": 1, "n_passes": 1}
         for name, lowest in at_least.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+            if not is_whole(value) or value < lowest:
                 hint = " (start and end of the thought count)" if name == "n_ahead" else ""
-                raise SettingsError(f"{name} is {value!r}; give a whole number of at least {lowest}{hint}")
+                raise SettingsError(f"{name} is {shown(value)}; give a whole number of at least {lowest}{hint}")
         for name in ("reinforce_temperature", "embedding_scale"):
-            if not getattr(self, name) > 0:
-                raise SettingsError(f"{name} is {getattr(self, name)!r}; give a number above 0")
+            if not (is_number(value := getattr(self, name)) and value > 0):
+                raise SettingsError(f"{name} is {shown(value)}; give a number above 0")
         for name in ("thought_temperature", "policy_weight"):
-            if not getattr(self, name) >= 0:
-                raise SettingsError(f"{name} is {getattr(self, name)!r}; give a number of at least 0")
-        if not 0 <= self.base_loss_weight <= 1:
-            raise SettingsError(f"base_loss_weight is {self.base_loss_weight!r}; give a number from 0 to 1")
-        if not self.initial_thought_text:
-            raise SettingsError("initial_thought_text is empty; give a text such as '---'")
+            if not (is_number(value := getattr(self, name)) and value >= 0):
+                raise SettingsError(f"{name} is {shown(value)}; give a number of at least 0")
+        if not (is_number(self.base_loss_weight) and 0 <= self.base_loss_weight <= 1):
+            raise SettingsError(f"base_loss_weight is {shown(self.base_loss_weight)}; give a number from 0 to 1")
+        if not isinstance(text := self.initial_thought_text, str) or not text:
+            said = "empty" if text == "" else shown(text)
+            raise SettingsError(f"initial_thought_text is {said}; give a text such as '---'")
+        ids = self.suppressed_token_ids
+        if ids is not None and not (isinstance(ids, list | tuple) and all(is_whole(id) and id >= 0 for id in ids)):
+            raise SettingsError(f"suppressed_token_ids is {shown(ids)}; give a list of token ids")
+        if not isinstance(self.base_config, PreTrainedConfig | Mapping | None):
+            raise SettingsError(f"base_config is {shown(self.base_config)}; give a config, or its fields")
+        if self.lora is not None:
+            check_lora(self.lora)
 
     @property
     def n_thought_tokens(self) -> int:
@@ -104,3 +170,70 @@ class QuietStarConfig(PreTrainedConfig):
     def hidden_size(self) -> int:
         """D, the base model's hidden size."""
         return self.get_text_config().hidden_size
+
+
+def check_lora(settings: Any) -> None:
+    """Raise SettingsError where settings of adapters are not among `LORA`, or not what it says."""
+    if not isinstance(settings, Mapping):
+        raise SettingsError(f"lora is {shown(settings)}; give settings such as {{'r': 16}}")
+    for name, value in settings.items():
+        if name not in LORA:
+            raise SettingsError(f"lora has {shown(name)}, which is no setting here; choose from {', '.join(LORA)}")
+        if value is not None and not _is_kind(value, LORA[name]):
+            raise SettingsError(f"lora has {name} {shown(value)}; give {LORA[name]}")
+
+
+def _is_kind(value: Any, kind: str) -> bool:
+    """Whether a value of a setting of adapters is what `LORA` says."""
+    match kind:
+        case "a whole number":
+            return is_whole(value)
+        case "a number":
+            return is_number(value)
+        case "true or false":
+            return isinstance(value, bool)
+        case "true, false or a word":
+            return isinstance(value, bool) or _is_word(value)
+        case "a word":
+            return _is_word(value)
+        case "a list of whole numbers":
+            return isinstance(value, list | tuple | set) and all(map(is_whole, value))
+    # PEFT takes a string for a pattern, and some patterns search for ever; "all-linear" has a meaning of its own
+    return value == "all-linear" or (
+        isinstance(value, list | tuple | set) and all(isinstance(each, str) for each in value)
+    )
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\w{1,40}", value) is not None
+
+
+def _base_config(fields: dict[str, Any]) -> PreTrainedConfig:
+    """The config of a base model from its fields; code that they point at is not asked for."""
+    family = fields.pop("model_type", None)
+    if family is None:
+        raise SettingsError(f"base_config has no model_type (it has {shown(sorted(map(str, fields)))}); add it")
+    if not isinstance(family, str) or family == QuietStarConfig.model_type:
+        raise SettingsError(f"base_config has model_type {shown(family)}; give that of an ordinary language model")
+    check_fields(fields, "base_config")
+    try:
+        return AutoConfig.for_model(family, **_fields(fields, "base_config"))
+    except QuietStarError:
+        raise
+    except Exception as error:
+        raise SettingsError(
+            f"base_config is none of model_type {shown(family)} ({reason(error)}); give "
+            "the fields that transformers knows"
+        ) from error
+
+
+def _fields(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """Fields of a config without those that point elsewhere.
+
+    Raises:
+        SettingsError: a field would stand in a method's place.
+    """
+    for name in fields:
+        if callable(getattr(QuietStarConfig, name, None)):
+            raise SettingsError(f"{where} has {name!r}, which is a method and no setting; take it out")
+    return {name: value for name, value in fields.items() if name not in FROM_ELSEWHERE}

@@ -2,7 +2,13 @@
 
 
 class QuietStarError(Exception):
-    """Base of every error that this package raises for something a user can put right."""
+    """Base of every error that this package raises for something a user can put right.
+
+    Attributes:
+        exit_code: what a command ends with.
+    """
+
+    exit_code = 2
 
 
 class SettingsError(QuietStarError, ValueError):
@@ -34,5 +40,15 @@ class MissingExtraError(QuietStarError, ImportError):
         super().__init__(f"{package} is not installed and is needed for {purpose}: pip install 'quietstar[{extra}]'")
 
 
-class NonFiniteLossError(QuietStarError):
-    """The loss of a training batch is NaN or infinite; the optimizer has not stepped on it."""
+class BadStepsError(QuietStarError):
+    """Too many training steps in a row had a loss or gradient that the optimizer may not see."""
+
+
+class OutOfMemoryError(QuietStarError):
+    """A training step does not fit into memory."""
+
+
+class InterruptedRunError(QuietStarError):
+    """A signal has ended a training run, after a checkpoint was written."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again

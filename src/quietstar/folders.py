@@ -36,7 +36,7 @@ def claim(folder: str | Path, settings: dict[str, Any], *, overwrite: bool = Fal
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MARKER).write_text(json.dumps(settings, indent=2, default=str) + "\n")
+        write_whole(folder / MARKER, json.dumps(settings, indent=2, default=str) + "\n")
     except OSError as error:
         raise _unusable(folder, error) from error
     return folder
@@ -78,6 +78,28 @@ def refuse_holding(folder: str | Path, inputs: list[str | None]) -> None:
     for name in inputs:
         if name and Path(name).exists() and Path(name).resolve().is_relative_to(folder):
             raise SettingsError(f"output_dir {folder} holds {name}, which this run reads; give another output_dir")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that is there as a whole, or not at all, whenever the machine stops.
+
+    Raises:
+        OSError: it cannot be written; one of that name is as it was.
+    """
+    aside = file.with_name(f"{file.name}.being-written")
+    aside.write_text(text)
+    flush(aside)
+    os.replace(aside, file)
+    flush(file.parent)
+
+
+def flush(path: Path) -> None:
+    """Have the disk itself hold a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def versions() -> dict[str, str]:

@@ -179,7 +179,7 @@ class ThoughtGrid:
         C = self.n_columns
         row_of = [row for row, count in enumerate(self.per_row) for _ in range(count)]
         for part in range(n if C else 0):
-            some = slice(part * C // n, (part + 1) * C // n) if C >= n else slice(min(part, C - 1), min(part + 1, C))
+            some = slice(part * C // n, (part + 1) * C // n) if n <= C else slice(min(part, C - 1), min(part + 1, C))
             text = slice(row_of[some.start], row_of[some.stop - 1] + 1)
             yield (
                 some,

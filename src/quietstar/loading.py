@@ -7,12 +7,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.attention import BACKENDS
-from quietstar.base import check_head, first_line, holds_thinking_model, load_base, load_tokenizer
+from quietstar.base import check_head, holds_thinking_model, load_base, load_tokenizer
 from quietstar.checks import check_sampling
 from quietstar.errors import CheckpointError, SettingsError
 from quietstar.fields import option
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
+from quietstar.untrusted import first_line
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EXAMPLES = "always, never, every:4, probability:0.25, entropy:2.5, margin:0.2, mixing_head:0.1, budget:16"
@@ -82,7 +83,8 @@ def load_model(
     )
     if tokenizer is None:
         raise CheckpointError(
-            f"no tokenizer could be loaded from {str(name)!r}; give a folder with tokenizer files beside the model"
+            f"no tokenizer could be loaded from {str(name)!r}; give a folder with tokenizer files beside the model "
+            "(code that it brings is run only with --trust_remote_code)"
         )
     if isinstance(model, QuietStarForCausalLM):
         if args.attention_backend != "auto":

@@ -31,10 +31,13 @@ class LookUps:
     def __call__(self, tokens: Tensor) -> Tensor:
         """[...] token ids -> [..., D]"""
         module = self.module
-        if not (torch.is_grad_enabled() and _only_looks_up(module) and module.weight.requires_grad):
+        if not _only_looks_up(module):
             return module(tokens)
+        weight = whole(module).weight  # calling a sharded module would take it apart again
+        if not (torch.is_grad_enabled() and weight.requires_grad):
+            return nn.functional.embedding(tokens, weight)
         if self.table is None:
-            self.table = _Table.apply(whole(module).weight, self.parts, module.padding_idx)
+            self.table = _Table.apply(weight, self.parts, module.padding_idx)
         return _LookUp.apply(self.table, tokens, self.parts)
 
 

@@ -4,6 +4,7 @@ Legend: B examples, S tokens in a row, P passes, C columns of all rows together,
 K sampled tokens of a thought, D hidden size, V vocabulary.
 """
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,7 +22,7 @@ from transformers.cache_utils import Cache
 
 from quietstar import learn
 from quietstar.attention import attention_backend, default_backend
-from quietstar.base import best_backend, check_base, give_thoughts, loading
+from quietstar.base import best_backend, check_base, give_thoughts
 from quietstar.checks import check_arguments, check_thoughts
 from quietstar.config import QuietStarConfig
 from quietstar.errors import CheckpointError, SettingsError
@@ -43,6 +44,7 @@ from quietstar.predict import (
     where_thoughts_count,
 )
 from quietstar.trunk import Trunk
+from quietstar.untrusted import check_folder, loading
 
 if TYPE_CHECKING:
     from quietstar.inspection.trace import Trace
@@ -362,11 +364,19 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         """Load a folder that `save_pretrained` wrote, or a hub name; as for every Hugging Face model.
 
         Raises:
-            CheckpointError: weights are missing.
+            CheckpointError: weights are missing, or do not belong to the config.
+            SettingsError: the config in it is impossible.
             UnsupportedModelError: the base model in it cannot be served.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs = {"trust_remote_code": False, **kwargs}
         with loading(args[0] if args else "the checkpoint"):
+            folder = Path(args[0], kwargs.get("subfolder", "")) if args and args[0] is not None else None
+            if folder is not None and folder.is_dir():
+                config = kwargs.get("config")
+                if not isinstance(config, QuietStarConfig):
+                    config = QuietStarConfig.from_pretrained(config or folder)
+                check_folder(folder, lambda: cls(copy.deepcopy(config)))
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if missing := sorted(info["missing_keys"]):
             raise CheckpointError(

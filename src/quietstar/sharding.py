@@ -4,6 +4,8 @@ Under either, a module's weights are whole while it runs, and a part of them at 
 embeddings' are read outside: a few rows of the vocabulary at a time, all look-ups with one gradient.
 """
 
+from typing import Any
+
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -21,7 +23,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return is_it and not any(_is_partitioned(parameter) for parameter in module.parameters())
 
 
-def whole(module: nn.Module) -> nn.Module:
+def whole(module: nn.Module) -> Any:
     """The module with its own weights whole until the step's backward pass is done, inside a forward pass.
 
     FSDP2 then sums and spreads their gradients as those of any module's.

@@ -434,9 +434,11 @@ def test_a_loss_that_is_not_finite_is_one_line(place, capfd, monkeypatch):
 
     monkeypatch.setattr(QuietStarTrainer, "compute_loss", broken)
     words = ("--gradient_accumulation_steps", 2, "--max_length", 12, "--n_ahead", 3, "--thoughts_shown", 0)
+    words += ("--max_bad_steps", 2, "--max_steps", 9)
     assert train(*words, "--eval_on_start", "false", "--disable_tqdm", "true") == 2
-    (line,) = lines_of_errors(capfd)
-    assert line.startswith("quietstar train: the loss is nan at step 2, batch 2 of 2 (its first row begins with tokens")
+    *_, line = lines_of_errors(capfd)
+    assert len(list(Path("run/bad-steps").iterdir())) == 2
+    assert line.startswith("quietstar train: the loss is nan at step 3, the last of 2 bad steps in a row")
     assert not Path("run/model.safetensors").exists()
 
 
@@ -444,8 +446,7 @@ def test_a_model_that_blows_up_is_one_line(place, capfd):
     words = ("--gradient_accumulation_steps", 2, "--max_length", 12, "--n_ahead", 4, "--thoughts_shown", 0)
     blown = ("--learning_rate", "1e30", "--max_grad_norm", "1e30", "--warmup_steps", 0, "--eval_strategy", "no")
     assert train(*words, *blown, "--eval_on_start", "false", "--disable_tqdm", "true") == 2
-    (line,) = lines_of_errors(capfd)
-    assert "at step 2, batch 1 of 2" in line
+    assert "bad steps in a row" in lines_of_errors(capfd)[-1]
 
 
 def lines_of_errors(capfd) -> list[str]:

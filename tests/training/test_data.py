@@ -1,8 +1,10 @@
 """From files to batches: labels, padding, and what is held out."""
 
 import json
+from itertools import chain
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -10,9 +12,10 @@ from transformers import HfArgumentParser
 
 from quietstar.errors import DataError
 from quietstar.training.data import DataArguments, TextCollator, build_datasets, pad_token_id
-from quietstar.training.windows import StreamedTextWindows, TextWindows
+from quietstar.training.stream import StreamedTextWindows
+from quietstar.training.windows import TextWindows
 
-from .some_texts import EOS, SPECIAL, TOKENIZER, ids_of, tokenizer_of_characters, written
+from .some_texts import EOS, SPECIAL, TOKENIZER, ids_of, tokenizer_of_characters, whole, written
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"
 
@@ -43,6 +46,12 @@ def test_labels_of_a_row_are_kept_and_other_tensors_stacked():
     batch = TextCollator(0)(rows)
     assert batch["labels"].tolist() == [[-100, 2, 3], [4, -100, -100]]
     assert batch["weight"].tolist() == [0.5, 1.0]
+
+
+def test_places_of_a_stream_are_stacked():
+    rows = [{"input_ids": [1, 2], "place": [3, 0]}, {"input_ids": [1], "place": [3, 17]}]
+    place = TextCollator(0)(rows)["place"]
+    assert (place.dtype, place.tolist()) == (torch.int64, [[3, 0], [3, 17]])
 
 
 @pytest.mark.parametrize(("special", "token"), [(SPECIAL, "<pad>"), ({"eos_token": "</s>"}, "</s>"), ({}, "<unk>")])
@@ -79,6 +88,61 @@ def test_evaluation_windows_stay_the_same(tmp_path):
     evaluation.set_epoch(1)
     assert ids_of(train) != before[0]
     assert ids_of(evaluation) == before[1]
+
+
+def test_a_stream_that_breaks_is_named_with_the_reason(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "abc"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "abc", "more": 1}\n')
+    args = DataArguments(dataset=str(tmp_path), eval_size=0, streaming=True)
+    train, _ = build_datasets(args, TOKENIZER, 0)
+    with pytest.raises(DataError, match=r"cannot be read.*same columns"):
+        list(train)
+
+
+def files_of(folder, extension, shards):
+    for i, texts in enumerate(shards):
+        path = folder / f"{i}{extension}"
+        if extension == ".txt":
+            path.write_text("".join(f"{text}\n" for text in texts))
+        elif extension == ".jsonl":
+            path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        else:
+            datasets.Dataset.from_dict({"text": texts}).to_parquet(path)
+    return str(folder)
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 3])
+@pytest.mark.parametrize("extension", [".txt", ".jsonl", ".parquet"])
+def test_local_files_are_split_and_their_first_texts_held_out(tmp_path, extension, n_ranks):
+    shards = [[f"{shard}.{i}" for i in range(size)] for shard, size in enumerate([7, 3, 9, 5, 8])]
+    path = files_of(tmp_path, extension, shards)
+    args = DataArguments(dataset=path, eval_size=9, streaming=True, shuffle_block=4)
+    train, evaluation = build_datasets(args, TOKENIZER, 0)
+    texts = [*chain(*shards)]
+    assert train.texts.n_shards == len(shards)
+    assert ids_of(evaluation) == [whole(text) for text in texts[:9]]
+    orders = []
+    for epoch in range(3):
+        train.set_epoch(epoch)
+        rows = []
+        for rank in range(n_ranks):
+            train.split(rank, n_ranks)
+            of_rank = list(train)
+            rows += ids_of(of_rank)
+            train.start_at([of_rank[3]["place"]])
+            assert list(train) == of_rank[4:]
+        assert sorted(rows) == sorted(whole(text) for text in texts[9:])
+        orders.append(rows)
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_files_of_columns_made_into_texts_keep_their_shards(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.jsonl").write_text(json.dumps({"question": f"q{i}", "answer": "a"}) + "\n")
+    args = DataArguments(dataset=str(tmp_path), eval_size=1, streaming=True, template="{question}={answer}")
+    train, _ = build_datasets(args, TOKENIZER, 0)
+    assert train.texts.n_shards == 3
+    assert sorted(ids_of(train)) == [whole("q1=a"), whole("q2=a")]
 
 
 def test_no_evaluation_and_none_possible(tmp_path):

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, trainer
 
+from quietstar import QuietStarForCausalLM
+from quietstar.interop.convert import convert
 from quietstar.training import QuietStarTrainer
 from tests.several import Pair, shard_on_cpus
 from tests.tiny import loud, tiny_model
@@ -48,7 +50,7 @@ def learn(
     family: str = "llama",
     base: dict | None = None,
     model: dict | None = None,
-    method: dict | None = None,
+    resumed_from: str | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Two steps of eight rows each, by SGD, in two batches a step on each process: losses, gradients, parameters."""
@@ -63,21 +65,21 @@ def learn(
     loud(adapters, seed=5)
     size = 8 // n_processes // 2
     chosen = dict(optim="sgd", learning_rate=0.01, max_grad_norm=1e9, per_device_train_batch_size=size)
-    trainer = QuietStarTrainer(
+    run = QuietStarTrainer(
         made,
         arguments(folder, **(chosen | {"gradient_accumulation_steps": 2} | settings)),
         train_dataset=texts,
         data_collator=collate if "thoughts" in texts[0] else None,
     )
-    gradients = Gradients(trainer.model)
-    trainer.add_callback(gradients)
-    trainer.train()
+    gradients = Gradients(run.model)
+    run.add_callback(gradients)
+    run.train(resumed_from)
     return {
-        "losses": losses_of(trainer),
-        "log": trainer.state.log_history,
+        "losses": losses_of(run),
+        "log": run.state.log_history,
         "gradients": gradients.kept,
-        "parameters": {name: whole(parameter) for name, parameter in trainer.model.named_parameters()},
-        "wrapped": type(trainer.model_wrapped).__name__,
+        "parameters": {name: whole(parameter) for name, parameter in run.model.named_parameters()},
+        "wrapped": type(run.model_wrapped).__name__,
     }
 
 
@@ -107,3 +109,176 @@ def test_two_processes_learn_what_one_learns(pair: Pair, tmp_path: Path, kind: s
             for name, value in ours[what].items():
                 size = float(alone[what][name].abs().max())
                 torch.testing.assert_close(value, alone[what][name], rtol=1e-5, atol=1e-5 * max(size, 1), msg=name)
+
+
+# ---------------------------------------------------------------------- what differs between them, and what does not
+
+
+def thoughts_of(folder: Path, texts: list[dict[str, Any]], **settings: Any) -> list[Tensor]:
+    """The thoughts [B, P, S, K] that a process samples in each batch."""
+    if settings.get("fsdp"):
+        shard_on_cpus()
+    model = tiny_model(n_ahead=4, n_ahead_talk=2, policy_weight=1.0)
+    run = QuietStarTrainer(model, arguments(folder, **settings), train_dataset=texts)
+    compute, seen = run.compute_loss, []
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        loss, output = compute(*args, **kwargs, return_outputs=True)
+        seen.append(output.thoughts.clone())
+        return loss
+
+    run.compute_loss = noted  # type: ignore[method-assign]
+    run.train()
+    return seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_thoughts_differ_between_processes_and_repeat_by_seed(pair: Pair, tmp_path: Path, kind: str):
+    same = rows(12) * 8
+    runs = [pair(thoughts_of, tmp_path / kind, same, seed=seed, learning_rate=0.0, **KINDS[kind]) for seed in (3, 3, 4)]
+    for first, again, other in zip(*runs, strict=True):
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(first, again, strict=True))
+        assert not torch.equal(first[0], other[0])
+    here, there = runs[0]
+    assert (here[0] == there[0]).float().mean() < 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", ["plain", "checkpointing"])
+def test_processes_make_the_same_passes_whatever_their_rows_look_like(pair: Pair, tmp_path: Path, kind: str, case: str):
+    """A row of one token, and one without any label, beside long ones: nobody waits for a pass that never comes."""
+    texts = rows(1, 40, 2, 3, 33, 1, 2, 28)
+    texts[3]["labels"] = [-100] * 3
+    learned = pair(learn, tmp_path / kind, texts, 2, think_fraction=0.5, **KINDS[kind], **CASES[case])
+    for name, value in learned[0]["parameters"].items():
+        assert torch.equal(value, learned[1]["parameters"][name]), name
+        assert value.isfinite().all()
+
+
+def means_of_each_process(run: QuietStarTrainer, counts: Any, device: Any) -> Any:
+    """What the counts of all processes are when they are not added up."""
+    return type(counts)(base=counts.base * 2, talk=counts.talk * 2, policy=counts.policy * 2)
+
+
+def learn_with_means_of_each_process(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QuietStarTrainer, "_of_all_ranks", means_of_each_process)
+        return learn(*args, **kwargs)
+
+
+def test_means_of_each_process_alone_would_show(pair: Pair, tmp_path: Path):
+    """The comparison with one process has teeth."""
+    texts = with_thoughts(rows(*LENGTHS))
+    alone = learn(tmp_path / "one", texts, 1)
+    wrong, _ = pair(learn_with_means_of_each_process, tmp_path / "two", texts, 2)
+    assert abs(wrong["losses"][0] / alone["losses"][0] - 1) > 1e-2
+
+
+# ---------------------------------------------------------------------- evaluation
+
+
+def evaluated(folder: Path, texts: list[dict[str, Any]], **settings: Any) -> dict[str, float]:
+    """Figures of held-out text, before anything is learned and after a step."""
+    if settings.get("fsdp"):
+        shard_on_cpus()
+    model = tiny_model(n_ahead=4, n_ahead_talk=2, policy_weight=1.0)
+    how = dict(eval_on_start=True, eval_steps=1, max_steps=1, learning_rate=0.0, per_device_eval_batch_size=2)
+    made = QuietStarTrainer(
+        model, arguments(folder, **(how | settings)), train_dataset=texts, eval_dataset=texts[:n_held_out]
+    )
+    made.train()
+    return [line for line in made.state.log_history if "eval_nll" in line]
+
+
+n_held_out = 7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluation_over_two_processes_gives_the_figures_of_one(pair: Pair, tmp_path: Path, kind: str):
+    """Seven rows in batches of two: the last batch of the second process is filled up with rows that come twice."""
+    texts = rows(*LENGTHS)
+    alone = evaluated(tmp_path / "one", texts)
+    for ours in pair(evaluated, tmp_path / kind, texts, **KINDS[kind]):
+        assert len(ours) == len(alone) == 2
+        for line, expected in zip(ours, alone, strict=True):
+            for name, value in expected.items():
+                if "runtime" not in name and "per_second" not in name and name != "epoch":
+                    assert line[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+# ---------------------------------------------------------------------- bad steps
+
+
+def learn_from_a_bad_batch(folder: Path, texts: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:
+    """The loss of the second step is not finite on the second process."""
+    compute = QuietStarTrainer.compute_loss
+    calls = []
+
+    def broken(self: QuietStarTrainer, *args: Any, **kwargs: Any) -> Any:
+        loss = compute(self, *args, **kwargs)
+        calls.append(1)
+        return loss * float("nan") if len(calls) == 2 and self.args.process_index == 1 else loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QuietStarTrainer, "compute_loss", broken)
+        return learn(folder, texts, 2, gradient_accumulation_steps=1, max_steps=3, **settings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_that_is_bad_on_one_process_is_skipped_on_all(pair: Pair, tmp_path: Path, kind: str):
+    learned = pair(learn_from_a_bad_batch, tmp_path / kind, with_thoughts(rows(*LENGTHS)), **KINDS[kind])
+    for ours in learned:
+        assert [line["bad_steps"] for line in ours["log"] if "loss" in line] == [0, 1, 1]
+        for name, value in ours["parameters"].items():
+            assert value.isfinite().all(), name
+            assert torch.equal(value, learned[0]["parameters"][name]), name
+    assert sorted(file.name for file in (tmp_path / kind / "bad-steps").iterdir()) == [
+        "step-000002-rank-0.json",
+        "step-000002-rank-1.json",
+    ]
+
+
+# ---------------------------------------------------------------------- checkpoints
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", ["plain", "tied", "lora"])
+def test_two_processes_go_on_bit_by_bit(pair: Pair, tmp_path: Path, kind: str, case: str):
+    """Sampled thoughts, AdamW, accumulated batches, in the middle of a line of figures."""
+    how = KINDS[kind] | CASES[case]
+    how |= dict(optim="adamw_torch", logging_steps=3, save_strategy="steps", save_steps=4, save_total_limit=9)
+    texts = rows(*LENGTHS, *LENGTHS)
+    straight = pair(learn, tmp_path / "straight", texts, 2, max_steps=7, **how)
+    stopped = tmp_path / "straight" / "checkpoint-4"
+    resumed = pair(learn, tmp_path / "resumed", texts, 2, max_steps=7, resumed_from=str(stopped), **how)
+    for ours, theirs in zip(resumed, straight, strict=True):
+        for name, value in theirs["parameters"].items():
+            assert torch.equal(ours["parameters"][name], value), name
+        for line, expected in zip(ours["log"], theirs["log"], strict=True):
+            clocks = {name for name in expected if "runtime" in name or "per_second" in name}
+            assert {name: line[name] for name in line.keys() - clocks} == {
+                name: expected[name] for name in expected.keys() - clocks
+            }
+
+
+@pytest.mark.parametrize("case", ["plain", "tied", "lora"])
+def test_shards_are_put_together_as_the_model_they_are_of(pair: Pair, tmp_path: Path, case: str):
+    how = FSDP2 | CASES[case] | dict(max_steps=2, save_strategy="steps", save_steps=2)
+    learned, _ = pair(learn, tmp_path / "run", rows(*LENGTHS), 2, **how)
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    assert not (checkpoint / "model.safetensors").exists()
+    assert len(list((checkpoint / "model-shards").glob("*.safetensors"))) == 2
+    assert convert(str(checkpoint), tmp_path / "model") == "quietstar"
+    model = QuietStarForCausalLM.from_pretrained(tmp_path / "model")
+    for name, value in model.named_parameters():
+        assert torch.equal(value, learned["parameters"][name]), name
+
+
+def test_no_pickle_that_could_run_code_is_in_a_checkpoint(pair: Pair, tmp_path: Path):
+    for kind, settings in KINDS.items():
+        how = settings | dict(max_steps=1, save_strategy="steps", save_steps=1, optim="adamw_torch")
+        pair(learn, tmp_path / kind, rows(*LENGTHS), 2, **how)
+        for file in (tmp_path / kind / "checkpoint-1").rglob("*"):
+            if file.is_file() and file.suffix not in (".json", ".safetensors"):
+                with trainer.safe_globals():  # numpy's, of its random numbers
+                    torch.load(file, weights_only=True)

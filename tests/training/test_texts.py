@@ -7,6 +7,7 @@ import pytest
 
 from quietstar.errors import DataError, MissingExtraError, SettingsError
 from quietstar.training.data import DataArguments, load_texts
+from quietstar.training.shards import TextShards
 from quietstar.training.texts import fill_template, find_files, is_local, is_stream, pick_column
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed (extra: data)")
@@ -36,7 +37,7 @@ def jsonl(path, rows):
 
 
 def column(texts):
-    assert texts is None or texts.column_names in (["text"], None)
+    assert isinstance(texts, TextShards) or texts.column_names == ["text"]
     return [row["text"] for row in texts]
 
 
@@ -294,6 +295,7 @@ def test_the_datasets_library_is_asked_for_by_its_extra(monkeypatch, folder):
     [
         ({"max_length": 1}, ["max_length", "1", "2 or more"]),
         ({"eval_size": -1}, ["eval_size", "-1"]),
+        ({"shuffle_block": 0}, ["shuffle_block", "0", "order"]),
         ({"sample_by": "word"}, ["'word'", "line, paragraph, document"]),
         ({"text_column": "a", "template": "{a}"}, ["text_column", "template"]),
         ({"template": "{a"}, ["'{a'", "does not parse"]),

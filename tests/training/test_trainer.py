@@ -1,6 +1,8 @@
 """One optimizer step is one mean over all its labels, however its rows are split; and a run repeats exactly."""
 
 import copy
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from quietstar import QuietStarForCausalLM
-from quietstar.errors import NonFiniteLossError, SettingsError
+from quietstar.errors import BadStepsError, SettingsError
 from quietstar.training import QuietStarTrainer, QuietStarTrainingArguments, trainer
 from quietstar.training.data import TextCollator
 from tests.tiny import VOCABULARY, tiny_base, tiny_model
@@ -319,13 +321,13 @@ def test_without_held_out_text_nothing_is_evaluated(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_before_the_optimizer_step(tmp_path, value):
+def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_kept(tmp_path, value):
     model = model_of()
     forward, calls = model.forward, []
 
     def broken_at_the_seventh(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
-        calls.append(1)
+        calls.append(kwargs["input_ids"])
         if len(calls) == 7:  # the third of four batches in the second step
             output.loss = output.loss + value
         return output
@@ -337,23 +339,91 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer_step(tmp_path, val
             after_step.append({name: p.detach().clone() for name, p in model.named_parameters()})
 
     model.forward = broken_at_the_seventh
-    with pytest.raises(NonFiniteLossError, match=rf"loss is {value} at step 2, batch 3 of 4 "):
-        trained(tmp_path, rows(*LENGTHS), model, gradient_accumulation_steps=4, max_steps=5, callbacks=[Copy()])
-    assert len(after_step) == 1
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, after_step[0][name]), name
+    texts = rows(*LENGTHS)
+    run = trained(
+        tmp_path, texts, model, gradient_accumulation_steps=4, max_steps=4, logging_steps=2, callbacks=[Copy()]
+    )
+    first, skipped, after, _ = after_step
+    assert furthest(first, skipped) == 0
+    assert furthest(skipped, after) > 0
+    lines = [line for line in run.state.log_history if "loss" in line]
+    assert [line["bad_steps"] for line in lines] == [1, 1]
+    assert all(math.isfinite(line["loss"]) and math.isfinite(line["nll"]) for line in lines)
+    assert lines[0]["loss"] == pytest.approx(lines[0]["nll"] + lines[0]["policy_loss"], rel=1e-5)  # of the first step
+    (file,) = (tmp_path / "bad-steps").iterdir()
+    told = json.loads(file.read_text())
+    assert (told["step"], told["rank"], told["why"]) == (2, 0, f"the loss is {value}")
+    assert [batch["input_ids"] for batch in told["batches"]] == [ids.tolist() for ids in calls[4:8]]
+    assert [math.isfinite(batch["loss"]) for batch in told["batches"]] == [True, True, False, True]
 
 
 @pytest.mark.parametrize("broken", ["mixing_head.layers.4.weight", "base_lm.model.norm.weight"])
-def test_a_weight_that_is_not_finite_is_met_in_the_first_batch(tmp_path, broken):
+def test_bad_steps_in_a_row_stop_the_run(tmp_path, broken):
     model = model_of()
     with torch.no_grad():
         model.get_parameter(broken).view(-1)[0] = float("nan")
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    with pytest.raises(NonFiniteLossError, match="loss is nan at step 1, batch 1 of 1"):
-        trained(tmp_path, rows(*LENGTHS), model)
+    how = dict(max_bad_steps=3, max_steps=9, save_strategy="steps", save_steps=2)
+    with pytest.raises(BadStepsError, match="the loss is nan at step 3, the last of 3 bad steps in a row"):
+        trained(tmp_path, rows(*LENGTHS), model, **how)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), before[name], rtol=0, atol=0, equal_nan=True)
+    assert len(list((tmp_path / "bad-steps").iterdir())) == 3
+    assert not list(tmp_path.glob("checkpoint-*"))  # what gives such steps may be the weights
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_where_the_loss_is_finite(tmp_path):
+    model = model_of()
+    weight = model.mixing_head.layers[4].weight
+    calls = []
+
+    def broken_at_the_second(gradient: Tensor) -> Tensor:
+        calls.append(1)
+        return gradient * float("inf") if len(calls) == 2 else gradient
+
+    weight.register_hook(broken_at_the_second)
+    run = trained(tmp_path, rows(*LENGTHS), model, max_steps=3, max_grad_norm=0.0)
+    assert [line["bad_steps"] for line in run.state.log_history if "loss" in line] == [0, 1, 1]
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_checkpoint_that_is_due_at_a_bad_step_waits_for_a_good_one(tmp_path):
+    model = model_of()
+    forward, calls = model.forward, []
+
+    def broken_twice(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        calls.append(1)
+        if len(calls) in (2, 3):
+            output.loss = output.loss + float("nan")
+        return output
+
+    model.forward = broken_twice
+    trained(tmp_path, rows(*LENGTHS), model, max_steps=5, save_strategy="steps", save_steps=2, save_total_limit=9)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
+
+
+def test_spikes_are_skipped_where_asked_for(tmp_path):
+    def run(name: str, **how: Any) -> QuietStarTrainer:
+        model = model_of()
+        forward, calls = model.forward, []
+
+        def loud_at_the_thirtieth(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            calls.append(1)
+            if len(calls) == 30:
+                output.loss = output.loss * 1e4
+            return output
+
+        model.forward = loud_at_the_thirtieth
+        how = dict(learning_rate=1e-4, max_steps=31) | how
+        return trained(tmp_path / name, rows(21) * 8, model, per_device_train_batch_size=8, **how)
+
+    def bad(made: QuietStarTrainer) -> list[int]:
+        return [line["bad_steps"] for line in made.state.log_history if "loss" in line]
+
+    assert bad(run("heeded", skip_spikes=20.0)) == [0] * 29 + [1, 1]
+    assert set(bad(run("not asked for"))) == {0}
 
 
 # ---------------------------------------------------------------------- repeating a run

@@ -6,6 +6,7 @@ import sys
 
 VERBS = {
     "demo": "the whole story in minutes: a tiny model learns a small language, then learns to think",
+    "plan": "what a training step takes, and how to run it on given GPUs",
     "train": "teach a model to think from plain text",
     "generate": "continue a prompt, thinking before each token",
     "evaluate": "how well it answers and predicts, with thoughts and without",
@@ -16,7 +17,10 @@ VERBS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb. Exit code 0 where it worked, 2 where something needs the user, said in one line."""
+    """Run a verb. Exit code 0 where it worked, 2 where something needs the user, said in one line.
+
+    75 where a signal has ended a training run that can be resumed.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
@@ -40,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         importlib.import_module(f"quietstar.cli.{verb}").main(rest)
     except QuietStarError as error:
         print(f"quietstar {verb}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         print(f"quietstar {verb}: stopped", file=sys.stderr)
         return 130

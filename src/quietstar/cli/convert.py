@@ -9,7 +9,8 @@ def main(argv: list[str]) -> None:
     parser = OneLineParser(
         prog="quietstar convert",
         description="Turn a checkpoint of the released Quiet-STaR code into one of ours, or one of ours with a "
-        "Mistral base into one that the released code reads. Which way is seen from the source.",
+        "Mistral base into one that the released code reads; put a training checkpoint of shards together. Which of "
+        "them is seen from the source.",
         allow_abbrev=False,
     )
     parser.add_argument("source", help="folder or hub name, such as ezelikman/quietstar-8-ahead")

@@ -5,15 +5,21 @@ import dataclasses
 import difflib
 import json
 import sys
+from collections import Counter
+from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
-from quietstar.errors import SettingsError
+from quietstar.checks import half_character
+from quietstar.errors import QuietStarError, SettingsError
+from quietstar.untrusted import shown
 
 INHERITED = "further options, as transformers' Trainer takes them"
+LONGEST = 2**16
+"""bytes of a YAML file"""
 
 
 class Listing(argparse.HelpFormatter):
@@ -45,6 +51,7 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Replaces argparse's, which prints the usage of every option."""
         known = [option for action in self._actions for option in action.option_strings]
+        message = " ".join(message.split())
         wrong = next((word.split("=")[0] for word in message.split() if word.startswith("--")), "")
         near = difflib.get_close_matches(wrong, known, n=1) if "unrecognized" in message else []
         hint = f"; did you mean {near[0]}?" if near else f"; see {self.prog} --help"
@@ -123,10 +130,11 @@ def parse(parser: argparse.ArgumentParser, argv: list[str], *classes: type, rest
         names = {field.name for field in dataclasses.fields(cls) if field.init}
         try:
             made.append(cls(**{name: value for name, value in values.items() if name in names}))
-        except (ValueError, TypeError, ImportError) as error:
-            if isinstance(error, SettingsError):
-                raise
-            raise SettingsError(f"these options do not go together: {error}") from error
+        except QuietStarError:
+            raise
+        except Exception as error:  # whatever transformers finds wrong with its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise SettingsError(f"these options do not go together: {reason}") from error
     if rest:
         others = {name: value for name, value in values.items() if name not in own}
         made.append({"config": getattr(given, "config", None), **others})
@@ -137,14 +145,19 @@ def from_yaml(file: str, parser: argparse.ArgumentParser) -> list[str]:
     """The flags that a YAML file stands for.
 
     Raises:
-        SettingsError: it cannot be read, is no mapping, or has a key that is no option.
+        SettingsError: it cannot be read, is no mapping, or has a key that is no option or a value that is none.
     """
-    path = Path(file)
     try:
-        settings = yaml.safe_load(path.read_text())
+        with Path(file).open("rb") as opened:
+            text = opened.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            raise SettingsError(f"config {file} is longer than {LONGEST} bytes; give a YAML file of options")
+        settings = yaml.load(text.decode(), PlainYaml)
+    except SettingsError:
+        raise
     except OSError as error:
         raise SettingsError(f"config {file} cannot be read: {error.strerror}; give a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except Exception as error:  # the YAML library raises many: at tags on values that they do not fit, say
         raise SettingsError(f"config {file} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise SettingsError(f"config {file} holds {type(settings).__name__}; give lines such as 'n_ahead: 8'")
@@ -153,23 +166,51 @@ def from_yaml(file: str, parser: argparse.ArgumentParser) -> list[str]:
     flags = []
     for key, value in settings.items():
         if key not in known or key in ("config", "help"):
-            near = difflib.get_close_matches(str(key), known, n=1)
+            near = difflib.get_close_matches(shown(key), known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise SettingsError(f"config {file} has {key!r}, which is no option{hint}")
+            raise SettingsError(f"config {file} has {shown(key)}, which is no option{hint}")
         if value is None:
             continue
-        if isinstance(value, list):
-            flags += [f"--{key}", *map(_word, value)] if value else []
-        else:
-            flags.append(f"--{key}={_word(value, by_name[key])}")
+        try:
+            if isinstance(value, list):
+                flags += [f"--{key}", *map(_word, value)] if value else []
+            else:
+                flags.append(f"--{key}={_word(value, by_name[key])}")
+        except (TypeError, ValueError) as error:
+            raise SettingsError(
+                f"config {file} has {key} {shown(value)}, which would not stand on a command line; mend it"
+            ) from error
     return flags
+
+
+class PlainYaml(yaml.SafeLoader):
+    """YAML of options: values that stand where they are used, each key once."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuses aliases: with a few of them a short file becomes gigabytes."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, "an alias; write the value out", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuses a key that is there already, of which YAML would keep the last value."""
+        times = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [key for key, n in times.items() if n > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{shown(twice[0])} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _word(value: Any, action: argparse.Action | None = None) -> str:
     """A value of a YAML file as it would stand on a command line."""
     if isinstance(value, bool) and action is not None and action.type is str:
         return "yes" if value else "no"  # YAML reads them as true and false
-    return json.dumps(value) if isinstance(value, dict) else str(value)
+    if not isinstance(value, str | int | float | date | dict):
+        raise TypeError(f"{type(value).__name__} is no value of an option")
+    word = json.dumps(value) if isinstance(value, dict) else str(value)
+    if "\0" in word or half_character(word) is not None:
+        raise ValueError("it holds what no command line can")
+    return word
 
 
 def say(line: str) -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from quietstar.checks import half_character
 from quietstar.errors import DataError, SettingsError
 from quietstar.extras import need
+from quietstar.untrusted import first_line, reason, shown
 
 MARKER = "\nA:"
 """what an answer stands after"""
@@ -165,17 +167,19 @@ def load_items(task: Task, path: str | None = None, limit: int | None = None) ->
             raise DataError(f"{where} is {type(row).__name__}; give one object a row, as {task.name} has them")
         if missing := [column for column in task.columns if column not in row]:
             raise DataError(
-                f"{where} has no column {', '.join(missing)} (it has {', '.join(map(str, row))}); give {task.name} "
+                f"{where} has no column {', '.join(missing)} (it has {', '.join(map(shown, row))}); give {task.name} "
                 f"with {', '.join(task.columns)}"
             )
         try:
             question, answer = task.read(row)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise DataError(f"{where} is no item of {task.name}: {type(error).__name__} {error}") from error
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+            raise DataError(f"{where} is no item of {task.name}: {reason(error)}") from error
         if not isinstance(question, str):
             raise DataError(f"{where} is no item of {task.name}: its question is {type(question).__name__}; mend it")
         if not question.strip() or not answer.strip():
             raise DataError(f"{where} has an empty question or answer; take it out")
+        if half_character(question + answer) is not None:
+            raise DataError(f"{where} is no whole Unicode text; mend it or take it out")
         items.append(Item(index=index, question=question, answer=answer))
     if not items:
         raise DataError(f"{path or task.path} has no items; give a file of {task.name} with at least one")
@@ -197,7 +201,7 @@ def _from_file(task: Task, path: Path) -> Iterator[Any]:
         try:
             yield from datasets.load_dataset("parquet", data_files=str(path), split="train")
         except Exception as error:
-            raise DataError(f"{path} is no Parquet file: {str(error).splitlines()[0]}; give another file") from error
+            raise DataError(f"{path} is no Parquet file: {first_line(error)}; give another file") from error
         return
     try:
         text = path.read_text(encoding="utf-8")
@@ -209,13 +213,13 @@ def _from_file(task: Task, path: Path) -> Iterator[Any]:
             return
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; give another file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is no JSON: {error}; give another file") from error
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"line {number} of {path} is no JSON: {error}; mend it or take it out") from error
 
 
@@ -225,7 +229,7 @@ def _from_hub(task: Task) -> Any:
         return datasets.load_dataset(task.path, task.config, split=task.split, revision=task.revision)
     except Exception as error:
         raise DataError(
-            f"{task.name} cannot be loaded from the hub ({task.path}): {str(error).splitlines()[0]}; give a local "
+            f"{task.name} cannot be loaded from the hub ({task.path}): {first_line(error)}; give a local "
             f"file instead: --data {task.name}=FILE"
         ) from error
 

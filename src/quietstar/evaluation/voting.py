@@ -170,8 +170,17 @@ def _cut(text: str) -> str:
     return text[: min((at for stop in STOPS if (at := text.find(stop)) >= 0), default=len(text))]
 
 
-LINE = frozenset({"index", "item", "gold", "answer", "right", "votes", "texts", "seconds"})
-"""what is written about a question"""
+LINE: dict[str, Any] = {
+    "index": int,
+    "item": str,
+    "gold": str,
+    "answer": str | None,
+    "right": bool,
+    "votes": list,
+    "texts": list,
+    "seconds": int | float,
+}
+"""what is written about a question, and of which type each is"""
 
 
 class Ledger:
@@ -201,9 +210,9 @@ class Ledger:
         for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
             try:
                 answer = json.loads(line)
-                if missing := LINE - answer.keys():
-                    raise KeyError(*missing)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                if wrong := [name for name, kind in LINE.items() if not isinstance(answer[name], kind)]:
+                    raise TypeError(*wrong)
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise CheckpointError(f"line {number} of {self.path} is no answer; take that file away") from error
             yield answer
 

@@ -3,6 +3,7 @@
 A position is the index of a token; what is thought there is thought after that token, before the next one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,21 +106,21 @@ def check(columns: dict[str, list[Any]], source: str) -> None:
     names = interventions_in(list(columns))
     schema = schema_of(names)
     if missing := [name for name in schema if name not in columns]:
-        raise DataError(f"{source} is no trace: it lacks {', '.join(missing[:3])}; give a file of quietstar inspect")
+        raise DataError(f"{source} is no trace: it lacks {_listed(missing)}; give a file of quietstar inspect")
     if unknown := [name for name in columns if name not in schema]:
-        raise DataError(f"{source} is no trace: it has {', '.join(unknown[:3])}; give a file of quietstar inspect")
+        raise DataError(f"{source} is no trace: it has {_listed(unknown)}; give a file of quietstar inspect")
     for name, column in schema.items():
         for index, value in enumerate(columns[name]):
             if not _fits(value, column):
                 raise DataError(
-                    f"{source} is no trace: {name} of record {index + 1} is {ascii(value)[:40]}; "
+                    f"{source} is no trace: {_listed([name])} of record {index + 1} is {ascii(value)[:40]}; "
                     f"it should be {column.type}{' or null' if column.optional else ''}"
                 )
     for together in _partners(names):
         for index, values in enumerate(zip(*(columns[name] for name in together), strict=True)):
             if len({_length(value) for value in values}) > 1:
                 raise DataError(
-                    f"{source} is no trace: in record {index + 1}, {', '.join(together)} do not belong together; "
+                    f"{source} is no trace: in record {index + 1}, {_listed(together)} do not belong together; "
                     "there should be as many of each"
                 )
     parts = (columns[name] for name in ("gain", "base_logprob", "thought", "thought_ids"))
@@ -128,6 +129,11 @@ def check(columns: dict[str, list[Any]], source: str) -> None:
             raise DataError(f"{source} is no trace: record {index + 1} has a gain without what it is a gain over")
         if thought is (ids is None):
             raise DataError(f"{source} is no trace: record {index + 1} has a thought without tokens, or tokens without")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, on one line, whatever a file calls its columns."""
+    return ", ".join(ascii(name)[1:-1][:80] for name in names[:3])
 
 
 def _partners(interventions: list[str]) -> list[tuple[str, ...]]:

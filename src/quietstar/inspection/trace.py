@@ -16,6 +16,7 @@ from quietstar.folders import MARKER, claim, versions
 from quietstar.inspection import schema
 from quietstar.inspection.findings import Summary
 from quietstar.inspection.summary import summarize
+from quietstar.untrusted import first_line
 
 if TYPE_CHECKING:
     import pandas
@@ -175,8 +176,8 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
     arrow = need_parquet()
     try:
         return arrow.parquet.read_table(path).to_pydict()
-    except (arrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # pyarrow raises many: at times outside of Python's calendar, say
+        raise DataError(f"{path} is no Parquet file of a trace: {first_line(error)}") from error
 
 
 def _read_jsonl(path: Path) -> dict[str, list[Any]]:

@@ -5,14 +5,15 @@ from typing import Any
 
 from quietstar.base import holds_thinking_model, load_tokenizer
 from quietstar.errors import CheckpointError
+from quietstar.interop.shards import consolidate, is_sharded_checkpoint
 from quietstar.model import QuietStarForCausalLM
 
 
 def convert(source: str, target: str | Path, **settings: Any) -> str:
-    """Read one kind of checkpoint and write the other.
+    """Read one kind of checkpoint and write the other; put one of shards together.
 
     Args:
-        source: folder or hub name; a thinking model of ours, or a checkpoint of the released code.
+        source: folder or hub name; a thinking model of ours, a checkpoint of shards, or one of the released code.
         target: folder, empty or not there yet.
         settings: for a checkpoint of the released code, what it does not say itself (n_ahead, ...).
 
@@ -26,15 +27,19 @@ def convert(source: str, target: str | Path, **settings: Any) -> str:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} holds something already; give a folder that is empty or not there yet")
     tokenizer = load_tokenizer(source)
-    if holds_thinking_model(source):
+    sharded = is_sharded_checkpoint(Path(source))
+    if sharded or holds_thinking_model(source):
         if settings:
             raise CheckpointError(f"{source} says its own settings; leave {', '.join(sorted(settings))} out")
-        model = QuietStarForCausalLM.from_pretrained(source)
-        model.merge_lora()
-        model.save_original(target, tokenizer)
-        return "original"
-    model = QuietStarForCausalLM.from_original(source, **settings)
-    model.save_pretrained(target)
+        if not sharded:
+            model = QuietStarForCausalLM.from_pretrained(source)
+            model.merge_lora()
+            model.save_original(target, tokenizer)
+            return "original"
+        target.mkdir(parents=True, exist_ok=True)
+        consolidate(Path(source), target)
+    else:
+        QuietStarForCausalLM.from_original(source, **settings).save_pretrained(target)
     if tokenizer is not None:
         tokenizer.save_pretrained(target)
     return "quietstar"

@@ -21,9 +21,10 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from quietstar.attention import attention_backend
-from quietstar.base import best_backend, first_line, load_base, load_tokenizer, loading
+from quietstar.base import HUB_ARGUMENTS, best_backend, load_base, load_tokenizer
 from quietstar.config import QuietStarConfig
 from quietstar.errors import CheckpointError, UnsupportedModelError
+from quietstar.untrusted import check_fields, first_line, loading, shards_of, shown
 
 if TYPE_CHECKING:
     from quietstar.model import QuietStarForCausalLM
@@ -42,7 +43,6 @@ LAYOUT = {
 }
 """the released code's own config fields, at the values of the paper's models; others lay out other heads"""
 
-HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "token"})
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
 
@@ -62,17 +62,24 @@ def load_original(cls: "type[QuietStarForCausalLM]", path: str | Path, **setting
     """
     own = {name: settings.pop(name) for name in QuietStarConfig.__annotations__.keys() & settings.keys()}
     QuietStarConfig(**own)
-    path = str(path)
+    with loading(path):
+        return _load(cls, str(path), own, settings)
+
+
+def _load(
+    cls: "type[QuietStarForCausalLM]", path: str, own: dict[str, Any], settings: dict[str, Any]
+) -> "QuietStarForCausalLM":
     hub: dict[str, Any] = {name: settings[name] for name in HUB_ARGUMENTS & settings.keys()}
-    fields = json.loads(_file(path, "config.json", hub).read_text())
+    fields = json.loads(_file(path, "config.json", hub).read_bytes())
+    check_fields(fields, "config.json")
     if fields.get("model_type", "mistral") != "mistral":
         raise CheckpointError(
-            f"{path} is a {fields['model_type']}; the released code's checkpoints are of model_type mistral"
+            f"{path} is a {shown(fields['model_type'])}; the released code's checkpoints are of model_type mistral"
         )
     strange = {name: fields[name] for name, value in LAYOUT.items() if fields.get(name, value) != value}
     if strange:
         raise CheckpointError(
-            f"{path} has {strange}; only the paper's heads can be loaded: { ({n: LAYOUT[n] for n in strange}) }"
+            f"{path} has {shown(strange)}; only the paper's heads can be loaded: { ({n: LAYOUT[n] for n in strange}) }"
         )
     base_fields = {n: v for n, v in fields.items() if n not in LAYOUT and n not in _NOT_OF_THE_BASE}
     base_config = MistralConfig(**base_fields)
@@ -183,8 +190,7 @@ def read_tensors(path: str, wanted: re.Pattern, hub: dict[str, Any]) -> dict[str
     """Tensors whose names match, from a folder or hub name; only the files that hold them are opened."""
     for index in INDEXES:
         if (listed := _find(path, index, hub)) is not None:
-            weight_map = json.loads(listed.read_text())["weight_map"]
-            files = sorted({file for name, file in weight_map.items() if wanted.search(name)})
+            files = sorted({file for name, file in shards_of(listed).items() if wanted.search(name)})
             return _read([_file(path, file, hub) for file in files], wanted)
     for single in SINGLES:
         if (file := _find(path, single, hub)) is not None:

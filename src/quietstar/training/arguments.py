@@ -141,11 +141,27 @@ class QuietStarTrainingArguments(TrainingArguments):
     logging_steps: float = option(10, "steps between two lines of figures", RUN)
     save_steps: float = option(100, "steps between checkpoints", RUN)
     save_total_limit: int | None = option(1, "checkpoints to keep, the latest", RUN)
+    resume: bool = option(
+        False, "go on from the latest whole checkpoint in output_dir, bit by bit; begin where there is none", RUN
+    )
+    allow_changes: bool = option(False, "resume with other settings than the run had, as another run", RUN)
+    max_bad_steps: int = option(
+        5, "steps in a row that are skipped, as their loss or gradient is not finite, before the run stops", RUN
+    )
+    skip_spikes: float = option(
+        0.0,
+        "skip steps, too, whose loss or gradient norm lies so many robust standard deviations above the median of "
+        "the latest 128 steps, such as 10; 0 skips none",
+        RUN,
+    )
+    auto_micro_batch: bool = option(
+        False, "where memory is short, halve the rows in memory at once, and keep the rows of a step", RUN
+    )
     thoughts_shown: int = option(6, "thoughts to print at every evaluation", RUN)
     seed: int = option(42, "seed of windows, thoughts and everything else that is drawn", RUN)
 
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "hide losses that are not finite; training stops on one in any case"}
+        default=False, metadata={"help": "hide losses that are not finite; steps with one are skipped in any case"}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "drop columns that forward does not take"})
 
@@ -162,13 +178,14 @@ class QuietStarTrainingArguments(TrainingArguments):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least 0")
         for name in (
+            "max_bad_steps",
             "per_device_train_batch_size",
             "per_device_eval_batch_size",
             "gradient_accumulation_steps",
         ):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least 1")
-        for name in ("learning_rate", "weight_decay"):
+        for name in ("learning_rate", "weight_decay", "skip_spikes"):
             if not getattr(self, name) >= 0:
                 raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least 0")
         if self.max_steps < 1 and self.max_steps != -1:
@@ -178,6 +195,8 @@ class QuietStarTrainingArguments(TrainingArguments):
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed is {self.seed}; give a number from 0 to {2**32 - 1}")
         QuietStarConfig(**self.method_settings())  # says what is impossible
+        if getattr(self, "data_seed", None) is None:  # processes draw thoughts of their own, and one order of rows
+            self.data_seed: int | None = self.seed
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if not torch.accelerator.is_available():

@@ -75,7 +75,7 @@ class ShowThoughts(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Think at a few positions spread over the first row."""
         model, tokenizer = kwargs.get("model"), kwargs.get("processing_class")
-        if not state.is_world_process_zero or not isinstance(model, QuietStarForCausalLM) or tokenizer is None:
+        if not isinstance(model, QuietStarForCausalLM) or tokenizer is None:
             return
         batch = self.collator([next(iter(first_of(self.dataset)))])
         if len(batch["input_ids"][0]) < 2 or model.config.n_thought_tokens == 0:
@@ -86,7 +86,8 @@ class ShowThoughts(TrainerCallback):
             table = thought_table(model, tokenizer, batch["input_ids"][:1].to(model.device), self.n_shown)
         finally:
             model.train(was_training)
-        Console(stderr=True).print(table)
+        if state.is_world_process_zero:  # where weights are sharded, all processes must take part
+            Console(stderr=True).print(table)
 
 
 def thought_table(

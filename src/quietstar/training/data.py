@@ -1,7 +1,7 @@
 """Texts to learn from: what to load, how rows of tokens are made of them, and batches of rows.
 
-Where the texts come from is in `texts`, how they are cut in `windows`. Legend: B rows in a batch, S tokens in the
-longest of them.
+Where the texts come from is in `texts`, how they are cut in `windows`, and in `stream` where they are read while
+training. Legend: B rows in a batch, S tokens in the longest of them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from quietstar.errors import DataError, SettingsError
 from quietstar.learn import IGNORED
-from quietstar.training.texts import is_stream, load_texts, template_columns
-from quietstar.training.windows import StreamedTextWindows, TextWindows, separator_id
+from quietstar.training.shards import TextShards
+from quietstar.training.stream import StreamedTextWindows
+from quietstar.training.texts import load_texts, template_columns
+from quietstar.training.windows import TextWindows, separator_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,6 +79,9 @@ class DataArguments:
         default=None,
         metadata={"help": "read while training; if not given, hub datasets are streamed and files are not"},
     )
+    shuffle_block: int = field(
+        default=1000, metadata={"help": "texts of a stream that are shuffled among one another; 1 keeps the order"}
+    )
 
     def __post_init__(self) -> None:
         if self.max_length < 2:
@@ -85,6 +90,10 @@ class DataArguments:
             )
         if self.eval_size < 0:
             raise SettingsError(f"eval_size is {self.eval_size}: pass a number of texts, or 0 for no evaluation")
+        if self.shuffle_block < 1:
+            raise SettingsError(
+                f"shuffle_block is {self.shuffle_block}: pass a number of texts, or 1 to keep a stream's order"
+            )
         if self.sample_by not in SAMPLE_BY:
             raise SettingsError(f"sample_by is {self.sample_by!r}: pass one of {', '.join(SAMPLE_BY)}")
         if self.eval_split is not None and self.eval_dataset is None:
@@ -110,7 +119,7 @@ def build_datasets(
     Args:
         args: what to load and how to cut it.
         tokenizer: the model's tokenizer, unchanged.
-        seed: decides which texts are held out and which windows are taken.
+        seed: decides which texts are held out, in which order a stream is read and which windows are taken.
 
     Returns:
         The rows to train on, and those to evaluate on (None where `eval_size` is 0), the same at every
@@ -123,8 +132,16 @@ def build_datasets(
     separator_id(tokenizer, args.packing)  # before a download
     texts, held_out = load_texts(args, seed)
     train: TextWindows | StreamedTextWindows
-    if is_stream(texts):
-        train = StreamedTextWindows(texts, tokenizer, args.max_length, seed, packing=args.packing, source=args.dataset)
+    if isinstance(texts, TextShards):
+        train = StreamedTextWindows(
+            texts,
+            tokenizer,
+            args.max_length,
+            seed,
+            packing=args.packing,
+            source=args.dataset,
+            block_size=args.shuffle_block,
+        )
     else:
         train = TextWindows(texts, tokenizer, args.max_length, seed, packing=args.packing, source=args.dataset)
     if held_out is None:
@@ -164,7 +181,8 @@ class TextCollator:
                 where some tokens are not to be learned. Anything else must be of one shape, and is stacked.
 
         Returns:
-            input_ids, attention_mask and labels, each [B, S] of int64; labels are -100 at padding.
+            input_ids, attention_mask and labels, each [B, S] of int64; labels are -100 at padding. Rows of a stream
+            also give `place`, [B, 2] of int64.
         """
         ids = [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in features]
         labels = [torch.as_tensor(row.get("labels", row["input_ids"]), dtype=torch.long) for row in features]

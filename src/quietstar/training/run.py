@@ -5,21 +5,26 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
 import quietstar
 from quietstar.base import first_line, load_tokenizer
 from quietstar.checks import n_embeddings
 from quietstar.errors import CheckpointError, SettingsError
-from quietstar.folders import claim, refuse_full, refuse_holding, versions
+from quietstar.folders import claim, refuse_full, refuse_holding, versions, write_whole
 from quietstar.model import QuietStarForCausalLM
+from quietstar.training import checkpoints
 from quietstar.training.arguments import ModelArguments, QuietStarTrainingArguments
 from quietstar.training.data import DataArguments, build_datasets
+from quietstar.training.signals import StopSignals
+from quietstar.training.stream import StreamedTextWindows
 from quietstar.training.trainer import QuietStarTrainer, thinking_model
-from quietstar.training.windows import StreamedTextWindows, TextWindows
+from quietstar.training.windows import TextWindows
 
 logger = logging.getLogger(__name__)
+
+UNDECISIVE = ("merge", "attention_backend", "trust_remote_code", "eval_dataset", "eval_split")
+"""settings of model and text that do not decide what is learned"""
 
 
 def run_training(
@@ -47,17 +52,19 @@ def run_training(
         train_without_thoughts(args)
     if args.output_dir is None or args.output_dir == "trainer_output":
         args.output_dir = default_folder(model_args, args)
-    resume = str(args.resume_from_checkpoint or "false").lower() not in ("false", "none")
+    resume = args.resume or str(args.resume_from_checkpoint or "false").lower() not in ("false", "none")
     settings = {
         "versions": versions(),
         "model": vars(model_args),
         "data": vars(data_args),
         "training": args.to_dict(),
     }
+    if args.resume and not Path(args.output_dir).exists():
+        resume = False
     refuse_full(args.output_dir, overwrite=args.overwrite, resume=resume)
     if args.overwrite:
         refuse_holding(args.output_dir, [model_args.model, data_args.dataset, data_args.eval_dataset, config])
-    checkpoint = checkpoint_to_resume(args) if resume else None
+    checkpoint = checkpoint_of(args) if resume else None
 
     tokenizer = load_tokenizer(model_args.model, trust_remote_code=model_args.trust_remote_code)
     if tokenizer is None:
@@ -87,14 +94,20 @@ def run_training(
         )
     except (ValueError, RuntimeError, ImportError) as error:  # such as a tracker that is not installed
         raise SettingsError(f"transformers' Trainer refuses these options: {first_line(error)}") from error
-    folder = claim(args.output_dir, settings, overwrite=args.overwrite, resume=resume)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.settings = {name: value for of in (model_args, data_args) for name, value in vars(of).items()}
+    for name in UNDECISIVE:
+        del trainer.settings[name]
+    if trainer.is_world_process_zero():
+        claim(args.output_dir, settings, overwrite=args.overwrite, resume=resume)
+    trainer.accelerator.wait_for_everyone()
+    with StopSignals() as trainer.signals:
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     figures = result.metrics | last_evaluation(trainer)
     if trainer.is_world_process_zero():
+        folder = Path(args.output_dir)
         figures["n_skipped_texts"] = train_dataset.n_skipped
-        (folder / "results.json").write_text(json.dumps(figures, indent=2) + "\n")
-        lines = (json.dumps(line) + "\n" for line in trainer.state.log_history)
-        (folder / "log.jsonl").write_text("".join(lines))
+        write_whole(folder / "results.json", json.dumps(figures, indent=2) + "\n")
+        write_whole(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in trainer.state.log_history))
     if isinstance(train_dataset, StreamedTextWindows):
         logger.info("%s", _skipped(train_dataset))
     save(trainer, tokenizer, plain=model_args.original, merge=model_args.merge or model_args.original)
@@ -158,42 +171,23 @@ def last_evaluation(trainer: QuietStarTrainer) -> dict[str, float]:
     return trainer.evaluate()
 
 
-def checkpoint_to_resume(args: QuietStarTrainingArguments) -> str:
-    """The checkpoint that was named, or the latest in output_dir that is whole.
+def checkpoint_of(args: QuietStarTrainingArguments) -> Path | None:
+    """The checkpoint to resume from; None where there is none yet, which --resume takes for the beginning.
 
     Raises:
         CheckpointError: there is none, or the one that was named is not whole.
     """
     named = str(args.resume_from_checkpoint)
-    if named.lower() != "true":
-        if not is_whole(Path(named)):
-            raise CheckpointError(
-                f"{named} is no checkpoint that is whole; give a folder checkpoint-N, or true for the latest that is"
-            )
-        return named
-    folders = sorted(Path(str(args.output_dir)).glob("checkpoint-*"), key=_step_of, reverse=True)
-    for folder in folders:
-        if is_whole(folder):
-            return str(folder)
-        logger.warning("%s is not whole, and is passed over", folder)
-    raise CheckpointError(f"output_dir {args.output_dir} holds no checkpoint that is whole; leave the flag out")
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint has its weights, its optimizer, and the state that is written last."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
-        for weights in checkpoint.glob("*.safetensors"):
-            with safe_open(weights, framework="pt"):
-                pass
-    except (OSError, ValueError, SafetensorError):
-        return False
-    return any(checkpoint.glob("*.safetensors")) and (checkpoint / "optimizer.pt").is_file()
-
-
-def _step_of(checkpoint: Path) -> int:
-    number = checkpoint.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else -1
+    if not args.resume and named.lower() != "true":
+        checkpoints.read_marker(Path(named))
+        return Path(named)
+    whole = checkpoints.whole_checkpoints(Path(str(args.output_dir)))
+    if whole:
+        return whole[0]
+    if not args.resume:
+        raise CheckpointError(f"output_dir {args.output_dir} holds no checkpoint that is whole; leave the flag out")
+    logger.info("output_dir %s holds no checkpoint that is whole: the run begins", args.output_dir)
+    return None
 
 
 def default_folder(model_args: ModelArguments, args: QuietStarTrainingArguments) -> str:

@@ -1,5 +1,7 @@
 """Direct tasks at every evaluation of a training run."""
 
+import torch
+from accelerate.utils import gather
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.evaluation.direct import alphabet_of, encode, score_items
@@ -32,7 +34,16 @@ class TaskFigures:
             items = load_items(task, paths.get(name), limit)
             self.sequences[name], _ = encode(items, tokenizer, alphabet_of(task, tokenizer))
 
-    def of(self, model: QuietStarForCausalLM, batch_size: int, *, thinks: bool, prefix: str) -> dict[str, float]:
+    def of(
+        self,
+        model: QuietStarForCausalLM,
+        batch_size: int,
+        *,
+        thinks: bool,
+        prefix: str,
+        rank: int = 0,
+        n_ranks: int = 1,
+    ) -> dict[str, float]:
         """Mean answer probability and share of exact matches of each task, with seconds and items a second.
 
         Args:
@@ -40,14 +51,22 @@ class TaskFigures:
             batch_size: items at a time.
             thinks: with thoughts at the scored positions, greedy; or the base model alone.
             prefix: of the figures' names.
+            rank, n_ranks: each process scores every n-th item, as many as the others; all of them get all figures.
         """
         figures: dict[str, float] = {}
         for name, sequences in self.sequences.items():
             speaker = Speaker(model, ThinkPolicy.parse("always") if thinks else None)
-            found = score_items(speaker, sequences, batch_size)
+            n_each = -(-len(sequences) // n_ranks)
+            ours = [sequences[min(rank + i * n_ranks, len(sequences) - 1)] for i in range(n_each)]
+            found = score_items(speaker, ours, batch_size)
+            scores = torch.stack([found.answer_probability.double(), found.exact_match.double()], dim=1).to(
+                model.device
+            )
+            by_item = gather(scores).view(n_ranks, n_each, 2).transpose(0, 1).flatten(0, 1)
+            means = by_item[: len(sequences)].mean(0)
             figures |= {
-                f"{prefix}_{name}_answer_probability": float(found.answer_probability.mean()),
-                f"{prefix}_{name}_exact_match": float(found.exact_match.float().mean()),
+                f"{prefix}_{name}_answer_probability": float(means[0]),
+                f"{prefix}_{name}_exact_match": float(means[1]),
                 f"{prefix}_{name}_runtime": round(found.seconds, 4),
                 f"{prefix}_{name}_samples_per_second": round(len(sequences) / found.seconds, 3),
             }

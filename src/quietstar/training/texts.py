@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import glob
 import os
-import re
-import string
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from quietstar.errors import DataError, QuietStarError, SettingsError
+from quietstar.errors import DataError, QuietStarError
 from quietstar.extras import need
+from quietstar.training.shards import TextShards
+from quietstar.training.template import fill_template, template_columns
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
 
     from quietstar.training.data import DataArguments
 
@@ -35,7 +36,7 @@ NETWORK_LIBRARIES = ("huggingface_hub", "httpx", "requests", "urllib3", "aiohttp
 LOCAL_WAY = "pass local files instead: --dataset FILE_OR_FOLDER (.txt, .jsonl, .json, .parquet)"
 
 
-def load_texts(args: DataArguments, seed: int) -> tuple[Dataset | IterableDataset, Dataset | None]:
+def load_texts(args: DataArguments, seed: int) -> tuple[Dataset | TextShards, Dataset | None]:
     """Load the texts to train on and those to evaluate on.
 
     Of a dataset in memory or on disk, the held-out rows are drawn by `seed`; of a stream, they are its first
@@ -47,28 +48,31 @@ def load_texts(args: DataArguments, seed: int) -> tuple[Dataset | IterableDatase
 
     Returns:
         The training texts and the held-out ones (None for `eval_size` 0), each with the single column "text",
-        whose values are strings or None.
+        whose values are strings or None. A stream's come as TextShards.
 
     Raises:
         DataError: the texts cannot be had as asked for.
         MissingExtraError: the datasets library is not installed.
     """
     texts = _texts_of(args.dataset, args.split, args.dataset_config, args)
+    streamed = is_stream(texts)
     if args.eval_dataset is not None:
         config = args.dataset_config if args.eval_dataset == args.dataset else None
         split = args.eval_split or ("train" if is_local(args.eval_dataset) else args.split)
         held_out = _texts_of(args.eval_dataset, split, config, args)
         if is_stream(held_out):
-            held_out = _first_texts(held_out, args.eval_size, args.eval_dataset)
+            held_out, _ = _first_texts(held_out, args.eval_size, args.eval_dataset)
             if not len(held_out):
                 raise DataError("eval_size is 0 and the eval_dataset is streamed: pass the --eval_size to read")
-        return texts, held_out
+        return TextShards(texts) if streamed else texts, held_out
     if args.eval_size == 0:
-        return texts, None
-    if is_stream(texts):
-        read = _first_texts(texts, args.eval_size + 1, args.dataset)
-        _check_some_left(len(read), args)
-        return texts.skip(args.eval_size), read.select(range(args.eval_size))
+        return TextShards(texts) if streamed else texts, None
+    if streamed:
+        first, rest = _first_texts(texts, args.eval_size, args.dataset)
+        with readable(args.dataset):
+            n_left = sum(1 for _ in islice(rest, 1))
+        _check_some_left(len(first) + n_left, args)
+        return rest, first
     _check_some_left(len(texts), args)
     parts = texts.train_test_split(test_size=args.eval_size, shuffle=True, seed=seed)
     return parts["train"], parts["test"]
@@ -125,51 +129,6 @@ def find_files(name: str) -> tuple[str, list[str]]:
 
 def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
-
-
-def template_columns(template: str) -> list[str]:
-    """Return the columns that a template names, in order.
-
-    Raises:
-        SettingsError: the template does not parse, or names no column.
-    """
-    try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise SettingsError(
-            f"template {template!r} does not parse ({error}): write a column as {{name}}, a brace as {{{{"
-        ) from error
-    columns = [re.split(r"[.\[]", name)[0] for name in names]
-    if not columns or "" in columns:
-        raise SettingsError(f'template {template!r} names no column: write it as "Q: {{question}}\\nA: {{answer}}"')
-    return columns
-
-
-def fill_template(template: str, row: Mapping[str, Any], source: str) -> str | None:
-    """Fill a template with the values of a row; None where a value is None.
-
-    Raises:
-        DataError: a value is a list or a dictionary, or does not have the item that the template names.
-    """
-    text = ""
-    formatter = string.Formatter()
-    for literal, name, spec, conversion in formatter.parse(template):
-        text += literal
-        if name is None:
-            continue
-        try:
-            value = row[name] if name in row else formatter.get_field(name, (), row)[0]
-            if value is None:
-                return None
-            if isinstance(value, list | dict):
-                raise TypeError(f"it holds a {type(value).__name__}")
-            text += formatter.format_field(formatter.convert_field(value, conversion), spec or "")
-        except (LookupError, AttributeError, TypeError, ValueError) as error:
-            raise DataError(
-                f"template {template!r} cannot be filled at {{{name}}} with a row of {source!r} "
-                f"({_one_line(error)}): write an item of a nested column as {{column[key]}} or {{column[0]}}"
-            ) from error
-    return text
 
 
 def _templated(row: Mapping[str, Any], template: str, source: str) -> dict[str, str | None]:
@@ -267,12 +226,13 @@ def _load_rows(source: str, split: str, config: str | None, args: DataArguments)
     return load_dataset(loader, data_files=patterns, split=split, streaming=streaming, **options)
 
 
-def _first_texts(texts: Any, n: int, source: str) -> Any:
-    """The first `n` texts of a stream, as a dataset in memory."""
+def _first_texts(texts: Any, n: int, source: str) -> tuple[Any, TextShards]:
+    """The first `n` texts of a stream, as a dataset in memory, and the stream without them."""
     datasets = _datasets()
     with readable(source):
-        read = [row["text"] for row in texts.take(n)]
-    return datasets.Dataset.from_dict({"text": read}, features=datasets.Features({"text": datasets.Value("string")}))
+        read, rest = TextShards(texts).hold_out(n)
+    features = datasets.Features({"text": datasets.Value("string")})
+    return datasets.Dataset.from_dict({"text": read}, features=features), rest
 
 
 def _check_some_left(n_texts: int, args: DataArguments) -> None:

@@ -6,23 +6,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, Trainer, set_seed
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, set_seed
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from quietstar.base import holds_thinking_model, load_tokenizer
-from quietstar.errors import NonFiniteLossError, SettingsError
-from quietstar.learn import Counts
+from quietstar.errors import SettingsError
+from quietstar.learn import IGNORED, Counts
 from quietstar.model import QuietStarForCausalLM, QuietStarOutput
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.callbacks import FollowEpoch, ProgressLines, ShowThoughts
 from quietstar.training.data import TextCollator, pad_token_id
 from quietstar.training.positions import draw_positions
 from quietstar.training.reports import WriteReports
+from quietstar.training.streaming import StreamingTrainer
 from quietstar.training.tally import Tally, labels_of
 from quietstar.training.tasks import TaskFigures
 
 
-class QuietStarTrainer(Trainer):
+class QuietStarTrainer(StreamingTrainer):
     """Teaches a model to think from plain text (arXiv 2403.09629).
 
     Losses are means over the labels of a whole optimizer step, across accumulated batches and ranks. Evaluation
@@ -39,7 +40,7 @@ class QuietStarTrainer(Trainer):
 
     Raises:
         SettingsError: settings that do not fit each other.
-        NonFiniteLossError: in training, before the optimizer steps on such a loss.
+        BadStepsError, InterruptedRunError, OutOfMemoryError: in training, what they say.
     """
 
     args: QuietStarTrainingArguments
@@ -66,7 +67,8 @@ class QuietStarTrainer(Trainer):
             args.eval_strategy, args.eval_on_start = type(args.eval_strategy)("no"), False
         self._tally, self._eval_tally = Tally(), Tally()
         self._seconds = 0.0
-        self._batch_in_step = 0
+        self._eval_batch = 0
+        self._n_eval_rows: int | None = None
         super().__init__(
             model=model,
             args=args,
@@ -87,7 +89,6 @@ class QuietStarTrainer(Trainer):
     ) -> tuple[list, Counts | None]:
         """The batches of one optimizer step, and how many labels they have in all, on all ranks together."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._batch_in_step = 0
         if not batches:
             return batches, None
         if self.args.think_fraction < 1:
@@ -131,22 +132,29 @@ class QuietStarTrainer(Trainer):
         loss = output.loss
         if not model.training:
             return (loss, output) if return_outputs else loss
-        self._stop_if_not_finite(loss, inputs)
-        self._batch_in_step += 1
         self._add(self._tally, output, inputs)
         if num_items_in_batch is not None:
             loss = loss * self.args.world_size  # gradients are averaged over ranks, and counts already span them
         return (loss, output) if return_outputs else loss
 
-    def _stop_if_not_finite(self, loss: Tensor, inputs: dict[str, Tensor]) -> None:
-        if torch.isfinite(loss):
-            return
-        first = inputs["input_ids"][0, :8].tolist()
-        raise NonFiniteLossError(
-            f"the loss is {loss.item()} at step {self.state.global_step + 1}, batch {self._batch_in_step + 1} of "
-            f"{self.args.gradient_accumulation_steps} (its first row begins with tokens {first}); the optimizer "
-            "has not stepped on it: lower --learning_rate or --policy_weight, or look at that text"
-        )
+    def figures_so_far(self) -> dict[str, Tensor]:
+        """The sums of the line that is under way."""
+        return dict(self._tally.sums)
+
+    def forget_figures(self, before: dict[str, Tensor]) -> None:
+        """Go back to such sums."""
+        self._tally.sums = before
+
+    def progress(self) -> dict[str, Any]:
+        """The sums and the time of the line that is under way."""
+        sums = {name: value.cpu() for name, value in self._tally.sums.items()}
+        return super().progress() | {"sums": sums, "seconds": self._seconds}
+
+    def restore_progress(self, progress: dict[str, Any]) -> None:
+        """Go on with such a line."""
+        super().restore_progress(progress)
+        self._tally.sums = {name: value.to(self.args.device) for name, value in progress["sums"].items()}
+        self._seconds = progress["seconds"]
 
     def _add(self, tally: Tally, output: QuietStarOutput, inputs: dict[str, Tensor]) -> None:
         labels = labels_of(inputs, output.talk_nll.shape[-1])
@@ -177,6 +185,7 @@ class QuietStarTrainer(Trainer):
     ) -> tuple[Tensor, None, None]:
         """The nll of a batch of held-out text."""
         inputs = self._prepare_inputs(inputs)
+        inputs["labels"] = self._counted_once(inputs["labels"])
         if self.args.think_fraction == 0:  # a baseline without thoughts
             inputs["think_at"] = torch.zeros_like(inputs["input_ids"])
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -184,12 +193,28 @@ class QuietStarTrainer(Trainer):
         self._add(self._eval_tally, output, inputs)
         return loss.detach(), None, None
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate, and report means over all labels of the held-out text."""
-        self._eval_tally = Tally()
+    def _counted_once(self, labels: Tensor) -> Tensor:
+        """Labels [B, S] without those of rows that only fill up the batches of the last processes.
+
+        Batches go to processes in turn, and all have as many: past the end of the text, rows come once more.
+        """
+        ranks, n_rows = self.args.world_size, self._n_eval_rows
+        if ranks == 1 or n_rows is None:
+            return labels
+        size = self.args.per_device_eval_batch_size
+        row = (self._eval_batch * ranks + self.args.process_index) * size + torch.arange(len(labels))
+        self._eval_batch += 1
+        return labels.masked_fill((row >= n_rows)[:, None].to(labels.device), IGNORED)
+
+    def evaluation_loop(
+        self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """Evaluate, and report means over all labels of the held-out text, each counted once over all processes."""
+        self._eval_tally, self._eval_batch = Tally(), 0
+        self._n_eval_rows = len(dataloader.dataset) if has_length(dataloader.dataset) else None
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices):  # evaluation must not change what training samples next
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self._eval_tally:
             figures = self._figures(self._eval_tally)
             figures.pop("policy_loss", None)  # nothing is learned here
@@ -210,6 +235,8 @@ class QuietStarTrainer(Trainer):
                     self.args.per_device_eval_batch_size,
                     thinks=self.args.think_fraction > 0,
                     prefix=prefix,
+                    rank=self.args.process_index,
+                    n_ranks=self.args.world_size,
                 )
         finally:
             model.train(was_training)

@@ -1,4 +1,4 @@
-"""Rows of tokens cut from texts: random windows or packed rows, from a dataset or a stream."""
+"""Rows of tokens cut from texts: random windows or packed rows. Those of a stream are in `stream`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import random
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
 from quietstar.errors import DataError
-from quietstar.training.texts import readable
+from quietstar.training.shards import each_text
 
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
-
-MAX_WORKERS = 1024
 
 
 class TextWindows(Dataset[dict[str, list[int]]]):
@@ -57,7 +55,7 @@ class TextWindows(Dataset[dict[str, list[int]]]):
         self.seed = seed
         self.fixed = fixed
         self.n_skipped = 0
-        self._epoch = _shared(0)
+        self._epoch = shared(0)
         self._tokens = array("i")
         self._starts = array("q", [0])
         rows: Iterable[list[int]] = self._long_enough(
@@ -91,90 +89,6 @@ class TextWindows(Dataset[dict[str, list[int]]]):
         return {"input_ids": self._tokens[first : min(end, first + self.max_length)].tolist()}
 
 
-class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
-    """As `TextWindows`, over texts that are read while training.
-
-    DataLoader workers all read the stream and each tokenizes its share of the texts: no text is lost or read
-    twice. A window depends on its text's place in the stream and so not on the number of workers; packed rows
-    do, since each worker fills its own.
-
-    Args:
-        texts: a stream with the column "text".
-        tokenizer, max_length, seed, packing: as in `TextWindows`.
-        source: name of the stream, for messages.
-
-    Raises:
-        DataError: nothing can separate packed texts; in an epoch, no text is long enough or reading fails.
-    """
-
-    def __init__(
-        self,
-        texts: datasets.IterableDataset,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        seed: int = 0,
-        *,
-        packing: bool = False,
-        source: str = "stream",
-    ) -> None:
-        self.texts = texts
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.seed = seed
-        self.packing = packing
-        self.source = source
-        self.separator = separator_id(tokenizer, packing)
-        self._epoch = _shared(0)
-        # A slot for each worker, so that no lock is needed.
-        self._skipped = _shared([0] * MAX_WORKERS)
-
-    @property
-    def n_skipped(self) -> int:
-        """How many texts too short for one prediction the current or last epoch has met, over all workers."""
-        return int(self._skipped.sum())
-
-    def set_epoch(self, epoch: int) -> None:
-        """Take other windows from the next pass on, the same ones each time for the same epoch."""
-        self._epoch.fill_(epoch)
-
-    def __iter__(self) -> Iterator[dict[str, list[int]]]:
-        info = get_worker_info()
-        worker, n_workers = (info.id, info.num_workers) if info else (0, 1)
-        self._skipped[worker] = 0
-        if worker == 0:
-            self._skipped[n_workers:] = 0
-        numbered = self._share(worker, n_workers)
-        if self.packing:
-            rows = packed((tokens for _, tokens in numbered), self.max_length)
-        else:
-            rows = self._windows(numbered, int(self._epoch))
-        empty = True
-        for row in rows:
-            empty = False
-            yield {"input_ids": row}
-        # A worker may have nothing in its share of a short stream; that is no error if another has.
-        if empty and not any(token_lists(self._read(), self.tokenizer, self.separator)):
-            raise none_usable(sum(1 for _ in self._read()), self.source)
-
-    def _read(self) -> Iterator[str | None]:
-        with readable(self.source):
-            yield from each_text(self.texts)
-
-    def _share(self, worker: int, n_workers: int) -> Iterator[tuple[int, list[int]]]:
-        """The usable texts of one worker, each with its place in the stream."""
-        texts = islice(self._read(), worker, None, n_workers)
-        for i, tokens in enumerate(token_lists(texts, self.tokenizer, self.separator)):
-            if tokens:
-                yield worker + i * n_workers, tokens
-            else:
-                self._skipped[worker] += 1
-
-    def _windows(self, numbered: Iterable[tuple[int, list[int]]], epoch: int) -> Iterator[list[int]]:
-        for i, tokens in numbered:
-            start = window_start(len(tokens), self.max_length, self.seed, epoch, i)
-            yield tokens[start : start + self.max_length]
-
-
 def separator_id(tokenizer: PreTrainedTokenizerBase, packing: bool) -> int | None:
     """Return the token that ends a text: eos, or sep for packed rows where there is no eos.
 
@@ -189,17 +103,6 @@ def separator_id(tokenizer: PreTrainedTokenizerBase, packing: bool) -> int | Non
             "texts: leave --packing out, or give the tokenizer an eos_token"
         )
     return tokenizer.sep_token_id
-
-
-def each_text(texts: Any) -> Iterator[str | None]:
-    """Yield the texts of a dataset or a stream with the column "text", or of a sequence of strings."""
-    if not hasattr(texts, "column_names"):
-        yield from texts
-        return
-    # Unlike iteration over rows, iteration over batches is not split among DataLoader workers by the library,
-    # whose split by files would change which rows a skip() leaves out.
-    for batch in texts.iter(batch_size=64):
-        yield from batch["text"]
 
 
 def token_lists(
@@ -227,17 +130,37 @@ def window_start(n_tokens: int, max_length: int, seed: int, epoch: int, index: i
 
 def packed(lists: Iterable[list[int]], max_length: int) -> Iterator[list[int]]:
     """Fill rows of exactly `max_length` tokens; drop an incomplete last row unless it is the only one."""
+    for row, _, _ in packed_with_places(lists, max_length):
+        yield row
+
+
+def packed_with_places(
+    lists: Iterable[list[int]], max_length: int, offset: int = 0, *, first: bool = True
+) -> Iterator[tuple[list[int], int, int]]:
+    """Fill rows as `packed` does, and say where each ends.
+
+    Args:
+        lists: tokens of one text after another.
+        max_length: tokens of a row.
+        offset: how many tokens of the first text are left out.
+        first: whether no row came before these, so that an incomplete one may be the only one.
+
+    Yields:
+        A row, how many of the lists are used up after it, and how many tokens of the next one are.
+    """
     rest: list[int] = []
-    complete = False
-    for tokens in lists:
-        rest.extend(tokens)
-        end = len(rest) - len(rest) % max_length
-        for start in range(0, end, max_length):
-            complete = True
-            yield rest[start : start + max_length]
-        del rest[:end]
-    if rest and not complete:
-        yield rest
+    n_used = 0
+    for n_before, tokens in enumerate(lists):
+        n_used = n_before + 1
+        while len(rest) + len(tokens) - offset >= max_length:
+            end = offset + max_length - len(rest)
+            row = rest + tokens[offset:end]
+            yield (row, n_used, 0) if end == len(tokens) else (row, n_before, end)
+            rest, offset, first = [], end, False
+        rest.extend(tokens[offset:])
+        offset = 0
+    if rest and first:
+        yield rest, n_used, 0
 
 
 def none_usable(n_read: int, source: str = "dataset") -> DataError:
@@ -248,6 +171,6 @@ def none_usable(n_read: int, source: str = "dataset") -> DataError:
     )
 
 
-def _shared(values: int | list[int]) -> torch.Tensor:
+def shared(values: int | list[int] | list[list[int]]) -> torch.Tensor:
     """Numbers that DataLoader workers, also persistent ones, share with the process that started them."""
     return torch.tensor(values).share_memory_()

@@ -1,0 +1,57 @@
+"""Checkpoints of shards, as training writes them where a model is spread over processes, put together again."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as distributed_checkpoint
+from torch import nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+from quietstar.config import QuietStarConfig
+from quietstar.errors import CheckpointError
+from quietstar.model import QuietStarForCausalLM
+
+MODEL = "model-shards"
+"""folder of a checkpoint with the shards of the model, as safetensors"""
+
+
+def is_sharded_checkpoint(folder: Path) -> bool:
+    """Whether a folder has shards of a model, and not the model."""
+    return (folder / MODEL).is_dir()
+
+
+def consolidate(checkpoint: Path, folder: Path) -> None:
+    """Put the shards of a checkpoint together, as a model that `from_pretrained` loads; one process is enough.
+
+    Args:
+        checkpoint: with shards.
+        folder: gets weights and config; it must be there.
+
+    Raises:
+        CheckpointError: a shard cannot be read, or a weight is missing.
+    """
+    try:
+        reader = HuggingFaceStorageReader(str(checkpoint / MODEL))
+        described = reader.read_metadata().state_dict_metadata
+        state = {
+            name: torch.empty(of.size, dtype=of.properties.dtype)  # type: ignore[union-attr]
+            for name, of in described.items()
+        }
+        distributed_checkpoint.load(state, storage_reader=reader, no_dist=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"the shards in {checkpoint / MODEL} cannot be put together ({error}); give a checkpoint that is whole"
+        ) from error
+    config = QuietStarConfig.from_pretrained(checkpoint)
+    with torch.device("meta"):
+        model = QuietStarForCausalLM(config)
+    if missing := sorted(without_tied(model, model.state_dict()).keys() - state.keys()):
+        raise CheckpointError(f"{checkpoint} lacks {len(missing)} of the model's weights, first {missing[0]}")
+    model.save_pretrained(folder, state_dict=state)
+
+
+def without_tied(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """Each weight once, where two names stand for one."""
+    tied: Any = getattr(model, "all_tied_weights_keys", None) or {}
+    return {name: value for name, value in state.items() if name not in tied}

@@ -1,0 +1,142 @@
+"""Checkpoints on disk: each is whole or absent.
+
+One is written into a folder aside, flushed to the disk, renamed to checkpoint-N, and marked complete last. What was cut
+short anywhere on that way has no marker, or one that its files do not fit, and is never resumed from.
+"""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from quietstar.errors import CheckpointError
+from quietstar.folders import flush, write_whole
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "checkpoint"
+ASIDE = "checkpoint-being-written"
+"""folder of a run in which a checkpoint is written"""
+MARKER = "complete.json"
+"""written last: the sizes of all files, and what the checkpoint is of"""
+FORMAT = 1
+
+
+def name_of(step: int) -> str:
+    """checkpoint-N, as transformers calls it."""
+    return f"{PREFIX}-{step}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """N of checkpoint-N; -1 where it is none."""
+    prefix, _, number = checkpoint.name.rpartition("-")
+    return int(number) if prefix == PREFIX and number.isascii() and number.isdigit() else -1
+
+
+def publish(written: Path, checkpoint: Path, about: dict[str, Any]) -> None:
+    """Make a folder that was written aside, and flushed, the checkpoint of that name.
+
+    A torn one of that name gives way; it can only be what an earlier attempt left.
+
+    Args:
+        written: the folder, in the same file system.
+        checkpoint: its final name.
+        about: kept in the marker, to be given back by `read_marker`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if checkpoint.exists():
+        remove(checkpoint)
+    sizes = {str(path.relative_to(written)): path.stat().st_size for path in sorted(files_of(written))}
+    os.rename(written, checkpoint)
+    flush(checkpoint.parent)
+    write_whole(checkpoint / MARKER, json.dumps({"format": FORMAT, **about, "files": sizes}, indent=2) + "\n")
+
+
+def flush_all(folder: Path) -> None:
+    """Have the disk itself hold all files in it, at any depth."""
+    for path in [*folder.rglob("*"), folder]:
+        flush(path)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """All files in it, at any depth."""
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def read_marker(checkpoint: Path) -> dict[str, Any]:
+    """What `publish` was told about a checkpoint that is whole.
+
+    Raises:
+        CheckpointError: it is not whole; the message says what is amiss.
+    """
+    try:
+        marker = json.loads((checkpoint / MARKER).read_bytes())
+    except FileNotFoundError:
+        raise _torn(checkpoint, f"it has no {MARKER}, which is written last") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _torn(checkpoint, f"its {MARKER} cannot be read") from error
+    files = marker.get("files") if isinstance(marker, dict) else None
+    if not isinstance(files, dict) or not files or not all(type(size) is int for size in files.values()):
+        raise _torn(checkpoint, f"its {MARKER} lists no files")
+    if marker.get("format") != FORMAT:
+        raise _torn(checkpoint, f"its {MARKER} has format {str(marker.get('format'))[:20]!r}, not {FORMAT}")
+    for name, size in files.items():
+        try:
+            found = (checkpoint / name).stat().st_size if not Path(name).is_absolute() else -1
+        except (OSError, ValueError):
+            found = -1
+        if found != size or ".." in Path(name).parts:
+            has = "is missing" if found < 0 else f"has {found:,} of {size:,} bytes"
+            raise _torn(checkpoint, f"{name[:80]!r} {has}")
+    return marker
+
+
+def _torn(checkpoint: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{checkpoint} is no checkpoint that is whole: {why}; give a folder {PREFIX}-N that is, or --resume for the "
+        "latest that is"
+    )
+
+
+def whole_checkpoints(run: Path) -> list[Path]:
+    """Those of a run that are whole, latest first; torn ones are reported and passed over."""
+    whole = []
+    for checkpoint in sorted((path for path in run.glob(f"{PREFIX}-*") if step_of(path) >= 0), key=step_of)[::-1]:
+        try:
+            read_marker(checkpoint)
+            whole.append(checkpoint)
+        except CheckpointError as error:
+            logger.warning("%s is passed over: %s", checkpoint, str(error).partition(": ")[2].partition(";")[0])
+    if (run / ASIDE).exists():
+        logger.warning("%s was never finished, and is passed over", run / ASIDE)
+    return whole
+
+
+def keep_latest(run: Path, n: int | None, also: str | None = None) -> None:
+    """Delete all whole checkpoints but the latest n, and torn ones before the latest whole one.
+
+    Args:
+        run: the folder of the run.
+        n: at least 1; None or less keeps all.
+        also: a checkpoint that is kept in any case, such as the best.
+    """
+    if n is None or n < 1:
+        return
+    whole = whole_checkpoints(run)
+    if not whole:
+        return
+    kept = {checkpoint.resolve() for checkpoint in whole[:n]} | ({Path(also).resolve()} if also else set())
+    for checkpoint in run.glob(f"{PREFIX}-*"):
+        if 0 <= step_of(checkpoint) < step_of(whole[0]) and checkpoint.resolve() not in kept:
+            remove(checkpoint)
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete it, its marker first: what a crash leaves of it is torn."""
+    (checkpoint / MARKER).unlink(missing_ok=True)
+    flush(checkpoint)
+    shutil.rmtree(checkpoint)

@@ -1,0 +1,282 @@
+"""A trainer that loses nothing: checkpoints that are whole or absent, and runs that go on from them bit by bit."""
+
+import contextlib
+import dataclasses
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
+
+from quietstar.base import first_line
+from quietstar.errors import CheckpointError, InterruptedRunError, OutOfMemoryError
+from quietstar.training import checkpoints
+from quietstar.training.arguments import QuietStarTrainingArguments
+from quietstar.training.guarded import GuardedTrainer, is_out_of_memory
+from quietstar.training.same_run import refuse_changes, what_matters
+from quietstar.training.signals import StopSignals
+
+
+class DurableTrainer(GuardedTrainer):
+    """transformers' Trainer, with checkpoints and steps as this package promises them (docs/reliability.md).
+
+    Attributes:
+        settings: name -> value of settings of the run that the arguments do not have, such as its texts; a run that is
+            resumed must have the same.
+        signals: where a signal is noted that is to end the run; None where nobody listens.
+    """
+
+    args: QuietStarTrainingArguments
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.settings: dict[str, Any] = {}
+        self.signals: StopSignals | None = None
+        self._resumed: Path | None = None
+        self._owes_evaluation = self._owes_checkpoint = False
+        self._begun_at, self._seconds_before = 0.0, 0.0
+        self._logged_at, self._bad_at_log = 0, 0
+        self.add_callback(_Steps(self))
+
+    # ------------------------------------------------------------------ a run
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' Trainer.
+
+        Raises:
+            CheckpointError: there is no checkpoint to resume from, or it is not whole; one could not be written.
+            SettingsError: the checkpoint is of a run with other settings.
+            BadStepsError, InterruptedRunError: what they say; a checkpoint was written.
+        """
+        checkpoint = None
+        if resume_from_checkpoint:
+            checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+            marker = checkpoints.read_marker(checkpoint)
+            if not self.args.allow_changes:
+                refuse_changes(marker.get("settings", {}), self._what_matters(), str(checkpoint))
+        self._resumed, self.stopped_by = checkpoint, None
+        evaluates_first, self.args.eval_on_start = self.args.eval_on_start, self.args.eval_on_start and not checkpoint
+        try:
+            result = super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                "out of memory outside the passes over a batch, in the optimizer or an evaluation: lower "
+                "--per_device_eval_batch_size, or add --lora or --optim adafactor"
+            ) from error
+        finally:
+            self.args.eval_on_start = evaluates_first
+        if self.stopped_by is not None:
+            raise self.stopped_by
+        return result
+
+    def checkpoint_to_resume(self, wanted: str | bool) -> Path:
+        """The checkpoint that was named, or for True the latest of the run that is whole.
+
+        Raises:
+            CheckpointError: there is none, or it is not whole.
+        """
+        if isinstance(wanted, str):
+            checkpoints.read_marker(Path(wanted))
+            return Path(wanted)
+        if whole := checkpoints.whole_checkpoints(Path(str(self.args.output_dir))):
+            return whole[0]
+        raise CheckpointError(f"{self.args.output_dir} holds no checkpoint that is whole; train from the beginning")
+
+    def _what_matters(self) -> dict[str, Any]:
+        return what_matters(self.args, self.accelerator.unwrap_model(self.model).config, self.settings)
+
+    def _any_of_all(self, here: bool) -> bool:
+        """Whether it is so on any process; every process must ask."""
+        if self.args.world_size == 1:
+            return here
+        flag = torch.tensor([float(here)], device=self.args.device)
+        return bool(self.accelerator.gather(flag).any())
+
+    def begin(self) -> None:
+        """Go on where the checkpoint was, before the first step; called once a run."""
+        self._begun_at, self._seconds_before = time.perf_counter(), 0.0
+        self._logged_at = self.state.global_step
+        if self.args.process_index > 0:  # what it draws is its own; data are drawn by seeds that all share
+            torch.manual_seed(hash((self.args.seed, self.args.process_index)) % 2**63)
+        if self._resumed is None:
+            return
+        file = self._resumed / _progress_name(self.args.process_index)
+        if not file.is_file():  # of another number of processes
+            return
+        progress = torch.load(file, weights_only=True)
+        self._tr_loss += progress["tr_loss"].to(self._tr_loss.device)
+        self._globalstep_last_logged = self._logged_at = progress["logged_at"]
+        self._bad_at_log = progress["bad_at_log"]
+        self._total_loss_scalar, self._initial_global_step = progress["total_loss"], 0
+        self._seconds_before = progress["seconds"]
+        self.bad_steps.restore(progress["bad_steps"])
+        self.rows_at_once = progress["rows_at_once"]
+        self.restore_progress(progress["more"])
+        if progress["owes_evaluation"]:
+            self._evaluate(None, None, skip_scheduler=True)
+
+    def progress(self) -> dict[str, Any]:
+        """What a subclass must know to go on: tensors, numbers, texts, in lists and dictionaries."""
+        return {}
+
+    def restore_progress(self, progress: dict[str, Any]) -> None:
+        """Go on from a `progress`."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Leave bad steps out of the mean loss, and count them; count the time before a run was resumed, too."""
+        if "loss" in logs:
+            n, bad = self.state.global_step - self._logged_at, self.bad_steps.count - self._bad_at_log
+            logs["loss"] = logs["loss"] * n / (n - bad) if n > bad else math.nan
+            logs["bad_steps"] = self.bad_steps.count
+            self._logged_at, self._bad_at_log = self.state.global_step, self.bad_steps.count
+        if "train_runtime" in logs:
+            now, whole = logs["train_runtime"], logs["train_runtime"] + self._seconds_before
+            logs["train_runtime"] = whole
+            for name in ("train_samples_per_second", "train_steps_per_second"):
+                if name in logs and whole:
+                    logs[name] = round(logs[name] * now / whole, 3)
+        super().log(logs, start_time)
+
+    def end_step(self, control: Any) -> None:
+        """End the run where a signal was received on any process, with a checkpoint, or bad steps are too many.
+
+        A checkpoint that is due at a bad step waits for a good one: what gives bad steps may be the weights, and the
+        checkpoint before would give way to them.
+        """
+        due = control.should_save or self._owes_checkpoint
+        control.should_save = due and not self.bad_steps.in_a_row
+        self._owes_checkpoint = due and not control.should_save
+        received = self.signals.received if self.signals is not None else None
+        saves = self.args.save_strategy != SaveStrategy.NO
+        if self._any_of_all(received is not None):
+            folder = checkpoints.name_of(self.state.global_step)
+            left = f"{folder} is whole: go on with --resume" if saves else "save_strategy is no, and nothing was saved"
+            self.stopped_by = InterruptedRunError(
+                f"stopped by {received or 'a signal on another process'} after step {self.state.global_step}; {left}"
+            )
+            self._owes_evaluation, control.should_evaluate = control.should_evaluate, False
+            control.should_save = saves
+        if self.stopped_by is not None:
+            control.should_training_stop = True
+
+    def end_epoch(self, control: Any) -> None:
+        """Neither evaluate nor save once more after a run that was ended."""
+        if self.stopped_by is not None:
+            control.should_evaluate = control.should_save = control.should_log = False
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.aside) if self.aside is not None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run = Path(self._get_output_dir(trial))
+        checkpoint, aside = run / checkpoints.name_of(self.state.global_step), run / checkpoints.ASIDE
+        written = aside / checkpoint.name
+        with self._agreed_upon(checkpoint, aside):
+            if self.args.should_save and aside.exists():
+                shutil.rmtree(aside)
+        with self._agreed_upon(checkpoint, aside), self._writing_to(aside):
+            super()._save_checkpoint(model, trial)
+            self._save_progress(written)
+        with self._agreed_upon(checkpoint, aside):
+            if self.args.should_save:
+                self._name_the_best(written, run)
+                checkpoints.flush_all(written)
+                about = {"step": self.state.global_step, "settings": self._what_matters()}
+                checkpoints.publish(written, checkpoint, about)
+                aside.rmdir()
+                checkpoints.keep_latest(run, self.args.save_total_limit, also=self.state.best_model_checkpoint)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
+
+    @contextlib.contextmanager
+    def _writing_to(self, aside: Path) -> Iterator[None]:
+        pushes, self.args.push_to_hub = self.args.push_to_hub, False  # it is renamed first
+        self.aside = aside
+        try:
+            yield
+        finally:
+            self.aside, self.args.push_to_hub = None, pushes
+
+    @contextlib.contextmanager
+    def _agreed_upon(self, checkpoint: Path, aside: Path) -> Iterator[None]:
+        """Where writing fails on one process, it fails on all, and what was written is deleted."""
+        failure: BaseException | None = None
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
+            failure = error
+        if not self._any_of_all(failure is not None):
+            return
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        run = aside.parent
+        last = next(iter(checkpoints.whole_checkpoints(run)), None) if run.is_dir() else None
+        why = first_line(failure) if failure is not None else "another process could not write its part"
+        left = f"{shutil.disk_usage(run).free / 1e9:.3g} GB are free there; " if run.is_dir() else ""
+        raise CheckpointError(
+            f"{checkpoint} cannot be written ({why}); {left}"
+            + (f"{last.name} is whole: make room, and go on with --resume" if last else "make room, and start again")
+        ) from failure
+
+    def _name_the_best(self, written: Path, run: Path) -> None:
+        """Have the state say where the best checkpoint will lie, not where it was written."""
+        if self.state.best_global_step:
+            best = run / checkpoints.name_of(self.state.best_global_step)
+            is_this = self.state.best_global_step == self.state.global_step
+            self.state.best_model_checkpoint = str(best) if is_this or best.exists() else None
+            self.state.save_to_json(str(written / "trainer_state.json"))
+
+    def _save_progress(self, written: Path) -> None:
+        progress = {
+            "tr_loss": self._tr_loss.cpu(),
+            "logged_at": self._globalstep_last_logged,
+            "bad_at_log": self._bad_at_log,
+            "total_loss": self._total_loss_scalar,
+            "seconds": self._seconds_before + time.perf_counter() - self._begun_at,
+            "bad_steps": self.bad_steps.state(),
+            "rows_at_once": self.rows_at_once,
+            "owes_evaluation": self._owes_evaluation,
+            "more": self.progress(),
+        }
+        written.mkdir(parents=True, exist_ok=True)
+        torch.save(progress, written / _progress_name(self.args.process_index))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # a pickle of the arguments, which would run code when it is loaded; run.json has them
+        (Path(str(output_dir or self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
+
+
+def _progress_name(rank: int) -> str:
+    return f"progress-{rank}.pt"
+
+
+@dataclasses.dataclass
+class _Steps(TrainerCallback):
+    """Tells a trainer where its run is."""
+
+    trainer: DurableTrainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.begin()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.judge_step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.end_step(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.end_epoch(control)

@@ -1,0 +1,165 @@
+"""Models from elsewhere: what their configs and weights may ask for, and what is wrong with them in one line."""
+
+import json
+import math
+import pickle
+import re
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from quietstar.errors import CheckpointError, QuietStarError, SettingsError, UnsupportedModelError
+
+ADVICE = "give a folder with config.json and weights, or the name of a model on a hub that can be reached"
+WEIGHTS = (".safetensors", ".bin")
+
+MOST = 1024
+"""layers, experts or labels that a config may ask for: each is an object of its own, even without its weights"""
+COUNTS = re.compile(r"(.*_)?(layers?|experts|blocks|labels)")
+IMPLEMENTATIONS = frozenset(
+    f"{begin}{kind}_implementation{end}"
+    for begin in ("", "_")
+    for kind in ("attn", "experts")
+    for end in ("", "_internal")
+)
+"""fields that say how attention and experts are computed; with a slash they name a repository of code"""
+DENSEST = 8
+"""weights that a byte of a file may hold"""
+SLACK = 2**24
+"""weights that a model may have beside those in its files: whatever they are, they do no harm"""
+
+
+@contextmanager
+def loading(name: str | Path) -> Iterator[None]:
+    """Say in one line of our own errors why a model cannot be loaded, whatever the libraries below raise."""
+    try:
+        yield
+    except QuietStarError:
+        raise
+    except (OSError, pickle.UnpicklingError, SafetensorError) as error:
+        raise CheckpointError(f"no model could be loaded from {str(name)!r}: {ADVICE} ({first_line(error)})") from error
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"{str(name)!r} brings code of its own, which is run only with --trust_remote_code; look at it first"
+            ) from error
+        if "Unrecognized" in str(error) or "model type" in str(error):
+            raise UnsupportedModelError(
+                f"{str(name)!r} is no decoder-only language model that transformers knows: {first_line(error)}"
+            ) from error
+        raise CheckpointError(
+            f"no model could be loaded from {str(name)!r} ({reason(error)}); give a folder "
+            "whose config.json and weights belong together"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or so much of it as one reads."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def reason(error: BaseException) -> str:
+    """An error's type and message on one line, for those whose message does not say what they are."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def shown(value: Any) -> str:
+    """A value as a message says it: on one line, and not long."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # so many digits are not written out
+        return f"{type(value).__name__} of thousands of digits"
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number that can be reckoned with."""
+    try:
+        return (is_whole(value) or isinstance(value, float)) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def check_fields(fields: Mapping[str, Any], where: str) -> None:
+    """Look through the fields of a config, and those of the configs in it.
+
+    Args:
+        fields: as they stand in the file.
+        where: what they are, for the message.
+
+    Raises:
+        SettingsError: a field asks for more parts than any model has, or names code of another repository, which
+            transformers would fetch and run.
+    """
+    for name, value in chain.from_iterable(part.items() for part in _mappings(fields)):
+        if COUNTS.fullmatch(str(name)) and isinstance(value, int) and value > MOST:
+            raise SettingsError(f"{where} has {name} {shown(value)}; give at most {MOST}")
+        if str(name) in IMPLEMENTATIONS and "/" in str(value):
+            raise SettingsError(
+                f"{where} has {name} {shown(value)}, code of another repository; take it out, and ask for it when you "
+                "load the model"
+            )
+
+
+def check_folder(folder: Path, skeleton: Callable[[], nn.Module]) -> None:
+    """Compare weights in a folder with the model that its config describes, before memory is taken for it.
+
+    Args:
+        folder: of a model.
+        skeleton: makes the model; it is called on the meta device.
+
+    Raises:
+        CheckpointError: an index lists files that are not in the folder, or the weights are far too few.
+    """
+    for index in sorted(folder.glob("*.index.json")):
+        shards_of(index)
+    with torch.device("meta"):
+        model = skeleton()
+    n_weights = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
+    n_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS)
+    if n_weights > SLACK + DENSEST * n_bytes:
+        raise CheckpointError(
+            f"{folder} has {n_bytes} bytes of weights, and its config describes a model of {n_weights}; give a folder "
+            "whose config.json and weights belong together"
+        )
+
+
+def shards_of(index: Path) -> dict[str, str]:
+    """The file that each tensor is in, by the index of a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read, or lists files outside its folder.
+    """
+    try:
+        shards = json.loads(index.read_bytes())["weight_map"]
+        for tensor, name in shards.items():
+            if not isinstance(name, str) or not name.endswith(WEIGHTS) or re.search(r"[/\\\0]", name):
+                raise ValueError(f"{shown(tensor)} is in {shown(name)}, no file of this folder")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{index} is no index of weights ({reason(error)}); give a folder that save_pretrained wrote"
+        ) from error
+    return shards
+
+
+def _mappings(fields: Any) -> list[Mapping[str, Any]]:
+    """A mapping and all that are in it."""
+    found, left = [], [fields]
+    while left:
+        each = left.pop()
+        if isinstance(each, Mapping):
+            found.append(each)
+        if isinstance(each, Mapping | list | tuple):
+            left.extend(each.values() if isinstance(each, Mapping) else each)
+    return found

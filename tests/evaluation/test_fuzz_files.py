@@ -1,0 +1,103 @@
+"""Files of questions and of answers from elsewhere: items and answers, or one line of our own errors."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quietstar.errors import CheckpointError
+from quietstar.evaluation.tasks import TASKS, load_items
+from quietstar.evaluation.voting import LINE, Ledger
+
+from ..elsewhere import only_our_errors, refused
+
+ANSWER = {
+    "index": 0,
+    "item": "0f",
+    "gold": "4",
+    "answer": None,
+    "right": False,
+    "votes": ["4"],
+    "texts": ["x"],
+    "seconds": 1.5,
+}
+ROWS: dict[str, dict[str, Any]] = {
+    "gsm8k": {"question": "2 + 2?", "answer": "It is.\n#### 4"},
+    "csqa": {"question": "where?", "choices": {"label": ["A", "B"], "text": ["x", "y"]}, "answerKey": "B"},
+    "piqa": {"goal": "to do", "sol1": "x", "sol2": "y", "label": 1},
+    "siqa": {"context": "so", "question": "why?", "answerA": "x", "answerB": "y", "answerC": "z", "label": "3"},
+}
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["", " ", "A", "#### 5", "\ud800", "\u2028\n", "0"]),
+    lambda of: (
+        st.lists(of, max_size=3)
+        | st.dictionaries(st.sampled_from(["label", "text", "stem", "choices", "x\ny"]), of, max_size=3)
+    ),
+    max_leaves=5,
+)
+LINES = st.one_of(
+    st.binary(max_size=20),
+    VALUES.map(lambda value: json.dumps(value).encode()),
+    st.sampled_from([b"[" * 20_000, b"1" * 5000, b'{"a":' * 9000, b"\xff", b"\0", b"{}", b"null"]),
+)
+
+
+def changes(fields: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """These fields, some of them changed, added or taken out."""
+    names = st.sampled_from([*fields, "x\ny", "__class__"])
+    taken = st.sets(st.sampled_from(list(fields)), max_size=1)
+    return st.tuples(st.dictionaries(names, VALUES, max_size=2), taken).map(
+        lambda drawn: {name: value for name, value in (fields | drawn[0]).items() if name not in drawn[1]}
+    )
+
+
+@given(first=changes(ANSWER) | LINES, second=changes(ANSWER) | LINES)
+@settings(max_examples=150)
+def test_whatever_is_in_a_file_of_answers(tmp_path_factory: pytest.TempPathFactory, first: Any, second: Any) -> None:
+    """What is read is of the types that a run goes on with."""
+    path = tmp_path_factory.mktemp("answers") / "a.jsonl"
+    lines = [each if isinstance(each, bytes) else json.dumps(each).encode() for each in (first, second)]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    ledger = only_our_errors(lambda: Ledger(path))
+    answers = ledger.answers if isinstance(ledger, Ledger) else {}
+    for index, answer in answers.items():
+        assert answer["index"] == index
+        assert all(isinstance(answer[name], kind) for name, kind in LINE.items())
+    assert math.isfinite(sum(answer["right"] for answer in answers.values()))
+
+
+@pytest.mark.parametrize("name", LINE)
+@pytest.mark.parametrize("value", [[], {}, [1]], ids=str)
+def test_an_answer_of_another_type_is_none(tmp_path: Path, name: str, value: object) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        json.dumps(ANSWER) + "\n" + json.dumps(ANSWER | {name: value if name not in ("votes", "texts") else 3}) + "\n"
+    )
+    refused(lambda: Ledger(path), "line 2 of", CheckpointError)
+
+
+@pytest.mark.parametrize("task", ROWS)
+def test_whatever_is_in_a_file_of_questions(task: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("items")
+
+    @given(rows=st.lists(changes(ROWS[task]) | LINES, max_size=3), ending=st.sampled_from(["jsonl", "json"]))
+    @settings(max_examples=80)
+    def search(rows: list[Any], ending: str) -> None:
+        lines = [each if isinstance(each, bytes) else json.dumps(each).encode() for each in rows]
+        file = path / f"test.{ending}"
+        file.write_bytes(b"\n".join(lines) if ending == "jsonl" else b"[" + b",".join(lines) + b"]")
+        items = only_our_errors(lambda: load_items(TASKS[task], str(file)))
+        for item in items if isinstance(items, list) else []:
+            item.text.encode()
+
+    search()
+    (path / "good.jsonl").write_text(json.dumps(ROWS[task]))
+    assert len(load_items(TASKS[task], str(path / "good.jsonl"))) == 1
