@@ -14,6 +14,8 @@ from quietstar.errors import SettingsError
 
 MARKER = "run.json"
 """lies in every folder of ours, with the settings of the run"""
+UNFINISHED = ".being-written"
+"""ends the names of files that are being written"""
 
 
 def claim(folder: str | Path, settings: dict[str, Any], *, overwrite: bool = False, resume: bool = False) -> Path:
@@ -31,7 +33,7 @@ def claim(folder: str | Path, settings: dict[str, Any], *, overwrite: bool = Fal
     """
     refuse_full(folder, overwrite=overwrite, resume=resume)
     folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not resume:
+    if not is_empty(folder) and not resume:
         for item in folder.iterdir():
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
     try:
@@ -58,7 +60,7 @@ def refuse_full(folder: str | Path, *, overwrite: bool = False, resume: bool = F
         raise SettingsError(f"output_dir {folder} cannot be written: {there} is not yours to write in; give another")
     if resume and not is_run:
         raise SettingsError(f"output_dir {folder} holds no run to resume; leave that option out")
-    if resume or not folder.is_dir() or not any(folder.iterdir()):
+    if resume or is_empty(folder):
         return
     if not is_run:
         raise SettingsError(f"output_dir {folder} holds files that are no run of ours; give an empty or a new folder")
@@ -66,6 +68,12 @@ def refuse_full(folder: str | Path, *, overwrite: bool = False, resume: bool = F
         raise SettingsError(
             f"output_dir {folder} holds a run already; give another folder, or --overwrite to empty this one"
         )
+
+
+def is_empty(folder: str | Path) -> bool:
+    """Whether there is nothing in it but what `write_whole` has left unfinished, or there is no such folder."""
+    folder = Path(folder)
+    return not folder.is_dir() or all(item.name.endswith(UNFINISHED) for item in folder.iterdir())
 
 
 def _unusable(folder: Path, error: OSError) -> SettingsError:
@@ -86,7 +94,7 @@ def write_whole(file: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; one of that name is as it was.
     """
-    aside = file.with_name(f"{file.name}.being-written")
+    aside = file.with_name(f"{file.name}{UNFINISHED}")
     aside.write_text(text)
     flush(aside)
     os.replace(aside, file)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,8 +23,10 @@ from .models import CPU, LOADERS, VALUES, Copied, changed
 
 
 @pytest.fixture
-def witness(tmp_path: Path) -> Path:
-    """A file that is there once code from elsewhere has run."""
+def witness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that is there once code from elsewhere has run; code that is trusted is copied into a folder beside it."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
     return tmp_path / "witness"
 
 
@@ -52,8 +55,10 @@ def custom_code(folder: Path, witness: Path) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / f"{name}.py").write_text(
             f"import pathlib\npathlib.Path({str(witness)!r}).touch()\n"
-            "from transformers import LlamaConfig as XConfig, LlamaForCausalLM as XModel\n"
-            "from transformers import PreTrainedTokenizerFast as X\n"
+            "from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
+            "class XConfig(LlamaConfig): ...\n"
+            "class XModel(LlamaForCausalLM): ...\n"
+            "class X(PreTrainedTokenizerFast): ...\n"
             "def generate(model, **settings): ...\n"
         )
 

@@ -24,4 +24,5 @@ def main(argv: list[str]) -> None:
         for name in ("nll", "base_nll", "talk_nll_0")
         if f"eval_{name}" in figures
     )
-    say(f"saved to {args.output_dir}" + (f"; held-out text:{held_out}" if held_out else ""))
+    if args.process_index == 0:
+        say(f"saved to {args.output_dir}" + (f"; held-out text:{held_out}" if held_out else ""))

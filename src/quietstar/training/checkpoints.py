@@ -117,7 +117,7 @@ def whole_checkpoints(run: Path) -> list[Path]:
 
 
 def keep_latest(run: Path, n: int | None, also: str | None = None) -> None:
-    """Delete all whole checkpoints but the latest n, and torn ones before the latest whole one.
+    """Delete all whole checkpoints but the latest n, and what a crash has left of earlier ones.
 
     Args:
         run: the folder of the run.
@@ -127,11 +127,11 @@ def keep_latest(run: Path, n: int | None, also: str | None = None) -> None:
     if n is None or n < 1:
         return
     whole = whole_checkpoints(run)
-    if not whole:
-        return
-    kept = {checkpoint.resolve() for checkpoint in whole[:n]} | ({Path(also).resolve()} if also else set())
+    for checkpoint in whole[n:]:
+        if also is None or checkpoint.resolve() != Path(also).resolve():
+            remove(checkpoint)
     for checkpoint in run.glob(f"{PREFIX}-*"):
-        if 0 <= step_of(checkpoint) < step_of(whole[0]) and checkpoint.resolve() not in kept:
+        if whole and 0 <= step_of(checkpoint) < step_of(whole[0]) and not (checkpoint / MARKER).exists():
             remove(checkpoint)
 
 

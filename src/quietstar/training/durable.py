@@ -59,9 +59,7 @@ class DurableTrainer(GuardedTrainer):
         checkpoint = None
         if resume_from_checkpoint:
             checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
-            marker = checkpoints.read_marker(checkpoint)
-            if not self.args.allow_changes:
-                refuse_changes(marker.get("settings", {}), self._what_matters(), str(checkpoint))
+            self.refuse_changes(checkpoint)
         self._resumed, self.stopped_by = checkpoint, None
         evaluates_first, self.args.eval_on_start = self.args.eval_on_start, self.args.eval_on_start and not checkpoint
         try:
@@ -92,6 +90,12 @@ class DurableTrainer(GuardedTrainer):
             return whole[0]
         raise CheckpointError(f"{self.args.output_dir} holds no checkpoint that is whole; train from the beginning")
 
+    def refuse_changes(self, checkpoint: Path) -> None:
+        """Raise SettingsError where a checkpoint is of a run with other settings, unless that is allowed."""
+        settings = checkpoints.read_marker(checkpoint).get("settings")
+        if isinstance(settings, dict) and not self.args.allow_changes:
+            refuse_changes(settings, self._what_matters(), str(checkpoint))
+
     def _what_matters(self) -> dict[str, Any]:
         return what_matters(self.args, self.accelerator.unwrap_model(self.model).config, self.settings)
 
@@ -110,6 +114,10 @@ class DurableTrainer(GuardedTrainer):
             torch.manual_seed(hash((self.args.seed, self.args.process_index)) % 2**63)
         if self._resumed is None:
             return
+        if self.args.should_save:  # what was to be deleted when the run was stopped
+            run = Path(str(self.args.output_dir))
+            if checkpoints.whole_checkpoints(run)[:1] == [self._resumed]:
+                checkpoints.keep_latest(run, self.args.save_total_limit, also=self.state.best_model_checkpoint)
         file = self._resumed / _progress_name(self.args.process_index)
         if not file.is_file():  # of another number of processes
             return
@@ -124,6 +132,12 @@ class DurableTrainer(GuardedTrainer):
         self.restore_progress(progress["more"])
         if progress["owes_evaluation"]:
             self._evaluate(None, None, skip_scheduler=True)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # transformers would take one more step
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def progress(self) -> dict[str, Any]:
         """What a subclass must know to go on: tensors, numbers, texts, in lists and dictionaries."""

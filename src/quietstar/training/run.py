@@ -11,7 +11,7 @@ import quietstar
 from quietstar.base import first_line, load_tokenizer
 from quietstar.checks import n_embeddings
 from quietstar.errors import CheckpointError, SettingsError
-from quietstar.folders import claim, refuse_full, refuse_holding, versions, write_whole
+from quietstar.folders import claim, is_empty, refuse_full, refuse_holding, versions, write_whole
 from quietstar.model import QuietStarForCausalLM
 from quietstar.training import checkpoints
 from quietstar.training.arguments import ModelArguments, QuietStarTrainingArguments
@@ -48,6 +48,8 @@ def run_training(
     Raises:
         QuietStarError: something in the settings, the model, the text or the folder needs the user.
     """
+    if args.process_index > 0:
+        logging.getLogger("quietstar").setLevel(logging.WARNING)  # the first process says the rest
     if model_args.original:
         train_without_thoughts(args)
     if args.output_dir is None or args.output_dir == "trainer_output":
@@ -59,7 +61,7 @@ def run_training(
         "data": vars(data_args),
         "training": args.to_dict(),
     }
-    if args.resume and not Path(args.output_dir).exists():
+    if args.resume and is_empty(args.output_dir):
         resume = False
     refuse_full(args.output_dir, overwrite=args.overwrite, resume=resume)
     if args.overwrite:
@@ -97,6 +99,8 @@ def run_training(
     trainer.settings = {name: value for of in (model_args, data_args) for name, value in vars(of).items()}
     for name in UNDECISIVE:
         del trainer.settings[name]
+    if checkpoint is not None:
+        trainer.refuse_changes(checkpoint)
     if trainer.is_world_process_zero():
         claim(args.output_dir, settings, overwrite=args.overwrite, resume=resume)
     trainer.accelerator.wait_for_everyone()

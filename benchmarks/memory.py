@@ -1,0 +1,218 @@
+"""Memory of a training step, measured and computed.
+
+    python benchmarks/memory.py                       every case
+    python benchmarks/memory.py --cases llama gpt2    those only
+    python benchmarks/memory.py --output found.json   the figures as JSON, too
+
+Each case runs on the CPU in a process of its own with one thread: a model with random weights, AdamW (fused) whose
+states are there, and a training step over full rows. `measured` is its largest resident set at the end, less the
+resident set before the model is made, so that Python, torch and the libraries are left out; a step of a tiny model
+before that loads what is loaded late. Freed memory goes back to the system at once (MALLOC_MMAP_THRESHOLD_), or
+high-water marks would be those of the allocator. `tensors` is the largest sum of the memory of all tensors in that
+step, which a dispatch mode counts in a process of its own. `computed` is what `quietstar plan` reckons with for one
+such device.
+"""
+
+import argparse
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+import weakref
+from dataclasses import asdict, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from memory_cases import CASES, Case, base_config
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from quietstar import QuietStarConfig, QuietStarForCausalLM
+from quietstar.scaling.memory import Moment, Numbers, highest
+from quietstar.scaling.shape import shape_of
+from quietstar.scaling.strategies import ONE, held_by
+from quietstar.training.positions import draw_positions
+
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
+"""environment of glibc: what is freed goes back to the system"""
+
+
+class TensorPeak(TorchDispatchMode):
+    """The largest sum of the memory of all tensors that are alive at once, in bytes.
+
+    Args:
+        there: tensors that are there already.
+    """
+
+    def __init__(self, there: list[Tensor]) -> None:
+        super().__init__()
+        self.alive: dict[int, weakref.ref] = {}
+        self.now = self.peak = 0
+        for tensor in there:
+            self._see(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._see(tensor)
+        return made
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.alive or size == 0:
+            return
+
+        def gone(_: weakref.ref) -> None:
+            self.now -= size
+            del self.alive[key]
+
+        self.alive[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def thinking_model(case: Case, config: PreTrainedConfig) -> QuietStarForCausalLM:
+    """The model of a case, in training mode; its mixing head is drawn, as a zero one would hide thoughts' gradients."""
+    base_lm = AutoModelForCausalLM.from_config(config, dtype=case.dtype)
+    settings = {"n_ahead": case.n_ahead, "n_ahead_talk": case.n_ahead_talk, "n_passes": case.n_passes}
+    model = QuietStarForCausalLM(QuietStarConfig(base_config=config, lora=case.lora, **settings), base_lm).train()
+    torch.nn.init.normal_(model.mixing_head.layers[-1].weight, std=0.02)
+    if case.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def batch(case: Case, vocabulary: int) -> dict[str, Tensor]:
+    """Full rows of random tokens."""
+    input_ids = torch.randint(vocabulary, (case.batch, case.length), generator=torch.Generator().manual_seed(0))
+    made = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": input_ids.clone()}
+    if case.fraction < 1:
+        made["think_at"] = draw_positions(input_ids, case.fraction, torch.Generator().manual_seed(0))
+    return made
+
+
+class Training:
+    """A model, its optimizer, and a step of both."""
+
+    def __init__(self, case: Case, config: PreTrainedConfig) -> None:
+        torch.manual_seed(0)
+        self.case, self.model, self.rows = case, thinking_model(case, config), batch(case, config.vocab_size)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
+        for parameter in trained:  # a step without a gradient to speak of, for states
+            parameter.grad = torch.zeros_like(parameter)
+        self._update()
+
+    def step(self) -> None:
+        """As the trainer makes it."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.case.bfloat16):
+            loss = self.model(**self.rows, loss_only=True, use_cache=False).loss
+        loss.backward()
+        self._update()
+
+    def _update(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self) -> list[Tensor]:
+        """Weights, optimizer states and rows."""
+        states = [of for state in self.optimizer.state.values() for of in state.values() if isinstance(of, Tensor)]
+        return [*self.model.parameters(), *self.model.buffers(), *states, *self.rows.values()]
+
+
+def computed(case: Case) -> Moment:
+    """What the formulas say."""
+    shape = shape_of(base_config(case.family), lora=case.lora)
+    numbers = Numbers(weights=case.dtype, autocast=case.bfloat16)
+    return highest(shape, case.step, numbers, held_by(shape, numbers, ONE, 1)[0], "cpu")
+
+
+def measure_resident(case: Case) -> int:
+    """This process's largest resident set, less what was resident before the model, in bytes."""
+    tiny = replace(case, batch=1, length=8, fraction=1.0)
+    small = {"n_layer": 1} if case.family == "gpt2" else {"num_hidden_layers": 1}
+    config = base_config(case.family, vocab_size=64, **small)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
+    Training(tiny, config).step()
+    gc.collect()
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    Training(case, base_config(case.family)).step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before  # kB on Linux
+
+
+def measure_tensors(case: Case) -> int:
+    """Largest memory of all tensors together, in bytes."""
+    training = Training(case, base_config(case.family))
+    with TensorPeak(training.tensors()) as peak:
+        training.step()
+    return peak.peak
+
+
+MEASURES = {"resident": measure_resident, "tensors": measure_tensors}
+
+
+def in_a_process(case: Case, measure: str) -> dict[str, Any]:
+    """A measure of a case, in a process of its own."""
+    command = [sys.executable, __file__, "--job", json.dumps({"case": asdict(case), "measure": measure})]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment |= GIVE_BACK if measure == "resident" else {}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        return {"error": (done.stderr.strip() or "no message").splitlines()[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def line(name: str, case: Case, found: dict[str, Any]) -> str:
+    """A row of the table, in Markdown."""
+    what = f"{case.batch} x {case.length}, {case.n_ahead}, {case.n_ahead_talk}, {case.n_passes}, {case.fraction:g}"
+    if "error" in found:
+        return f"| {name} | {what} | {found['error']} | | | | |"
+    resident, tensors, said = (found[of] for of in ("resident", "tensors", "computed"))
+    return (
+        f"| {name} | {what} | {resident / 1e6:,.0f} MB | {tensors / 1e6:,.0f} MB | {said / 1e6:,.0f} MB "
+        f"| **{said / resident:.2f}** | {said / tensors:.2f} |"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", help="names of cases (default: all)")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file, too")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.job:
+        job = json.loads(options.job)
+        print(json.dumps({"bytes": MEASURES[job["measure"]](Case(**job["case"]))}))
+        return
+    unknown = [name for name in options.cases or () if name not in CASES]
+    if unknown:
+        parser.error(f"no case is named {', '.join(unknown)}; choose from {', '.join(CASES)}")
+    print(f"{date.today()}, one thread, torch {torch.__version__}")
+    print("| case | B x S, n_ahead, M, P, fraction | measured | tensors | computed | / measured | / tensors |")
+    print("|---|---|---:|---:|---:|---:|---:|", flush=True)
+    results = {}
+    for name in options.cases or CASES:
+        case, found = CASES[name], {}
+        for measure in MEASURES:
+            made = in_a_process(case, measure)
+            found |= {measure: made["bytes"]} if "bytes" in made else made
+        found["computed"] = computed(case).total
+        results[name] = found
+        print(line(name, case, found), flush=True)
+    if options.output:
+        options.output.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

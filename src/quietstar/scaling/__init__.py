@@ -1,0 +1,1 @@
+"""What a training step takes: tokens, arithmetic, memory and communication, worked out from a model's config."""

@@ -1,0 +1,119 @@
+"""What is to be planned: a model and settings of a run, named as `quietstar train` names them, and GPUs."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from quietstar.config import QuietStarConfig
+from quietstar.errors import SettingsError
+from quietstar.fields import option
+from quietstar.loading import DTYPES
+from quietstar.scaling.memory import Numbers
+from quietstar.scaling.shape import Shape
+from quietstar.scaling.step import Step
+
+MODEL = "model"
+METHOD = "method (arXiv 2403.09629)"
+RECIPE = "recipe"
+MACHINE = "machine"
+GROUPS = (MODEL, METHOD, RECIPE, MACHINE)
+"""the order in which `--help` lists the options"""
+
+AT_LEAST = {
+    "gpus": 1,
+    "nodes": 1,
+    "lora_r": 1,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "max_length": 2,
+}
+
+
+@dataclass(kw_only=True)
+class PlanArguments:
+    """A run that is planned.
+
+    Raises:
+        SettingsError: a value is impossible.
+    """
+
+    model: str = option("mistralai/Mistral-7B-v0.1", "base or thinking model: hub name or folder", MODEL)
+    dtype: str = option("auto", f"weights are loaded as: {', '.join(DTYPES)} (auto: as they are stored)", MODEL)
+    trust_remote_code: bool = option(False, "run code that lies beside the model on the hub", MODEL)
+    lora: bool = option(False, "train low-rank adapters, mixing head and thought embeddings; nothing else", MODEL)
+    lora_r: int = option(16, "rank of the adapters", MODEL)
+    load_in_4bit: bool = option(False, "frozen matrices of the layers are stored in 4 bits, beside --lora", MODEL)
+
+    n_ahead: int | None = option(None, "tokens of a thought, start and end included (default: 8)", METHOD)
+    n_ahead_talk: int | None = option(None, "true tokens that each thought is judged by (default: 4)", METHOD)
+    n_passes: int | None = option(None, "thoughts sampled for each position (default: 2)", METHOD)
+    think_fraction: float = option(1.0, "share of the positions to think at", METHOD)
+
+    max_length: int = option(256, "tokens of a row", RECIPE)
+    per_device_train_batch_size: int = option(1, "rows in memory at once, on each device", RECIPE)
+    gradient_accumulation_steps: int = option(8, "batches whose gradients add up to one step", RECIPE)
+    gradient_checkpointing: bool = option(
+        False, "compute activations again instead of keeping them (default: both ways are compared)", RECIPE
+    )
+    bf16: bool | None = option(None, "train in bfloat16 (default: yes)", RECIPE)
+
+    gpus: int = option(1, "GPUs of a node", MACHINE)
+    nodes: int = option(1, "nodes with so many GPUs each", MACHINE)
+    memory: float = option(80.0, "GiB of each GPU", MACHINE)
+    tflops: float | None = option(
+        None, "TFLOP/s that one GPU reaches in training; without it no duration is given", MACHINE
+    )
+    bandwidth: float | None = option(
+        None, "GB/s that one GPU receives from the others; without it no duration is given", MACHINE
+    )
+
+    def __post_init__(self) -> None:
+        for name, lowest in AT_LEAST.items():
+            if getattr(self, name) < lowest:
+                raise SettingsError(f"{name} is {getattr(self, name)}; give a whole number of at least {lowest}")
+        for name in ("memory", "tflops", "bandwidth"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise SettingsError(f"{name} is {value}; give a number above 0")
+        if not 0 <= self.think_fraction <= 1:
+            raise SettingsError(f"think_fraction is {self.think_fraction}; give a share from 0 to 1")
+        if self.dtype not in DTYPES:
+            raise SettingsError(f"dtype is {self.dtype!r}; choose from {', '.join(DTYPES)}")
+        if self.load_in_4bit and not self.lora:
+            raise SettingsError("load_in_4bit was given without lora, and weights in 4 bits do not train; add --lora")
+        QuietStarConfig(**self.method)  # says what is impossible
+
+    @property
+    def method(self) -> dict[str, int]:
+        """Settings of the method that were given, by their names in QuietStarConfig."""
+        names = ("n_ahead", "n_ahead_talk", "n_passes")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def n_gpus(self) -> int:
+        """Of all nodes."""
+        return self.gpus * self.nodes
+
+    @property
+    def lora_settings(self) -> dict[str, int] | None:
+        """As `peft.LoraConfig` takes them; None without adapters."""
+        return {"r": self.lora_r} if self.lora else None
+
+    def numbers(self, shape: Shape) -> Numbers:
+        """The precision of a model's weights, and of products."""
+        weights = shape.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+        return Numbers(weights=weights, autocast=self.bf16 is not False)
+
+    def step(self, checkpointing: bool) -> Step:
+        """One forward and backward pass."""
+        config = QuietStarConfig(**self.method)
+        return Step(
+            B=self.per_device_train_batch_size,
+            S=self.max_length,
+            n_ahead=config.n_ahead,
+            M=config.n_ahead_talk,
+            P=config.n_passes,
+            fraction=self.think_fraction,
+            checkpointing=checkpointing,
+        )

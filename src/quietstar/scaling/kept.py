@@ -1,0 +1,169 @@
+"""What a layer keeps for its gradient: counted from the layer itself, on tensors that have no memory.
+
+One or two layers of the base model run over a few tokens with fake tensors, and what autograd saves is added up. So a
+norm that keeps two copies, an activation that keeps four, adapters and autocast are what the modeling file makes them.
+Attention stands for itself with what each backend keeps: queries, keys, values, result, and a log-sum-exp.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from quietstar.attention.hook import AttentionFunction, hooked, no_mask
+from quietstar.attention.windows import LayerWindows
+from quietstar.base import first_line
+from quietstar.errors import QuietStarError, UnsupportedModelError
+from quietstar.lora import add_lora
+
+TOKENS = (64, 128)
+"""two lengths tell what grows with the tokens from what does not"""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Bytes that a pass with gradient leaves behind."""
+
+    layer: float
+    """a: for each token in each layer"""
+    rest: float
+    """r: for each token beside the layers: the final norm, cosines and sines"""
+    copies: float
+    """in each layer, whatever the tokens: weights that autocast made in another precision"""
+    hidden_size: int
+    """e_h: of one number of a hidden state"""
+    key_size: int
+    """e_k: of one number of a key"""
+
+
+def count_kept(
+    config: PreTrainedConfig, dtype: torch.dtype, *, autocast: bool = False, lora: dict[str, Any] | None = None
+) -> Kept:
+    """Count what the layers of a base model keep.
+
+    Args:
+        config: the base model's text config.
+        dtype: of its weights.
+        autocast: whether bfloat16 autocast is at work.
+        lora: settings of adapters, as `peft.LoraConfig` takes them; None trains all weights.
+
+    Raises:
+        UnsupportedModelError: the layers cannot run so: their sizes hang on their input (experts), or no hook fits.
+    """
+    try:
+        found = {(n, T): _saved(config, n, T, dtype, autocast, lora) for n in (1, 2) for T in TOKENS}
+    except QuietStarError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"what a layer of family {config.model_type!r} keeps cannot be counted ({type(error).__name__}: "
+            f"{first_line(error)}); plan with a dense model of the same sizes"
+        ) from error
+    few, many = TOKENS
+    in_layer = {T: found[2, T].n_bytes - found[1, T].n_bytes for T in TOKENS}
+    layer = (in_layer[many] - in_layer[few]) / (many - few)
+    beside = {T: found[1, T].n_bytes - in_layer[T] for T in TOKENS}
+    return Kept(
+        layer=layer,
+        rest=(beside[many] - beside[few]) / (many - few),
+        copies=in_layer[few] - layer * few,
+        hidden_size=found[1, few].hidden_size,
+        key_size=found[1, few].key_size,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    n_bytes: int
+    hidden_size: int
+    key_size: int
+
+
+def _saved(
+    config: PreTrainedConfig, n_layers: int, T: int, dtype: torch.dtype, autocast: bool, lora: dict[str, Any] | None
+) -> _Saved:
+    few, attention = with_layers(config, n_layers), _StandsForAttention()
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept.setdefault(storage._cdata, storage)
+        return tensor
+
+    with torch.device("meta"):
+        base_lm = AutoModelForCausalLM.from_config(few, dtype=dtype).train()
+    if lora is not None:
+        add_lora(base_lm, lora)
+    with FakeTensorMode():
+        pretend(base_lm)
+        embeds = torch.empty(1, T, few.hidden_size, dtype=dtype, requires_grad=True)
+        masks = LayerWindows(few).masks(lambda _: no_mask(embeds.device))
+        place = torch.arange(T)[None]
+        with (
+            saved_tensors_hooks(keep, lambda tensor: tensor),
+            hooked(base_lm),
+            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        ):
+            hidden = base_lm.base_model(
+                inputs_embeds=embeds, position_ids=place, attention_mask=masks, over_grid=attention, use_cache=False
+            ).last_hidden_state
+        own = {of.untyped_storage()._cdata for of in (*base_lm.parameters(), *base_lm.buffers())}
+        n_bytes = sum(storage.nbytes() for name, storage in kept.items() if name not in own)
+    return _Saved(n_bytes, hidden.element_size(), attention.key_size)
+
+
+def with_layers(config: PreTrainedConfig, n_layers: int) -> PreTrainedConfig:
+    """The same model with its first layers only."""
+    few = copy.deepcopy(config)
+    few.num_hidden_layers = n_layers
+    for name in ("layer_types", "no_rope_layers"):
+        if isinstance(getattr(few, name, None), list):
+            setattr(few, name, getattr(few, name)[:n_layers])
+    return few
+
+
+def pretend(model: nn.Module) -> None:
+    """Turn the parameters and buffers of a model on the meta device into those of the fake CPU that is at work."""
+    for module in model.modules():
+        for name, of in list(module.named_parameters(recurse=False)):
+            made = torch.empty(of.shape, dtype=of.dtype)
+            setattr(module, name, nn.Parameter(made, requires_grad=of.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+
+
+class _StandsForAttention:
+    """Keeps what attention keeps, and computes nothing."""
+
+    def __init__(self) -> None:
+        self.key_size = 0
+
+    def __call__(
+        self,
+        own: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        self.key_size = key.element_size()
+        return _KeepAttention.apply(query, key, value), None
+
+
+class _KeepAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        B, H, T, _ = query.shape
+        out = query.new_empty(B, T, H, value.shape[-1])
+        ctx.save_for_backward(query, key, value, out, query.new_empty(B, H, T, dtype=torch.float32))
+        return out
+
+    backward: Callable[..., Any]

@@ -1,0 +1,267 @@
+"""Bytes on a GPU at each moment of a step that could be its highest. Pure formulas.
+
+A step goes so: the base pass; K sampling steps; the last branch pass; losses, with the LM head's gradient; then all of
+it backwards, the branches first. What a pass keeps goes while its gradients come, so the highest moment is one of a
+few: at the end of the forward pass, after the last branch pass has its gradients, or at the end. Under gradient
+checkpointing layers keep their inputs, keys and values alone, and branches are made again in parts.
+
+Legend: see `quietstar.scaling.step`; a, r, e_h, e_k see `quietstar.scaling.kept`.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+
+from quietstar.attention.sight import SCORES_AT_ONCE
+from quietstar.scaling.kept import Kept
+from quietstar.scaling.shape import Shape
+from quietstar.scaling.step import Step
+from quietstar.vocabulary import BYTES_AT_ONCE, STATES
+
+FLOAT = 4
+"""bytes of a float32"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """In which precision a model is trained."""
+
+    weights: torch.dtype
+    """of the base model's weights"""
+    autocast: bool
+    """whether bfloat16 autocast is at work"""
+
+    @property
+    def weight_size(self) -> int:
+        """Bytes of a weight."""
+        return self.weights.itemsize
+
+    @property
+    def product_size(self) -> int:
+        """Bytes of a factor of a matrix product, and of a gradient while it is summed over the passes."""
+        return 2 if self.autocast else self.weights.itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Bytes that a GPU holds whatever is being computed."""
+
+    weights: float
+    optimizer: float
+    gradients: float = 0.0
+    """throughout: buckets that gradients are averaged in"""
+    last_gradients: float = 0.0
+    """beside those, when all passes have been through"""
+    layer_gradients: float = 0.0
+    """of all layers, while they are summed over the passes"""
+    head_gradient: float = 0.0
+    """of the LM head's weight, made with the losses"""
+    table_gradient: float = 0.0
+    """of the embeddings' weight"""
+    gathered: float = 0.0
+    """weights of other GPUs' shards, forwards"""
+    gathered_again: float = 0.0
+    """the same while branches are made again"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What lies in memory at one moment, in bytes."""
+
+    when: str
+    weights: float
+    gradients: float
+    optimizer: float
+    text: float
+    """kept for the gradient of the base pass"""
+    branches: float
+    """kept for the gradients of all branches"""
+    head: float
+    """LM head: a block of logits, states that are scored and their gradients"""
+
+    @property
+    def total(self) -> float:
+        """All together."""
+        return sum(getattr(self, of.name) for of in fields(self) if of.name != "when")
+
+
+def highest(shape: Shape, step: Step, numbers: Numbers, held: Held, device: str = "cuda") -> Moment:
+    """The moment of a step at which memory is fullest.
+
+    Args:
+        shape: the model.
+        step: one forward and backward pass.
+        numbers: their precision.
+        held: what lies there throughout.
+        device: type of the device, which says how large a block of logits or scores is.
+    """
+    kept = shape.kept(numbers.weights, autocast=numbers.autocast)
+    made = _moments_in_parts if step.checkpointing else _moments
+    return max(made(shape, step, numbers, held, kept, device), key=lambda moment: moment.total)
+
+
+def _moments(shape: Shape, step: Step, numbers: Numbers, held: Held, kept: Kept, device: str) -> list[Moment]:
+    """Without gradient checkpointing."""
+    of_token = shape.n_layers * kept.layer + kept.rest
+    text = step.base_tokens * (of_token + shape.D * kept.hidden_size)
+    sampled = step.sampled_tokens * of_token + repeated_start(shape, step, kept)
+    copies = copies_of_weights(shape, step, numbers, kept)
+    weights = held.weights + held.gathered + copies
+    flow = gradients_of_keys(shape, kept, step.base_tokens + step.sampled_tokens)
+    flow += step.whole_tokens * shape.D * kept.hidden_size
+    return [
+        Moment(
+            when="end of the forward pass",
+            weights=weights,
+            gradients=held.gradients + held.head_gradient,
+            optimizer=held.optimizer,
+            text=text,
+            branches=sampled + step.last_tokens * of_token + talk_states(shape, step, numbers, kept),
+            head=scored_states(shape, step, kept) + blocks_of_logits(shape, step, numbers, device)[1],
+        ),
+        Moment(
+            when="the last branch pass has its gradients",
+            weights=weights,
+            gradients=held.gradients + held.head_gradient + held.layer_gradients,
+            optimizer=held.optimizer,
+            text=text,
+            branches=sampled + flow + block_of_scores(shape, step, step.C, step.M + 1, device),
+            head=0.0,
+        ),
+        _last_moment(shape, step, held, kept),
+    ]
+
+
+def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, kept: Kept, device: str) -> list[Moment]:
+    """Under gradient checkpointing."""
+    n, e = shape.n_layers, kept.hidden_size
+    keys = 2 * n * shape.key_width * kept.key_size
+    text = step.base_tokens * ((n + 1) * shape.D * e + keys + kept.rest)
+    whole = step.whole_tokens * shape.D * e
+    weights = held.weights + held.gathered + n * kept.copies
+    gradients = held.gradients + held.head_gradient + held.layer_gradients
+    at_once = step.columns_at_once(n)
+    drawn, block, block_kept = blocks_of_logits(shape, step, numbers, device)
+    part = at_once * step.P * step.L * (n * kept.layer + kept.rest)
+    part_moves = gradients_of_keys(shape, kept, step.base_tokens) + block_of_scores(
+        shape, step, at_once, step.L, device
+    )
+    sampling = step.sampled_tokens * (keys + shape.D * e) + repeated_start(shape, step, kept)
+    return [
+        Moment(
+            when="end of sampling",
+            weights=weights,
+            gradients=held.gradients,
+            optimizer=held.optimizer,
+            text=text,
+            branches=sampling + block_of_scores(shape, step, step.C, 1, device),
+            head=drawn,
+        ),
+        Moment(
+            when="end of the forward pass",
+            weights=weights,
+            gradients=held.gradients + held.head_gradient,
+            optimizer=held.optimizer,
+            text=text,
+            branches=whole + talk_states(shape, step, numbers, kept),
+            head=block + scored_states(shape, step, kept),
+        ),
+        Moment(
+            when="a part of the branches is made again",
+            weights=held.weights + held.gathered_again + n * kept.copies,
+            gradients=gradients,
+            optimizer=held.optimizer,
+            text=text,
+            branches=3 * whole + part + part_moves,
+            head=block_kept,
+        ),
+        Moment(
+            when="a layer of the text is made again",
+            weights=weights,
+            gradients=gradients,
+            optimizer=held.optimizer,
+            text=text + step.base_tokens * kept.layer,
+            branches=gradients_of_keys(shape, kept, step.base_tokens) + whole,
+            head=block_kept,
+        ),
+        _last_moment(shape, step, held, kept),
+    ]
+
+
+def _last_moment(shape: Shape, step: Step, held: Held, kept: Kept) -> Moment:
+    """All gradients are there, those of the embeddings last.
+
+    Where the embeddings have two (tied, one from the LM head; under gradient checkpointing, from text and branches
+    apart, as transformers then hooks them) the second one is there until it is added to the first.
+    """
+    adds = 1 if shape.is_tied or step.checkpointing else 0
+    looked_up = 0 if shape.lora else step.base_tokens + step.P * step.C * step.K
+    return Moment(
+        when="end of the backward pass",
+        weights=held.weights + held.gathered,
+        gradients=held.gradients + held.last_gradients + adds * held.table_gradient,
+        optimizer=held.optimizer,
+        text=0.0,
+        branches=2.0 * looked_up * shape.D * kept.hidden_size,
+        head=0.0,
+    )
+
+
+def copies_of_weights(shape: Shape, step: Step, numbers: Numbers, kept: Kept) -> float:
+    """Weights that autocast made in bfloat16: those that train once, frozen ones anew in each pass."""
+    copies = shape.n_layers * kept.copies
+    trained = numbers.product_size * shape.n_adapters if shape.lora and numbers.autocast else copies
+    return trained + max(copies - trained, 0.0) * (step.K + 2)
+
+
+def repeated_start(shape: Shape, step: Step, kept: Kept) -> float:
+    """Keys and values of start, once for each pass: it went through the layers once for all of them."""
+    return gradients_of_keys(shape, kept, step.P * step.C) if step.K else 0.0
+
+
+def gradients_of_keys(shape: Shape, kept: Kept, n_tokens: int) -> float:
+    """Keys and values of so many tokens in all layers, or their gradients, which later passes add to."""
+    return 2.0 * shape.n_layers * shape.key_width * n_tokens * kept.key_size
+
+
+def talk_states(shape: Shape, step: Step, numbers: Numbers, kept: Kept) -> float:
+    """States along all branches, and what mixing keeps: two states side by side, two hidden layers, the mixed state."""
+    predictions = step.P * step.C * step.M
+    mixing = 4 * (2 if numbers.autocast else FLOAT)
+    if kept.hidden_size != FLOAT:  # both states are mixed in float32
+        mixing += 2 * FLOAT
+    states = step.whole_tokens + step.C * step.M + predictions
+    return float(shape.D * (states * kept.hidden_size + predictions * mixing))
+
+
+def scored_states(shape: Shape, step: Step, kept: Kept) -> float:
+    """States whose tokens are scored, and their gradients."""
+    return 2.0 * (step.base_states + step.talk_states + step.word_states) * shape.D * kept.hidden_size
+
+
+def block_of_logits(shape: Shape, n_states: int, numbers: Numbers, device: str) -> float:
+    """Logits of so many states, a block at most, in float32, and what a product makes of them in another precision;
+    see `quietstar.vocabulary`."""
+    fitting = BYTES_AT_ONCE.get(device, BYTES_AT_ONCE["cpu"]) // (FLOAT * shape.V)
+    at_once = max(STATES, fitting - fitting % STATES)
+    beside = 0 if numbers.product_size == FLOAT else numbers.product_size
+    return float(min(at_once, n_states) * shape.V * (FLOAT + beside))
+
+
+def blocks_of_logits(shape: Shape, step: Step, numbers: Numbers, device: str) -> tuple[float, float, float]:
+    """The largest block that words are drawn from, that of the losses, and what of it is kept until the end.
+
+    A CPU keeps a block's memory, and makes a larger one beside it.
+    """
+    drawn = block_of_logits(shape, step.P * step.C if step.K else 0, numbers, device)
+    n_states = max(-(-of // STATES) * STATES for of in (step.base_states, step.talk_states))
+    block = block_of_logits(shape, n_states, numbers, device)
+    if device != "cpu":
+        return drawn, block, 0.0
+    return drawn, (block + drawn if drawn < block else drawn), max(block, drawn)
+
+
+def block_of_scores(shape: Shape, step: Step, n_columns: int, n_steps: int, device: str) -> float:
+    """Scores of a block of columns and their gradients, in float32; see `quietstar.attention.two_parts`."""
+    all_scores = shape.config.num_attention_heads * step.P * n_columns * n_steps * step.S
+    return 2.0 * FLOAT * min(all_scores, SCORES_AT_ONCE.get(device, SCORES_AT_ONCE["cpu"]))
