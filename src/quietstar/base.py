@@ -22,6 +22,7 @@ from quietstar.attention import SplitAttention, attention_backend, default_backe
 from quietstar.config import QuietStarConfig
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError, UnsupportedModelError
 from quietstar.grid import ThoughtGrid
+from quietstar.sharding import gathered, is_partitioned
 from quietstar.trunk import Trunk
 from quietstar.untrusted import ADVICE, check_fields, check_folder, first_line, loading
 
@@ -54,6 +55,8 @@ def give_thoughts(
     backend = best_backend(base_lm)
     model = cls(QuietStarConfig(base_config=base_lm.config, **own), base_lm)
     model.attention = attention_backend(backend, base_lm)
+    if any(parameter.is_meta for parameter in base_lm.parameters()):
+        return model.train(base_lm.training)  # the first process has the weights, and hands them out when it shards
     model.to(base_lm.device)
     first = first_thought_vector(base_lm, model.config.initial_thought_text, tokenizer)
     model.thought_embeddings.begin_as(first)
@@ -78,11 +81,13 @@ def first_thought_vector(base_lm: PreTrainedModel, text: str, tokenizer: Tokeniz
             "pass tokenizer= to change that",
             text,
         )
-        return embeddings.weight.float().mean(0)
+        with gathered(embeddings):
+            return embeddings.weight.float().mean(0)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise SettingsError(f"the tokenizer makes no token of initial_thought_text {text!r}; choose another text")
-    return embeddings(torch.tensor(ids[0], device=embeddings.weight.device))
+    with gathered(embeddings):
+        return embeddings(torch.tensor(ids[0], device=embeddings.weight.device))
 
 
 def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
@@ -177,7 +182,7 @@ def check_base(base_lm: PreTrainedModel, backend: str) -> None:
     cannot = f"base model family {family!r} cannot be served with {backend} attention"
     if getattr(base_lm.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{cannot}: it is an encoder-decoder; choose a decoder-only model")
-    if any(parameter.is_meta for parameter in base_lm.parameters()):
+    if any(parameter.is_meta or is_partitioned(parameter) for parameter in base_lm.parameters()):
         return
     was_training = base_lm.training
     base_lm.eval()

@@ -70,7 +70,8 @@ def check_sampling(thought_temperature: float | None, thought_top_p: float | Non
 
 def n_embeddings(model: PreTrainedModel) -> int:
     """Tokens that a model has embeddings of: its tokenizer may know more."""
-    return len(model.get_input_embeddings().weight)
+    weight = model.get_input_embeddings().weight
+    return len(weight) or int(getattr(weight, "ds_shape", (0,))[0])  # ZeRO-3 keeps the shape of what it has spread
 
 
 def check_ids(model: PreTrainedModel, ids: Iterable[int], what: str) -> None:

@@ -120,20 +120,6 @@ class Trunk:
         """Whether every process must make the same passes; see `quietstar.sharding`."""
         return is_sharded(self.base_lm)
 
-    def check_reach(self, n_base: int, branch_length: int) -> None:
-        """Raise SettingsError where rows of so many tokens and their branches reach past learned positions."""
-        config = self.base_lm.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None)
-        reach = n_base + branch_length
-        if limit is None or reach <= limit:
-            return
-        tables = [module for module in self.base_lm.modules() if isinstance(module, nn.Embedding)]
-        if any(limit <= table.num_embeddings <= limit + 2 for table in tables[1:]):
-            raise SettingsError(
-                f"{n_base} tokens and branches of {branch_length} reach position {reach}, but {config.model_type} has "
-                f"learned {limit} positions; give at most {limit - branch_length} tokens (max_length)"
-            )
-
     @property
     def recomputes(self) -> bool:
         """Whether gradient checkpointing is at work: layers then drop every cache in passes with gradient."""
@@ -174,6 +160,21 @@ class Trunk:
         base_model = self.base_lm.base_model
         kwargs[_cache_name(type(base_model))] = cache  # type: ignore[arg-type]
         return base_model(inputs_embeds=embeds, use_cache=cache is not None, **kwargs).last_hidden_state
+
+
+def check_reach(base_lm: PreTrainedModel, n_base: int, branch_length: int) -> None:
+    """Raise SettingsError where rows of so many tokens and their branches reach past learned positions."""
+    config = base_lm.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    reach = n_base + branch_length
+    if limit is None or reach <= limit:
+        return
+    tables = [module for module in base_lm.modules() if isinstance(module, nn.Embedding)]
+    if any(limit <= table.num_embeddings <= limit + 2 for table in tables[1:]):
+        raise SettingsError(
+            f"{n_base} tokens and branches of {branch_length} reach position {reach}, but {config.model_type} has "
+            f"learned {limit} positions; give at most {limit - branch_length} tokens (max_length)"
+        )
 
 
 @functools.cache

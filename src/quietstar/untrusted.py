@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError, UnsupportedModelError
 
@@ -124,6 +125,8 @@ def check_folder(folder: Path, skeleton: Callable[[], nn.Module]) -> None:
     """
     for index in sorted(folder.glob("*.index.json")):
         shards_of(index)
+    if is_deepspeed_zero3_enabled():  # which makes models in a way of its own
+        return
     with torch.device("meta"):
         model = skeleton()
     n_weights = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))

@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
 import soak
+import torch
 
 from quietstar.errors import CheckpointError, InterruptedRunError, SettingsError
 from quietstar.training import DataArguments, QuietStarTrainer, QuietStarTrainingArguments, checkpoints, signals

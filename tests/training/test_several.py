@@ -40,6 +40,11 @@ class Gradients(TrainerCallback):
 
 def whole(tensor: Tensor) -> Tensor:
     """Of a sharded tensor, all of it."""
+    if hasattr(tensor, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach()
 
 

@@ -56,7 +56,7 @@ class Reading:
             raise SettingsError(f"the text is {list(input_ids.shape)} tokens; give [S] with at least one")
         self.model, self.trunk = model, model.trunk
         ids = input_ids[None].to(model.device)
-        self.trunk.check_reach(len(input_ids), model.config.n_ahead)
+        check_reach(self.trunk.base_lm, len(input_ids), model.config.n_ahead)
         mask = torch.ones_like(ids)
         self.text = Text(
             input_ids=ids,
@@ -134,7 +134,7 @@ class Reading:
     def after(self, columns: Tensor, thoughts: Tensor, n_ahead_talk: int = 1) -> Said:
         """What is said after thoughts [C, k] at columns [C], rising, and after n_ahead_talk - 1 true tokens more."""
         k, M, D = thoughts.shape[1], n_ahead_talk, self.h_base.shape[1]
-        self.trunk.check_reach(len(self), k + 1 + M)
+        check_reach(self.trunk.base_lm, len(self), k + 1 + M)
         embeddings = self.model.thought_embeddings
         weights, alone, mixed = [], [self.h_base.new_zeros(0, M, D)], [self.h_base.new_zeros(0, M, D)]
         weights.append(torch.zeros(0, M, device=self.h_base.device))

@@ -126,6 +126,20 @@ class GuardedTrainer(ShardedTrainer):
         self._tr_loss.copy_(self._before["tr_loss"])
         self.forget_figures(self._before["more"])
 
+    def refuse_what_cannot_be_skipped(self, loss: Tensor) -> None:
+        """Raise BadStepsError, on all processes, for a loss that is not finite where its backward pass takes the step.
+
+        DeepSpeed's does.
+        """
+        if not self.is_deepspeed_enabled:
+            return
+        is_bad = (~torch.isfinite(loss.detach())).float().reshape(1)
+        if bool(self.accelerator.gather(is_bad).any()):
+            raise BadStepsError(
+                f"the loss is not finite at step {self.state.global_step + 1}, which DeepSpeed cannot skip; the "
+                "optimizer has not seen it: go on with --resume, and a lower --learning_rate or --policy_weight"
+            )
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         found = super()._get_grad_norm(model, grad_norm)
         self._grad_norm = None if found is None else float(found)

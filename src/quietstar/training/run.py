@@ -20,6 +20,7 @@ from quietstar.training.signals import StopSignals
 from quietstar.training.stream import StreamedTextWindows
 from quietstar.training.trainer import QuietStarTrainer, thinking_model
 from quietstar.training.windows import TextWindows
+from quietstar.trunk import check_reach
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ def check_fit(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, m
             f"the tokenizer has tokens up to id {highest}, but the model has {n_rows} embeddings; give the "
             "tokenizer that belongs to the model"
         )
-    model.trunk.check_reach(max_length, model.config.n_ahead + model.config.n_ahead_talk - 1)
+    check_reach(model.base_lm, max_length, model.config.n_ahead + model.config.n_ahead_talk - 1)
 
 
 def save(trainer: QuietStarTrainer, tokenizer: PreTrainedTokenizerBase, *, plain: bool, merge: bool) -> None:

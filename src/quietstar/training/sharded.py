@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from transformers import Trainer
 
+from quietstar.errors import SettingsError
 from quietstar.interop.shards import MODEL, without_tied
 
 OPTIMIZER = "optimizer-shards"
@@ -58,10 +59,22 @@ def load_optimizer_shards(model: nn.Module, optimizer: torch.optim.Optimizer, ch
 
 
 class ShardedTrainer(Trainer):
-    """transformers' Trainer, with checkpoints of shards where FSDP2 shards the model."""
+    """transformers' Trainer, with checkpoints of shards where FSDP2 shards the model.
+
+    Raises:
+        SettingsError: layers are to be checkpointed by FSDP, which does not know of their caches.
+    """
 
     aside: Path | None = None
     """where a checkpoint is being written, None where none is"""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.activation_checkpointing:
+            raise SettingsError(
+                "fsdp_activation_checkpointing is on, which would run layers a second time over caches that they have "
+                "written to; switch it off, and give --gradient_checkpointing"
+            )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model, gathered from its shards where it is sharded (a checkpoint keeps the shards)."""

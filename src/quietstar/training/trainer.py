@@ -132,6 +132,7 @@ class QuietStarTrainer(StreamingTrainer):
         loss = output.loss
         if not model.training:
             return (loss, output) if return_outputs else loss
+        self.refuse_what_cannot_be_skipped(loss)
         self._add(self._tally, output, inputs)
         if num_items_in_batch is not None:
             loss = loss * self.args.world_size  # gradients are averaged over ranks, and counts already span them

@@ -1,0 +1,87 @@
+"""Two processes under DeepSpeed ZeRO-3 learn what one learns, and go on bit by bit."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quietstar import QuietStarForCausalLM
+from quietstar.errors import BadStepsError
+from tests.several import Pair
+from tests.training.test_several import CASES, learn
+from tests.training.test_trainer import LENGTHS, rows, with_thoughts
+
+deepspeed = pytest.importorskip("deepspeed", reason="deepspeed is not installed (extra: deepspeed)")
+
+
+@pytest.fixture(scope="module")
+def pair():
+    made = Pair()
+    yield made
+    made.close()
+
+
+def learn_under_zero3(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    """`learn`, launched as recipes/accelerate/zero3.yaml has it, on CPUs."""
+    os.environ |= {
+        "DS_ACCELERATOR": "cpu",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+        "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+    }
+    return learn(*args, **kwargs)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "gpt2"])  # its keys' biases have only rounding
+def test_two_processes_learn_what_one_learns(pair: Pair, tmp_path: Path, case: str):
+    """Adam moves a parameter by its learning rate where its gradient is hardly above rounding: its steps are small."""
+    texts, how = with_thoughts(rows(*LENGTHS)), dict(optim="adamw_torch", learning_rate=1e-3) | CASES[case]
+    alone = learn(tmp_path / "one", texts, 1, **how)
+    for ours in pair(learn_under_zero3, tmp_path / "zero3", texts, 2, **how):
+        assert ours["wrapped"] == "DeepSpeedEngine"
+        assert ours["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+        assert [line["grad_norm"] for line in ours["log"] if "loss" in line] == pytest.approx(
+            [line["grad_norm"] for line in alone["log"] if "loss" in line], rel=1e-4
+        )
+        for name, value in alone["parameters"].items():
+            torch.testing.assert_close(ours["parameters"][name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_a_run_goes_on_bit_by_bit(pair: Pair, tmp_path: Path):
+    how = dict(optim="adamw_torch", logging_steps=3, save_strategy="steps", save_steps=4, save_total_limit=9)
+    texts = rows(*LENGTHS, *LENGTHS)
+    straight = pair(learn_under_zero3, tmp_path / "straight", texts, 2, max_steps=7, **how)
+    stopped = str(tmp_path / "straight" / "checkpoint-4")
+    resumed = pair(learn_under_zero3, tmp_path / "resumed", texts, 2, max_steps=7, resumed_from=stopped, **how)
+    for ours, theirs in zip(resumed, straight, strict=True):
+        for name, value in theirs["parameters"].items():
+            assert torch.equal(ours["parameters"][name], value), name
+        assert ours["losses"] == theirs["losses"]
+
+
+def learn_from_a_bad_batch(*args: Any, **kwargs: Any) -> str:
+    learned, calls = QuietStarForCausalLM._learn, []
+
+    def broken(self: QuietStarForCausalLM, output: Any, *of: Any) -> None:
+        learned(self, output, *of)
+        calls.append(1)
+        if len(calls) == 2 and os.environ["RANK"] == "1":
+            output.loss = output.loss * float("nan")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QuietStarForCausalLM, "_learn", broken)
+        try:
+            learn_under_zero3(*args, **kwargs)
+        except BadStepsError as error:
+            return str(error)
+    return ""
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_on_all_processes(pair: Pair, tmp_path: Path):
+    """DeepSpeed steps in its backward pass, so that a step cannot be skipped after it."""
+    texts = with_thoughts(rows(*LENGTHS))
+    told = pair(learn_from_a_bad_batch, tmp_path, texts, 2, gradient_accumulation_steps=1, optim="adamw_torch")
+    assert all("the loss is not finite at step 2" in each and "DeepSpeed" in each for each in told)
