@@ -19,6 +19,7 @@ from quietstar.policy import ThinkPolicy
 from quietstar.predict import Sampling, Text, decide_over
 from quietstar.talk import branch_embeds, finish_branches, split_branches, talk
 from quietstar.think import think
+from quietstar.trunk import check_reach
 
 BRANCH_TOKENS = 4096
 """tokens of branches that go through the model at once"""
