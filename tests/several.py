@@ -31,8 +31,7 @@ class Pair:
         ends = [context.Pipe() for _ in range(2)]
         self.connections = [ours for ours, _ in ends]
         self.processes = [
-            context.Process(target=_serve, args=(rank, port, theirs), daemon=True)
-            for rank, (_, theirs) in enumerate(ends)
+            context.Process(target=_serve, args=(rank, port, theirs)) for rank, (_, theirs) in enumerate(ends)
         ]
         for process in self.processes:
             process.start()

@@ -1,8 +1,10 @@
 """Two processes learn what one learns from the same rows and thoughts, whole weights (DDP) or sharded ones (FSDP2)."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from torch import Tensor
@@ -11,8 +13,10 @@ from transformers import TrainerCallback, trainer
 from quietstar import QuietStarForCausalLM
 from quietstar.interop.convert import convert
 from quietstar.training import QuietStarTrainer
+from quietstar.training.stream import StreamedTextWindows
 from tests.several import Pair, shard_on_cpus
 from tests.tiny import loud, tiny_model
+from tests.tiny_tokenizer import byte_tokenizer
 from tests.training.test_trainer import LENGTHS, arguments, collate, losses_of, rows, with_thoughts
 
 FSDP2 = dict(fsdp=True, fsdp_config={"version": 2, "reshard_after_forward": True})
@@ -177,6 +181,48 @@ def test_means_of_each_process_alone_would_show(pair: Pair, tmp_path: Path):
     alone = learn(tmp_path / "one", texts, 1)
     wrong, _ = pair(learn_with_means_of_each_process, tmp_path / "two", texts, 2)
     assert abs(wrong["losses"][0] / alone["losses"][0] - 1) > 1e-2
+
+
+def texts_of(shards: list[list[str]]) -> Iterator[dict[str, str]]:
+    for shard in shards:
+        for text in shard:
+            yield {"text": text}
+
+
+def rows_of_a_stream(folder: Path, n_workers: int, resumed_from: str | None = None) -> list[tuple[int, list]]:
+    """The epoch and the rows of each step of a process that learns from a stream."""
+    shards = [[f"{shard}.{i}" for i in range(n)] for shard, n in enumerate((5, 3, 4))]
+    texts = datasets.IterableDataset.from_generator(texts_of, gen_kwargs={"shards": shards})
+    run = QuietStarTrainer(
+        tiny_model(n_ahead=4, n_ahead_talk=2, policy_weight=1.0, base=dict(vocab_size=300)),
+        arguments(
+            folder,
+            max_steps=9,
+            dataloader_num_workers=n_workers,
+            save_strategy="steps",
+            save_steps=4,
+            save_total_limit=9,
+        ),
+        train_dataset=StreamedTextWindows(texts, byte_tokenizer(), 9, block_size=2),
+    )
+    step, seen = run.training_step, []
+
+    def noted(model: Any, inputs: Any, *args: Any) -> Any:
+        seen.append((run._places[run._next_worker - 1][2], inputs["input_ids"].tolist()))
+        return step(model, inputs, *args)
+
+    run.training_step = noted  # type: ignore[method-assign]
+    run.train(resumed_from)
+    return seen
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_a_stream_is_shared_out_and_goes_on_where_each_process_was(pair: Pair, tmp_path: Path, n_workers: int):
+    first, second = pair(rows_of_a_stream, tmp_path / "run", n_workers)
+    of_each = [[tuple(row) for epoch, batch in rows if epoch == 0 for row in batch] for rows in (first, second)]
+    assert len({*of_each[0], *of_each[1]}) == len(of_each[0]) + len(of_each[1]) == 12
+    resumed = pair(rows_of_a_stream, tmp_path / "run", n_workers, str(tmp_path / "run" / "checkpoint-4"))
+    assert resumed == [first[4:], second[4:]]
 
 
 # ---------------------------------------------------------------------- evaluation

@@ -19,6 +19,10 @@ def main(argv: list[str]) -> None:
     )
     model_args, data_args, args, given = parse(parser, argv, *CLASSES, rest=True)
     figures = run_training(model_args, data_args, args, config=given["config"])
+    if args.dry_run:
+        if args.process_index == 0:
+            say(figures["dry_run"].words())
+        return
     held_out = "".join(
         f"  {name} {figures[f'eval_{name}']:.4f}"
         for name in ("nll", "base_nll", "talk_nll_0")

@@ -1,15 +1,17 @@
 """What a training run is: the method's settings, the recipe, and everything that transformers' Trainer takes."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import BitsAndBytesConfig, TrainingArguments
 
 from quietstar.attention import BACKENDS
 from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.evaluation.tasks import TASKS, find_task, parse_data
+from quietstar.extras import need
 from quietstar.fields import Help, option
 from quietstar.loading import DTYPES
 
@@ -37,6 +39,9 @@ class ModelArguments:
         "auto", f"how branches attend: auto (the fastest that the model takes), {', '.join(BACKENDS)}", MODEL
     )
     trust_remote_code: bool = option(False, "run code that lies beside the model on the hub", MODEL)
+    load_in_4bit: bool = option(
+        False, "keep the base model's frozen weights in 4 bits (QLoRA, arXiv 2305.14314), beside --lora", LORA
+    )
     lora: bool = option(
         False, "train low-rank adapters, the mixing head and the thought embeddings; nothing else", LORA
     )
@@ -61,8 +66,26 @@ class ModelArguments:
                 f"lora_r is {self.lora_r}, lora_alpha {self.lora_alpha}, lora_dropout {self.lora_dropout}; give a "
                 "rank of at least 1, a scale above 0 and a dropout from 0 to below 1"
             )
+        if self.load_in_4bit and not self.lora:
+            raise SettingsError("load_in_4bit was given without lora, and weights in 4 bits do not train; add --lora")
         if self.merge and not self.lora:
             raise SettingsError("merge was given without lora, and there is nothing to merge; add --lora")
+
+    def loading_settings(self) -> dict[str, Any]:
+        """Of the base model's weights, as `from_pretrained` takes them."""
+        settings: dict[str, Any] = {"dtype": self.dtype, "trust_remote_code": self.trust_remote_code}
+        if self.load_in_4bit:
+            need("bitsandbytes", "quant", "weights in 4 bits")
+            kind = torch.float32 if self.dtype == "float32" else torch.bfloat16
+            settings["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=kind,
+                # FSDP shards numbers of the kind that it computes with alone
+                bnb_4bit_quant_storage=kind if os.environ.get("ACCELERATE_USE_FSDP") == "true" else torch.uint8,
+            )
+        return settings
 
     def lora_settings(self) -> dict[str, Any] | None:
         """As `peft.LoraConfig` takes them; None without adapters."""
@@ -141,6 +164,9 @@ class QuietStarTrainingArguments(TrainingArguments):
     logging_steps: float = option(10, "steps between two lines of figures", RUN)
     save_steps: float = option(100, "steps between checkpoints", RUN)
     save_total_limit: int | None = option(1, "checkpoints to keep, the latest", RUN)
+    dry_run: bool = option(
+        False, "take one step on full rows, say what memory and time it took, save nothing, and stop", RUN
+    )
     resume: bool = option(
         False, "go on from the latest whole checkpoint in output_dir, bit by bit; begin where there is none", RUN
     )
@@ -202,6 +228,8 @@ class QuietStarTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # there is no memory to copy to, and torch warns of it
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches is None:
+            self.accelerator_config.dispatch_batches = False  # rows of unequal lengths cannot be handed out as one
 
     def method_settings(self) -> dict[str, Any]:
         """The settings of the method that were given, by their names in QuietStarConfig."""

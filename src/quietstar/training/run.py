@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import quietstar
 from quietstar.base import first_line, load_tokenizer
@@ -13,9 +14,11 @@ from quietstar.checks import n_embeddings
 from quietstar.errors import CheckpointError, SettingsError
 from quietstar.folders import claim, is_empty, refuse_full, refuse_holding, versions, write_whole
 from quietstar.model import QuietStarForCausalLM
+from quietstar.sharding import is_sharded
 from quietstar.training import checkpoints
 from quietstar.training.arguments import ModelArguments, QuietStarTrainingArguments
 from quietstar.training.data import DataArguments, build_datasets
+from quietstar.training.dry_run import dry_run
 from quietstar.training.signals import StopSignals
 from quietstar.training.stream import StreamedTextWindows
 from quietstar.training.trainer import QuietStarTrainer, thinking_model
@@ -64,10 +67,11 @@ def run_training(
     }
     if args.resume and is_empty(args.output_dir):
         resume = False
-    refuse_full(args.output_dir, overwrite=args.overwrite, resume=resume)
+    if not args.dry_run:
+        refuse_full(args.output_dir, overwrite=args.overwrite, resume=resume)
     if args.overwrite:
         refuse_holding(args.output_dir, [model_args.model, data_args.dataset, data_args.eval_dataset, config])
-    checkpoint = checkpoint_of(args) if resume else None
+    checkpoint = checkpoint_of(args) if resume and not args.dry_run else None
 
     tokenizer = load_tokenizer(model_args.model, trust_remote_code=model_args.trust_remote_code)
     if tokenizer is None:
@@ -81,8 +85,7 @@ def run_training(
         model_args.model,
         args,
         tokenizer,
-        dtype=model_args.dtype,
-        trust_remote_code=model_args.trust_remote_code,
+        **model_args.loading_settings(),
         **({"lora": model_args.lora_settings()} if model_args.lora else {}),
     )
     if model_args.attention_backend != "auto":
@@ -100,6 +103,8 @@ def run_training(
     trainer.settings = {name: value for of in (model_args, data_args) for name, value in vars(of).items()}
     for name in UNDECISIVE:
         del trainer.settings[name]
+    if args.dry_run:
+        return {"dry_run": dry_run(trainer, data_args.max_length)}
     if checkpoint is not None:
         trainer.refuse_changes(checkpoint)
     if trainer.is_world_process_zero():
@@ -157,13 +162,22 @@ def check_fit(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, m
 def save(trainer: QuietStarTrainer, tokenizer: PreTrainedTokenizerBase, *, plain: bool, merge: bool) -> None:
     """Write the model into the run's folder: thinking, or its base model alone; adapters beside or merged."""
     model: QuietStarForCausalLM = trainer.accelerator.unwrap_model(trainer.model)
+    folder = Path(str(trainer.args.output_dir))
+    if is_sharded(model):
+        trainer.save_model()  # gathered from all processes; what is left to do needs one
+        if not (plain or merge) or not trainer.is_world_process_zero():
+            return
+        unset_hf_deepspeed_config()  # or it would be spread once more
+        model = QuietStarForCausalLM.from_pretrained(folder)
+        for file in folder.glob("model*.safetensors*"):
+            file.unlink()
+    elif getattr(model.base_lm, "is_quantized", False):
+        model.base_lm.dequantize()
     if merge:
         model.merge_lora()
-    if not plain:
-        trainer.save_model()
-    elif trainer.is_world_process_zero():
-        model.base_lm.save_pretrained(trainer.args.output_dir)
-        tokenizer.save_pretrained(trainer.args.output_dir)
+    if trainer.is_world_process_zero():
+        (model.base_lm if plain else model).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def last_evaluation(trainer: QuietStarTrainer) -> dict[str, float]:

@@ -43,7 +43,14 @@ class StreamingTrainer(DurableTrainer):
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
-        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+        return prepare_data_loader(
+            loader,
+            self.args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,  # or the first process would read for all
+        )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         with self._at_its_place():

@@ -1,0 +1,132 @@
+"""One step of a training run, to see what it takes: memory, and with it the time of the whole run."""
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from itertools import islice
+from statistics import median
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import TrainerCallback
+
+from quietstar.training.trainer import QuietStarTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What one step took, on the process that took most."""
+
+    n_rows: int
+    """rows of a step, over all processes"""
+    n_tokens: int
+    """tokens of each, as many as a row can have"""
+    seconds: float
+    """of a step, without what only the first batch of a run takes"""
+    n_steps: int
+    """of the whole run"""
+    peak: int
+    """bytes: of GPU memory allocated, or the resident set where there is no GPU"""
+    on_gpu: bool
+
+    def words(self) -> str:
+        """For the person at the terminal."""
+        whole = self.seconds * self.n_steps
+        unit, size = next(((unit, size) for unit, size in UNITS if whole >= size), UNITS[-1])
+        return (
+            f"one step of {self.n_rows} rows of {self.n_tokens} tokens took {self.seconds:.3g} s and at most "
+            f"{self.peak / 2**30:.3g} GiB of {'GPU memory' if self.on_gpu else 'memory (resident set)'} on a process; "
+            f"{self.n_steps:,} steps would take about {whole / size:.3g} {unit}, without evaluations and checkpoints"
+        )
+
+
+UNITS = (("days", 86_400), ("hours", 3_600), ("minutes", 60), ("seconds", 1))
+
+
+class _Full(Dataset[dict[str, list[int]]]):
+    """Rows of a dataset, each repeated until it is as long as a row can be."""
+
+    def __init__(self, rows: Any, n_rows: int, n_tokens: int) -> None:
+        self.rows = [dict(row) for row in islice(iter(rows), n_rows)]
+        self.n_rows, self.n_tokens = n_rows, n_tokens
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        ids = list(self.rows[index % len(self.rows)]["input_ids"])
+        return {"input_ids": (ids * (1 + self.n_tokens // len(ids)))[: self.n_tokens]}
+
+
+class _OneStep(TrainerCallback):
+    """Ends a run after its first step."""
+
+    def __init__(self) -> None:
+        self.n_steps = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.n_steps = state.max_steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = True
+
+
+def dry_run(trainer: QuietStarTrainer, n_tokens: int) -> DryRun:
+    """Take one step on full rows, save and evaluate nothing, and say what it took.
+
+    Args:
+        trainer: of the run; its model has learned from the step.
+        n_tokens: of the longest row.
+    """
+    args, once, seconds = trainer.args, _OneStep(), []
+    n_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    n_steps = _n_steps(trainer)
+    trainer.train_dataset = _Full(trainer.train_dataset, n_rows, n_tokens)
+    args.save_strategy, args.eval_strategy = type(args.save_strategy)("no"), type(args.eval_strategy)("no")
+    args.eval_on_start = False
+    trainer.add_callback(once)
+    step = trainer.training_step
+
+    def timed(*of: Any, **how: Any) -> torch.Tensor:
+        begin = time.perf_counter()
+        loss = step(*of, **how)
+        loss.item()  # waits for the GPU
+        seconds.append(time.perf_counter() - begin)
+        return loss
+
+    trainer.training_step = timed  # type: ignore[method-assign]
+    on_gpu = torch.cuda.is_available() and args.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    begin = time.perf_counter()
+    trainer.train()
+    whole = time.perf_counter() - begin
+    if len(seconds) > 1:  # the first batch of a run is slower
+        whole = min(whole, sum(seconds) - seconds[0] + median(seconds[1:]))
+    found = torch.tensor([whole, float(_peak(on_gpu))], dtype=torch.float64, device=args.device)
+    most = trainer.accelerator.gather(found).view(-1, 2).amax(0).tolist()
+    return DryRun(
+        n_rows=n_rows,
+        n_tokens=n_tokens,
+        seconds=most[0],
+        n_steps=n_steps or once.n_steps,
+        peak=int(most[1]),
+        on_gpu=on_gpu,
+    )
+
+
+def _n_steps(trainer: QuietStarTrainer) -> int:
+    """Steps of the whole run, by its settings and its texts."""
+    args = trainer.args
+    if args.max_steps > 0:
+        return args.max_steps
+    *_, max_steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+    return int(max_steps)
+
+
+def _peak(on_gpu: bool) -> int:
+    if on_gpu:
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
