@@ -247,7 +247,7 @@ def test_settings_that_do_not_matter_may_change(inputs, tmp_path):
     folder = tmp_path / "run"
     train(inputs, folder, max_steps=2, save_steps=2)
     train(inputs, folder, max_steps=4, save_steps=1, logging_steps=1, eval_steps=1, save_total_limit=3)
-    assert (folder / "checkpoint-4").is_dir()
+    assert len(checkpoints.whole_checkpoints(folder)) == 3
 
 
 def test_resume_begins_where_there_is_nothing_yet(inputs, tmp_path, caplog):
@@ -256,4 +256,87 @@ def test_resume_begins_where_there_is_nothing_yet(inputs, tmp_path, caplog):
     caplog.set_level("INFO", "quietstar")
     train(inputs, tmp_path / "run", max_steps=1)
     assert "holds no checkpoint that is whole: the run begins" in caplog.text
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_settings_of_the_optimizer_that_are_allowed_to_change_do(inputs, tmp_path):
+    folder, of_lines = tmp_path / "run", dict(logging_steps=1, save_steps=2, warmup_steps=0)
+    train(inputs, folder, max_steps=2, **of_lines)
+    train(inputs, folder, max_steps=4, learning_rate=1e-3, weight_decay=0.5, allow_changes=True, **of_lines)
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["learning_rate"] for line in log if "learning_rate" in line] == [1e-2, 1e-2, 1e-3, 1e-3]
+    groups = torch.load(folder / "checkpoint-4" / "optimizer.pt", weights_only=True)["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.5}
+
+
+def test_how_often_is_saved_and_shown_follows_the_new_settings(inputs, tmp_path):
+    folder = tmp_path / "run"
+    train(inputs, folder, max_steps=4, save_steps=4, logging_steps=4, eval_steps=4)
+    train(inputs, folder, max_steps=8, save_steps=1, logging_steps=1, eval_steps=2, save_total_limit=9)
+    assert len(checkpoints.whole_checkpoints(folder)) == 5
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "loss" in line] == [4, 5, 6, 7, 8]
+    assert [line["step"] for line in log if "eval_loss" in line] == [0, 4, 6, 8]
+
+
+def test_an_earlier_checkpoint_is_not_gone_on_from_beside_later_ones(inputs, tmp_path):
+    folder = tmp_path / "run"
+    train(inputs, folder, max_steps=4, save_steps=2)
+    named = dict(resume=False, resume_from_checkpoint=str(folder / "checkpoint-2"))
+    with pytest.raises(SettingsError, match="checkpoint-2 was named to go on from, and checkpoint-4 lie beside it"):
+        train(inputs, folder, max_steps=8, **named)
+    assert len(checkpoints.whole_checkpoints(folder)) == 2
+
+
+def test_a_checkpoint_without_an_optimizer_is_not_resumed(inputs, tmp_path):
+    train(inputs, tmp_path / "run", max_steps=2, save_steps=2, save_only_model=True)
+    with pytest.raises(CheckpointError, match="checkpoint-2 has no optimizer"):
+        train(inputs, tmp_path / "run", max_steps=4)
+
+
+def test_two_ways_to_resume_are_one_too_many(inputs, tmp_path):
+    with pytest.raises(SettingsError, match="give one of the two"):
+        train(inputs, tmp_path / "run", resume_from_checkpoint="checkpoint-3")
+
+
+EPOCHS: dict[str, Any] = dict(max_steps=33, save_steps=15, eval_strategy="epoch", eval_steps=None, save_total_limit=9)
+"""fifteen steps an epoch: a checkpoint lies at the end of each"""
+BEST: dict[str, Any] = dict(
+    load_best_model_at_end=True, metric_for_best_model="nll", greater_is_better=True, save_steps=3, eval_steps=3
+)
+"""the worst one is soon behind: it is kept beside the latest"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "step"), [(EPOCHS, 15), (EPOCHS, 17), (BEST, 3), (BEST, 10)], ids=["end", "after", "best", "later"]
+)
+def test_evaluations_of_epochs_and_the_best_model_survive_a_signal(inputs, tmp_path, settings, step):
+    settings = SETTINGS | dict(save_total_limit=1) | settings
+    train(inputs, tmp_path / "straight", **settings)
+    patch = at_batch(2 * step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with patch.context(), pytest.raises(InterruptedRunError):
+        train(inputs, tmp_path / "run", **settings)
+    patch.undo()
+    train(inputs, tmp_path / "run", **settings)
+    found = {
+        name: value
+        for name, value in soak.remains(tmp_path / "run").items()
+        if not name.startswith(f"checkpoint-{step}/")  # one more than the other has
+    }
+    expected = {name: value for name, value in soak.remains(tmp_path / "straight").items() if name in found}
+    assert {"model.safetensors", "log.jsonl"} < expected.keys()
+    differing = soak.differences(found, expected)
+    assert [name for name in differing if "best_model_checkpoint" not in name] == []  # which names the folder
+
+
+def test_a_disk_that_is_full_at_the_end_loses_no_checkpoint(inputs, tmp_path, monkeypatch):
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("quietstar.training.run.save", full)
+        with pytest.raises(CheckpointError, match=r"the trained model cannot be written to .*No space left"):
+            train(inputs, tmp_path / "run", max_steps=2)
+    assert not (tmp_path / "run" / "results.json").exists()
+    train(inputs, tmp_path / "run", max_steps=2)
     assert (tmp_path / "run" / "model.safetensors").exists()

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import TrainerCallback, trainer
 
 from quietstar import QuietStarForCausalLM
+from quietstar.errors import CheckpointError
 from quietstar.interop.convert import convert
 from quietstar.training import QuietStarTrainer
 from quietstar.training.stream import StreamedTextWindows
@@ -221,7 +222,7 @@ def test_a_stream_is_shared_out_and_goes_on_where_each_process_was(pair: Pair, t
     first, second = pair(rows_of_a_stream, tmp_path / "run", n_workers)
     of_each = [[tuple(row) for epoch, batch in rows if epoch == 0 for row in batch] for rows in (first, second)]
     assert len({*of_each[0], *of_each[1]}) == len(of_each[0]) + len(of_each[1]) == 12
-    resumed = pair(rows_of_a_stream, tmp_path / "run", n_workers, str(tmp_path / "run" / "checkpoint-4"))
+    resumed = pair(rows_of_a_stream, tmp_path / "resumed", n_workers, str(tmp_path / "run" / "checkpoint-4"))
     assert resumed == [first[4:], second[4:]]
 
 
@@ -279,7 +280,7 @@ def learn_from_a_bad_batch(folder: Path, texts: list[dict[str, Any]], **settings
 def test_a_step_that_is_bad_on_one_process_is_skipped_on_all(pair: Pair, tmp_path: Path, kind: str):
     learned = pair(learn_from_a_bad_batch, tmp_path / kind, with_thoughts(rows(*LENGTHS)), **KINDS[kind])
     for ours in learned:
-        assert [line["bad_steps"] for line in ours["log"] if "loss" in line] == [0, 1, 1]
+        assert [line["bad_steps"] for line in ours["log"] if "bad_steps" in line] == [0, 1, 1]
         for name, value in ours["parameters"].items():
             assert value.isfinite().all(), name
             assert torch.equal(value, learned[0]["parameters"][name]), name
@@ -333,3 +334,38 @@ def test_no_pickle_that_could_run_code_is_in_a_checkpoint(pair: Pair, tmp_path: 
             if file.is_file() and file.suffix not in (".json", ".safetensors"):
                 with trainer.safe_globals():  # numpy's, of its random numbers
                     torch.load(file, weights_only=True)
+
+
+def learn_the_best(folder: Path, texts: list[dict[str, Any]], **settings: Any) -> tuple[str, dict[str, Tensor]]:
+    """Which checkpoint is the best, and the parameters at the end, which are its."""
+    if settings.get("fsdp"):
+        shard_on_cpus()
+    best = dict(load_best_model_at_end=True, metric_for_best_model="nll", greater_is_better=True, save_total_limit=1)
+    how = dict(max_steps=6, save_strategy="steps", save_steps=2, eval_steps=2, eval_on_start=False) | best
+    run = QuietStarTrainer(
+        tiny_model(n_ahead=4, n_ahead_talk=2, policy_weight=1.0),
+        arguments(folder, **(how | settings)),
+        train_dataset=texts,
+        eval_dataset=texts,
+    )
+    run.train()
+    found = {name: whole(parameter).clone() for name, parameter in run.model.named_parameters()}
+    return Path(str(run.state.best_model_checkpoint)).name, found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_processes_end_with_the_best_model(pair: Pair, tmp_path: Path, kind: str):
+    (best, ours), (of_other, theirs) = pair(learn_the_best, tmp_path / kind, rows(*LENGTHS), **KINDS[kind])
+    assert best == of_other == "checkpoint-2"
+    assert (tmp_path / kind / best).is_dir()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    last = pair(learn, tmp_path / "other", rows(*LENGTHS), 2, max_steps=1, **KINDS[kind])[0]["parameters"]
+    assert any(not torch.equal(value, last[name]) for name, value in ours.items())
+
+
+def test_a_sharded_checkpoint_is_not_resumed_whole(pair: Pair, tmp_path: Path):
+    how = dict(max_steps=2, save_strategy="steps", save_steps=2)
+    pair(learn, tmp_path / "run", rows(*LENGTHS), 2, **how, **FSDP2)
+    stopped = str(tmp_path / "run" / "checkpoint-2")
+    with pytest.raises(CheckpointError, match="was written under FSDP, and this run is under no sharding; launch it"):
+        learn(tmp_path / "other", rows(*LENGTHS), 1, resumed_from=stopped, allow_changes=True, **how)

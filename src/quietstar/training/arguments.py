@@ -186,6 +186,9 @@ class QuietStarTrainingArguments(TrainingArguments):
     thoughts_shown: int = option(6, "thoughts to print at every evaluation", RUN)
     seed: int = option(42, "seed of windows, thoughts and everything else that is drawn", RUN)
 
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "callbacks, such as early stopping, go on where they were in a resumed run"}
+    )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "hide losses that are not finite; steps with one are skipped in any case"}
     )
@@ -194,6 +197,11 @@ class QuietStarTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if not 0 <= self.think_fraction <= 1:
             raise SettingsError(f"think_fraction is {self.think_fraction}; give a share from 0 to 1")
+        if self.resume and str(self.resume_from_checkpoint or "false").lower() not in ("false", "none", "true"):
+            raise SettingsError(
+                f"resume goes on from the latest checkpoint, and resume_from_checkpoint names "
+                f"{self.resume_from_checkpoint}; give one of the two"
+            )
         for name in self.eval_tasks:
             find_task(name)
         if unused := sorted(parse_data(self.eval_data).keys() - set(self.eval_tasks)):

@@ -4,6 +4,7 @@ One is written into a folder aside, flushed to the disk, renamed to checkpoint-N
 short anywhere on that way has no marker, or one that its files do not fit, and is never resumed from.
 """
 
+import errno
 import json
 import logging
 import os
@@ -38,7 +39,7 @@ def step_of(checkpoint: Path) -> int:
 def publish(written: Path, checkpoint: Path, about: dict[str, Any]) -> None:
     """Make a folder that was written aside, and flushed, the checkpoint of that name.
 
-    A torn one of that name gives way; it can only be what an earlier attempt left.
+    A torn one of that name gives way: it can only be what an earlier attempt has left.
 
     Args:
         written: the folder, in the same file system.
@@ -49,6 +50,8 @@ def publish(written: Path, checkpoint: Path, about: dict[str, Any]) -> None:
         OSError: it cannot be written.
     """
     if checkpoint.exists():
+        if (checkpoint / MARKER).exists():
+            raise FileExistsError(errno.EEXIST, "a whole checkpoint of that name lies there", str(checkpoint))
         remove(checkpoint)
     sizes = {str(path.relative_to(written)): path.stat().st_size for path in sorted(files_of(written))}
     os.rename(written, checkpoint)

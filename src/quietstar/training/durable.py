@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from quietstar.base import first_line
-from quietstar.errors import CheckpointError, InterruptedRunError, OutOfMemoryError
+from quietstar.errors import CheckpointError, InterruptedRunError, OutOfMemoryError, SettingsError
 from quietstar.training import checkpoints
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.guarded import GuardedTrainer, is_out_of_memory
@@ -35,6 +34,7 @@ class DurableTrainer(GuardedTrainer):
     """
 
     args: QuietStarTrainingArguments
+    control: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -44,6 +44,7 @@ class DurableTrainer(GuardedTrainer):
         self._owes_evaluation = self._owes_checkpoint = False
         self._begun_at, self._seconds_before = 0.0, 0.0
         self._logged_at, self._bad_at_log = 0, 0
+        self._epoch_ended = False
         self.add_callback(_Steps(self))
 
     # ------------------------------------------------------------------ a run
@@ -54,13 +55,16 @@ class DurableTrainer(GuardedTrainer):
         Raises:
             CheckpointError: there is no checkpoint to resume from, or it is not whole; one could not be written.
             SettingsError: the checkpoint is of a run with other settings.
-            BadStepsError, InterruptedRunError: what they say; a checkpoint was written.
+            BadStepsError: too many bad steps in a row; no checkpoint was written since the last good step.
+            InterruptedRunError: a signal was received; a checkpoint was written.
         """
         checkpoint = None
         if resume_from_checkpoint:
             checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
             self.refuse_changes(checkpoint)
         self._resumed, self.stopped_by = checkpoint, None
+        self._owes_evaluation = self._owes_checkpoint = False
+        self.forget_run()
         evaluates_first, self.args.eval_on_start = self.args.eval_on_start, self.args.eval_on_start and not checkpoint
         try:
             result = super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
@@ -68,8 +72,7 @@ class DurableTrainer(GuardedTrainer):
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
-                "out of memory outside the passes over a batch, in the optimizer or an evaluation: lower "
-                "--per_device_eval_batch_size, or add --lora or --optim adafactor"
+                "out of memory outside the passes over a batch, in the optimizer: add --lora or --optim adafactor"
             ) from error
         finally:
             self.args.eval_on_start = evaluates_first
@@ -91,10 +94,40 @@ class DurableTrainer(GuardedTrainer):
         raise CheckpointError(f"{self.args.output_dir} holds no checkpoint that is whole; train from the beginning")
 
     def refuse_changes(self, checkpoint: Path) -> None:
-        """Raise SettingsError where a checkpoint is of a run with other settings, unless that is allowed."""
-        settings = checkpoints.read_marker(checkpoint).get("settings")
+        """Refuse to resume from a checkpoint what would not be the same run.
+
+        Raises:
+            SettingsError: it is of a run with other settings, and that is not allowed; or later ones lie beside it.
+            CheckpointError: it has no optimizer, or is of shards and the model is not, or the other way round.
+        """
+        marker = checkpoints.read_marker(checkpoint)
+        settings = marker.get("settings")
         if isinstance(settings, dict) and not self.args.allow_changes:
             refuse_changes(settings, self._what_matters(), str(checkpoint))
+        if marker.get("resumable") is False:
+            raise CheckpointError(
+                f"{checkpoint} has no optimizer (save_only_model); train from it as --model, in another output_dir"
+            )
+        if marker.get("sharded") != self._how_sharded:
+            raise CheckpointError(
+                f"{checkpoint} was written under {marker.get('sharded') or 'no sharding'}, and this run is under "
+                f"{self._how_sharded or 'no sharding'}; launch it as it was, or make a model of it by quietstar convert"
+            )
+        run = Path(str(self.args.output_dir))
+        later = [
+            path.name
+            for path in checkpoints.whole_checkpoints(run)
+            if checkpoints.step_of(path) > checkpoints.step_of(checkpoint)
+        ]
+        if checkpoint.resolve().parent == run.resolve() and later:
+            raise SettingsError(
+                f"{checkpoint.name} was named to go on from, and {', '.join(later)} lie beside it, which the run would "
+                "overwrite; move them away, or give another output_dir"
+            )
+
+    @property
+    def _how_sharded(self) -> str | None:
+        return "FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else None
 
     def _what_matters(self) -> dict[str, Any]:
         return what_matters(self.args, self.accelerator.unwrap_model(self.model).config, self.settings)
@@ -109,7 +142,7 @@ class DurableTrainer(GuardedTrainer):
     def begin(self) -> None:
         """Go on where the checkpoint was, before the first step; called once a run."""
         self._begun_at, self._seconds_before = time.perf_counter(), 0.0
-        self._logged_at = self.state.global_step
+        self._logged_at, self._bad_at_log = self.state.global_step, 0
         if self.args.process_index > 0:  # what it draws is its own; data are drawn by seeds that all share
             torch.manual_seed(hash((self.args.seed, self.args.process_index)) % 2**63)
         if self._resumed is None:
@@ -118,8 +151,11 @@ class DurableTrainer(GuardedTrainer):
             run = Path(str(self.args.output_dir))
             if checkpoints.whole_checkpoints(run)[:1] == [self._resumed]:
                 checkpoints.keep_latest(run, self.args.save_total_limit, also=self.state.best_model_checkpoint)
+        self.state.compute_steps(self.args, self.state.max_steps)  # how often it saves and shows may have changed
+        self._name_the_best(Path(str(self.args.output_dir)))
+        settings = checkpoints.read_marker(self._resumed).get("settings", {})
         file = self._resumed / _progress_name(self.args.process_index)
-        if not file.is_file():  # of another number of processes
+        if settings.get("world_size") != self.args.world_size or not file.is_file():
             return
         progress = torch.load(file, weights_only=True)
         self._tr_loss += progress["tr_loss"].to(self._tr_loss.device)
@@ -130,14 +166,48 @@ class DurableTrainer(GuardedTrainer):
         self.bad_steps.restore(progress["bad_steps"])
         self.rows_at_once = progress["rows_at_once"]
         self.restore_progress(progress["more"])
+        self._epoch_ended = progress["epoch_ended"]
         if progress["owes_evaluation"]:
-            self._evaluate(None, None, skip_scheduler=True)
+            self._make_up_for_evaluation()
+        if float(self.state.epoch or 0).is_integer() and not self._epoch_ended:
+            self._make_up_for_the_end_of_an_epoch(progress["grad_norm"])
+
+    def _make_up_for_evaluation(self) -> None:
+        """The evaluation that was due when a signal was received, of the checkpoint that was written then."""
+        metrics = self._evaluate(None, None)
+        if self._determine_best_metric(metrics, None):
+            self._name_the_best(Path(str(self.args.output_dir)))
+
+    def _make_up_for_the_end_of_an_epoch(self, grad_norm: float | None) -> None:
+        """What is due at its end, after a checkpoint that its last step has written."""
+        self.control.should_log = self.control.should_evaluate = self.control.should_save = False
+        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+        epoch = int(self.state.epoch or 0) - 1
+        self._maybe_log_save_evaluate(self._tr_loss, grad_norm, self.model_wrapped, None, epoch, None, time.time())
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # transformers would take one more step
             self.control.should_training_stop = True
+        if self.control.should_training_stop:
             return
+        self._epoch_ended = False
         super()._run_epoch(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As transformers' Trainer.
+
+        Raises:
+            OutOfMemoryError: it does not fit into memory.
+        """
+        try:
+            return super().evaluate(*args, **kwargs)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"out of memory in an evaluation after step {self.state.global_step}, with "
+                f"{self.args.per_device_eval_batch_size} rows at once: lower --per_device_eval_batch_size"
+            ) from error
 
     def progress(self) -> dict[str, Any]:
         """What a subclass must know to go on: tensors, numbers, texts, in lists and dictionaries."""
@@ -150,7 +220,10 @@ class DurableTrainer(GuardedTrainer):
         """Leave bad steps out of the mean loss, and count them; count the time before a run was resumed, too."""
         if "loss" in logs:
             n, bad = self.state.global_step - self._logged_at, self.bad_steps.count - self._bad_at_log
-            logs["loss"] = logs["loss"] * n / (n - bad) if n > bad else math.nan
+            if n > bad:
+                logs["loss"] *= n / (n - bad)
+            else:
+                del logs["loss"]
             logs["bad_steps"] = self.bad_steps.count
             self._logged_at, self._bad_at_log = self.state.global_step, self.bad_steps.count
         if "train_runtime" in logs:
@@ -184,11 +257,33 @@ class DurableTrainer(GuardedTrainer):
             control.should_training_stop = True
 
     def end_epoch(self, control: Any) -> None:
-        """Neither evaluate nor save once more after a run that was ended."""
+        """Neither evaluate nor save once more after a run that was ended; do not save at a bad step."""
+        self._epoch_ended = True
         if self.stopped_by is not None:
             control.should_evaluate = control.should_save = control.should_log = False
+        if control.should_save and self.bad_steps.in_a_row:
+            control.should_save, self._owes_checkpoint = False, True
 
     # ------------------------------------------------------------------ checkpoints
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.args.allow_changes or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        ours = [{name: value for name, value in group.items() if name != "params"} for group in self._groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for group, settings in zip(self._groups, ours, strict=True):
+            group.update(settings)
+        scheduler: Any = self.lr_scheduler
+        if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            scheduler.base_lrs = [group["initial_lr"] for group in self._groups]
+            for group, factor in zip(self._groups, scheduler.lr_lambdas, strict=True):
+                group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
+            scheduler._last_lr = [group["lr"] for group in self._groups]
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.aside) if self.aside is not None else super()._get_output_dir(trial)
@@ -197,6 +292,8 @@ class DurableTrainer(GuardedTrainer):
         run = Path(self._get_output_dir(trial))
         checkpoint, aside = run / checkpoints.name_of(self.state.global_step), run / checkpoints.ASIDE
         written = aside / checkpoint.name
+        if self._any_of_all(checkpoint.is_dir() and checkpoint in checkpoints.whole_checkpoints(run)):
+            return  # at the end of an epoch, say, whose last step has written it
         with self._agreed_upon(checkpoint, aside):
             if self.args.should_save and aside.exists():
                 shutil.rmtree(aside)
@@ -204,10 +301,16 @@ class DurableTrainer(GuardedTrainer):
             super()._save_checkpoint(model, trial)
             self._save_progress(written)
         with self._agreed_upon(checkpoint, aside):
+            self._name_the_best(run)
             if self.args.should_save:
-                self._name_the_best(written, run)
+                self.state.save_to_json(str(written / "trainer_state.json"))
                 checkpoints.flush_all(written)
-                about = {"step": self.state.global_step, "settings": self._what_matters()}
+                about = {
+                    "step": self.state.global_step,
+                    "sharded": self._how_sharded,
+                    "resumable": not self.args.save_only_model,
+                    "settings": self._what_matters(),
+                }
                 checkpoints.publish(written, checkpoint, about)
                 aside.rmdir()
                 checkpoints.keep_latest(run, self.args.save_total_limit, also=self.state.best_model_checkpoint)
@@ -217,11 +320,14 @@ class DurableTrainer(GuardedTrainer):
     @contextlib.contextmanager
     def _writing_to(self, aside: Path) -> Iterator[None]:
         pushes, self.args.push_to_hub = self.args.push_to_hub, False  # it is renamed first
+        # where there is a best one, transformers waits for all processes, also for one that could not write
+        best, self.state.best_global_step = self.state.best_global_step, None
         self.aside = aside
         try:
             yield
         finally:
             self.aside, self.args.push_to_hub = None, pushes
+            self.state.best_global_step = best
 
     @contextlib.contextmanager
     def _agreed_upon(self, checkpoint: Path, aside: Path) -> Iterator[None]:
@@ -244,13 +350,12 @@ class DurableTrainer(GuardedTrainer):
             + (f"{last.name} is whole: make room, and go on with --resume" if last else "make room, and start again")
         ) from failure
 
-    def _name_the_best(self, written: Path, run: Path) -> None:
-        """Have the state say where the best checkpoint will lie, not where it was written."""
+    def _name_the_best(self, run: Path) -> None:
+        """Have the state of every process say where the best checkpoint lies, or will, in the folder of the run."""
         if self.state.best_global_step:
             best = run / checkpoints.name_of(self.state.best_global_step)
             is_this = self.state.best_global_step == self.state.global_step
             self.state.best_model_checkpoint = str(best) if is_this or best.exists() else None
-            self.state.save_to_json(str(written / "trainer_state.json"))
 
     def _save_progress(self, written: Path) -> None:
         progress = {
@@ -262,6 +367,8 @@ class DurableTrainer(GuardedTrainer):
             "bad_steps": self.bad_steps.state(),
             "rows_at_once": self.rows_at_once,
             "owes_evaluation": self._owes_evaluation,
+            "epoch_ended": self._epoch_ended,
+            "grad_norm": self._grad_norm,
             "more": self.progress(),
         }
         written.mkdir(parents=True, exist_ok=True)

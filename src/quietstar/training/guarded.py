@@ -62,6 +62,10 @@ class GuardedTrainer(ShardedTrainer):
         self._before = {"tr_loss": self._tr_loss.clone(), "more": self.figures_so_far()}
         return batches, counts
 
+    def forget_run(self) -> None:
+        """Know of nothing that was before."""
+        self.bad_steps, self.rows_at_once = BadSteps(spikes=self.args.skip_spikes), None
+
     def figures_so_far(self) -> Any:
         """What a subclass has added up for its figures; `forget_figures` gets it where a step is taken back."""
         return None

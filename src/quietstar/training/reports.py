@@ -1,5 +1,6 @@
 """A report of thoughts on held-out text at every evaluation of a training run, to watch them change."""
 
+import logging
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -7,12 +8,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from quietstar.errors import SettingsError
 from quietstar.folders import claim
 from quietstar.inspection.observe import trace
 from quietstar.inspection.results import write_results
 from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.learn import IGNORED
 from quietstar.model import QuietStarForCausalLM
+from quietstar.untrusted import first_line
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "reports"
 
@@ -48,7 +53,10 @@ class WriteReports(TrainerCallback):
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / FOLDER / f"step-{state.global_step:06}"
-        write_results(found, claim(folder, found.about, overwrite=True))  # a resumed run evaluates a step again
+        try:
+            write_results(found, claim(folder, found.about, overwrite=True))  # a resumed run evaluates a step again
+        except (OSError, SettingsError) as error:  # no reason to lose the run
+            logger.warning("the report of step %d cannot be written: %s", state.global_step, first_line(error))
 
 
 def first_of(dataset: Any) -> Iterable[Any]:

@@ -2,9 +2,13 @@
 
 import json
 import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -52,6 +56,24 @@ def run_training(
     Raises:
         QuietStarError: something in the settings, the model, the text or the folder needs the user.
     """
+    if args.dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            args.output_dir, args.resume, args.resume_from_checkpoint = folder, False, None
+            return {"dry_run": dry_run(prepare(model_args, data_args, args, config)[0], data_args.max_length)}
+    trainer, tokenizer, checkpoint = prepare(model_args, data_args, args, config)
+    with StopSignals() as trainer.signals:
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    figures = result.metrics | last_evaluation(trainer)
+    with writing(Path(str(args.output_dir))):
+        save(trainer, tokenizer, plain=model_args.original, merge=model_args.merge or model_args.original)
+        write_figures(trainer, figures)
+    return figures
+
+
+def prepare(
+    model_args: ModelArguments, data_args: DataArguments, args: QuietStarTrainingArguments, config: str | None
+) -> tuple[QuietStarTrainer, PreTrainedTokenizerBase, Path | None]:
+    """All that can go wrong before the first step: a trainer, its tokenizer, and the checkpoint to resume from."""
     if args.process_index > 0:
         logging.getLogger("quietstar").setLevel(logging.WARNING)  # the first process says the rest
     if model_args.original:
@@ -67,11 +89,10 @@ def run_training(
     }
     if args.resume and is_empty(args.output_dir):
         resume = False
-    if not args.dry_run:
-        refuse_full(args.output_dir, overwrite=args.overwrite, resume=resume)
+    refuse_full(args.output_dir, overwrite=args.overwrite, resume=resume)
     if args.overwrite:
         refuse_holding(args.output_dir, [model_args.model, data_args.dataset, data_args.eval_dataset, config])
-    checkpoint = checkpoint_of(args) if resume and not args.dry_run else None
+    checkpoint = checkpoint_of(args) if resume else None
 
     tokenizer = load_tokenizer(model_args.model, trust_remote_code=model_args.trust_remote_code)
     if tokenizer is None:
@@ -103,25 +124,42 @@ def run_training(
     trainer.settings = {name: value for of in (model_args, data_args) for name, value in vars(of).items()}
     for name in UNDECISIVE:
         del trainer.settings[name]
-    if args.dry_run:
-        return {"dry_run": dry_run(trainer, data_args.max_length)}
+    if not isinstance(train_dataset, StreamedTextWindows):
+        trainer.settings["rows"] = len(train_dataset)
     if checkpoint is not None:
         trainer.refuse_changes(checkpoint)
     if trainer.is_world_process_zero():
         claim(args.output_dir, settings, overwrite=args.overwrite, resume=resume)
     trainer.accelerator.wait_for_everyone()
-    with StopSignals() as trainer.signals:
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    figures = result.metrics | last_evaluation(trainer)
+    return trainer, tokenizer, checkpoint
+
+
+def write_figures(trainer: QuietStarTrainer, figures: dict[str, Any]) -> None:
+    """Write results.json and log.jsonl into the run's folder."""
+    train_dataset: Any = trainer.train_dataset
     if trainer.is_world_process_zero():
-        folder = Path(args.output_dir)
+        folder = Path(str(trainer.args.output_dir))
         figures["n_skipped_texts"] = train_dataset.n_skipped
         write_whole(folder / "results.json", json.dumps(figures, indent=2) + "\n")
         write_whole(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in trainer.state.log_history))
     if isinstance(train_dataset, StreamedTextWindows):
         logger.info("%s", _skipped(train_dataset))
-    save(trainer, tokenizer, plain=model_args.original, merge=model_args.merge or model_args.original)
-    return figures
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say in one line why what a run ends with cannot be written; its checkpoints are as they were.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the trained model cannot be written to {folder} ({first_line(error)}); make room, and go on with "
+            "--resume from the last checkpoint"
+        ) from error
 
 
 def log_texts(train_dataset: TextWindows | StreamedTextWindows, eval_dataset: TextWindows | None) -> None:

@@ -16,13 +16,23 @@ TRAINING = (
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
+    "lr_scheduler_kwargs",
     "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "optim_args",
     "max_grad_norm",
     "num_train_epochs",
     "bf16",
     "fp16",
+    "gradient_checkpointing",
+    "neftune_noise_alpha",
+    "train_sampling_strategy",
     "skip_spikes",
     "dataloader_num_workers",
+    "dataloader_drop_last",
+    "ignore_data_skip",
 )
 """arguments of training that matter; where it ends, how often it saves and what it shows do not"""
 
@@ -37,6 +47,8 @@ def what_matters(args: QuietStarTrainingArguments, config: QuietStarConfig, othe
     """
     found = {name: getattr(args, name, None) for name in TRAINING} | {"world_size": args.world_size}
     found |= {name: getattr(config, name) for name in METHOD_SETTINGS} | {"lora": config.lora} | others
+    if "constant" not in str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)):
+        found["max_steps"] = args.max_steps  # towards which the learning rate moves
     return {name: _plain(value) for name, value in found.items()}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as distributed_checkpoint
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
@@ -105,12 +106,28 @@ class ShardedTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:
             load_model_shards(model or self.model, Path(resume_from_checkpoint))
+        elif self._is_quantized:
+            self._load_what_trains(Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    @property
+    def _is_quantized(self) -> bool:
+        return bool(getattr(getattr(self.model, "base_lm", None), "is_quantized", False))
+
+    def _load_what_trains(self, checkpoint: Path) -> None:
+        """Of a model whose frozen weights are packed, which are as they were, and may be packed in another way."""
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        for file in checkpoint.glob("*.safetensors"):
+            state = load_file(file)
+            self.model.load_state_dict({name: state[name] for name in trained & state.keys()}, strict=False)
+
     def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
         if self.is_fsdp_enabled:
-            load_model_shards(self.model, Path(str(self.state.best_model_checkpoint)))
+            load_model_shards(self.model, best)
+        elif self._is_quantized:
+            self._load_what_trains(best)
         else:
             super()._load_best_model()
 

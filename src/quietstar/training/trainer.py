@@ -138,13 +138,18 @@ class QuietStarTrainer(StreamingTrainer):
             loss = loss * self.args.world_size  # gradients are averaged over ranks, and counts already span them
         return (loss, output) if return_outputs else loss
 
+    def forget_run(self) -> None:
+        """Know of nothing that was before."""
+        super().forget_run()
+        self._tally, self._seconds = Tally(), 0.0
+
     def figures_so_far(self) -> dict[str, Tensor]:
         """The sums of the line that is under way."""
         return dict(self._tally.sums)
 
     def forget_figures(self, before: dict[str, Tensor]) -> None:
         """Go back to such sums."""
-        self._tally.sums = before
+        self._tally.sums = dict(before)
 
     def progress(self) -> dict[str, Any]:
         """The sums and the time of the line that is under way."""

@@ -1,0 +1,124 @@
+"""A step that does not fit into memory is made anew in pieces, and is the same step."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quietstar.errors import OutOfMemoryError
+from quietstar.training import QuietStarTrainer
+from quietstar.training.bad_steps import FEWEST, WINDOW, BadSteps, spike_limit
+from tests.training.test_trainer import (
+    LENGTHS,
+    arguments,
+    furthest,
+    losses_of,
+    model_of,
+    parameters_of,
+    rows,
+    trained,
+    with_thoughts,
+)
+
+
+def with_room_for(n_rows: int, *, backward: bool = False) -> pytest.MonkeyPatch:
+    """Let memory be short in passes over more rows, forwards or after a part of the gradients is there."""
+    patch, compute = pytest.MonkeyPatch(), QuietStarTrainer.compute_loss
+
+    def compute_or_fail(self: QuietStarTrainer, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if model.training and len(inputs["input_ids"]) > n_rows:
+            if backward:
+                compute(self, model, inputs, *args, **kwargs).backward()
+            raise torch.OutOfMemoryError("out of memory")
+        return compute(self, model, inputs, *args, **kwargs)
+
+    patch.setattr(QuietStarTrainer, "compute_loss", compute_or_fail)
+    return patch
+
+
+SGD = dict(optim="sgd", learning_rate=0.1, max_steps=3)
+
+
+@pytest.mark.parametrize(("n_rows", "at_once"), [(2, 2), (1, 1), (3, 2)])
+@pytest.mark.parametrize("backward", [False, True], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_step_in_pieces_is_the_same_step(tmp_path: Path, n_rows: int, at_once: int, backward: bool, accumulated: int):
+    texts = with_thoughts(rows(*LENGTHS))
+    how = SGD | dict(per_device_train_batch_size=8 // accumulated, gradient_accumulation_steps=accumulated)
+    whole = trained(tmp_path, texts, **how)
+    with (patch := with_room_for(n_rows, backward=backward)).context():
+        halved = trained(tmp_path, texts, **how, auto_micro_batch=True)
+    patch.undo()
+    assert halved.rows_at_once == at_once
+    assert losses_of(halved) == pytest.approx(losses_of(whole), rel=1e-5)
+    for name in ("nll", "policy_loss", "mixing_weight"):
+        assert losses_of(halved, name) == pytest.approx(losses_of(whole, name), rel=1e-4)
+    assert furthest(parameters_of(halved), parameters_of(whole)) < 1e-4
+    assert furthest(parameters_of(whole), dict(model_of().named_parameters())) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "settings", "told"),
+    [
+        (2, {}, r"with 4 rows of 30 tokens at once: lower --per_device_train_batch_size \(--grad.*--auto_micro_batch"),
+        (0, dict(auto_micro_batch=True), r"with 1 rows of 30 tokens at once: lower --max_length or --think_fraction"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(tmp_path: Path, n_rows: int, settings: dict, told: str):
+    patch = with_room_for(n_rows)
+    with patch.context(), pytest.raises(OutOfMemoryError, match=f"out of memory at step 1, {told}"):
+        trained(tmp_path, rows(30, 30, 30, 30), per_device_train_batch_size=4, **settings)
+    patch.undo()
+
+
+def test_an_evaluation_that_does_not_fit_names_its_own_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(QuietStarTrainer, "prediction_step", fail)
+    made = QuietStarTrainer(model_of(), arguments(tmp_path), eval_dataset=rows(5, 6))
+    with pytest.raises(OutOfMemoryError, match=r"in an evaluation after step 0.*lower --per_device_eval_batch_size"):
+        made.evaluate()
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(QuietStarTrainer, "compute_loss", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        trained(tmp_path, rows(5, 6), auto_micro_batch=True)
+
+
+# ---------------------------------------------------------------------- which steps are bad
+
+
+def test_nothing_is_a_spike_before_there_is_enough_to_compare_with():
+    judge = BadSteps(spikes=3.0)
+    assert [judge.judge(value, value) for value in (1.0, 1e9, 1.0)] == [None] * 3
+    assert spike_limit([1.0] * (FEWEST - 1), 3.0) == float("inf")
+
+
+def test_a_limit_is_robust():
+    """A few wild steps among good ones hardly move it."""
+    calm = [1.0 + 0.01 * (i % 10) for i in range(60)]
+    assert spike_limit(calm + [1e6] * 10, 5.0) < 1.5
+    assert spike_limit([2.0] * 60, 5.0) == pytest.approx(2.0 + 5.0 * 0.02)  # a deviation of a hundredth at least
+
+
+def test_bad_steps_are_counted_and_are_nothing_to_compare_with():
+    judge = BadSteps(spikes=5.0)
+    for i in range(200):
+        assert judge.judge(1.0 + 0.01 * (i % 7), 2.0) is None
+    assert len(judge.losses) == len(judge.norms) == WINDOW
+    before = judge.state()
+    assert judge.judge(float("nan"), 2.0) == "the loss is nan"
+    assert judge.judge(1.0, float("inf")) == "the gradient norm is inf"
+    assert judge.judge(1.0, 9.0).startswith("the gradient norm is 9, a spike above 2.1")
+    assert judge.judge(0.0, 0.0) is None  # nothing is too small
+    assert (judge.count, judge.in_a_row) == (3, 0)
+    again = BadSteps(spikes=5.0)
+    again.restore(before)
+    assert again.state() == before
+    assert again.judge(1.0, 9.0) is not None
