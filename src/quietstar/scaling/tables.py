@@ -104,11 +104,6 @@ def notes(found: Plan) -> Iterator[str]:
         yield "No duration: it takes --tflops, and --bandwidth where GPUs talk to each other or to their host."
     else:
         yield "Durations add computing and receiving; what overlaps makes a step shorter."
-    if args.load_in_4bit:
-        yield (
-            "Weights in 4 bits: load the model in Python, QuietStarForCausalLM.from_base(..., quantization_config=..., "
-            "lora=...), for QuietStarTrainer; quietstar train loads them as they are."
-        )
     if found.shape.keeps_scores:
         yield "This model's attention keeps scores or dense masks (eager, or with dropout): they are not counted here."
 
@@ -164,7 +159,7 @@ def flags(chosen: PlanArguments, way: Way) -> list[str]:
     for name in GIVEN:
         if getattr(chosen, name) != getattr(plain, name):
             found.append(f"--{name} {getattr(chosen, name)}")
-    for name in ("trust_remote_code", "lora"):
+    for name in ("trust_remote_code", "lora", "load_in_4bit"):
         if getattr(chosen, name):
             found.append(f"--{name}")
     if chosen.lora and chosen.lora_r != plain.lora_r:
