@@ -1,30 +1,24 @@
-"""A trainer that loses nothing: checkpoints that are whole or absent, and runs that go on from them bit by bit."""
+"""A trainer whose runs go on from their checkpoints bit by bit, and end with one when a signal says so."""
 
-import contextlib
 import dataclasses
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
-from quietstar.base import first_line
 from quietstar.errors import CheckpointError, InterruptedRunError, OutOfMemoryError, SettingsError
 from quietstar.training import checkpoints
 from quietstar.training.arguments import QuietStarTrainingArguments
-from quietstar.training.guarded import GuardedTrainer, is_out_of_memory
+from quietstar.training.guarded import is_out_of_memory
 from quietstar.training.same_run import refuse_changes, what_matters
+from quietstar.training.saving import SavingTrainer
 from quietstar.training.signals import StopSignals
 
 
-class DurableTrainer(GuardedTrainer):
+class DurableTrainer(SavingTrainer):
     """transformers' Trainer, with checkpoints and steps as this package promises them (docs/reliability.md).
 
     Attributes:
@@ -132,13 +126,6 @@ class DurableTrainer(GuardedTrainer):
     def _what_matters(self) -> dict[str, Any]:
         return what_matters(self.args, self.accelerator.unwrap_model(self.model).config, self.settings)
 
-    def _any_of_all(self, here: bool) -> bool:
-        """Whether it is so on any process; every process must ask."""
-        if self.args.world_size == 1:
-            return here
-        flag = torch.tensor([float(here)], device=self.args.device)
-        return bool(self.accelerator.gather(flag).any())
-
     def begin(self) -> None:
         """Go on where the checkpoint was, before the first step; called once a run."""
         self._begun_at, self._seconds_before = time.perf_counter(), 0.0
@@ -147,12 +134,12 @@ class DurableTrainer(GuardedTrainer):
             torch.manual_seed(hash((self.args.seed, self.args.process_index)) % 2**63)
         if self._resumed is None:
             return
-        if self.args.should_save:  # what was to be deleted when the run was stopped
-            run = Path(str(self.args.output_dir))
-            if checkpoints.whole_checkpoints(run)[:1] == [self._resumed]:
-                checkpoints.keep_latest(run, self.args.save_total_limit, also=self.state.best_model_checkpoint)
+        run = Path(str(self.args.output_dir))
+        self._name_the_best(run)  # which may have been moved
+        if self.args.should_save and checkpoints.whole_checkpoints(run)[:1] == [self._resumed]:
+            # what was to be deleted when the run was stopped
+            checkpoints.keep_latest(run, self.args.save_total_limit, also=self.state.best_model_checkpoint)
         self.state.compute_steps(self.args, self.state.max_steps)  # how often it saves and shows may have changed
-        self._name_the_best(Path(str(self.args.output_dir)))
         settings = checkpoints.read_marker(self._resumed).get("settings", {})
         file = self._resumed / _progress_name(self.args.process_index)
         if settings.get("world_size") != self.args.world_size or not file.is_file():
@@ -264,100 +251,17 @@ class DurableTrainer(GuardedTrainer):
         if control.should_save and self.bad_steps.in_a_row:
             control.should_save, self._owes_checkpoint = False, True
 
-    # ------------------------------------------------------------------ checkpoints
+    def about_checkpoint(self) -> dict[str, Any]:
+        """Which step it is of, how it is sharded, and the settings of the run."""
+        return {
+            "step": self.state.global_step,
+            "sharded": self._how_sharded,
+            "resumable": not self.args.save_only_model,
+            "settings": self._what_matters(),
+        }
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.args.allow_changes or self.is_deepspeed_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        ours = [{name: value for name, value in group.items() if name != "params"} for group in self._groups]
-        super()._load_optimizer_and_scheduler(checkpoint)
-        for group, settings in zip(self._groups, ours, strict=True):
-            group.update(settings)
-        scheduler: Any = self.lr_scheduler
-        if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
-            scheduler.base_lrs = [group["initial_lr"] for group in self._groups]
-            for group, factor in zip(self._groups, scheduler.lr_lambdas, strict=True):
-                group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
-            scheduler._last_lr = [group["lr"] for group in self._groups]
-
-    @property
-    def _groups(self) -> list[dict[str, Any]]:
-        return self.optimizer.param_groups
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self.aside) if self.aside is not None else super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run = Path(self._get_output_dir(trial))
-        checkpoint, aside = run / checkpoints.name_of(self.state.global_step), run / checkpoints.ASIDE
-        written = aside / checkpoint.name
-        if self._any_of_all(checkpoint.is_dir() and checkpoint in checkpoints.whole_checkpoints(run)):
-            return  # at the end of an epoch, say, whose last step has written it
-        with self._agreed_upon(checkpoint, aside):
-            if self.args.should_save and aside.exists():
-                shutil.rmtree(aside)
-        with self._agreed_upon(checkpoint, aside), self._writing_to(aside):
-            super()._save_checkpoint(model, trial)
-            self._save_progress(written)
-        with self._agreed_upon(checkpoint, aside):
-            self._name_the_best(run)
-            if self.args.should_save:
-                self.state.save_to_json(str(written / "trainer_state.json"))
-                checkpoints.flush_all(written)
-                about = {
-                    "step": self.state.global_step,
-                    "sharded": self._how_sharded,
-                    "resumable": not self.args.save_only_model,
-                    "settings": self._what_matters(),
-                }
-                checkpoints.publish(written, checkpoint, about)
-                aside.rmdir()
-                checkpoints.keep_latest(run, self.args.save_total_limit, also=self.state.best_model_checkpoint)
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(checkpoint))
-
-    @contextlib.contextmanager
-    def _writing_to(self, aside: Path) -> Iterator[None]:
-        pushes, self.args.push_to_hub = self.args.push_to_hub, False  # it is renamed first
-        # where there is a best one, transformers waits for all processes, also for one that could not write
-        best, self.state.best_global_step = self.state.best_global_step, None
-        self.aside = aside
-        try:
-            yield
-        finally:
-            self.aside, self.args.push_to_hub = None, pushes
-            self.state.best_global_step = best
-
-    @contextlib.contextmanager
-    def _agreed_upon(self, checkpoint: Path, aside: Path) -> Iterator[None]:
-        """Where writing fails on one process, it fails on all, and what was written is deleted."""
-        failure: BaseException | None = None
-        try:
-            yield
-        except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
-            failure = error
-        if not self._any_of_all(failure is not None):
-            return
-        if self.args.should_save:
-            shutil.rmtree(aside, ignore_errors=True)
-        run = aside.parent
-        last = next(iter(checkpoints.whole_checkpoints(run)), None) if run.is_dir() else None
-        why = first_line(failure) if failure is not None else "another process could not write its part"
-        left = f"{shutil.disk_usage(run).free / 1e9:.3g} GB are free there; " if run.is_dir() else ""
-        raise CheckpointError(
-            f"{checkpoint} cannot be written ({why}); {left}"
-            + (f"{last.name} is whole: make room, and go on with --resume" if last else "make room, and start again")
-        ) from failure
-
-    def _name_the_best(self, run: Path) -> None:
-        """Have the state of every process say where the best checkpoint lies, or will, in the folder of the run."""
-        if self.state.best_global_step:
-            best = run / checkpoints.name_of(self.state.best_global_step)
-            is_this = self.state.best_global_step == self.state.global_step
-            self.state.best_model_checkpoint = str(best) if is_this or best.exists() else None
-
-    def _save_progress(self, written: Path) -> None:
+    def save_progress(self, written: Path) -> None:
+        """Write what this process must know to go on."""
         progress = {
             "tr_loss": self._tr_loss.cpu(),
             "logged_at": self._globalstep_last_logged,
@@ -373,11 +277,6 @@ class DurableTrainer(GuardedTrainer):
         }
         written.mkdir(parents=True, exist_ok=True)
         torch.save(progress, written / _progress_name(self.args.process_index))
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        # a pickle of the arguments, which would run code when it is loaded; run.json has them
-        (Path(str(output_dir or self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
 
 
 def _progress_name(rank: int) -> str:
