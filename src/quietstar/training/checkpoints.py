@@ -4,6 +4,7 @@ One is written into a folder aside, flushed to the disk, renamed to checkpoint-N
 short anywhere on that way has no marker, or one that its files do not fit, and is never resumed from.
 """
 
+import contextlib
 import errno
 import json
 import logging
@@ -50,7 +51,8 @@ def publish(written: Path, checkpoint: Path, about: dict[str, Any]) -> None:
         OSError: it cannot be written.
     """
     if checkpoint.exists():
-        if (checkpoint / MARKER).exists():
+        with contextlib.suppress(CheckpointError):
+            read_marker(checkpoint)
             raise FileExistsError(errno.EEXIST, "a whole checkpoint of that name lies there", str(checkpoint))
         remove(checkpoint)
     sizes = {str(path.relative_to(written)): path.stat().st_size for path in sorted(files_of(written))}

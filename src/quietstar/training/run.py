@@ -67,6 +67,8 @@ def run_training(
     with writing(Path(str(args.output_dir))):
         save(trainer, tokenizer, plain=model_args.original, merge=model_args.merge or model_args.original)
         write_figures(trainer, figures)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.state.destroy_process_group()  # or its threads may outlive the interpreter
     return figures
 
 
