@@ -44,3 +44,14 @@ def ids_of(rows):
 
 def whole(text, tokenizer=TOKENIZER):
     return [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+
+
+def rows_of(shards):
+    for shard in shards:
+        for text in shard:
+            yield {"text": text}
+
+
+def sharded(shards):
+    """A stream of the given shards, each a list of texts."""
+    return datasets.IterableDataset.from_generator(rows_of, gen_kwargs={"shards": shards})

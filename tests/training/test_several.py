@@ -1,10 +1,8 @@
 """Two processes learn what one learns from the same rows and thoughts, whole weights (DDP) or sharded ones (FSDP2)."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +16,7 @@ from quietstar.training.stream import StreamedTextWindows
 from tests.several import Pair, shard_on_cpus
 from tests.tiny import loud, tiny_model
 from tests.tiny_tokenizer import byte_tokenizer
+from tests.training.some_texts import sharded
 from tests.training.test_trainer import LENGTHS, arguments, collate, losses_of, rows, with_thoughts
 
 FSDP2 = dict(fsdp=True, fsdp_config={"version": 2, "reshard_after_forward": True})
@@ -184,16 +183,10 @@ def test_means_of_each_process_alone_would_show(pair: Pair, tmp_path: Path):
     assert abs(wrong["losses"][0] / alone["losses"][0] - 1) > 1e-2
 
 
-def texts_of(shards: list[list[str]]) -> Iterator[dict[str, str]]:
-    for shard in shards:
-        for text in shard:
-            yield {"text": text}
-
-
 def rows_of_a_stream(folder: Path, n_workers: int, resumed_from: str | None = None) -> list[tuple[int, list]]:
     """The epoch and the rows of each step of a process that learns from a stream."""
     shards = [[f"{shard}.{i}" for i in range(n)] for shard, n in enumerate((5, 3, 4))]
-    texts = datasets.IterableDataset.from_generator(texts_of, gen_kwargs={"shards": shards})
+    texts = sharded(shards)
     run = QuietStarTrainer(
         tiny_model(n_ahead=4, n_ahead_talk=2, policy_weight=1.0, base=dict(vocab_size=300)),
         arguments(

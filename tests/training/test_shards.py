@@ -10,18 +10,7 @@ from hypothesis import strategies as st
 
 from quietstar.training.shards import TextShards, texts_of_rank
 
-from .some_texts import stream_of
-
-
-def rows_of(shards):
-    for shard in shards:
-        for text in shard:
-            yield {"text": text}
-
-
-def sharded(shards):
-    """A stream of the given shards, each a list of texts."""
-    return datasets.IterableDataset.from_generator(rows_of, gen_kwargs={"shards": shards})
+from .some_texts import sharded, stream_of
 
 
 def numbered(sizes):

@@ -5,7 +5,6 @@ from collections import Counter
 from itertools import chain, islice
 from types import SimpleNamespace
 
-import datasets
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,18 +15,7 @@ from quietstar.training.data import TextCollator
 from quietstar.training.stream import StreamedTextWindows, worker_of
 from quietstar.training.windows import TextWindows
 
-from .some_texts import TOKENIZER, ids_of, stream_of, whole, written
-
-
-def rows_of(shards):
-    for shard in shards:
-        for text in shard:
-            yield {"text": text}
-
-
-def sharded(shards):
-    """A stream of the given shards, each a list of texts."""
-    return datasets.IterableDataset.from_generator(rows_of, gen_kwargs={"shards": shards})
+from .some_texts import TOKENIZER, ids_of, sharded, stream_of, whole, written
 
 
 def as_worker(windows, worker, n_workers):

@@ -197,7 +197,7 @@ class QuietStarTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if not 0 <= self.think_fraction <= 1:
             raise SettingsError(f"think_fraction is {self.think_fraction}; give a share from 0 to 1")
-        if self.resume and str(self.resume_from_checkpoint or "false").lower() not in ("false", "none", "true"):
+        if self.resume and self.named_checkpoint:
             raise SettingsError(
                 f"resume goes on from the latest checkpoint, and resume_from_checkpoint names "
                 f"{self.resume_from_checkpoint}; give one of the two"
@@ -238,6 +238,12 @@ class QuietStarTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.accelerator_config.dispatch_batches is None:
             self.accelerator_config.dispatch_batches = False  # rows of unequal lengths cannot be handed out as one
+
+    @property
+    def named_checkpoint(self) -> str | None:
+        """What resume_from_checkpoint says: None for false, nothing for true, which is the latest; or which one."""
+        said = str(self.resume_from_checkpoint or "false")
+        return {"false": None, "none": None, "true": ""}.get(said.lower(), said)
 
     def method_settings(self) -> dict[str, Any]:
         """The settings of the method that were given, by their names in QuietStarConfig."""

@@ -4,7 +4,6 @@ One is written into a folder aside, flushed to the disk, renamed to checkpoint-N
 short anywhere on that way has no marker, or one that its files do not fit, and is never resumed from.
 """
 
-import contextlib
 import errno
 import json
 import logging
@@ -50,10 +49,9 @@ def publish(written: Path, checkpoint: Path, about: dict[str, Any]) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    if is_whole(checkpoint):
+        raise FileExistsError(errno.EEXIST, "a whole checkpoint of that name lies there", str(checkpoint))
     if checkpoint.exists():
-        with contextlib.suppress(CheckpointError):
-            read_marker(checkpoint)
-            raise FileExistsError(errno.EEXIST, "a whole checkpoint of that name lies there", str(checkpoint))
         remove(checkpoint)
     sizes = {str(path.relative_to(written)): path.stat().st_size for path in sorted(files_of(written))}
     os.rename(written, checkpoint)
@@ -100,6 +98,15 @@ def read_marker(checkpoint: Path) -> dict[str, Any]:
     return marker
 
 
+def is_whole(checkpoint: Path) -> bool:
+    """Whether there is such a checkpoint, and nothing of it is missing."""
+    try:
+        read_marker(checkpoint)
+    except CheckpointError:
+        return False
+    return True
+
+
 def _torn(checkpoint: Path, why: str) -> CheckpointError:
     return CheckpointError(
         f"{checkpoint} is no checkpoint that is whole: {why}; give a folder {PREFIX}-N that is, or --resume for the "
@@ -119,6 +126,25 @@ def whole_checkpoints(run: Path) -> list[Path]:
     if (run / ASIDE).exists():
         logger.warning("%s was never finished, and is passed over", run / ASIDE)
     return whole
+
+
+def latest(run: Path) -> Path | None:
+    """The latest of a run that is whole."""
+    return next(iter(whole_checkpoints(run)), None)
+
+
+def to_resume(run: Path, named: str | Path | None = None) -> Path:
+    """The checkpoint that was named, or else the latest of the run.
+
+    Raises:
+        CheckpointError: there is none, or it is not whole.
+    """
+    if named:
+        read_marker(Path(named))
+        return Path(named)
+    if found := latest(run):
+        return found
+    raise CheckpointError(f"output_dir {run} holds no checkpoint that is whole; train from the beginning")
 
 
 def keep_latest(run: Path, n: int | None, also: str | None = None) -> None:

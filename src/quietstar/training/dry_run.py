@@ -63,12 +63,6 @@ class _Full(Dataset[dict[str, list[int]]]):
 class _OneStep(TrainerCallback):
     """Ends a run after its first step."""
 
-    def __init__(self) -> None:
-        self.n_steps = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.n_steps = state.max_steps
-
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_training_stop = True
 
@@ -80,13 +74,13 @@ def dry_run(trainer: QuietStarTrainer, n_tokens: int) -> DryRun:
         trainer: of the run; its model has learned from the step.
         n_tokens: of the longest row.
     """
-    args, once, seconds = trainer.args, _OneStep(), []
+    args, seconds = trainer.args, []
     n_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     n_steps = _n_steps(trainer)
     trainer.train_dataset = _Full(trainer.train_dataset, n_rows, n_tokens)
     args.save_strategy, args.eval_strategy = type(args.save_strategy)("no"), type(args.eval_strategy)("no")
     args.eval_on_start = False
-    trainer.add_callback(once)
+    trainer.add_callback(_OneStep())
     step = trainer.training_step
 
     def timed(*of: Any, **how: Any) -> torch.Tensor:
@@ -111,7 +105,7 @@ def dry_run(trainer: QuietStarTrainer, n_tokens: int) -> DryRun:
         n_rows=n_rows,
         n_tokens=n_tokens,
         seconds=most[0],
-        n_steps=n_steps or once.n_steps,
+        n_steps=n_steps,
         peak=int(most[1]),
         on_gpu=on_gpu,
     )

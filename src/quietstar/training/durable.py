@@ -54,7 +54,8 @@ class DurableTrainer(SavingTrainer):
         """
         checkpoint = None
         if resume_from_checkpoint:
-            checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+            named = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+            checkpoint = checkpoints.to_resume(Path(str(self.args.output_dir)), named)
             self.refuse_changes(checkpoint)
         self._resumed, self.stopped_by = checkpoint, None
         self._owes_evaluation = self._owes_checkpoint = False
@@ -73,19 +74,6 @@ class DurableTrainer(SavingTrainer):
         if self.stopped_by is not None:
             raise self.stopped_by
         return result
-
-    def checkpoint_to_resume(self, wanted: str | bool) -> Path:
-        """The checkpoint that was named, or for True the latest of the run that is whole.
-
-        Raises:
-            CheckpointError: there is none, or it is not whole.
-        """
-        if isinstance(wanted, str):
-            checkpoints.read_marker(Path(wanted))
-            return Path(wanted)
-        if whole := checkpoints.whole_checkpoints(Path(str(self.args.output_dir))):
-            return whole[0]
-        raise CheckpointError(f"{self.args.output_dir} holds no checkpoint that is whole; train from the beginning")
 
     def refuse_changes(self, checkpoint: Path) -> None:
         """Refuse to resume from a checkpoint what would not be the same run.
@@ -136,7 +124,7 @@ class DurableTrainer(SavingTrainer):
             return
         run = Path(str(self.args.output_dir))
         self._name_the_best(run)  # which may have been moved
-        if self.args.should_save and checkpoints.whole_checkpoints(run)[:1] == [self._resumed]:
+        if self.args.should_save and checkpoints.latest(run) == self._resumed:
             # what was to be deleted when the run was stopped
             checkpoints.keep_latest(run, self.args.save_total_limit, also=self.state.best_model_checkpoint)
         self.state.compute_steps(self.args, self.state.max_steps)  # how often it saves and shows may have changed
@@ -232,7 +220,7 @@ class DurableTrainer(SavingTrainer):
         self._owes_checkpoint = due and not control.should_save
         received = self.signals.received if self.signals is not None else None
         saves = self.args.save_strategy != SaveStrategy.NO
-        if self._any_of_all(received is not None):
+        if self.any_of_all(received is not None):
             folder = checkpoints.name_of(self.state.global_step)
             left = f"{folder} is whole: go on with --resume" if saves else "save_strategy is no, and nothing was saved"
             self.stopped_by = InterruptedRunError(

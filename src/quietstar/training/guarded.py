@@ -62,6 +62,13 @@ class GuardedTrainer(ShardedTrainer):
         self._before = {"tr_loss": self._tr_loss.clone(), "more": self.figures_so_far()}
         return batches, counts
 
+    def any_of_all(self, here: bool) -> bool:
+        """Whether it is so on any process; every process must ask."""
+        if self.args.world_size == 1:
+            return here
+        flag = torch.tensor([float(here)], device=self.args.device)
+        return bool(self.accelerator.gather(flag).any())
+
     def forget_run(self) -> None:
         """Know of nothing that was before."""
         self.bad_steps, self.rows_at_once = BadSteps(spikes=self.args.skip_spikes), None
@@ -137,8 +144,7 @@ class GuardedTrainer(ShardedTrainer):
         """
         if not self.is_deepspeed_enabled:
             return
-        is_bad = (~torch.isfinite(loss.detach())).float().reshape(1)
-        if bool(self.accelerator.gather(is_bad).any()):
+        if self.any_of_all(not bool(torch.isfinite(loss.detach()))):
             raise BadStepsError(
                 f"the loss is not finite at step {self.state.global_step + 1}, which DeepSpeed cannot skip; the "
                 "optimizer has not seen it: go on with --resume, and a lower --learning_rate or --policy_weight"

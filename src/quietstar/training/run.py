@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import quietstar
-from quietstar.base import first_line, load_tokenizer
+from quietstar.base import load_tokenizer
 from quietstar.checks import n_embeddings
 from quietstar.errors import CheckpointError, SettingsError
 from quietstar.folders import claim, is_empty, refuse_full, refuse_holding, versions, write_whole
@@ -28,6 +28,7 @@ from quietstar.training.stream import StreamedTextWindows
 from quietstar.training.trainer import QuietStarTrainer, thinking_model
 from quietstar.training.windows import TextWindows
 from quietstar.trunk import check_reach
+from quietstar.untrusted import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def prepare(
         train_without_thoughts(args)
     if args.output_dir is None or args.output_dir == "trainer_output":
         args.output_dir = default_folder(model_args, args)
-    resume = args.resume or str(args.resume_from_checkpoint or "false").lower() not in ("false", "none")
+    resume = args.resume or args.named_checkpoint is not None
     settings = {
         "versions": versions(),
         "model": vars(model_args),
@@ -215,7 +216,9 @@ def save(trainer: QuietStarTrainer, tokenizer: PreTrainedTokenizerBase, *, plain
         model.base_lm.dequantize()
     if merge:
         model.merge_lora()
-    if trainer.is_world_process_zero():
+    if not plain and not is_sharded(trainer.model):
+        trainer.save_model()
+    elif trainer.is_world_process_zero():
         (model.base_lm if plain else model).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
@@ -236,17 +239,13 @@ def checkpoint_of(args: QuietStarTrainingArguments) -> Path | None:
     Raises:
         CheckpointError: there is none, or the one that was named is not whole.
     """
-    named = str(args.resume_from_checkpoint)
-    if not args.resume and named.lower() != "true":
-        checkpoints.read_marker(Path(named))
-        return Path(named)
-    whole = checkpoints.whole_checkpoints(Path(str(args.output_dir)))
-    if whole:
-        return whole[0]
-    if not args.resume:
-        raise CheckpointError(f"output_dir {args.output_dir} holds no checkpoint that is whole; leave the flag out")
-    logger.info("output_dir %s holds no checkpoint that is whole: the run begins", args.output_dir)
-    return None
+    try:
+        return checkpoints.to_resume(Path(str(args.output_dir)), args.named_checkpoint)
+    except CheckpointError:
+        if not args.resume:
+            raise
+        logger.info("output_dir %s holds no checkpoint that is whole: the run begins", args.output_dir)
+        return None
 
 
 def default_folder(model_args: ModelArguments, args: QuietStarTrainingArguments) -> str:

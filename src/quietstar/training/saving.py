@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from quietstar.base import first_line
 from quietstar.errors import CheckpointError
 from quietstar.training import checkpoints
 from quietstar.training.guarded import GuardedTrainer
+from quietstar.untrusted import first_line
 
 
 class SavingTrainer(GuardedTrainer):
@@ -27,13 +27,6 @@ class SavingTrainer(GuardedTrainer):
     def save_progress(self, written: Path) -> None:
         """Write what this process must know to go on, into a checkpoint that is being written."""
 
-    def _any_of_all(self, here: bool) -> bool:
-        """Whether it is so on any process; every process must ask."""
-        if self.args.world_size == 1:
-            return here
-        flag = torch.tensor([float(here)], device=self.args.device)
-        return bool(self.accelerator.gather(flag).any())
-
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.aside) if self.aside is not None else super()._get_output_dir(trial)
 
@@ -41,7 +34,7 @@ class SavingTrainer(GuardedTrainer):
         run = Path(self._get_output_dir(trial))
         checkpoint, aside = run / checkpoints.name_of(self.state.global_step), run / checkpoints.ASIDE
         written = aside / checkpoint.name
-        if self._any_of_all(checkpoint.is_dir() and checkpoint in checkpoints.whole_checkpoints(run)):
+        if self.any_of_all(checkpoints.is_whole(checkpoint)):
             return  # at the end of an epoch, say, whose last step has written it
         with self._agreed_upon(checkpoint, aside):
             if self.args.should_save and aside.exists():
@@ -80,12 +73,12 @@ class SavingTrainer(GuardedTrainer):
             yield
         except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
             failure = error
-        if not self._any_of_all(failure is not None):
+        if not self.any_of_all(failure is not None):
             return
         if self.args.should_save:
             shutil.rmtree(aside, ignore_errors=True)
         run = aside.parent
-        last = next(iter(checkpoints.whole_checkpoints(run)), None) if run.is_dir() else None
+        last = checkpoints.latest(run)
         why = first_line(failure) if failure is not None else "another process could not write its part"
         left = f"{shutil.disk_usage(run).free / 1e9:.3g} GB are free there; " if run.is_dir() else ""
         raise CheckpointError(
