@@ -75,8 +75,9 @@ def make_inputs(folder: Path) -> None:
     model.save_pretrained(folder / "base")
     (folder / "texts").mkdir()
     for shard in range(2):
-        lines = (json.dumps({"text": f"{shard}.{i} " + "ab ba " * (1 + i % 5)}) + "\n" for i in range(32))
-        (folder / "texts" / f"{shard}.jsonl").write_text("".join(lines))
+        texts = [f"{shard}.{i} " + "ab ba " * (1 + i % 5) for i in range(32)]
+        texts[10:10] = texts[25:25] = [" "]  # too short for one prediction
+        (folder / "texts" / f"{shard}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
 def live(inputs: str, folder: str, kill: Kill | None, settings: dict[str, Any], rank: int, world: list[int]) -> None:

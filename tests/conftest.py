@@ -10,9 +10,19 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from .several import Pair
+
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Two processes of one world, for the tests of a module."""
+    made = Pair()
+    yield made
+    made.close()
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from quietstar.lookup import LookUps
-from tests.tiny import seeded
+from tests.tiny import seeded, tiny_model
 
 
 def table(**settings: object) -> nn.Embedding:
@@ -67,6 +67,19 @@ def test_a_module_that_does_more_is_called_as_it_is() -> None:
         assert module.weight.grad.sum() == 2 * 4 * 3
     frozen = table().requires_grad_(False)
     assert not LookUps(frozen)(TOKENS[0]).requires_grad
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_gradient_checkpointing_keeps_the_one_gradient(trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its hook asks for the gradient of what was looked up, in a table that does not train as well."""
+    made, right = [], torch.ops.aten.embedding_dense_backward
+    monkeypatch.setattr(torch.ops.aten, "embedding_dense_backward", lambda *given: made.append(1) or right(*given))
+    model = tiny_model(n_ahead=4).base_lm
+    model.enable_input_require_grads()
+    table = model.get_input_embeddings().requires_grad_(trains)
+    assert table._forward_hooks
+    loss(LookUps(table)).backward()
+    assert len(made) == trains
 
 
 def test_without_gradient_nothing_is_kept() -> None:

@@ -3,6 +3,7 @@
 A thought is looked up token by token, and each look-up of its own makes a gradient as large as the table.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from quietstar.sharding import is_plain, whole
 class LookUps:
     """All look-ups of a forward pass in one table of embeddings.
 
-    A module that does more than look up (an adapter, a factor, a hook), or that is compiled, is called as it is.
+    A module that does more than look up (an adapter, a factor, a hook), or that is compiled, is called as it is. A hook
+    of gradient checkpointing, which only asks for gradient, is heeded.
 
     Args:
         module: the table.
@@ -35,17 +37,24 @@ class LookUps:
             return module(tokens)
         weight = whole(module).weight  # calling a sharded module would take it apart again
         if not (torch.is_grad_enabled() and weight.requires_grad):
-            return nn.functional.embedding(tokens, weight)
+            found = nn.functional.embedding(tokens, weight)
+            return found.requires_grad_() if any(map(_asks_for_gradient, module._forward_hooks.values())) else found
         if self.table is None:
             self.table = _Table.apply(weight, self.parts, module.padding_idx)
         return _LookUp.apply(self.table, tokens, self.parts)
 
 
 def _only_looks_up(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    has_hooks = any(hooks) and not isinstance(module, FSDPModule)  # which has hooks that make its weight whole
+    kinds = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    hooks = [hook for of_kind in kinds for hook in of_kind.values() if not _asks_for_gradient(hook)]
+    has_hooks = bool(hooks) and not isinstance(module, FSDPModule)  # which has hooks that make its weight whole
     only = is_plain(module, nn.Embedding) and "forward" not in vars(module) and not has_hooks
     return only and not (module.sparse or module.scale_grad_by_freq or module.max_norm or torch.compiler.is_compiling())
+
+
+def _asks_for_gradient(hook: Callable[..., Any]) -> bool:
+    """Whether it is the hook that transformers and PEFT put on embeddings whose layers are made again."""
+    return getattr(hook, "__name__", "").startswith("make_inputs_require_grad")
 
 
 class _Table(torch.autograd.Function):

@@ -97,6 +97,18 @@ LORA = dict(lora=True, lora_r=4, lora_alpha=8)
 ORIGINAL = dict(original=True, n_ahead=None, n_ahead_talk=None, policy_weight=None)
 
 
+def test_figures_are_those_of_the_model_that_is_saved(base, texts, tmp_path):
+    """Of the best one, where it is kept: here that of the first evaluation, as the worst is called the best."""
+    best = dict(load_best_model_at_end=True, metric_for_best_model="nll", greater_is_better=True)
+    often = dict(eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2)
+    figures = train(base, texts, tmp_path / "run", max_steps=6, **best, **often)
+    train(tmp_path / "run", texts, tmp_path / "again", max_steps=1, eval_on_start=True)
+    logs = ((tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("run", "again"))
+    nll, again = ([line["eval_nll"] for line in map(json.loads, log) if "eval_nll" in line] for log in logs)
+    assert figures["eval_nll"] == max(nll) != nll[-1]
+    assert figures["eval_nll"] == pytest.approx(again[0], rel=1e-6)
+
+
 def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
 

@@ -23,13 +23,6 @@ FSDP2 = dict(fsdp=True, fsdp_config={"version": 2, "reshard_after_forward": True
 KINDS: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": FSDP2}
 
 
-@pytest.fixture(scope="module")
-def pair():
-    made = Pair()
-    yield made
-    made.close()
-
-
 class Gradients(TrainerCallback):
     """Keeps the gradients of the first step, whole."""
 

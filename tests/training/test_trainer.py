@@ -350,6 +350,8 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_kept(tmp_path, v
     assert [line["bad_steps"] for line in lines] == [1, 1]
     assert all(math.isfinite(line["loss"]) and math.isfinite(line["nll"]) for line in lines)
     assert lines[0]["loss"] == pytest.approx(lines[0]["nll"] + lines[0]["policy_loss"], rel=1e-5)  # of the first step
+    of_good_steps = (lines[0]["loss"] + 2 * lines[1]["loss"]) / 3
+    assert run.state.log_history[-1]["train_loss"] == pytest.approx(of_good_steps, rel=1e-5)
     (file,) = (tmp_path / "bad-steps").iterdir()
     told = json.loads(file.read_text())
     assert (told["step"], told["rank"], told["why"]) == (2, 0, f"the loss is {value}")

@@ -16,13 +16,6 @@ from tests.training.test_trainer import LENGTHS, rows, with_thoughts
 deepspeed = pytest.importorskip("deepspeed", reason="deepspeed is not installed (extra: deepspeed)")
 
 
-@pytest.fixture(scope="module")
-def pair():
-    made = Pair()
-    yield made
-    made.close()
-
-
 def learn_under_zero3(*args: Any, **kwargs: Any) -> dict[str, Any]:
     """`learn`, launched as recipes/accelerate/zero3.yaml has it, on CPUs."""
     os.environ |= {

@@ -4,6 +4,7 @@ from quietstar.cli.options import make_parser, parse, say
 from quietstar.evaluation.arguments import RUN, VOTES, WHAT, EvaluateArguments
 from quietstar.evaluation.run import evaluate
 from quietstar.loading import MODEL, THOUGHTS
+from quietstar.processes import Processes, part_ways
 
 
 def main(argv: list[str]) -> None:
@@ -18,4 +19,6 @@ def main(argv: list[str]) -> None:
     )
     args, given = parse(parser, argv, EvaluateArguments, rest=True)
     evaluate(given["model"], args, config=given["config"])
-    say(f"wrote {args.output_dir or 'runs'}")
+    if Processes.launched().is_first:
+        say(f"wrote {args.output_dir or 'runs'}")
+    part_ways()

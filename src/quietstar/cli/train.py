@@ -1,6 +1,7 @@
 """`quietstar train`: teach a model to think from plain text."""
 
 from quietstar.cli.options import make_parser, parse, say
+from quietstar.processes import part_ways
 from quietstar.training.arguments import GROUPS, ModelArguments, QuietStarTrainingArguments
 from quietstar.training.data import DataArguments
 from quietstar.training.run import run_training
@@ -19,6 +20,7 @@ def main(argv: list[str]) -> None:
     )
     model_args, data_args, args, given = parse(parser, argv, *CLASSES, rest=True)
     figures = run_training(model_args, data_args, args, config=given["config"])
+    part_ways()
     if args.dry_run:
         if args.process_index == 0:
             say(figures["dry_run"].words())

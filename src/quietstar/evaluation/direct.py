@@ -105,12 +105,12 @@ def score_items(
         sequences: of `encode`.
         batch_size: items at a time.
         measure: see `scoring.score`.
-        progress: told how many items are done, and their mean answer probability so far.
+        progress: told how many items this process has done, and their mean answer probability so far.
     """
     sums = [0, 0.0]
 
-    def add(indices: list[int], scores: list[Scores]) -> None:
-        sums[0] += len(indices)
+    def add(scores: list[Scores]) -> None:
+        sums[0] += len(scores)
         sums[1] += float(sum(each.within.sum().exp() for each in scores))
         if progress is not None:
             progress(int(sums[0]), sums[1] / sums[0])

@@ -20,6 +20,7 @@ from quietstar.evaluation.scoring import Continuation, Speaker, Stopwatch, score
 from quietstar.loading import UseArguments, context_length, load_model
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
+from quietstar.processes import Processes
 
 try:
     import lm_eval
@@ -50,6 +51,8 @@ class QuietStarLM(HFLM):
         seed: of sampled thoughts.
         trust_remote_code: run code that lies beside the model.
         kwargs: as lm-eval's `hf` model takes them.
+
+    Where a launcher has started several processes, lm-eval gives each a share of the items, as of any model.
     """
 
     def __init__(
@@ -75,17 +78,32 @@ class QuietStarLM(HFLM):
             seed=seed,
             trust_remote_code=bool(trust_remote_code),
         )
+        self.processes = Processes.launched(use_cpu=args.device == "cpu")
         model = pretrained
         if isinstance(model, str):
             model, kwargs["tokenizer"] = load_model(model, args, original=original)
         super().__init__(pretrained=model, backend="causal", **kwargs)
+        self._rank, self._world_size = self.processes.rank, self.processes.n
         thinks = isinstance(model, QuietStarForCausalLM) and not original
         self.thoughts = {"think": think, **args.thought_settings} if thinks else {}
         if isinstance(model, QuietStarForCausalLM) and original:
             self.thoughts = {"think": "never"}
-        generator = torch.Generator(model.device).manual_seed(seed)
+        generator = torch.Generator(model.device).manual_seed(seed + self._rank)
         policy = ThinkPolicy.parse(think) if thinks else None
         self.speaker = Speaker(model, policy, args.thought_temperature, args.thought_top_p, generator)
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """What each process has, one after the other."""
+        return torch.cat([each.reshape(-1).to(tensor.device) for each in self.processes.gathered(tensor)])
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """What each process has; None on others than `dst`."""
+        found = self.processes.gathered(obj)
+        return found if self.processes.rank == dst else None
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.processes.wait()
 
     @property
     def max_length(self) -> int:
@@ -179,6 +197,7 @@ def run_lm_eval(run: "Evaluation", names: list[str], manager: TaskManager) -> di
                 torch_random_seed=args.seed,
             )
             seconds = watch.seconds
+            answers = run.processes.of_first(answers)  # the others have none
             kept = {key: answers[key] for key in ("results", "versions", "n-samples") if key in answers}
             found[mode][name] = kept | {"seconds": seconds}
             samples[mode] |= answers["samples"]

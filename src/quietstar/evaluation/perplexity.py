@@ -92,12 +92,12 @@ def measure_perplexity(
         thinking: the model with them; None where it has none.
         sequences: of `windows`.
         batch_size: windows at a time.
-        progress: told how many windows are done, and the mean nll so far.
+        progress: told how many windows this process has done, and their mean nll so far.
     """
     sums = [0, 0, 0.0]
 
-    def add(indices: list[int], scores: list[Scores]) -> None:
-        sums[0] += len(indices)
+    def add(scores: list[Scores]) -> None:
+        sums[0] += len(scores)
         sums[1] += sum(len(each.logprob) for each in scores)
         sums[2] -= float(sum(each.logprob.sum() for each in scores))
         if progress is not None:

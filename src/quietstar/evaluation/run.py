@@ -26,6 +26,7 @@ from quietstar.folders import MARKER, claim, refuse_full, refuse_holding, versio
 from quietstar.loading import context_length, load_model
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
+from quietstar.processes import Processes
 
 FREE = frozenset({"overwrite", "resume", "output_dir", "batch_size", "device", "trust_remote_code", "data"})
 """settings that a run which is resumed may change: no answer that is kept depends on them (an answer knows its item)"""
@@ -41,6 +42,7 @@ class Evaluation:
     folder: Path
     figures: list[Figure]
     console: Console
+    processes: Processes
     baseline: Baseline | None = None
 
     @property
@@ -49,10 +51,11 @@ class Evaluation:
         return ["base", "thinking"] if isinstance(self.model, QuietStarForCausalLM) else ["original"]
 
     def speaker(self, mode: str, think: str | None = None) -> Speaker:
-        """The model as it speaks in a mode; sampled thoughts are drawn from the seed anew."""
+        """The model as it speaks in a mode; sampled thoughts are drawn from the seed, and the process, anew."""
         policy = ThinkPolicy.parse(think or self.args.think) if mode == "thinking" else None
-        generator = torch.Generator(self.model.device).manual_seed(self.args.seed)
-        return Speaker(self.model, policy, self.args.thought_temperature, self.args.thought_top_p, generator)
+        generator = torch.Generator(self.model.device).manual_seed(self.args.seed + self.processes.rank)
+        how = (self.args.thought_temperature, self.args.thought_top_p, generator, self.processes)
+        return Speaker(self.model, policy, *how)
 
     def beside_baseline(self, values: torch.Tensor, items: list[Item], name: str, measure: str) -> Estimate | None:
         """How far values [n] lie from an earlier evaluation's; None where there is none."""
@@ -62,21 +65,25 @@ class Evaluation:
 
     @contextmanager
     def progress(self, what: str, n: int, score: str) -> Iterator[Callable[[int, float], None]]:
-        """A bar with the running score."""
+        """A bar with the running score, of the first process."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(
             *columns,
             TextColumn("{task.fields[score]}"),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
+            disable=not (self.console.is_terminal and self.processes.is_first),
         ) as bar:
-            task = bar.add_task(what, total=n, score="")
+            task = bar.add_task(what, total=-(-n // self.processes.n), score="")
             yield lambda done, value: bar.update(task, completed=done, score=f"{score} {value:.4f}")
 
 
 def evaluate(
-    model_name: str, args: EvaluateArguments, console: Console | None = None, *, config: str | None = None
+    model_name: str,
+    args: EvaluateArguments,
+    console: Console | None = None,
+    *,
+    config: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model, and write results.json, results.md and what else was asked for.
 
@@ -86,12 +93,15 @@ def evaluate(
         console: where the progress bar and the table go; None is standard error.
         config: the file that settings came from, which must not be emptied away.
 
+    Processes that torchrun or Accelerate has launched share the work, and the first one writes.
+
     Returns:
         What results.json holds.
 
     Raises:
         QuietStarError: something in the settings, the model, the data or the folder needs the user.
     """
+    processes = Processes.launched(use_cpu=args.device == "cpu")
     console = console or Console(stderr=True, width=None if sys.stderr.isatty() else 160)
     folder = Path(args.output_dir or f"runs/{Path(model_name).name or 'model'}-evaluation")
     settings = {"model": model_name, "settings": asdict(args), "versions": versions()}
@@ -114,7 +124,7 @@ def evaluate(
         lm_tasks = known_tasks(args.lm_eval, args.lm_eval_path)
     model, tokenizer = load_model(model_name, args, original=args.original)
     check_context(model, args)
-    run = Evaluation(model, tokenizer, args, folder, [], console, baseline)
+    run = Evaluation(model, tokenizer, args, folder, [], console, processes, baseline)
     # whatever can be wrong is said before a folder is touched and before long work
     windows = None if text is None else perplexity.windows(text, tokenizer, args.max_length, args.limit)
     encoded = {name: encode_task(run, find_task(name), of_task) for name, of_task in items.items()}
@@ -125,14 +135,16 @@ def evaluate(
                 voting.right_answer(find_task(name), item)
     if args.sweep or (windows is not None and "thinking" in run.modes):
         sweep.pyplot("the picture of a sweep or of a perplexity")
-    claim(folder, settings, overwrite=args.overwrite, resume=args.resume)
+    processes.wait()  # until all have found that it can be done
+    if processes.is_first:
+        claim(folder, settings, overwrite=args.overwrite, resume=args.resume)
 
     sweeps = {}
     for name, of_task in items.items():
         points = direct(run, find_task(name), of_task, *encoded[name])
         if points:
             sweeps[name] = points
-    if sweeps:
+    if sweeps and processes.is_first:
         sweep.picture(sweeps, folder / "sweep.png")
     if args.cot:
         for name, of_task in items.items():
@@ -141,9 +153,12 @@ def evaluate(
     further: dict[str, Any] = {}
     if args.lm_eval:
         further["lm_eval"] = run_lm_eval(run, *lm_tasks)
-    report.write(folder, run.figures, settings, found, sweeps, further)
-    console.print(report.table(run.figures))
-    return json.loads((folder / "results.json").read_text())
+    results: dict[str, Any] = {}
+    if processes.is_first:
+        report.write(folder, run.figures, settings, found, sweeps, further)
+        console.print(report.table(run.figures))
+        results = json.loads((folder / "results.json").read_text())
+    return processes.of_first(results)
 
 
 def check_context(model: PreTrainedModel, args: EvaluateArguments) -> None:
@@ -194,7 +209,8 @@ def direct(
             scores[mode] = score_items(
                 run.speaker(mode), sequences, run.args.batch_size, measure=rule, progress=progress
             )
-        write_items(run.folder / f"{task.name}-{mode}.jsonl", items, scores[mode])
+        if run.processes.is_first:
+            write_items(run.folder / f"{task.name}-{mode}.jsonl", items, scores[mode])
         for measure in ("answer_probability", "exact_match"):
             values = getattr(scores[mode], measure)
             base = getattr(scores["base"], measure) if mode == "thinking" else None
@@ -238,7 +254,7 @@ def chain_of_thought(run: Evaluation, task: Task, items: list[Item]) -> None:
     """Majority votes without thoughts and with them."""
     right: dict[str, torch.Tensor] = {}
     for mode in run.modes:
-        ledger = voting.Ledger(run.folder / f"{task.name}-cot-{mode}.jsonl")
+        ledger = voting.Ledger(run.folder / f"{task.name}-cot-{mode}.jsonl", run.processes)
         thoughts: dict[str, Any] = {}
         if mode != "original":
             thoughts = {"think": run.args.think if mode == "thinking" else "never", **run.args.thought_settings}
@@ -266,7 +282,7 @@ def chain_of_thought(run: Evaluation, task: Task, items: list[Item]) -> None:
                 estimate=share_of(right[mode]),
                 difference=difference,
                 beside_baseline=run.beside_baseline(right[mode], items, f"{task.name}-cot", "right"),
-                seconds=sum(answer["seconds"] for answer in answers),
+                seconds=sum(answer["seconds"] for answer in answers) / run.processes.n,
             )
         )
 
@@ -289,7 +305,7 @@ def text_perplexity(run: Evaluation, windows: list[Any]) -> perplexity.Perplexit
                     notes=f"{mode}: perplexity {torch.tensor(estimate.value).exp():.3f} over {found.n_tokens:,} tokens",
                 )
             )
-    if found.by_nll:
+    if found.by_nll and run.processes.is_first:
         perplexity.picture(found, run.folder / "perplexity.png")
     return found
 

@@ -17,6 +17,7 @@ from quietstar.grid import default_position_ids
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import KINDS, Moment, ThinkPolicy
 from quietstar.predict import Sampling, Text, predict_over_grid
+from quietstar.processes import ALONE, Processes
 from quietstar.trunk import Trunk
 
 STATES = 64
@@ -61,6 +62,8 @@ class Speaker:
     """at which thoughts are sampled"""
     top_p: float = 1.0
     generator: torch.Generator | None = None
+    processes: Processes = ALONE
+    """which share what it is asked"""
     trunk: Trunk = field(init=False)
 
     def __post_init__(self) -> None:
@@ -128,24 +131,25 @@ def score(
     batch_size: int,
     *,
     measure: str | None = None,
-    progress: Callable[[list[int], list[Scores]], None] | None = None,
+    progress: Callable[[list[Scores]], None] | None = None,
 ) -> list[Scores]:
     """Score sequences, in batches by length; thoughts are written at scored positions only.
 
     Args:
-        speaker: the model.
+        speaker: the model; each of its processes scores a share of the sequences, and gets all scores.
         sequences: what is scored.
-        batch_size: sequences at a time.
+        batch_size: sequences at a time, of each process.
         measure: name of a policy's rule whose measure is wanted at each position.
-        progress: told the indices and scores of each batch.
+        progress: told the scores of each batch of this process.
     """
+    ours = speaker.processes.share(sequences)
     found: dict[int, Scores] = {}
-    for indices in by_length(sequences, batch_size):
-        scores = _score_batch(speaker, [sequences[index] for index in indices], measure)
+    for indices in by_length(ours, batch_size):
+        scores = _score_batch(speaker, [ours[index] for index in indices], measure)
         found |= dict(zip(indices, scores, strict=True))
         if progress is not None:
-            progress(indices, scores)
-    return [found[index] for index in range(len(sequences))]
+            progress(scores)
+    return speaker.processes.together([found[index] for index in range(len(ours))], len(sequences))
 
 
 def _score_batch(speaker: Speaker, batch: list[Continuation], measure: str | None) -> list[Scores]:

@@ -4,6 +4,7 @@ The defaults are those of the released script. An answer is written on disk as s
 is killed goes on where it was.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -20,7 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from quietstar.errors import CheckpointError, DataError
 from quietstar.evaluation.scoring import Stopwatch
 from quietstar.evaluation.tasks import Item, Task
+from quietstar.folders import write_whole
 from quietstar.loading import context_length, prompt_ids, text_after
+from quietstar.processes import ALONE, Processes
 
 STOPS = ("Q:", "\n\n\n")
 """where a worked answer ends, as the model has begun with another question"""
@@ -186,26 +189,56 @@ LINE: dict[str, Any] = {
 class Ledger:
     """Finished answers, a JSON line each, on disk before the next question is asked.
 
+    Several processes write a file each, NAME.rank-N.jsonl beside NAME.jsonl, which are made one when all are done, or
+    when a ledger is opened the next time.
+
     Args:
         path: the file; what lies in it is kept.
+        processes: which share the questions; each must open it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, processes: Processes = ALONE) -> None:
         self.path = path
-        self.answers = {answer["index"]: answer for answer in self._read()}
+        self.processes = processes
+        self.answers: dict[int, dict[str, Any]] = {}
         """by the question's index"""
+        if self.processes.is_first:
+            self._make_one()
+        self.answers = self.processes.of_first(self.answers)
 
-    def _read(self) -> Iterator[dict[str, Any]]:
+    @property
+    def own_path(self) -> Path:
+        """Where this process writes."""
+        rank, n = self.processes.rank, self.processes.n
+        return self.path if n == 1 else self.path.with_name(f"{self.path.stem}.rank-{rank}{self.path.suffix}")
+
+    def _make_one(self) -> None:
+        parts = sorted(self.path.parent.glob(f"{glob.escape(self.path.stem)}.rank-*{self.path.suffix}"))
+        for path in (self.path, *parts):
+            self.answers |= {answer["index"]: answer for answer in self._read(path)}
+        if parts:
+            write_whole(self.path, "".join(_line(self.answers[index]) for index in sorted(self.answers)))
+        for path in parts:
+            path.unlink()
+
+    def gather(self) -> None:
+        """Let every process have the answers of all, in one file; every process must call it."""
+        for answers in self.processes.gathered(self.answers):
+            self.answers |= answers
+        if self.processes.is_first:
+            self._make_one()
+
+    def _read(self, path: Path) -> Iterator[dict[str, Any]]:
         """What is there. A last line that a kill has torn is taken out of the file.
 
         Raises:
             CheckpointError: another line is none of ours.
         """
-        if not self.path.is_file():
+        if not path.is_file():
             return
-        whole, _, torn = self.path.read_bytes().rpartition(b"\n")
+        whole, _, torn = path.read_bytes().rpartition(b"\n")
         if torn:
-            with self.path.open("r+b") as file:
+            with path.open("r+b") as file:
                 file.truncate(len(whole) + 1 if whole else 0)
         for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
             try:
@@ -213,16 +246,20 @@ class Ledger:
                 if wrong := [name for name, kind in LINE.items() if not isinstance(answer[name], kind)]:
                     raise TypeError(*wrong)
             except (ValueError, TypeError, KeyError, RecursionError) as error:
-                raise CheckpointError(f"line {number} of {self.path} is no answer; take that file away") from error
+                raise CheckpointError(f"line {number} of {path} is no answer; take that file away") from error
             yield answer
 
     def add(self, answer: dict[str, Any]) -> None:
         """Write an answer, and see to it that it is on disk."""
-        with self.path.open("ab") as file:
-            file.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+        with self.own_path.open("ab") as file:
+            file.write(_line(answer).encode())
             file.flush()
             os.fsync(file.fileno())
         self.answers[answer["index"]] = answer
+
+
+def _line(answer: dict[str, Any]) -> str:
+    return json.dumps(answer, ensure_ascii=False) + "\n"
 
 
 def vote_on(
@@ -238,6 +275,8 @@ def vote_on(
 ) -> list[dict[str, Any]]:
     """Ask each question that has not been answered yet; the answers to all of them, in the dataset's order.
 
+    The ledger's processes share the questions.
+
     Raises:
         CheckpointError: an answer that is there is to another question.
     """
@@ -248,9 +287,10 @@ def vote_on(
                 f"{ledger.path} holds an answer to another question {item.index + 1} than the data have now; give the "
                 "old data, another output_dir, or --overwrite"
             )
-    for item in items:
-        if item.index not in answers:
-            ledger.add(vote(model, tokenizer, task, item, settings, seed, **thoughts))
+    asked = [item for item in items if item.index not in answers]
+    for item in asked[ledger.processes.rank :: ledger.processes.n]:
+        ledger.add(vote(model, tokenizer, task, item, settings, seed, **thoughts))
         if progress is not None:
             progress(len(answers), sum(answer["right"] for answer in answers.values()) / len(answers))
-    return [answers[item.index] for item in items]
+    ledger.gather()
+    return [ledger.answers[item.index] for item in items]

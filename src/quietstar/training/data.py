@@ -182,7 +182,7 @@ class TextCollator:
 
         Returns:
             input_ids, attention_mask and labels, each [B, S] of int64; labels are -100 at padding. Rows of a stream
-            also give `place`, [B, 2] of int64.
+            also give `place`, [B, 4] of int64.
         """
         ids = [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in features]
         labels = [torch.as_tensor(row.get("labels", row["input_ids"]), dtype=torch.long) for row in features]

@@ -1,6 +1,7 @@
 """A trainer whose runs go on from their checkpoints bit by bit, and end with one when a signal says so."""
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class DurableTrainer(SavingTrainer):
             self.args.eval_on_start = evaluates_first
         if self.stopped_by is not None:
             raise self.stopped_by
-        return result
+        return result._replace(training_loss=result.metrics.get("train_loss", math.nan))
 
     def refuse_changes(self, checkpoint: Path) -> None:
         """Refuse to resume from a checkpoint what would not be the same run.
@@ -192,7 +193,7 @@ class DurableTrainer(SavingTrainer):
         """Go on from a `progress`."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Leave bad steps out of the mean loss, and count them; count the time before a run was resumed, too."""
+        """Leave bad steps out of mean losses, and count them; count the time before a run was resumed, too."""
         if "loss" in logs:
             n, bad = self.state.global_step - self._logged_at, self.bad_steps.count - self._bad_at_log
             if n > bad:
@@ -201,6 +202,12 @@ class DurableTrainer(SavingTrainer):
                 del logs["loss"]
             logs["bad_steps"] = self.bad_steps.count
             self._logged_at, self._bad_at_log = self.state.global_step, self.bad_steps.count
+        if "train_loss" in logs:
+            n, bad = self.state.global_step - self._initial_global_step, self.bad_steps.count
+            if n > bad:
+                logs["train_loss"] *= n / (n - bad)
+            else:
+                del logs["train_loss"]
         if "train_runtime" in logs:
             now, whole = logs["train_runtime"], logs["train_runtime"] + self._seconds_before
             logs["train_runtime"] = whole

@@ -69,7 +69,6 @@ def run_training(
         save(trainer, tokenizer, plain=model_args.original, merge=model_args.merge or model_args.original)
         write_figures(trainer, figures)
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.state.destroy_process_group()  # or its threads may outlive the interpreter
     return figures
 
 
@@ -142,11 +141,11 @@ def write_figures(trainer: QuietStarTrainer, figures: dict[str, Any]) -> None:
     train_dataset: Any = trainer.train_dataset
     if trainer.is_world_process_zero():
         folder = Path(str(trainer.args.output_dir))
-        figures["n_skipped_texts"] = train_dataset.n_skipped
+        figures["n_skipped_texts"] = trainer.n_skipped_texts
         write_whole(folder / "results.json", json.dumps(figures, indent=2) + "\n")
         write_whole(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in trainer.state.log_history))
     if isinstance(train_dataset, StreamedTextWindows):
-        logger.info("%s", _skipped(train_dataset))
+        logger.info(_SKIPPED.format(trainer.n_skipped_texts))
 
 
 @contextmanager
@@ -170,13 +169,12 @@ def log_texts(train_dataset: TextWindows | StreamedTextWindows, eval_dataset: Te
     if isinstance(train_dataset, StreamedTextWindows):
         logger.info("training on a stream of texts; those too short for one prediction are skipped")
     else:
-        logger.info("%s rows to train on; %s", f"{len(train_dataset):,}", _skipped(train_dataset))
+        logger.info("%s rows to train on; %s", f"{len(train_dataset):,}", _SKIPPED.format(train_dataset.n_skipped))
     if eval_dataset is not None:
-        logger.info("%s rows held out; %s", f"{len(eval_dataset):,}", _skipped(eval_dataset))
+        logger.info("%s rows held out; %s", f"{len(eval_dataset):,}", _SKIPPED.format(eval_dataset.n_skipped))
 
 
-def _skipped(dataset: TextWindows | StreamedTextWindows) -> str:
-    return f"{dataset.n_skipped:,} texts too short for one prediction were skipped"
+_SKIPPED = "{:,} texts too short for one prediction were skipped"
 
 
 def train_without_thoughts(args: QuietStarTrainingArguments) -> None:
@@ -224,11 +222,17 @@ def save(trainer: QuietStarTrainer, tokenizer: PreTrainedTokenizerBase, *, plain
 
 
 def last_evaluation(trainer: QuietStarTrainer) -> dict[str, float]:
-    """Figures of held-out text after the last step; an evaluation is run where the last step had none."""
+    """Figures of held-out text of the model that is saved: the last step's, or the best one's where that is kept.
+
+    An evaluation is run where there was none.
+    """
     if trainer.eval_dataset is None:
         return {}
+    step = trainer.state.global_step
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
+        step = trainer.state.best_global_step
     for line in reversed(trainer.state.log_history):
-        if "eval_loss" in line and line["step"] == trainer.state.global_step:
+        if "eval_loss" in line and line["step"] == step:
             return {name: value for name, value in line.items() if name.startswith("eval_")}
     return trainer.evaluate()
 

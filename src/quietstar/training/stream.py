@@ -40,9 +40,9 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
     on its text's number in the rank's stream and so not on the number of workers; packed rows do, since each
     worker fills its own.
 
-    A row has "input_ids", and "place" of [n, offset, epoch]: after this row its worker goes on with text n of the
-    rank's stream in that epoch, `offset` tokens of which are used up (always 0 without packing). `start_at` goes back
-    to places.
+    A row has "input_ids", and "place" of [n, offset, epoch, n_skipped]: after this row its worker goes on with text n
+    of the rank's stream in that epoch, `offset` tokens of which are used up (always 0 without packing); so many of its
+    texts before were too short for one prediction. `start_at` goes back to places.
 
     `split`, `set_epoch` and `start_at` hold from the next pass on. They also reach workers that are running,
     persistent ones, and must be called before that pass is begun by `iter` of the DataLoader.
@@ -84,13 +84,7 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
         self._rank = shared([0, 1])
         # Slots for each worker, so that no lock is needed. A start is W (0 where there is none), the number of the
         # worker whose texts are continued, and its place.
-        self._skipped = shared([0] * MAX_WORKERS)
-        self._starts = shared([[0] * 5] * MAX_WORKERS)
-
-    @property
-    def n_skipped(self) -> int:
-        """How many texts too short for one prediction the current or last epoch has met, over this rank's workers."""
-        return int(self._skipped.sum())
+        self._starts = shared([[0] * 6] * MAX_WORKERS)
 
     def split(self, rank: int, n_ranks: int) -> None:
         """Read the share of the texts that is this rank's, of ranks 0 up to `n_ranks` - 1.
@@ -113,8 +107,8 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
         were. Texts before a place are read again, but not tokenized.
 
         Args:
-            places: for each worker the "place" of its last row, or [0, 0, epoch] where it has given none. No places:
-                begin at the start after all.
+            places: for each worker the "place" of its last row, or [0, 0, epoch, 0] where it has given none. No
+                places: begin at the start after all.
             next_worker: the worker whose turn it was, which is the one after the worker of the last batch, see
                 `worker_of`: with it, batches also come in the order in which they would have come.
 
@@ -130,10 +124,10 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
             place = by_worker.get(worker, [])
             if place[:2] == [0, 0]:
                 place = [worker, *place[1:]]
-            if len(place) != 3 or min(place) < 0 or worker_of(place, n_workers) != worker:
+            if len(place) != 4 or min(place) < 0 or worker_of(place, n_workers) != worker:
                 raise SettingsError(
                     f"places are {by_worker}, which {n_workers} workers, numbered from 0, do not have: pass for each "
-                    "the place of its last row, or [0, 0, epoch]"
+                    "the place of its last row, or [0, 0, epoch, 0]"
                 )
             starts.append([n_workers, worker, *place])
         self._starts.zero_()
@@ -143,27 +137,25 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
         info = get_worker_info()
         slot, n_workers = (info.id, info.num_workers) if info else (0, 1)
-        self._skipped[slot] = 0
-        if slot == 0:
-            self._skipped[n_workers:] = 0
-        worker, n, offset, epoch = self._take_start(slot, n_workers)
+        worker, *place = self._take_start(slot, n_workers)
         while True:
             n_given = 0
-            for row in self._epoch_rows(slot, worker, n_workers, n, offset, epoch):
+            for row in self._epoch_rows(worker, n_workers, *place):
                 n_given += 1
                 yield row
+            n, offset, epoch, _ = place
             if not self.endless or (n_given == 0 and [n, offset] == [worker, 0]):
                 return
-            n, offset, epoch = worker, 0, epoch + 1
-            self._skipped[slot] = 0
+            place = [worker, 0, epoch + 1, 0]
 
     def _epoch_rows(
-        self, slot: int, worker: int, n_workers: int, n: int, offset: int, epoch: int
+        self, worker: int, n_workers: int, n: int, offset: int, epoch: int, n_skipped: int
     ) -> Iterator[dict[str, list[int]]]:
         """The rows of a worker in an epoch, from a place on."""
         rank, n_ranks = self._rank.tolist()
         texts = islice(self._read(epoch, rank, n_ranks), n, None, n_workers)
-        lists = self._count_skipped(token_lists(texts, self.tokenizer, self.separator), slot)
+        skipped: list[int] = []
+        lists = _noting_empty(token_lists(texts, self.tokenizer, self.separator), skipped)
         if self.packing:
             rows = packed_with_places(lists, self.max_length, offset, first=[n, offset] == [worker, 0])
         else:
@@ -172,16 +164,16 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
         empty = True
         for row, n_used, offset in rows:
             empty = False
-            yield {"input_ids": row, "place": [n + n_used * n_workers, offset, epoch]}
+            yield {"input_ids": row, "place": [n + n_used * n_workers, offset, epoch, n_skipped + len(skipped)]}
         # A worker, or a rank, may have nothing in its share of a short stream; that is no error if another has.
         if empty and not any(token_lists(self._read(epoch), self.tokenizer, self.separator)):
             raise none_usable(sum(1 for _ in self._read(epoch)), self.source)
 
-    def _take_start(self, slot: int, n_workers: int) -> tuple[int, int, int, int]:
+    def _take_start(self, slot: int, n_workers: int) -> tuple[int, int, int, int, int]:
         """Which worker's texts the process in a slot reads, and the place where it starts."""
-        n_recorded, worker, n, offset, epoch = self._starts[slot].tolist()
+        n_recorded, worker, n, offset, epoch, n_skipped = self._starts[slot].tolist()
         if not n_recorded:
-            return slot, slot, 0, int(self._epoch)
+            return slot, slot, 0, int(self._epoch), 0
         if n_recorded != n_workers:
             processes = n_recorded if n_recorded > 1 else "0 or 1"
             raise SettingsError(
@@ -189,7 +181,7 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
                 f"{n_workers}, which would read other texts: pass --dataloader_num_workers {processes}"
             )
         self._starts[slot] = 0
-        return worker, n, offset, epoch
+        return worker, n, offset, epoch, n_skipped
 
     def _read(self, epoch: int, rank: int = 0, n_ranks: int = 1) -> Iterator[str | None]:
         """The texts of a rank's stream, shuffled."""
@@ -204,12 +196,6 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
                 yield from block
                 number += 1
 
-    def _count_skipped(self, lists: Iterable[list[int]], slot: int) -> Iterator[list[int]]:
-        for tokens in lists:
-            if not tokens:
-                self._skipped[slot] += 1
-            yield tokens
-
     def _windows(
         self, lists: Iterable[list[int]], epoch: int, index: int, step: int
     ) -> Iterator[tuple[list[int], int, int]]:
@@ -218,6 +204,14 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
             if tokens:
                 start = window_start(len(tokens), self.max_length, self.seed, epoch, index + i * step)
                 yield tokens[start : start + self.max_length], i + 1, 0
+
+
+def _noting_empty(lists: Iterable[list[int]], numbers: list[int]) -> Iterator[list[int]]:
+    """The lists, and the numbers of those that are empty."""
+    for number, tokens in enumerate(lists):
+        if not tokens:
+            numbers.append(number)
+        yield tokens
 
 
 def worker_of(place: Sequence[int], n_workers: int) -> int:

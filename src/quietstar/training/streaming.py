@@ -77,7 +77,7 @@ class StreamingTrainer(DurableTrainer):
             if (places := batch.pop("place", None)) is not None:
                 place = places[-1].tolist()
                 worker = worker_of(place, n_workers)
-                self._places = self._places or [[0, 0, 0] for _ in range(n_workers)]
+                self._places = self._places or [[0, 0, 0, 0] for _ in range(n_workers)]
                 self._places[worker], self._next_worker = place, (worker + 1) % n_workers
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
@@ -90,6 +90,13 @@ class StreamingTrainer(DurableTrainer):
             )
         self._note_places(batches)
         return batches, counts
+
+    @property
+    def n_skipped_texts(self) -> int:
+        """How many texts were too short for one prediction; of a stream, in this epoch and this process's share."""
+        if self._stream is None:
+            return getattr(self.train_dataset, "n_skipped", 0)
+        return sum(n_skipped for *_, n_skipped in self._places)
 
     def progress(self) -> dict[str, Any]:
         """The place in a stream."""

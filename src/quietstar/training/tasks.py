@@ -1,7 +1,5 @@
 """Direct tasks at every evaluation of a training run."""
 
-import torch
-from accelerate.utils import gather
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.evaluation.direct import alphabet_of, encode, score_items
@@ -9,6 +7,7 @@ from quietstar.evaluation.scoring import Continuation, Speaker
 from quietstar.evaluation.tasks import find_task, load_items, parse_data
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
+from quietstar.processes import Processes
 
 
 class TaskFigures:
@@ -41,8 +40,7 @@ class TaskFigures:
         *,
         thinks: bool,
         prefix: str,
-        rank: int = 0,
-        n_ranks: int = 1,
+        processes: Processes,
     ) -> dict[str, float]:
         """Mean answer probability and share of exact matches of each task, with seconds and items a second.
 
@@ -51,22 +49,15 @@ class TaskFigures:
             batch_size: items at a time.
             thinks: with thoughts at the scored positions, greedy; or the base model alone.
             prefix: of the figures' names.
-            rank, n_ranks: each process scores every n-th item, as many as the others; all of them get all figures.
+            processes: which share the items; all of them get all figures.
         """
         figures: dict[str, float] = {}
         for name, sequences in self.sequences.items():
-            speaker = Speaker(model, ThinkPolicy.parse("always") if thinks else None)
-            n_each = -(-len(sequences) // n_ranks)
-            ours = [sequences[min(rank + i * n_ranks, len(sequences) - 1)] for i in range(n_each)]
-            found = score_items(speaker, ours, batch_size)
-            scores = torch.stack([found.answer_probability.double(), found.exact_match.double()], dim=1).to(
-                model.device
-            )
-            by_item = gather(scores).view(n_ranks, n_each, 2).transpose(0, 1).flatten(0, 1)
-            means = by_item[: len(sequences)].mean(0)
+            speaker = Speaker(model, ThinkPolicy.parse("always") if thinks else None, processes=processes)
+            found = score_items(speaker, sequences, batch_size)
             figures |= {
-                f"{prefix}_{name}_answer_probability": float(means[0]),
-                f"{prefix}_{name}_exact_match": float(means[1]),
+                f"{prefix}_{name}_answer_probability": float(found.answer_probability.mean()),
+                f"{prefix}_{name}_exact_match": float(found.exact_match.double().mean()),
                 f"{prefix}_{name}_runtime": round(found.seconds, 4),
                 f"{prefix}_{name}_samples_per_second": round(len(sequences) / found.seconds, 3),
             }

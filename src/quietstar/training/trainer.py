@@ -13,6 +13,7 @@ from quietstar.base import holds_thinking_model, load_tokenizer
 from quietstar.errors import SettingsError
 from quietstar.learn import IGNORED, Counts
 from quietstar.model import QuietStarForCausalLM, QuietStarOutput
+from quietstar.processes import Processes
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.callbacks import FollowEpoch, ProgressLines, ShowThoughts
 from quietstar.training.data import TextCollator, pad_token_id
@@ -241,8 +242,7 @@ class QuietStarTrainer(StreamingTrainer):
                     self.args.per_device_eval_batch_size,
                     thinks=self.args.think_fraction > 0,
                     prefix=prefix,
-                    rank=self.args.process_index,
-                    n_ranks=self.args.world_size,
+                    processes=Processes(self.args.process_index, self.args.world_size),
                 )
         finally:
             model.train(was_training)
