@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,18 @@ def only_our_errors(load: Callable[[], object]) -> object:
     except QuietStarError as error:
         assert_one_line(error)
         return None
+
+
+def with_images(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as Parquet, each with an image, and a list of one, that lie nowhere."""
+    from datasets import Dataset, Features, Image, List
+    from pyarrow import Table
+    from pyarrow.parquet import write_table
+
+    nowhere = {"path": "nowhere.png", "bytes": None}
+    features = Dataset.from_list(rows).features | {"image": Image(), "images": List(Image())}
+    table = Table.from_pylist([row | {"image": nowhere, "images": [nowhere]} for row in rows])
+    write_table(table.cast(Features(features).arrow_schema), file)
 
 
 class Surprise:

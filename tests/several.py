@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as multiprocessing
 
-SECONDS = 120
+SECONDS = 300
 """for one function; processes that wait for one another would never end"""
 
 

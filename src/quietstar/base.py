@@ -20,11 +20,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from quietstar.attention import SplitAttention, attention_backend, default_backend
 from quietstar.config import QuietStarConfig
-from quietstar.errors import CheckpointError, QuietStarError, SettingsError, UnsupportedModelError
+from quietstar.errors import QuietStarError, SettingsError, UnsupportedModelError
 from quietstar.grid import ThoughtGrid
 from quietstar.sharding import gathered, is_partitioned
 from quietstar.trunk import Trunk
-from quietstar.untrusted import ADVICE, check_fields, check_folder, first_line, loading
+from quietstar.untrusted import check_alone, check_config, check_folder, first_line, loading
 
 if TYPE_CHECKING:
     from quietstar.model import QuietStarForCausalLM
@@ -102,22 +102,24 @@ def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
         SettingsError: its config asks for what no model needs.
         UnsupportedModelError: it is no decoder-only language model.
     """
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise CheckpointError(f"folder {str(name)!r} holds no config.json: {ADVICE}")
     kwargs = {"trust_remote_code": False, **kwargs}
     with loading(name):
+        check_alone(name, **hub_arguments(kwargs))
         if not kwargs["trust_remote_code"] and "gguf_file" not in kwargs:
             _check_before_loading(str(name), **kwargs)
         return AutoModelForCausalLM.from_pretrained(str(name), **kwargs)
+
+
+def hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of `from_pretrained` that say where a file lies."""
+    return {key: kwargs[key] for key in (HUB_ARGUMENTS | {"subfolder"}) & kwargs.keys()}
 
 
 def _check_before_loading(
     name: str, config: PreTrainedConfig | None = None, subfolder: str = "", **kwargs: Any
 ) -> None:
     """Raise where a base model's config and files ask for what they should not; see `quietstar.untrusted`."""
-    hub = {key: kwargs[key] for key in HUB_ARGUMENTS & kwargs.keys()}
-    with suppress(OSError):  # whoever loads it will say what is wrong
-        check_fields(PreTrainedConfig.get_config_dict(name, subfolder=subfolder, **hub)[0], "config.json")
+    check_config(name, subfolder=subfolder, **hub_arguments(kwargs))
     if Path(name, subfolder).is_dir():
         no_code = {"trust_remote_code": False}
         config = config or AutoConfig.from_pretrained(name, subfolder=subfolder, **no_code)

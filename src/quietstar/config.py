@@ -8,11 +8,9 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError
-from quietstar.untrusted import check_fields, is_number, is_whole, loading, reason, shown
+from quietstar.untrusted import FROM_ELSEWHERE, check_fields, check_there, is_number, is_whole, loading, reason, shown
 
 INNER_IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
-FROM_ELSEWHERE = frozenset({"auto_map", "_auto_class", "transformers_weights"})
-"""fields of a config that point at code and files beside it; a thinking model has none"""
 
 NAMES = "a list of modules' names"
 LORA = {
@@ -97,6 +95,7 @@ class QuietStarConfig(PreTrainedConfig):
             SettingsError: a setting in it is impossible.
         """
         with loading(pretrained_model_name_or_path):
+            check_there(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
@@ -108,7 +107,8 @@ class QuietStarConfig(PreTrainedConfig):
             SettingsError: a setting is impossible.
         """
         try:
-            check_fields(config_dict, "config.json")
+            own = {name: value for name, value in config_dict.items() if name != "base_config"}
+            check_fields(own, "config.json")
             if (family := config_dict.get("model_type", cls.model_type)) != cls.model_type:
                 raise CheckpointError(
                     f"config.json has model_type {shown(family)}, which is no thinking model's; from_base gives "

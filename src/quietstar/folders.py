@@ -1,9 +1,13 @@
 """Folders of runs: nothing that lies in one is overwritten unasked."""
 
+import errno
+import fcntl
 import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,8 @@ MARKER = "run.json"
 """lies in every folder of ours, with the settings of the run"""
 UNFINISHED = ".being-written"
 """ends the names of files that are being written"""
+RUNNING = f"run{UNFINISHED}"
+"""lies in a folder while a run is at work in it, which holds a lock on it; or after one that was killed"""
 
 
 def claim(folder: str | Path, settings: dict[str, Any], *, overwrite: bool = False, resume: bool = False) -> Path:
@@ -34,7 +40,7 @@ def claim(folder: str | Path, settings: dict[str, Any], *, overwrite: bool = Fal
     refuse_full(folder, overwrite=overwrite, resume=resume)
     folder = Path(folder)
     if not is_empty(folder) and not resume:
-        for item in folder.iterdir():
+        for item in (item for item in folder.iterdir() if item.name != RUNNING):
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +92,33 @@ def refuse_holding(folder: str | Path, inputs: list[str | None]) -> None:
     for name in inputs:
         if name and Path(name).exists() and Path(name).resolve().is_relative_to(folder):
             raise SettingsError(f"output_dir {folder} holds {name}, which this run reads; give another output_dir")
+
+
+@contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """Be the only run in a folder, which is made where it is not there.
+
+    Raises:
+        SettingsError: the folder cannot be made, or another run is at work in it.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / RUNNING).open("ab")
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    with file:
+        try:  # a lock that ends with the process, and that its children do not share
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):  # or else the file system knows no locks
+                raise SettingsError(
+                    f"another run is at work in output_dir {folder}; wait until it has ended, or give another folder"
+                ) from error
+        try:
+            yield
+        finally:
+            (folder / RUNNING).unlink(missing_ok=True)
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache
 
 from quietstar import learn
 from quietstar.attention import attention_backend, default_backend
-from quietstar.base import best_backend, check_base, give_thoughts
+from quietstar.base import best_backend, check_base, give_thoughts, hub_arguments
 from quietstar.checks import check_arguments, check_thoughts
 from quietstar.config import QuietStarConfig
 from quietstar.errors import CheckpointError, SettingsError
@@ -44,7 +44,7 @@ from quietstar.predict import (
     where_thoughts_count,
 )
 from quietstar.trunk import Trunk, check_reach
-from quietstar.untrusted import check_folder, loading
+from quietstar.untrusted import check_alone, check_folder, loading
 
 if TYPE_CHECKING:
     from quietstar.inspection.trace import Trace
@@ -371,6 +371,8 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs = {"trust_remote_code": False, **kwargs}
         with loading(args[0] if args else "the checkpoint"):
+            if args and args[0] is not None:
+                check_alone(args[0], **hub_arguments(kwargs))
             folder = Path(args[0], kwargs.get("subfolder", "")) if args and args[0] is not None else None
             if folder is not None and folder.is_dir():
                 config = kwargs.get("config")

@@ -6,7 +6,7 @@ import pickle
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.utils import find_adapter_config_file
 
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError, UnsupportedModelError
 
@@ -31,6 +33,8 @@ IMPLEMENTATIONS = frozenset(
     for end in ("", "_internal")
 )
 """fields that say how attention and experts are computed; with a slash they name a repository of code"""
+FROM_ELSEWHERE = frozenset({"auto_map", "_auto_class", "transformers_weights"})
+"""fields of a config that point at code and files beside it"""
 DENSEST = 8
 """weights that a byte of a file may hold"""
 SLACK = 2**24
@@ -63,12 +67,19 @@ def loading(name: str | Path) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or so much of it as one reads."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return (_message(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def reason(error: BaseException) -> str:
     """An error's type and message on one line, for those whose message does not say what they are."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {' '.join(_message(error).split())[:300]}"
+
+
+def _message(error: BaseException) -> str:
+    """What an error says, without a stack of C++, and without torch's advice to open a pickle all the same."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "a pickle that is damaged, or holds more than tensors, was not opened"
+    return str(error).split("\nException raised from")[0]
 
 
 def shown(value: Any) -> str:
@@ -101,15 +112,56 @@ def check_fields(fields: Mapping[str, Any], where: str) -> None:
 
     Raises:
         SettingsError: a field asks for more parts than any model has, or names code of another repository, which
-            transformers would fetch and run.
+            transformers would fetch and run; or a config within this one points at code. (What this one points at
+            itself is heeded only where the user says so.)
     """
-    for name, value in chain.from_iterable(part.items() for part in _mappings(fields)):
+    whole, *within = _mappings(fields)
+    for name in chain.from_iterable(within):
+        if name in FROM_ELSEWHERE:
+            raise SettingsError(
+                f"{where} has {name} in a config within it, which points at code of its own; take it out, or look at "
+                "that code and add --trust_remote_code"
+            )
+    for name, value in chain.from_iterable(part.items() for part in (whole, *within)):
         if COUNTS.fullmatch(str(name)) and isinstance(value, int) and value > MOST:
             raise SettingsError(f"{where} has {name} {shown(value)}; give at most {MOST}")
         if str(name) in IMPLEMENTATIONS and "/" in str(value):
             raise SettingsError(
                 f"{where} has {name} {shown(value)}, code of another repository; take it out, and ask for it when you "
                 "load the model"
+            )
+
+
+def check_config(name: str | Path, **hub: Any) -> None:
+    """Look through the config of a plain model, where it can be read.
+
+    Args:
+        name: hub name or folder.
+        hub: subfolder, revision, cache_dir, token, as `from_pretrained` takes them.
+
+    Raises:
+        CheckpointError: a folder has no config.
+        SettingsError: as `check_fields`.
+    """
+    check_there(name, hub.get("subfolder", ""))
+    with suppress(OSError):  # whoever loads it will say what is wrong
+        check_fields(PreTrainedConfig.get_config_dict(str(name), **hub)[0], "config.json")
+
+
+def check_there(name: str | Path, subfolder: str = "") -> None:
+    """Raise CheckpointError where a folder has no config, which transformers would take for one of defaults."""
+    folder = Path(name, subfolder)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise CheckpointError(f"folder {str(folder)!r} holds no config.json: {ADVICE}")
+
+
+def check_alone(name: str | Path, **hub: Any) -> None:
+    """Raise CheckpointError where adapters of PEFT lie beside a model, which transformers would put into it."""
+    with suppress(OSError):
+        if find_adapter_config_file(str(name), **hub) is not None:
+            raise CheckpointError(
+                f"{str(name)!r} has adapters beside the model (adapter_config.json), which would change it unasked; "
+                "merge them into it by PEFT's merge_and_unload, or take that file away"
             )
 
 

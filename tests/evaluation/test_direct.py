@@ -17,6 +17,7 @@ from quietstar.evaluation.sweep import sweep, swept_rule
 from quietstar.evaluation.tasks import TASKS, Item, find_task, load_items, parse_data
 from quietstar.policy import ThinkPolicy
 
+from ..elsewhere import with_images
 from ..tiny import tiny_model
 from ..tiny_tokenizer import byte_tokenizer
 
@@ -264,6 +265,14 @@ def test_files_of_other_formats_are_read_or_refused(tmp_path: Path) -> None:
 
     datasets.Dataset.from_list(CSQA[1:2]).to_parquet(str(tmp_path / "a.parquet"))
     assert load_items(TASKS["csqa"], str(tmp_path / "a.parquet"))[0].answer == " B"
+    # as a pattern, the name of this one is that of the other
+    datasets.Dataset.from_list([CSQA[1] | {"question": "Who?"}]).to_parquet(str(tmp_path / "[a].parquet"))
+    assert load_items(TASKS["csqa"], str(tmp_path / "[a].parquet"))[0].question.startswith("Who?")
+
+
+def test_what_a_row_names_is_not_opened(tmp_path: Path) -> None:
+    with_images(tmp_path / "a.parquet", [CSQA[1]])
+    assert len(load_items(TASKS["csqa"], str(tmp_path / "a.parquet"))) == 1
 
 
 REFUSED = {

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quietstar.errors import CheckpointError
-from quietstar.evaluation.tasks import TASKS, load_items
-from quietstar.evaluation.voting import LINE, Ledger
+from quietstar.errors import CheckpointError, SettingsError
+from quietstar.evaluation.baseline import Baseline
+from quietstar.evaluation.run import refuse_changed
+from quietstar.evaluation.tasks import TASKS, Item, load_items
+from quietstar.evaluation.voting import LINE, Ledger, digest
+from quietstar.folders import MARKER
 
 from ..elsewhere import only_our_errors, refused
 
@@ -82,6 +85,48 @@ def test_an_answer_of_another_type_is_none(tmp_path: Path, name: str, value: obj
         json.dumps(ANSWER) + "\n" + json.dumps(ANSWER | {name: value if name not in ("votes", "texts") else 3}) + "\n"
     )
     refused(lambda: Ledger(path), "line 2 of", CheckpointError)
+
+
+@pytest.mark.parametrize(
+    ("content", "left"),
+    [
+        (b"a diary without an end of line", None),
+        (json.dumps(ANSWER).encode(), json.dumps(ANSWER).encode() + b"\n"),
+        (json.dumps(ANSWER).encode() + b'\n{"index": 1, "texts": ["}', json.dumps(ANSWER).encode() + b"\n"),
+        (b'{"ind', b""),
+    ],
+)
+def test_the_end_of_a_file_is_taken_away_only_where_it_is_a_torn_answer(
+    tmp_path: Path, content: bytes, left: bytes | None
+) -> None:
+    """None: refused, and as it was."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    if left is None:
+        refused(lambda: Ledger(path), "line 1 of .* is no answer", CheckpointError)
+    else:
+        Ledger(path)
+    assert path.read_bytes() == (content if left is None else left)
+
+
+@given(line=changes({"index": 0, "item": "", "exact_match": True}) | LINES)
+@settings(max_examples=60)
+def test_whatever_an_earlier_evaluation_has(tmp_path_factory: pytest.TempPathFactory, line: Any) -> None:
+    folder = tmp_path_factory.mktemp("baseline")
+    (folder / "results.json").write_text("{}")
+    if not isinstance(line, bytes):
+        line = json.dumps(line | {"item": digest(Item(0, "x", "4"))}).encode()
+    (folder / "gsm8k-base.jsonl").write_bytes(line + b"\n")
+    values = only_our_errors(lambda: Baseline(folder).values([Item(0, "x", "4")], "gsm8k", "exact_match"))
+    assert values is None or bool(values.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '"x"', "{}", '{"settings": []}', '{"model": "m", "settings": "x"}', "[" * 20_000]
+)
+def test_whatever_a_run_that_is_resumed_says_of_itself(tmp_path: Path, text: str) -> None:
+    (tmp_path / MARKER).write_text(text)
+    refused(lambda: refuse_changed(tmp_path, {"model": "m", "settings": {}}), "is of no evaluation", SettingsError)
 
 
 @pytest.mark.parametrize("task", ROWS)

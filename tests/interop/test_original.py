@@ -217,7 +217,7 @@ def test_a_pickle_with_anything_but_tensors_is_not_opened(tmp_path: Path) -> Non
     folder, witness = saved(tmp_path / "checkpoint"), tmp_path / "witness"
     torch.save({**state_of(folder), "talk_head.0.9": Surprise(witness)}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(Exception, match=r"(?i)weights.only"):
+    with pytest.raises(Exception, match="more than tensors, was not opened"):
         QuietStarForCausalLM.from_original(folder, n_ahead=4)
     assert not witness.exists()
 

@@ -1,6 +1,17 @@
-"""Arrow files of these tests go where pytest clears up."""
+"""What tests of training share; Arrow files of theirs go where pytest clears up."""
+
+from pathlib import Path
 
 import pytest
+import soak
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in `base`, and texts in `texts`."""
+    folder = tmp_path_factory.mktemp("inputs")
+    soak.make_inputs(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)

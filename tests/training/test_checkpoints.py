@@ -48,7 +48,19 @@ def test_a_file_that_is_missing_is_named(tmp_path, lost, told, caplog):
     with pytest.raises(CheckpointError, match=f"checkpoint-3 is no checkpoint that is whole: {told}"):
         read_marker(checkpoint)
     assert whole_checkpoints(tmp_path) == []
+    assert caplog.text == ""
+    assert whole_checkpoints(tmp_path, report=True) == []
     assert f"checkpoint-3 is passed over: {told}" in caplog.text
+
+
+def test_a_link_to_a_checkpoint_goes_and_the_checkpoint_stays(tmp_path):
+    elsewhere = made(tmp_path / "archive", 3)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint-3").symlink_to(elsewhere)
+    latest = made(tmp_path / "run", 6)
+    keep_latest(tmp_path / "run", 1)
+    assert list((tmp_path / "run").iterdir()) == [latest]
+    assert read_marker(elsewhere)["step"] == 3
 
 
 def test_a_file_of_another_size_is_named(tmp_path):

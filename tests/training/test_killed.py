@@ -16,7 +16,7 @@ import torch
 from quietstar.errors import CheckpointError, InterruptedRunError, SettingsError
 from quietstar.training import DataArguments, QuietStarTrainer, QuietStarTrainingArguments, checkpoints, signals
 from quietstar.training.arguments import ModelArguments
-from quietstar.training.run import run_training
+from quietstar.training.run import run_training, save
 
 SETTINGS: dict[str, Any] = dict(max_steps=20, save_steps=8, eval_steps=9)
 KILLS = [
@@ -28,13 +28,6 @@ KILLS = [
 @pytest.fixture
 def always_in_two_parts() -> None:
     """Runs in this process attend as those in processes of their own do."""
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    soak.make_inputs(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -314,9 +307,10 @@ def test_evaluations_of_epochs_and_the_best_model_survive_a_signal(inputs, tmp_p
     settings = SETTINGS | dict(save_total_limit=1) | settings
     train(inputs, tmp_path / "straight", **settings)
     patch = at_batch(2 * step, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with patch.context(), pytest.raises(InterruptedRunError):
+    with patch.context(), pytest.raises(InterruptedRunError, match=f"checkpoint-{step} is whole"):
         train(inputs, tmp_path / "run", **settings)
     patch.undo()
+    assert checkpoints.latest(tmp_path / "run") == tmp_path / "run" / f"checkpoint-{step}"  # beside the best one
     train(inputs, tmp_path / "run", **settings)
     found = {
         name: value
@@ -327,6 +321,42 @@ def test_evaluations_of_epochs_and_the_best_model_survive_a_signal(inputs, tmp_p
     assert {"model.safetensors", "log.jsonl"} < expected.keys()
     differing = soak.differences(found, expected)
     assert [name for name in differing if "best_model_checkpoint" not in name] == []  # which names the folder
+
+
+def test_the_latest_checkpoint_stays_beside_the_best(inputs, tmp_path):
+    """transformers would delete it at the end of a run, before the model is saved."""
+    folder = tmp_path / "run"
+    train(inputs, folder, **SETTINGS | BEST | dict(max_steps=7, save_total_limit=1))
+    assert [path.name for path in checkpoints.whole_checkpoints(folder)] == ["checkpoint-7", "checkpoint-3"]
+
+
+def test_a_signal_after_the_last_step_lets_the_run_end(inputs, tmp_path, monkeypatch):
+    def told_to_stop(*args: Any, **kwargs: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(*args, **kwargs)
+
+    monkeypatch.setattr("quietstar.training.run.save", told_to_stop)
+    train(inputs, tmp_path / "run", max_steps=2)
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_two_runs_do_not_work_in_one_folder(inputs, tmp_path):
+    """Nor is the one that comes second told to empty it."""
+    held = "import sys; from quietstar.folders import alone_in\nwith alone_in(sys.argv[1]): print(); input()"
+    words = [sys.executable, "-c", held, str(tmp_path / "run")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(SettingsError, match="another run is at work in output_dir"):
+            train(inputs, tmp_path / "run", max_steps=1)
+        other.kill()
+    train(inputs, tmp_path / "run", max_steps=1)  # what a run that was killed leaves does not hold others up
+    assert sorted(path.name for path in (tmp_path / "run").glob("*.being-written")) == []
+
+
+def test_overwriting_and_going_on_are_two_things(inputs, tmp_path):
+    with pytest.raises(SettingsError, match="overwrite empties output_dir, and resume goes on in it; leave one out"):
+        train(inputs, tmp_path / "run", overwrite=True)
 
 
 def test_a_disk_that_is_full_at_the_end_loses_no_checkpoint(inputs, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from quietstar import QuietStarForCausalLM
 from quietstar.interop.convert import convert
 from quietstar.training import checkpoints
-from tests.training.test_killed import command, inputs  # noqa: F401  (a fixture)
+from tests.training.test_killed import command
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
@@ -54,7 +54,7 @@ def launched(recipe: str, words: list[str], tmp_path: Path, **settings: object) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["fsdp2", "fsdp2_offload"])
-def test_a_sharded_run_from_its_command_to_its_model(inputs, tmp_path, recipe):  # noqa: F811
+def test_a_sharded_run_from_its_command_to_its_model(inputs, tmp_path, recipe):
     """LoRA with checkpointing, evaluations with thoughts and a report, resumed once; what is saved is one model."""
     folder = tmp_path / "run"
     adapters = ["--lora", "--lora_r=4", "--learning_rate=1e-2", "--gradient_checkpointing", "--save_steps=2"]
@@ -78,7 +78,7 @@ def test_a_sharded_run_from_its_command_to_its_model(inputs, tmp_path, recipe): 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["merge", "original"])
-def test_what_a_sharded_run_saves_in_one_piece(inputs, tmp_path, what):  # noqa: F811
+def test_what_a_sharded_run_saves_in_one_piece(inputs, tmp_path, what):
     """Adapters that are merged in, or the base model alone: what the shards of its last checkpoint are."""
     folder, adapters = tmp_path / "run", ["--lora", "--lora_r=4", "--merge"]
     words = command(inputs, folder, "--learning_rate=1e-2", "--save_steps=2", "--max_steps=2")
@@ -100,7 +100,7 @@ def test_what_a_sharded_run_saves_in_one_piece(inputs, tmp_path, what):  # noqa:
 
 
 @pytest.mark.slow
-def test_a_run_under_zero3_from_its_command_to_its_model(inputs, tmp_path):  # noqa: F811
+def test_a_run_under_zero3_from_its_command_to_its_model(inputs, tmp_path):
     """All weights, evaluations with thoughts and a report."""
     pytest.importorskip("deepspeed", reason="deepspeed is not installed (extra: deepspeed)")
     folder = tmp_path / "run"

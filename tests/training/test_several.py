@@ -1,5 +1,6 @@
 """Two processes learn what one learns from the same rows and thoughts, whole weights (DDP) or sharded ones (FSDP2)."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from transformers import TrainerCallback, trainer
 from quietstar import QuietStarForCausalLM
 from quietstar.errors import CheckpointError
 from quietstar.interop.convert import convert
+from quietstar.interop.shards import consolidate
 from quietstar.training import QuietStarTrainer
 from quietstar.training.stream import StreamedTextWindows
+from tests.elsewhere import refused
 from tests.several import Pair, shard_on_cpus
 from tests.tiny import loud, tiny_model
 from tests.tiny_tokenizer import byte_tokenizer
@@ -310,6 +313,24 @@ def test_shards_are_put_together_as_the_model_they_are_of(pair: Pair, tmp_path: 
     model = QuietStarForCausalLM.from_pretrained(tmp_path / "model")
     for name, value in model.named_parameters():
         assert torch.equal(value, learned["parameters"][name]), name
+
+
+def test_shards_of_another_model_are_not_put_together(pair: Pair, tmp_path: Path):
+    pair(learn, tmp_path / "run", rows(*LENGTHS), 2, **FSDP2 | dict(max_steps=1, save_strategy="steps", save_steps=1))
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    fields = json.loads((checkpoint / "config.json").read_text())
+    (tmp_path / "model").mkdir()
+    for changed, told in (
+        ({"intermediate_size": 24}, "belong together"),
+        ({"num_hidden_layers": 3}, "lacks .* weights"),
+        ({"num_attention_heads": 0}, "base_config is none of model_type"),
+    ):
+        of = {"base_config": fields["base_config"] | changed}
+        (checkpoint / "config.json").write_text(json.dumps(fields | of))
+        refused(lambda: consolidate(checkpoint, tmp_path / "model"), told)
+    (checkpoint / "config.json").unlink()
+    refused(lambda: consolidate(checkpoint, tmp_path / "model"), "holds no config.json", CheckpointError)
+    assert not list((tmp_path / "model").iterdir())
 
 
 def test_no_pickle_that_could_run_code_is_in_a_checkpoint(pair: Pair, tmp_path: Path):

@@ -15,6 +15,7 @@ from quietstar.training.data import TextCollator
 from quietstar.training.stream import StreamedTextWindows, worker_of
 from quietstar.training.windows import TextWindows
 
+from ..elsewhere import refused
 from .some_texts import TOKENIZER, ids_of, sharded, stream_of, whole, written
 
 
@@ -271,12 +272,18 @@ def test_places_of_another_number_of_workers_are_refused():
         [[4, 0, 0]],
         [[-2, 0, 0, 0], [1, 0, 0, 0]],
         {0: [4, 0, 0, 0], 2: [5, 0, 0, 0]},
+        3,
+        None,
+        ["abcd"],
+        [[1, 0, None, 0]],
+        [[2**63, 0, 0, 0]],
+        [[i, 0, 0, 0] for i in range(2000)],
+        [[9, 0, float("inf"), 0]],
     ],
 )
 def test_places_that_no_worker_has_are_refused(places):
     windows = StreamedTextWindows(stream_of(written(9)), TOKENIZER, 50)
-    with pytest.raises(SettingsError, match=r"places are .*place of its last row"):
-        windows.start_at(places)
+    refused(lambda: windows.start_at(places), r"places are .*place of its last row", SettingsError)
 
 
 @pytest.mark.parametrize(("rank", "n_ranks"), [(-1, 2), (2, 2), (0, 0)])

@@ -9,6 +9,7 @@ from quietstar.errors import DataError, MissingExtraError, SettingsError
 from quietstar.training.data import DataArguments, load_texts
 from quietstar.training.shards import TextShards
 from quietstar.training.texts import fill_template, find_files, is_local, is_stream, pick_column
+from tests.elsewhere import with_images
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed (extra: data)")
 
@@ -134,6 +135,15 @@ def test_template_reaches_into_nested_columns(folder):
     assert load(path, template="{question[stem]} {question[choices][0][text]}")[0] == ["why? so"]
     refused(["{question}", "dict", "column[key]"], path, template="{question}")
     refused(["{question[stam]}", "stam"], path, template="{question[stam]}")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_a_row_names_is_not_opened(folder, streaming):
+    """An image may be anywhere, also behind a URL; the path itself is a text like others."""
+    with_images(folder / "a.parquet", [{"text": "a b"}] * 3)
+    assert load(folder, streaming=streaming) == (["a b"] * 3, None)
+    assert load(folder, streaming=streaming, template="{image[path]}")[0] == ["nowhere.png"] * 3
+    refused(["{image}", "it holds a dict"], folder, streaming=streaming, template="{text} {image}")
 
 
 def test_template_takes_a_column_name_with_a_dot():

@@ -11,12 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from quietstar import QuietStarForCausalLM
+from quietstar.cli.options import make_parser, parse
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError
 from quietstar.loading import UseArguments, load_model
+from quietstar.scaling.shape import read_config
 from tests.elsewhere import Surprise, only_our_errors, refused
 
 from .models import CPU, LOADERS, VALUES, Copied, changed
@@ -45,7 +47,7 @@ def test_a_pickle_with_code_is_not_opened(copied: Copied, witness: Path, kind: s
     assert witness.exists(), "it does run where it is trusted"
     witness.unlink()
     load = (lambda: load_model(folder, CPU)) if kind == "by command" else (lambda: LOADERS[kind](folder))
-    refused(load, "no model could be loaded", CheckpointError)
+    refused(load, r"no model could be loaded.*was not opened\)$", CheckpointError)
     assert not witness.exists()
 
 
@@ -113,6 +115,49 @@ def test_code_beside_a_thinking_model_is_never_asked_for(
     with suppress(QuietStarError, ValueError, OSError):
         AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
     assert not witness.exists()
+
+
+@pytest.mark.parametrize("inside", ["config.json", "base_config"])
+def test_code_that_a_config_within_a_config_points_at_is_not_asked_for(
+    copied: Copied, witness: Path, inside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers would make the inner model without being told whether its code is trusted."""
+    folder = copied("base" if inside == "config.json" else "thinking")
+    custom_code(folder, witness)
+    auto_map = dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), f"{folder}--modeling_x.XModel")
+    fields = {"model_type": "fuyu", "text_config": {"model_type": "rag", "auto_map": auto_map}}
+    (folder / "config.json").write_text(
+        json.dumps(fields if inside == "config.json" else {"model_type": "quietstar", "base_config": fields})
+    )
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    loaders: list[Callable] = [lambda: QuietStarForCausalLM.from_base(folder), lambda: load_model(folder, CPU)]
+    if inside == "base_config":
+        loaders = [lambda: QuietStarForCausalLM.from_pretrained(folder), lambda: load_model(folder, CPU)]
+    for load in loaders:
+        only_our_errors(load)
+        assert not witness.exists()
+    refused(loaders[0], "has auto_map in a config within it, which points at code of its own", SettingsError)
+    refused(lambda: read_config(str(folder)), "has auto_map in a config within it", SettingsError)
+
+
+@pytest.mark.parametrize("kind", ["thinking", "base"])
+def test_adapters_beside_a_model_are_not_put_into_it(copied: Copied, kind: str) -> None:
+    """Transformers would, unasked; what PEFT is told to search for may take for ever."""
+    folder = copied(kind)
+    fields = {"peft_type": "LORA", "r": 2, "target_modules": "(([a-z_.]|[a-z_.0-9])+)+!"}
+    (folder / "adapter_config.json").write_text(json.dumps(fields))
+    save_file({"x": torch.zeros(1)}, folder / "adapter_model.safetensors")
+    for load in (lambda: LOADERS[kind](folder), lambda: load_model(folder, CPU, original=kind == "base")):
+        refused(load, r"has adapters beside the model.*merge_and_unload", CheckpointError)
+
+
+def test_what_lets_code_run_is_said_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "options.yaml").write_text("trust_remote_code: true")
+    parser = make_parser("", "", UseArguments, config=True)
+    config = ["--config", str(tmp_path / "options.yaml")]
+    refused(lambda: parse(parser, config, UseArguments), "has trust_remote_code, which lets code from", SettingsError)
+    (tmp_path / "options.yaml").write_text("trust_remote_code: false")
+    assert not parse(parser, config, UseArguments)[0].trust_remote_code
 
 
 def test_code_beside_a_tokenizer_runs_only_where_it_is_trusted(copied: Copied, witness: Path) -> None:

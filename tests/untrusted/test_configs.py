@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietstar import QuietStarConfig, QuietStarForCausalLM
-from quietstar.errors import CheckpointError, SettingsError
+from quietstar.errors import CheckpointError, QuietStarError, SettingsError
+from quietstar.scaling.shape import read_config, shape_of
 from quietstar.untrusted import MOST, check_folder
 from tests.elsewhere import only_our_errors, refused
 from tests.tiny import tiny_base
@@ -172,6 +173,28 @@ def test_whatever_adapters_a_config_has(folders: Path, tmp_path_factory: pytest.
     changed(folder / "config.json", lora=lora)
     os.link(folders / "thinking/model.safetensors", folder / "model.safetensors")
     only_our_errors(lambda: QuietStarForCausalLM.from_pretrained(folder))
+
+
+def test_a_folder_without_a_config_has_no_config_of_defaults(tmp_path: Path) -> None:
+    for load in (QuietStarConfig.from_pretrained, QuietStarForCausalLM.from_pretrained, read_config):
+        refused(lambda load=load: load(str(tmp_path)), "holds no config.json", CheckpointError)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"num_hidden_layers": 10**9}, "give at most 1024"),
+        ({"_attn_implementation": "someone/kernel"}, "code of another repository"),
+        ({"intermediate_size": 10**400}, "no model could be loaded"),
+    ],
+)
+def test_a_plan_is_made_of_a_config_that_could_be_loaded(copied: Copied, fields: dict[str, Any], words: str) -> None:
+    folder = copied("base")
+    changed(folder / "config.json", **fields)
+    with pytest.raises(QuietStarError, match=words) as refusal:
+        shape_of(read_config(str(folder)), "base")
+    assert "\n" not in str(refusal.value)
+    assert "frame #" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation"])

@@ -18,6 +18,8 @@ from quietstar.errors import QuietStarError, SettingsError
 from quietstar.untrusted import shown
 
 INHERITED = "further options, as transformers' Trainer takes them"
+RUNS_CODE = frozenset({"trust_remote_code", "lm_eval_path"})
+"""options under which code from elsewhere runs: a file of options, which may come from there, cannot give them"""
 LONGEST = 2**16
 """bytes of a YAML file"""
 
@@ -171,6 +173,11 @@ def from_yaml(file: str, parser: argparse.ArgumentParser) -> list[str]:
             raise SettingsError(f"config {file} has {shown(key)}, which is no option{hint}")
         if value is None:
             continue
+        if key in RUNS_CODE and value:
+            raise SettingsError(
+                f"config {file} has {key}, which lets code from elsewhere run; look at that code, and give --{key} on "
+                "the command line"
+            )
         try:
             if isinstance(value, list):
                 flags += [f"--{key}", *map(_word, value)] if value else []

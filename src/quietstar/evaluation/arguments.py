@@ -31,7 +31,9 @@ class EvaluateArguments(UseArguments):
     limit: int | None = option(None, "items of each task, or windows of a text, at most", WHAT)
     perplexity: str | None = option(None, "text file whose perplexity is measured, by difficulty of the token", WHAT)
     lm_eval: str | None = option(None, "tasks of lm-eval, with commas between them (extra: lm-eval)", WHAT)
-    lm_eval_path: str | None = option(None, "folder with task files of lm-eval of your own", WHAT)
+    lm_eval_path: str | None = option(
+        None, "folder with task files of lm-eval of your own; they are code that runs", WHAT
+    )
     original: bool = option(False, "a plain model as it is, or a thinking one's base model: no thoughts", WHAT)
     baseline: str | None = option(
         None, "folder of an earlier evaluation, such as that of the untrained model, to compare with item by item", WHAT

@@ -10,6 +10,7 @@ from torch import Tensor
 from quietstar.errors import CheckpointError
 from quietstar.evaluation.tasks import Item
 from quietstar.evaluation.voting import digest
+from quietstar.untrusted import is_number
 
 MODES = ("original", "base")
 """whose answers are compared with: those of a plain model, or of a thinking one without its thoughts"""
@@ -45,12 +46,13 @@ class Baseline:
         theirs = []
         for item in items:
             line = lines.get(item.index)
-            if line is None or line.get("item") != digest(item) or measure not in line:
+            value: Any = None if line is None or line.get("item") != digest(item) else line.get(measure)
+            if not (isinstance(value, bool) or is_number(value)):
                 raise CheckpointError(
                     f"baseline {self.folder} has no answer to item {item.index + 1} of {name}, or to another one "
                     "there; evaluate it on the same data"
                 )
-            theirs.append(float(line[measure]))
+            theirs.append(float(value))
         return torch.tensor(theirs, dtype=torch.float64)
 
     def _lines(self, name: str) -> dict[int, dict[str, Any]]:
@@ -59,6 +61,6 @@ class Baseline:
             if path.is_file():
                 try:
                     return {line["index"]: line for line in map(json.loads, path.read_text().splitlines())}
-                except (ValueError, KeyError, TypeError) as error:
+                except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                     raise CheckpointError(f"{path} holds no answers; evaluate the baseline again") from error
         raise CheckpointError(f"baseline {self.folder} has no answers to {name}; evaluate it on that, too")

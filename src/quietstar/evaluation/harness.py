@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quietstar.errors import MissingExtraError, SettingsError
+from quietstar.errors import DataError, MissingExtraError, SettingsError
 from quietstar.evaluation.interval import bootstrap, share_of
 from quietstar.evaluation.report import Figure
 from quietstar.evaluation.scoring import Continuation, Speaker, Stopwatch, score
@@ -21,12 +21,13 @@ from quietstar.loading import UseArguments, context_length, load_model
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
 from quietstar.processes import Processes
+from quietstar.untrusted import reason
 
 try:
     import lm_eval
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager, get_task_dict
 except ImportError as error:
     raise MissingExtraError("lm_eval", "lm-eval", "tasks of lm-eval") from error
 
@@ -149,11 +150,21 @@ def known_tasks(names: str, path: str | None) -> tuple[list[str], TaskManager]:
 
     Raises:
         SettingsError: it does not know a task.
+        DataError: a task's file, data or metrics cannot be loaded.
     """
     split = [name.strip() for name in names.split(",") if name.strip()]
-    manager = TaskManager(include_path=path)
-    if unknown := [name for name in split if not manager.match_tasks([name])]:
-        raise SettingsError(f"lm-eval knows no task {', '.join(unknown)}; see `lm-eval ls tasks`")
+    try:
+        manager = TaskManager(include_path=path)
+        unknown = [name for name in split if not manager.match_tasks([name])]
+        if not unknown:
+            get_task_dict(split, manager)
+    except Exception as error:
+        raise DataError(
+            f"lm-eval cannot load {', '.join(split)} ({reason(error)}); look at the task's file, data and metrics"
+        ) from error
+    if unknown:
+        passed_over = f", and at files in {path} that are no YAML, which it passes over" if path else ""
+        raise SettingsError(f"lm-eval knows no task {', '.join(unknown)}; see `lm-eval ls tasks`{passed_over}")
     return split, manager
 
 

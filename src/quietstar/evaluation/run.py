@@ -27,6 +27,7 @@ from quietstar.loading import context_length, load_model
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
 from quietstar.processes import Processes
+from quietstar.untrusted import shown
 
 FREE = frozenset({"overwrite", "resume", "output_dir", "batch_size", "device", "trust_remote_code", "data"})
 """settings that a run which is resumed may change: no answer that is kept depends on them (an answer knows its item)"""
@@ -152,6 +153,8 @@ def evaluate(
     found = None if windows is None else text_perplexity(run, windows)
     further: dict[str, Any] = {}
     if args.lm_eval:
+        if processes.is_first and run.figures:  # tasks of lm-eval may take hours, or fail
+            report.write(folder, run.figures, settings, found, sweeps, further)
         further["lm_eval"] = run_lm_eval(run, *lm_tasks)
     results: dict[str, Any] = {}
     if processes.is_first:
@@ -175,8 +178,10 @@ def refuse_changed(folder: Path, settings: dict[str, Any]) -> None:
     """Raise SettingsError where a run that is to be resumed had other settings than these."""
     try:
         before = json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{folder / MARKER} cannot be read; give another output_dir") from error
+        if not isinstance(before["settings"], dict):
+            raise TypeError("its settings are none")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise SettingsError(f"{folder / MARKER} is of no evaluation; give another output_dir") from error
     now = json.loads(json.dumps(settings, default=str))
     changed = [name for name in ("model",) if before.get(name) != now[name]]
     old, new = before.get("settings", {}), now["settings"]
@@ -185,7 +190,7 @@ def refuse_changed(folder: Path, settings: dict[str, Any]) -> None:
         name = changed[0]
         was, is_now = (of.get(name, of.get("settings", {}).get(name)) for of in (before, now))
         raise SettingsError(
-            f"output_dir {folder} holds answers with {name} {was!r}, and now it is {is_now!r}; the two are not mixed: "
+            f"output_dir {folder} holds answers with {name} {shown(was)}, now it is {shown(is_now)}; they do not mix: "
             "give the old setting, another output_dir, or --overwrite"
         )
 

@@ -8,6 +8,7 @@
 The answer is followed by a line's end, which is part of what is scored.
 """
 
+import glob
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 from quietstar.checks import half_character
 from quietstar.errors import DataError, SettingsError
 from quietstar.extras import need
+from quietstar.rows import as_stored
 from quietstar.untrusted import first_line, reason, shown
 
 MARKER = "\nA:"
@@ -199,9 +201,11 @@ def _from_file(task: Task, path: Path) -> Iterator[Any]:
     if path.suffix == ".parquet":
         datasets = _datasets()
         try:
-            yield from datasets.load_dataset("parquet", data_files=str(path), split="train")
+            # the loader takes a path as a pattern
+            yield from as_stored(datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split="train"))
         except Exception as error:
-            raise DataError(f"{path} is no Parquet file: {first_line(error)}; give another file") from error
+            why = first_line(error.__cause__ or error)
+            raise DataError(f"{path} is no Parquet file: {why}; give another file") from error
         return
     try:
         text = path.read_text(encoding="utf-8")
@@ -226,7 +230,7 @@ def _from_file(task: Task, path: Path) -> Iterator[Any]:
 def _from_hub(task: Task) -> Any:
     datasets = _datasets()
     try:
-        return datasets.load_dataset(task.path, task.config, split=task.split, revision=task.revision)
+        return as_stored(datasets.load_dataset(task.path, task.config, split=task.split, revision=task.revision))
     except Exception as error:
         raise DataError(
             f"{task.name} cannot be loaded from the hub ({task.path}): {first_line(error)}; give a local "

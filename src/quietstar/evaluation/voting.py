@@ -184,6 +184,7 @@ LINE: dict[str, Any] = {
     "seconds": int | float,
 }
 """what is written about a question, and of which type each is"""
+_LINE_BEGINS = b'{"index": '
 
 
 class Ledger:
@@ -229,18 +230,16 @@ class Ledger:
             self._make_one()
 
     def _read(self, path: Path) -> Iterator[dict[str, Any]]:
-        """What is there. A last line that a kill has torn is taken out of the file.
+        """What is there. A last line that a kill has torn is taken out of the file, once the others were read.
 
         Raises:
             CheckpointError: another line is none of ours.
         """
         if not path.is_file():
             return
-        whole, _, torn = path.read_bytes().rpartition(b"\n")
-        if torn:
-            with path.open("r+b") as file:
-                file.truncate(len(whole) + 1 if whole else 0)
-        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+        *lines, last = path.read_bytes().split(b"\n")
+        is_torn = _LINE_BEGINS.startswith(last[: len(_LINE_BEGINS)]) and not _is_json(last)
+        for number, line in enumerate([*lines, *([last] if last and not is_torn else [])], start=1):
             try:
                 answer = json.loads(line)
                 if wrong := [name for name, kind in LINE.items() if not isinstance(answer[name], kind)]:
@@ -248,6 +247,12 @@ class Ledger:
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise CheckpointError(f"line {number} of {path} is no answer; take that file away") from error
             yield answer
+        if last:
+            with path.open("r+b") as file:
+                file.truncate(sum(len(line) + 1 for line in lines))
+                if not is_torn:
+                    file.seek(0, os.SEEK_END)
+                    file.write(last + b"\n")
 
     def add(self, answer: dict[str, Any]) -> None:
         """Write an answer, and see to it that it is on disk."""
@@ -256,6 +261,14 @@ class Ledger:
             file.flush()
             os.fsync(file.fileno())
         self.answers[answer["index"]] = answer
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _line(answer: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 from quietstar.config import QuietStarConfig
 from quietstar.errors import CheckpointError
 from quietstar.model import QuietStarForCausalLM
+from quietstar.untrusted import loading, reason
 
 MODEL = "model-shards"
 """folder of a checkpoint with the shards of the model, as safetensors"""
@@ -41,13 +42,21 @@ def consolidate(checkpoint: Path, folder: Path) -> None:
         distributed_checkpoint.load(state, storage_reader=reader, no_dist=True)
     except Exception as error:
         raise CheckpointError(
-            f"the shards in {checkpoint / MODEL} cannot be put together ({error}); give a checkpoint that is whole"
+            f"the shards in {checkpoint / MODEL} cannot be put together ({reason(error)}); give a checkpoint that is "
+            "whole"
         ) from error
-    config = QuietStarConfig.from_pretrained(checkpoint)
-    with torch.device("meta"):
-        model = QuietStarForCausalLM(config)
-    if missing := sorted(without_tied(model, model.state_dict()).keys() - state.keys()):
+    with loading(checkpoint):
+        config = QuietStarConfig.from_pretrained(checkpoint)
+        with torch.device("meta"):
+            model = QuietStarForCausalLM(config)
+    expected = without_tied(model, model.state_dict())
+    if missing := sorted(expected.keys() - state.keys()):
         raise CheckpointError(f"{checkpoint} lacks {len(missing)} of the model's weights, first {missing[0]}")
+    if others := sorted(name for name, value in expected.items() if value.shape != state[name].shape):
+        raise CheckpointError(
+            f"{checkpoint} has {others[0]} of {list(state[others[0]].shape)}, and its config describes one of "
+            f"{list(expected[others[0]].shape)}; give a checkpoint whose config.json and shards belong together"
+        )
     model.save_pretrained(folder, state_dict=state)
 
 

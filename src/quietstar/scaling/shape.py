@@ -13,11 +13,12 @@ from transformers.pytorch_utils import Conv1D
 
 from quietstar.attention import default_backend
 from quietstar.attention.hook import own_implementation
-from quietstar.base import loading
+from quietstar.base import holds_thinking_model, loading
 from quietstar.errors import SettingsError, UnsupportedModelError
 from quietstar.heads import MixingHead, ThoughtEmbeddings
 from quietstar.lora import add_lora
 from quietstar.scaling.kept import Kept, count_kept, with_layers
+from quietstar.untrusted import check_config
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen/Qwen3-0.6B-Base": dict(
@@ -218,6 +219,8 @@ def read_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     if not name:
         raise SettingsError("model is empty; give a hub name, or a folder with config.json")
     with loading(name):
+        if not (trust_remote_code or holds_thinking_model(name)):  # whose config looks through itself
+            check_config(name)
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{name} is an encoder-decoder; choose a decoder-only model")

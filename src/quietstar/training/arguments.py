@@ -197,6 +197,8 @@ class QuietStarTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if not 0 <= self.think_fraction <= 1:
             raise SettingsError(f"think_fraction is {self.think_fraction}; give a share from 0 to 1")
+        if self.overwrite and (self.resume or self.named_checkpoint):
+            raise SettingsError("overwrite empties output_dir, and resume goes on in it; leave one out")
         if self.resume and self.named_checkpoint:
             raise SettingsError(
                 f"resume goes on from the latest checkpoint, and resume_from_checkpoint names "

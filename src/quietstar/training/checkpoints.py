@@ -83,8 +83,10 @@ def read_marker(checkpoint: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise _torn(checkpoint, f"its {MARKER} cannot be read") from error
     files = marker.get("files") if isinstance(marker, dict) else None
-    if not isinstance(files, dict) or not files or not all(type(size) is int for size in files.values()):
+    if not isinstance(files, dict) or not files or not all(type(n) is int and n < 2**63 for n in files.values()):
         raise _torn(checkpoint, f"its {MARKER} lists no files")
+    if not isinstance(marker.get("settings", {}), dict):
+        raise _torn(checkpoint, f"its {MARKER} has no settings of a run")
     if marker.get("format") != FORMAT:
         raise _torn(checkpoint, f"its {MARKER} has format {str(marker.get('format'))[:20]!r}, not {FORMAT}")
     for name, size in files.items():
@@ -114,23 +116,24 @@ def _torn(checkpoint: Path, why: str) -> CheckpointError:
     )
 
 
-def whole_checkpoints(run: Path) -> list[Path]:
-    """Those of a run that are whole, latest first; torn ones are reported and passed over."""
+def whole_checkpoints(run: Path, *, report: bool = False) -> list[Path]:
+    """Those of a run that are whole, latest first; torn ones are passed over, and reported where that is asked for."""
     whole = []
     for checkpoint in sorted((path for path in run.glob(f"{PREFIX}-*") if step_of(path) >= 0), key=step_of)[::-1]:
         try:
             read_marker(checkpoint)
             whole.append(checkpoint)
         except CheckpointError as error:
-            logger.warning("%s is passed over: %s", checkpoint, str(error).partition(": ")[2].partition(";")[0])
-    if (run / ASIDE).exists():
+            if report:
+                logger.warning("%s is passed over: %s", checkpoint, str(error).partition(": ")[2].partition(";")[0])
+    if report and (run / ASIDE).exists():
         logger.warning("%s was never finished, and is passed over", run / ASIDE)
     return whole
 
 
-def latest(run: Path) -> Path | None:
-    """The latest of a run that is whole."""
-    return next(iter(whole_checkpoints(run)), None)
+def latest(run: Path, *, report: bool = False) -> Path | None:
+    """The latest of a run that is whole; see `whole_checkpoints`."""
+    return next(iter(whole_checkpoints(run, report=report)), None)
 
 
 def to_resume(run: Path, named: str | Path | None = None) -> Path:
@@ -142,7 +145,7 @@ def to_resume(run: Path, named: str | Path | None = None) -> Path:
     if named:
         read_marker(Path(named))
         return Path(named)
-    if found := latest(run):
+    if found := latest(run, report=True):
         return found
     raise CheckpointError(f"output_dir {run} holds no checkpoint that is whole; train from the beginning")
 
@@ -167,7 +170,10 @@ def keep_latest(run: Path, n: int | None, also: str | None = None) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete it, its marker first: what a crash leaves of it is torn."""
+    """Delete it, its marker first: what a crash leaves of it is torn. Where it is a link, the link alone goes."""
+    if checkpoint.is_symlink():
+        checkpoint.unlink()
+        return
     (checkpoint / MARKER).unlink(missing_ok=True)
     flush(checkpoint)
     shutil.rmtree(checkpoint)

@@ -1,22 +1,26 @@
 """A trainer whose runs go on from their checkpoints bit by bit, and end with one when a signal says so."""
 
+import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from torch import nn
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import SaveStrategy
 
-from quietstar.errors import CheckpointError, InterruptedRunError, OutOfMemoryError, SettingsError
+from quietstar.errors import CheckpointError, InterruptedRunError, OutOfMemoryError, QuietStarError, SettingsError
 from quietstar.training import checkpoints
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.guarded import is_out_of_memory
 from quietstar.training.same_run import refuse_changes, what_matters
 from quietstar.training.saving import SavingTrainer
 from quietstar.training.signals import StopSignals
+from quietstar.untrusted import is_number, is_whole, reason
 
 
 class DurableTrainer(SavingTrainer):
@@ -58,6 +62,7 @@ class DurableTrainer(SavingTrainer):
             named = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
             checkpoint = checkpoints.to_resume(Path(str(self.args.output_dir)), named)
             self.refuse_changes(checkpoint)
+            check_state(checkpoint)
         self._resumed, self.stopped_by = checkpoint, None
         self._owes_evaluation = self._owes_checkpoint = False
         self.forget_run()
@@ -108,6 +113,22 @@ class DurableTrainer(SavingTrainer):
                 "overwrite; move them away, or give another output_dir"
             )
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with going_on_from(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with going_on_from(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with going_on_from(checkpoint):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with going_on_from(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     @property
     def _how_sharded(self) -> str | None:
         return "FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else None
@@ -133,20 +154,22 @@ class DurableTrainer(SavingTrainer):
         file = self._resumed / _progress_name(self.args.process_index)
         if settings.get("world_size") != self.args.world_size or not file.is_file():
             return
-        progress = torch.load(file, weights_only=True)
-        self._tr_loss += progress["tr_loss"].to(self._tr_loss.device)
-        self._globalstep_last_logged = self._logged_at = progress["logged_at"]
-        self._bad_at_log = progress["bad_at_log"]
-        self._total_loss_scalar, self._initial_global_step = progress["total_loss"], 0
-        self._seconds_before = progress["seconds"]
-        self.bad_steps.restore(progress["bad_steps"])
-        self.rows_at_once = progress["rows_at_once"]
-        self.restore_progress(progress["more"])
-        self._epoch_ended = progress["epoch_ended"]
-        if progress["owes_evaluation"]:
+        with going_on_from(self._resumed):
+            progress = torch.load(file, weights_only=True)
+            self._tr_loss += progress["tr_loss"].to(self._tr_loss.device)
+            self._globalstep_last_logged = self._logged_at = progress["logged_at"]
+            self._bad_at_log = progress["bad_at_log"]
+            self._total_loss_scalar, self._initial_global_step = progress["total_loss"], 0
+            self._seconds_before = progress["seconds"]
+            self.bad_steps.restore(progress["bad_steps"])
+            self.rows_at_once = progress["rows_at_once"]
+            self.restore_progress(progress["more"])
+            self._epoch_ended = progress["epoch_ended"]
+            owes_evaluation, grad_norm = progress["owes_evaluation"], progress["grad_norm"]
+        if owes_evaluation:
             self._make_up_for_evaluation()
         if float(self.state.epoch or 0).is_integer() and not self._epoch_ended:
-            self._make_up_for_the_end_of_an_epoch(progress["grad_norm"])
+            self._make_up_for_the_end_of_an_epoch(grad_norm)
 
     def _make_up_for_evaluation(self) -> None:
         """The evaluation that was due when a signal was received, of the checkpoint that was written then."""
@@ -272,6 +295,35 @@ class DurableTrainer(SavingTrainer):
         }
         written.mkdir(parents=True, exist_ok=True)
         torch.save(progress, written / _progress_name(self.args.process_index))
+
+
+@contextlib.contextmanager
+def going_on_from(checkpoint: str | Path | None) -> Iterator[None]:
+    """Say in one line of CheckpointError why a checkpoint cannot be read, whatever the libraries below raise."""
+    try:
+        yield
+    except QuietStarError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise CheckpointError(
+            f"{checkpoint} cannot be gone on from ({reason(error)}): a file in it is damaged, or of another model; "
+            "move it away, and --resume goes on from the one before"
+        ) from error
+
+
+def check_state(checkpoint: Path) -> None:
+    """Raise CheckpointError where the state of the trainer in a checkpoint is none, or that of another step."""
+    with going_on_from(checkpoint):
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        step = checkpoints.read_marker(checkpoint).get("step")
+        if not is_whole(state.global_step) or state.global_step != step:
+            raise ValueError(f"trainer_state.json is of step {state.global_step!r}, and complete.json of {step!r}")
+        if not (is_number(state.epoch) and isinstance(state.log_history, list)):
+            raise TypeError("trainer_state.json has no epoch, or no lines of figures")
+        if not isinstance(state.stateful_callbacks, dict):
+            raise TypeError("trainer_state.json has no states of callbacks")
 
 
 def _progress_name(rank: int) -> str:

@@ -4,7 +4,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import quietstar
 from quietstar.base import load_tokenizer
 from quietstar.checks import n_embeddings
 from quietstar.errors import CheckpointError, SettingsError
-from quietstar.folders import claim, is_empty, refuse_full, refuse_holding, versions, write_whole
+from quietstar.folders import alone_in, claim, is_empty, refuse_full, refuse_holding, versions, write_whole
 from quietstar.model import QuietStarForCausalLM
 from quietstar.sharding import is_sharded
 from quietstar.training import checkpoints
@@ -60,22 +60,32 @@ def run_training(
     if args.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             args.output_dir, args.resume, args.resume_from_checkpoint = folder, False, None
-            return {"dry_run": dry_run(prepare(model_args, data_args, args, config)[0], data_args.max_length)}
-    trainer, tokenizer, checkpoint = prepare(model_args, data_args, args, config)
-    with StopSignals() as trainer.signals:
+            with ExitStack() as held:
+                trainer, *_ = prepare(model_args, data_args, args, config, held)
+                return {"dry_run": dry_run(trainer, data_args.max_length)}
+    with ExitStack() as held:
+        trainer, tokenizer, checkpoint = prepare(model_args, data_args, args, config, held)
+        trainer.signals = held.enter_context(StopSignals())  # one that comes after the last step lets the run end
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    figures = result.metrics | last_evaluation(trainer)
-    with writing(Path(str(args.output_dir))):
-        save(trainer, tokenizer, plain=model_args.original, merge=model_args.merge or model_args.original)
-        write_figures(trainer, figures)
-    trainer.accelerator.wait_for_everyone()
+        figures = result.metrics | last_evaluation(trainer)
+        with writing(Path(str(args.output_dir))):
+            save(trainer, tokenizer, plain=model_args.original, merge=model_args.merge or model_args.original)
+            write_figures(trainer, figures)
+        trainer.accelerator.wait_for_everyone()
     return figures
 
 
 def prepare(
-    model_args: ModelArguments, data_args: DataArguments, args: QuietStarTrainingArguments, config: str | None
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: QuietStarTrainingArguments,
+    config: str | None,
+    held: ExitStack,
 ) -> tuple[QuietStarTrainer, PreTrainedTokenizerBase, Path | None]:
-    """All that can go wrong before the first step: a trainer, its tokenizer, and the checkpoint to resume from."""
+    """All that can go wrong before the first step: a trainer, its tokenizer, and the checkpoint to resume from.
+
+    The first process holds the run's folder against other runs, until `held` is closed.
+    """
     if args.process_index > 0:
         logging.getLogger("quietstar").setLevel(logging.WARNING)  # the first process says the rest
     if model_args.original:
@@ -94,6 +104,9 @@ def prepare(
     refuse_full(args.output_dir, overwrite=args.overwrite, resume=resume)
     if args.overwrite:
         refuse_holding(args.output_dir, [model_args.model, data_args.dataset, data_args.eval_dataset, config])
+    is_first, is_there = args.process_index == 0, Path(args.output_dir).is_dir()
+    if is_first and is_there:
+        held.enter_context(alone_in(args.output_dir))
     checkpoint = checkpoint_of(args) if resume else None
 
     tokenizer = load_tokenizer(model_args.model, trust_remote_code=model_args.trust_remote_code)
@@ -130,7 +143,9 @@ def prepare(
         trainer.settings["rows"] = len(train_dataset)
     if checkpoint is not None:
         trainer.refuse_changes(checkpoint)
-    if trainer.is_world_process_zero():
+    if is_first:
+        if not is_there:
+            held.enter_context(alone_in(args.output_dir))
         claim(args.output_dir, settings, overwrite=args.overwrite, resume=resume)
     trainer.accelerator.wait_for_everyone()
     return trainer, tokenizer, checkpoint

@@ -1,6 +1,7 @@
 """A trainer whose checkpoints are whole or absent, on every process, whatever happens while they are written."""
 
 import contextlib
+import errno
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,14 @@ class SavingTrainer(GuardedTrainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(checkpoint))
 
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # transformers would delete the latest checkpoint, which a run that was stopped goes on from, for the best one
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
     @contextlib.contextmanager
     def _writing_to(self, aside: Path) -> Iterator[None]:
         pushes, self.args.push_to_hub = self.args.push_to_hub, False  # it is renamed first
@@ -81,9 +90,11 @@ class SavingTrainer(GuardedTrainer):
         last = checkpoints.latest(run)
         why = first_line(failure) if failure is not None else "another process could not write its part"
         left = f"{shutil.disk_usage(run).free / 1e9:.3g} GB are free there; " if run.is_dir() else ""
+        is_full = not isinstance(failure, OSError) or failure.errno in (None, errno.ENOSPC, errno.EDQUOT)
+        mend = "make room" if is_full else "mend that"
         raise CheckpointError(
             f"{checkpoint} cannot be written ({why}); {left}"
-            + (f"{last.name} is whole: make room, and go on with --resume" if last else "make room, and start again")
+            + (f"{last.name} is whole: {mend}, and go on with --resume" if last else f"{mend}, and start again")
         ) from failure
 
     def _name_the_best(self, run: Path) -> None:

@@ -4,11 +4,13 @@ Model and optimizer go through torch's distributed checkpoints, whose other form
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as distributed_checkpoint
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -21,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from transformers import Trainer
 
-from quietstar.errors import SettingsError
+from quietstar.errors import CheckpointError, SettingsError
 from quietstar.interop.shards import MODEL, without_tied
 
 OPTIMIZER = "optimizer-shards"
@@ -57,6 +59,19 @@ def load_optimizer_shards(model: nn.Module, optimizer: torch.optim.Optimizer, ch
     stored = json.loads((checkpoint / SETTINGS).read_text())
     settings |= {name: _like(settings[name], value) for name, value in stored.items() if name in settings}
     set_optimizer_state_dict(model, optimizer, tensors | settings, options=FLAT)
+
+
+def refuse_missing(names: Iterable[str], checkpoint: Path) -> None:
+    """Raise CheckpointError where a checkpoint lacks a weight: transformers would go on with a fresh one."""
+    found: set[str] = set()
+    for file in checkpoint.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            found.update(opened.keys())
+    if missing := sorted(set(names) - found):
+        raise CheckpointError(
+            f"{checkpoint} lacks {len(missing)} of the model's weights, first {missing[0]}: move it away, and --resume "
+            "goes on from the one before"
+        )
 
 
 class ShardedTrainer(Trainer):
@@ -109,6 +124,7 @@ class ShardedTrainer(Trainer):
         elif self._is_quantized:
             self._load_what_trains(Path(resume_from_checkpoint))
         else:
+            refuse_missing(without_tied(self.model, self.model.state_dict()), Path(resume_from_checkpoint))
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     @property
@@ -118,6 +134,7 @@ class ShardedTrainer(Trainer):
     def _load_what_trains(self, checkpoint: Path) -> None:
         """Of a model whose frozen weights are packed, which are as they were, and may be packed in another way."""
         trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        refuse_missing(trained, checkpoint)
         for file in checkpoint.glob("*.safetensors"):
             state = load_file(file)
             self.model.load_state_dict({name: state[name] for name in trained & state.keys()}, strict=False)

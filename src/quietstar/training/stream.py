@@ -23,6 +23,7 @@ from quietstar.training.windows import (
     token_lists,
     window_start,
 )
+from quietstar.untrusted import reason, shown
 
 if TYPE_CHECKING:
     import datasets
@@ -115,21 +116,26 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
         Raises:
             SettingsError: a place is not one of its worker's.
         """
-        numbered = places.items() if isinstance(places, Mapping) else enumerate(places)
-        by_worker = {int(worker): [int(number) for number in place] for worker, place in numbered}
-        n_workers = len(by_worker)
-        starts = []
-        for i in range(n_workers):
-            worker = (next_worker + i) % n_workers
-            place = by_worker.get(worker, [])
-            if place[:2] == [0, 0]:
-                place = [worker, *place[1:]]
-            if len(place) != 4 or min(place) < 0 or worker_of(place, n_workers) != worker:
-                raise SettingsError(
-                    f"places are {by_worker}, which {n_workers} workers, numbered from 0, do not have: pass for each "
-                    "the place of its last row, or [0, 0, epoch, 0]"
-                )
-            starts.append([n_workers, worker, *place])
+        try:
+            numbered = places.items() if isinstance(places, Mapping) else enumerate(places)
+            by_worker = {int(worker): [int(number) for number in place] for worker, place in numbered}
+            n_workers = len(by_worker)
+            starts = []
+            for i in range(n_workers):
+                worker = (next_worker + i) % n_workers
+                place = by_worker.get(worker, [])
+                if place[:2] == [0, 0]:
+                    place = [worker, *place[1:]]
+                if len(place) != 4 or not 0 <= min(place) <= max(place) < 2**63:
+                    raise ValueError("a place is four numbers")
+                if n_workers > MAX_WORKERS or worker_of(place, n_workers) != worker:
+                    raise ValueError("it is another worker's")
+                starts.append([n_workers, worker, *place])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise SettingsError(
+                f"places are {shown(places)}, which no workers, numbered from 0, have ({reason(error)}): pass for each "
+                "the place of its last row, or [0, 0, epoch, 0]"
+            ) from error
         self._starts.zero_()
         if starts:
             self._starts[:n_workers] = self._starts.new_tensor(starts)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from quietstar.errors import DataError, QuietStarError
 from quietstar.extras import need
+from quietstar.rows import as_stored
 from quietstar.training.shards import TextShards
 from quietstar.training.template import fill_template, template_columns
 
@@ -175,7 +176,7 @@ def pick_column(wanted: str | None, columns: list[str], of_strings: list[str], s
 def _texts_of(source: str, split: str, config: str | None, args: DataArguments) -> Any:
     """Load a dataset and reduce it to its column of texts."""
     with readable(source):
-        rows = _load_rows(source, split, config, args)
+        rows = as_stored(_load_rows(source, split, config, args))
         features, columns = rows.features, rows.column_names
         # A stream may know its columns only once it is read.
         first = next(iter(rows), None) if not features else {}
@@ -204,7 +205,8 @@ def _texts_of(source: str, split: str, config: str | None, args: DataArguments) 
     if is_stream(rows):
         # A later file of a stream may bring columns that the first does not have: they go as well.
         return rows.map(to_text, remove_columns=columns).select_columns(["text"])
-    return rows.map(to_text, remove_columns=columns, features=text)
+    with readable(source):
+        return rows.map(to_text, remove_columns=columns, features=text)
 
 
 def _load_rows(source: str, split: str, config: str | None, args: DataArguments) -> Any:
