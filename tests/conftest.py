@@ -17,6 +17,16 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, suppres
 settings.load_profile("repeatable")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first: begun last, one of them would leave the other core with nothing to do."""
+
+    def is_long(item: pytest.Item) -> bool:
+        return item.get_closest_marker("slow") is not None or "pair" in getattr(item, "fixturenames", ())
+
+    long = {item.path for item in items if is_long(item)}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="module")
 def pair():
     """Two processes of one world, for the tests of a module."""

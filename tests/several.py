@@ -76,6 +76,7 @@ def _serve(rank: int, port: int, connection: Connection) -> None:
         "HF_HUB_OFFLINE": "1",
     }
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of workers, as in processes that a launcher starts
     while True:
         function, args, kwargs = connection.recv()
         _forget_accelerator()

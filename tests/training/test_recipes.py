@@ -12,7 +12,6 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from quietstar import QuietStarForCausalLM
 from quietstar.interop.convert import convert
@@ -55,18 +54,16 @@ def launched(recipe: str, words: list[str], tmp_path: Path, **settings: object) 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["fsdp2", "fsdp2_offload"])
 def test_a_sharded_run_from_its_command_to_its_model(inputs, tmp_path, recipe):
-    """LoRA with checkpointing, evaluations with thoughts and a report, resumed once; what is saved is one model."""
+    """LoRA with checkpointing, evaluations with thoughts and a report; what is saved is one model."""
     folder = tmp_path / "run"
     adapters = ["--lora", "--lora_r=4", "--learning_rate=1e-2", "--gradient_checkpointing", "--save_steps=2"]
     watched = ["--eval_strategy=steps", "--eval_steps=2", "--eval_report_rows=1", "--thoughts_shown=2", "--resume"]
-    words = command(inputs, folder, *adapters, *watched)
-    for n_steps in (2, 4) if recipe == "fsdp2" else (4,):
-        done = launched(recipe, [*words, f"--max_steps={n_steps}"], tmp_path)
-        assert done.returncode == 0, done.stderr[-4000:]
-    checkpoint = folder / "checkpoint-4"
+    done = launched(recipe, [*command(inputs, folder, *adapters, *watched), "--max_steps=2"], tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    checkpoint = folder / "checkpoint-2"
     assert checkpoints.read_marker(checkpoint)["settings"]["world_size"] == 2
     assert len(list((checkpoint / "model-shards").glob("*.safetensors"))) == 2
-    assert (folder / "reports" / "step-000004" / "report.html").is_file()
+    assert (folder / "reports" / "step-000002" / "report.html").is_file()
     convert(str(checkpoint), tmp_path / "model")
     whole, together = load_file(folder / "model.safetensors"), load_file(tmp_path / "model" / "model.safetensors")
     assert whole.keys() == together.keys()
@@ -74,29 +71,6 @@ def test_a_sharded_run_from_its_command_to_its_model(inputs, tmp_path, recipe):
     model = QuietStarForCausalLM.from_pretrained(folder)
     assert float(model.mixing_head.layers[-1].weight.detach().abs().max()) > 0  # it has learned
     assert any(float(value.abs().max()) > 0 for name, value in whole.items() if "lora_B" in name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("what", ["merge", "original"])
-def test_what_a_sharded_run_saves_in_one_piece(inputs, tmp_path, what):
-    """Adapters that are merged in, or the base model alone: what the shards of its last checkpoint are."""
-    folder, adapters = tmp_path / "run", ["--lora", "--lora_r=4", "--merge"]
-    words = command(inputs, folder, "--learning_rate=1e-2", "--save_steps=2", "--max_steps=2")
-    if what == "original":
-        words = [word for word in words if not word.startswith(("--n_ahead", "--n_ahead_talk", "--thoughts_shown"))]
-    done = launched("fsdp2", [*words, *(adapters if what == "merge" else ["--original"])], tmp_path)
-    assert done.returncode == 0, done.stderr[-4000:]
-    convert(str(folder / "checkpoint-2"), tmp_path / "model")
-    expected = QuietStarForCausalLM.from_pretrained(tmp_path / "model")
-    expected.merge_lora()
-    found = AutoModelForCausalLM.from_pretrained(folder)
-    assert isinstance(found, QuietStarForCausalLM) == (what == "merge")
-    weights = dict((expected if what == "merge" else expected.base_lm).named_parameters())
-    before = dict(AutoModelForCausalLM.from_pretrained(inputs / "base").named_parameters())
-    for name, value in found.named_parameters():
-        torch.testing.assert_close(value, weights[name], rtol=0, atol=0, msg=name)
-        if name.endswith("q_proj.weight"):
-            assert not torch.equal(value, before[name.removeprefix("base_lm.")])
 
 
 @pytest.mark.slow

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import TrainerCallback, trainer
+from transformers import AutoModelForCausalLM, TrainerCallback, trainer
 
 from quietstar import QuietStarForCausalLM
 from quietstar.errors import CheckpointError
 from quietstar.interop.convert import convert
 from quietstar.interop.shards import consolidate
-from quietstar.training import QuietStarTrainer
+from quietstar.training import DataArguments, QuietStarTrainer
+from quietstar.training.arguments import ModelArguments
+from quietstar.training.run import run_training
 from quietstar.training.stream import StreamedTextWindows
 from tests.elsewhere import refused
 from tests.several import Pair, shard_on_cpus
@@ -313,6 +315,39 @@ def test_shards_are_put_together_as_the_model_they_are_of(pair: Pair, tmp_path: 
     model = QuietStarForCausalLM.from_pretrained(tmp_path / "model")
     for name, value in model.named_parameters():
         assert torch.equal(value, learned["parameters"][name]), name
+
+
+def a_sharded_run(inputs: Path, folder: Path, original: bool, **settings: Any) -> dict[str, float]:
+    """A whole run, from names to a folder with the model."""
+    shard_on_cpus()
+    method = {} if original else dict(n_ahead=4, n_ahead_talk=2)
+    often = dict(save_strategy="steps", save_steps=2, learning_rate=1e-2)
+    adapters = dict(lora=not original, lora_r=4, merge=settings.pop("merge", False))
+    return run_training(
+        ModelArguments(model=str(inputs / "base"), original=original, **adapters),
+        DataArguments(dataset=str(inputs / "texts"), eval_size=4, max_length=12),
+        arguments(folder, **(method | often | FSDP2 | settings)),
+    )
+
+
+@pytest.mark.parametrize("original", [False, True], ids=["merge", "original"])
+def test_what_a_sharded_run_saves_in_one_piece(pair: Pair, inputs: Path, tmp_path: Path, original: bool):
+    """Adapters that are merged in after a run was resumed, or the base model alone: what the last shards are."""
+    folder = tmp_path / "run"
+    if not original:
+        pair(a_sharded_run, inputs, folder, original, max_steps=2)
+    pair(a_sharded_run, inputs, folder, original, max_steps=4, resume=True, merge=not original)
+    convert(str(folder / "checkpoint-4"), tmp_path / "model")
+    expected = QuietStarForCausalLM.from_pretrained(tmp_path / "model")
+    expected.merge_lora()
+    found = AutoModelForCausalLM.from_pretrained(folder)
+    assert isinstance(found, QuietStarForCausalLM) != original
+    weights = dict((expected.base_lm if original else expected).named_parameters())
+    before = dict(AutoModelForCausalLM.from_pretrained(inputs / "base").named_parameters())
+    for name, value in found.named_parameters():
+        assert torch.equal(value, weights[name]), name
+        if name.endswith("q_proj.weight"):
+            assert not torch.equal(value, before[name.removeprefix("base_lm.")])
 
 
 def test_shards_of_another_model_are_not_put_together(pair: Pair, tmp_path: Path):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -429,6 +430,27 @@ def test_spikes_are_skipped_where_asked_for(tmp_path):
 
 
 # ---------------------------------------------------------------------- repeating a run
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_neox", "gemma3_text"])
+def test_a_run_goes_on_where_weights_are_published_under_other_names(tmp_path, family):
+    """Experts one by one, another name of the head: a checkpoint has the names of the model, and is one to load."""
+    how = dict(save_strategy="steps", save_steps=2, save_total_limit=9, max_steps=4)
+
+    def run(name: str, resumed_from: Path | None = None) -> QuietStarForCausalLM:
+        model = model_of(family=family)
+        texts = rows(*LENGTHS, *LENGTHS)
+        QuietStarTrainer(model, arguments(tmp_path / name, **how), train_dataset=texts).train(
+            str(resumed_from) if resumed_from else None
+        )
+        return model
+
+    straight, checkpoint = run("straight"), tmp_path / "straight" / "checkpoint-2"
+    loaded = dict(QuietStarForCausalLM.from_pretrained(checkpoint).named_parameters())
+    stored = load_file(checkpoint / "model.safetensors")
+    assert all(torch.equal(value, stored[name]) for name, value in loaded.items() if name in stored)
+    resumed = dict(run("resumed", checkpoint).named_parameters())
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.named_parameters())
 
 
 def test_a_seed_decides_everything(tmp_path):

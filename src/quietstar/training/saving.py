@@ -105,9 +105,16 @@ class SavingTrainer(GuardedTrainer):
             self.state.best_model_checkpoint = str(best) if is_this or best.exists() else None
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        # a pickle of the arguments, which would run code when it is loaded; run.json has them
-        (Path(str(output_dir or self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
+        folder = Path(str(output_dir or self.args.output_dir))
+        if self.aside is None:
+            super()._save(str(folder), state_dict)
+            # a pickle of the arguments, which would run code when it is loaded; run.json has them
+            (folder / "training_args.bin").unlink(missing_ok=True)
+        elif self.args.should_save:
+            # under the names that the model has, by which a run goes on: some families are published under others
+            self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if not self.args.allow_changes or self.is_deepspeed_enabled:
