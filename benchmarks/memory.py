@@ -5,8 +5,8 @@
     python benchmarks/memory.py --output found.json   the figures as JSON, too
 
 Each case runs on the CPU in a process of its own with one thread: a model with random weights, AdamW (fused) whose
-states are there, and a training step over full rows. `measured` is its largest resident set at the end, less the
-resident set before the model is made, so that Python, torch and the libraries are left out; a step of a tiny model
+states are there, and a training step of A batches of full rows. `measured` is its largest resident set at the end, less
+the resident set before the model is made, so that Python, torch and the libraries are left out; a step of a tiny model
 before that loads what is loaded late. Freed memory goes back to the system at once (MALLOC_MMAP_THRESHOLD_), or
 high-water marks would be those of the allocator. `tensors` is the largest sum of the memory of all tensors in that
 step, which a dispatch mode counts in a process of its own. `computed` is what `quietstar plan` reckons with for one
@@ -58,6 +58,8 @@ class TensorPeak(TorchDispatchMode):
             self._see(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.add_.Tensor and isinstance(args[1], Tensor) and args[0].dtype != args[1].dtype:
+            self.peak = max(self.peak, self.now + args[1].numel() * args[0].element_size())  # a CPU makes a copy
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
@@ -113,9 +115,10 @@ class Training:
 
     def step(self) -> None:
         """As the trainer makes it."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.case.bfloat16):
-            loss = self.model(**self.rows, loss_only=True, use_cache=False).loss
-        loss.backward()
+        for _ in range(self.case.accumulation):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.case.bfloat16):
+                loss = self.model(**self.rows, loss_only=True, use_cache=False).loss
+            loss.backward()
         self._update()
 
     def _update(self) -> None:
@@ -132,7 +135,8 @@ def computed(case: Case) -> Moment:
     """What the formulas say."""
     shape = shape_of(base_config(case.family), lora=case.lora)
     numbers = Numbers(weights=case.dtype, autocast=case.bfloat16)
-    return highest(shape, case.step, numbers, held_by(shape, numbers, ONE, 1)[0], "cpu")
+    held, _ = held_by(shape, numbers, ONE, 1, accumulation=case.accumulation)
+    return highest(shape, case.step, numbers, held, "cpu")
 
 
 def measure_resident(case: Case) -> int:
@@ -174,6 +178,7 @@ def in_a_process(case: Case, measure: str) -> dict[str, Any]:
 def line(name: str, case: Case, found: dict[str, Any]) -> str:
     """A row of the table, in Markdown."""
     what = f"{case.batch} x {case.length}, {case.n_ahead}, {case.n_ahead_talk}, {case.n_passes}, {case.fraction:g}"
+    what += f", {case.accumulation}"
     if "error" in found:
         return f"| {name} | {what} | {found['error']} | | | | |"
     resident, tensors, said = (found[of] for of in ("resident", "tensors", "computed"))
@@ -199,7 +204,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no case is named {', '.join(unknown)}; choose from {', '.join(CASES)}")
     print(f"{date.today()}, one thread, torch {torch.__version__}")
-    print("| case | B x S, n_ahead, M, P, fraction | measured | tensors | computed | / measured | / tensors |")
+    print("| case | B x S, n_ahead, M, P, fraction, A | measured | tensors | computed | / measured | / tensors |")
     print("|---|---|---:|---:|---:|---:|---:|", flush=True)
     results = {}
     for name in options.cases or CASES:

@@ -86,6 +86,8 @@ class Case:
     """bfloat16 autocast over float32 weights"""
     bfloat16_weights: bool = False
     """and the weights, too"""
+    accumulation: int = 1
+    """batches of the step"""
 
     @property
     def step(self) -> Step:
@@ -128,15 +130,24 @@ CASES = {
     "llama-lora-checkpointing": replace(LLAMA, batch=6, lora_r=8, checkpointing=True),
     "llama-autocast": replace(LLAMA, bfloat16=True),
     "llama-bfloat16": replace(LLAMA, batch=2, bfloat16=True, bfloat16_weights=True),
+    "llama-accumulation": replace(LLAMA, accumulation=2),
     "gpt2": GPT2,
     "gpt2-checkpointing": replace(GPT2, batch=4, checkpointing=True),
     "gemma": GEMMA,
     "gemma-checkpointing": replace(GEMMA, checkpointing=True),
     "gemma-lora": replace(GEMMA, lora_r=8),
+    "gemma-autocast": replace(GEMMA, bfloat16=True),
+    "gemma-autocast-checkpointing": replace(GEMMA, bfloat16=True, checkpointing=True),
+    "gemma-accumulation": replace(GEMMA, accumulation=2),
     "deep": replace(LLAMA, family="deep"),
     "deep-checkpointing": replace(LLAMA, family="deep", batch=4, checkpointing=True),
     "wide": replace(LLAMA, family="wide", fraction=0.25),
     "wide-checkpointing": replace(LLAMA, family="wide", checkpointing=True),
+    "wide-accumulation": replace(LLAMA, family="wide", fraction=0.25, accumulation=2),
+    "wide-accumulation-checkpointing": replace(LLAMA, family="wide", checkpointing=True, accumulation=2),
+    "wide-accumulation-bfloat16": replace(
+        LLAMA, family="wide", fraction=0.25, bfloat16=True, bfloat16_weights=True, accumulation=2
+    ),
 }
 
 

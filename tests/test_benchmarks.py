@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import speed
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "speed.py"
 
@@ -33,11 +34,17 @@ def test_a_row_is_timed_beside_plain_steps(tmp_path: Path) -> None:
     assert found["peak_mb"] > found["plain_peak_mb"] / 2 > 0
 
 
-def test_unknown_rows_and_missing_devices_are_refused() -> None:
-    for options, said in ((("--rows", "fly"), "no row is named fly"), (("--device", "cuda"), "no CUDA device")):
-        done = run(*options)
-        assert done.returncode == 2
-        assert said in done.stderr
+@pytest.mark.parametrize(
+    ("options", "said"), [(("--rows", "fly"), "no row is named fly"), (("--device", "cuda"), "no CUDA device")]
+)
+def test_unknown_rows_and_missing_devices_are_refused(
+    options: tuple[str, str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.argv", ["speed.py", *options])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        speed.main()
+    assert said in capsys.readouterr().err
 
 
 def test_the_arithmetic_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

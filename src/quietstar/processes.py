@@ -30,7 +30,7 @@ class Processes:
         Args:
             use_cpu: whether there is a GPU or not.
         """
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        if "LOCAL_RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
             return cls()
         if not torch.distributed.is_initialized():
             PartialState(cpu=use_cpu, timeout=PATIENCE)

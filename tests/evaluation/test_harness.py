@@ -12,6 +12,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
+from quietstar.evaluation.__main__ import main
 from quietstar.evaluation.harness import QuietStarLM
 
 from ..tiny import tiny_model
@@ -131,7 +132,9 @@ def test_thoughts_change_what_is_written(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_its_own_command_knows_the_name(folder: Path, tmp_path: Path) -> None:
+def test_its_own_command_knows_the_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
     """As the docs have it; an impossible policy is one line."""
     command = [sys.executable, "-m", "quietstar.evaluation", "run", "--model", "quietstar", "--tasks", "local_choice"]
     command += [
@@ -146,16 +149,14 @@ def test_its_own_command_knows_the_name(folder: Path, tmp_path: Path) -> None:
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
-    def run_with(think: str) -> subprocess.CompletedProcess:
-        model = f"pretrained={folder / 'thinking'},think={think}"
-        return subprocess.run([*command, "--model_args", model], capture_output=True, text=True, env=environment)
-
-    done = run_with("entropy:2.5")
+    model = f"pretrained={folder / 'thinking'},think="
+    words = [*command, "--model_args", f"{model}entropy:2.5"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "local_choice" in done.stdout
-    wrong = run_with("often")
-    assert wrong.returncode == 2
-    assert "choose from always" in wrong.stderr.strip().splitlines()[-1]
+    monkeypatch.setattr("sys.argv", ["lm_eval", *command[3:], "--model_args", f"{model}often"])
+    assert main() == 2
+    assert "choose from always" in capfd.readouterr().err.strip().splitlines()[-1]
 
 
 def test_evaluate_runs_it(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """Memory and arithmetic of a step are what formulas say, for every way to make one."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,15 @@ SMALL = {
     "gpt2": dict(vocab_size=2000, n_embd=64, n_layer=3, n_head=8),
     "gemma3_text": dict(vocab_size=8000, hidden_size=64, intermediate_size=160, num_hidden_layers=2, head_dim=16),
     "wide": dict(vocab_size=2000, hidden_size=256, intermediate_size=704, num_hidden_layers=2),
+    "large-vocabulary": dict(
+        model_type="llama",
+        vocab_size=32_000,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        tie_word_embeddings=False,
+    ),
 }
 CHANGES = {
     "plain": {},
@@ -34,10 +44,19 @@ CHANGES = {
     "lora-bfloat16-autocast": dict(lora_r=4, bfloat16=True),
     "lora-bfloat16": dict(lora_r=4, bfloat16=True, bfloat16_weights=True),
     "lora-checkpointing": dict(lora_r=4, checkpointing=True),
+    "short-checkpointing": dict(batch=1, length=8, checkpointing=True),
+    "accumulation": dict(accumulation=2),
+    "accumulation-checkpointing": dict(accumulation=2, checkpointing=True),
+    "accumulation-bfloat16": dict(accumulation=2, bfloat16=True, bfloat16_weights=True),
 }
 CASES = [("llama", change) for change in CHANGES]
-CASES += [("wide", "lora-bfloat16-autocast")]
+CASES += [("wide", "lora-bfloat16-autocast"), ("wide", "accumulation"), ("wide", "accumulation-checkpointing")]
+CASES += [("gemma3_text", "bfloat16-autocast"), ("large-vocabulary", "bfloat16-autocast")]
+CASES += [("large-vocabulary", "short-checkpointing"), ("large-vocabulary", "accumulation")]
 CASES += [(family, change) for family in ("gpt2", "gemma3_text", "wide") for change in ("plain", "checkpointing")]
+
+OTHERWISE = "bfloat16|accumulation|short"
+"""cases of other arithmetic; of a short row, most is in blocks of logits that are filled up"""
 
 
 @pytest.fixture
@@ -48,7 +67,7 @@ def memory(monkeypatch):
     import memory_cases
 
     for family, sizes in SMALL.items():
-        monkeypatch.setitem(memory_cases.FAMILIES, family, memory_cases.FAMILIES[family] | sizes)
+        monkeypatch.setitem(memory_cases.FAMILIES, family, memory_cases.FAMILIES.get(family, {}) | sizes)
     return memory
 
 
@@ -60,12 +79,12 @@ def case_of(memory, family, change):
 
 @pytest.mark.parametrize(("family", "change"), CASES)
 def test_the_fullest_moment_is_the_computed_one(memory, family, change):
-    """All tensors that are alive together, within 15 %: weights, states, what is kept, gradients."""
+    """All tensors that are alive together, within 5 %: weights, states, what is kept, gradients."""
     case = case_of(memory, family, change)
-    assert memory.computed(case).total == pytest.approx(memory.measure_tensors(case), rel=0.15)
+    assert memory.computed(case).total == pytest.approx(memory.measure_tensors(case), rel=0.05)
 
 
-@pytest.mark.parametrize(("family", "change"), [case for case in CASES if "bfloat16" not in case[1]])
+@pytest.mark.parametrize(("family", "change"), [case for case in CASES if not re.search(OTHERWISE, case[1])])
 def test_the_arithmetic_is_the_computed_one(memory, family, change):
     """All products of a forward and backward pass, within 10 %."""
     case = case_of(memory, family, change)

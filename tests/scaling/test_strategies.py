@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from quietstar.scaling.memory import Numbers
 from quietstar.scaling.shape import shape_of
@@ -39,6 +39,14 @@ def two_processes():
     dist.destroy_process_group()
 
 
+def sharded(mesh, **settings):
+    """A tiny model over the processes, as FSDP2 spreads it."""
+    model = tiny_model("llama", n_ahead=STEP.n_ahead, n_ahead_talk=STEP.M, **settings).train()
+    for layer in model.base_lm.model.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
 def test_layers_are_gathered_so_often(two_processes, monkeypatch, checkpointing):
     from torch.distributed.fsdp._fully_shard import _fsdp_param_group as group
@@ -56,11 +64,8 @@ def test_layers_are_gathered_so_often(two_processes, monkeypatch, checkpointing)
 
     counted("foreach_all_gather")
     counted("foreach_reduce")
-    model = tiny_model("llama", n_ahead=STEP.n_ahead, n_ahead_talk=STEP.M).train()
+    model = sharded(two_processes)
     layers = model.base_lm.model.layers
-    for layer in layers:
-        fully_shard(layer, mesh=two_processes)
-    fully_shard(model, mesh=two_processes)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model(**texts(STEP.S, STEP.S), loss_only=True).loss.backward()
@@ -69,6 +74,39 @@ def test_layers_are_gathered_so_often(two_processes, monkeypatch, checkpointing)
     # a layer that was gathered ahead, and not used, is gathered once more
     assert expected <= calls["foreach_all_gather"] <= expected + 1
     assert calls["foreach_reduce"] == len(layers), "gradients are summed over all passes before they are spread"
+
+
+def test_gradients_lie_whole_between_batches(two_processes):
+    """As the trainer accumulates: those of all batches but the last are not spread."""
+    model = sharded(two_processes)
+
+    def whole() -> int:
+        groups = [
+            module._get_fsdp_state()._fsdp_param_group for module in model.modules() if isinstance(module, FSDPModule)
+        ]
+        parameters = [of._unsharded_param for group in groups for of in group.fsdp_params]
+        return sum(of.grad.nbytes for of in parameters if of.grad is not None)
+
+    for last in (False, True):
+        model.set_requires_gradient_sync(last)
+        model(**texts(STEP.S, STEP.S), loss_only=True).loss.backward()
+        held, _ = held_by(SHAPE, FLOAT32, FSDP2, 2, accumulation=2)
+        assert whole() == (0 if last else held.earlier_gradients)
+
+
+@pytest.mark.parametrize(("strategy", "n_gpus"), [(ONE, 1), (DDP, 8), (FSDP2, 8), (FSDP2_OFFLOAD, 8)])
+def test_a_second_batch_finds_the_gradients_of_the_first(strategy, n_gpus):
+    one, two, many = (held_by(SHAPE, BFLOAT16, strategy, n_gpus, accumulation=n)[0] for n in (1, 2, 8))
+    assert one.earlier_gradients == 0
+    assert two.earlier_gradients == many.earlier_gradients >= 2 * SHAPE.n_base
+    assert two.last_gradients >= one.last_gradients
+
+
+def test_zero3_spreads_the_gradients_of_each_batch():
+    held, _ = held_by(SHAPE, BFLOAT16, ZERO3, 8, accumulation=2)
+    assert held.earlier_gradients == 4 * SHAPE.n_trained / 8
+    few, many = (traffic(SHAPE, STEP, BFLOAT16, ZERO3, 8, n) for n in (1, 3))
+    assert many.gradients == 3 * few.gradients
 
 
 def test_one_gpu_holds_everything_and_receives_nothing():

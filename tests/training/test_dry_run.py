@@ -1,14 +1,16 @@
-"""A dry run takes one step on full rows, leaves nothing behind, and says what it took."""
+"""A dry run takes a few steps on full rows, leaves nothing behind, and says what one took."""
+
+import time
 
 import pytest
 import soak
 
 from quietstar.training import QuietStarTrainer
-from quietstar.training.dry_run import DryRun
-from tests.training.test_killed import inputs, train  # noqa: F401  (a fixture)
+from quietstar.training.dry_run import STEPS, DryRun
+from tests.training.test_killed import train
 
 
-def test_one_step_on_full_rows_and_nothing_is_left(inputs, tmp_path, monkeypatch):  # noqa: F811
+def test_steps_on_full_rows_and_nothing_is_left(inputs, tmp_path, monkeypatch):
     seen, step = [], QuietStarTrainer.training_step
 
     def noted(self, model, batch, *args):
@@ -17,19 +19,37 @@ def test_one_step_on_full_rows_and_nothing_is_left(inputs, tmp_path, monkeypatch
 
     monkeypatch.setattr(QuietStarTrainer, "training_step", noted)
     found = train(inputs, tmp_path / "run", dry_run=True, max_steps=300, resume=False)["dry_run"]
-    assert seen == [((2, 12), 24)] * 2
+    assert seen == [((2, 12), 24)] * 2 * STEPS
     assert not (tmp_path / "run").exists()
     assert (found.n_rows, found.n_tokens, found.n_steps, found.on_gpu) == (4, 12, 300, False)
     assert 0 < found.seconds < 60
     assert found.peak > 2**26
 
 
-def test_steps_of_epochs_are_counted(inputs, tmp_path):  # noqa: F811
+def test_what_is_measured_has_the_optimizers_states_and_not_the_first_batch(inputs, tmp_path, monkeypatch):
+    n_states, step = [], QuietStarTrainer.training_step
+
+    def slow_at_first(self, *args):
+        n_states.append(len(self.optimizer.state))
+        if len(n_states) == 1:
+            time.sleep(1)
+        return step(self, *args)
+
+    monkeypatch.setattr(QuietStarTrainer, "training_step", slow_at_first)
+    how = dict(dry_run=True, max_steps=1, gradient_accumulation_steps=1, resume=False)
+    found = train(inputs, tmp_path / "run", **how)["dry_run"]
+    assert found.n_steps == 1
+    assert found.seconds < 0.5
+    assert n_states[0] == 0 < min(n_states[1:])
+    assert len(n_states) == STEPS
+
+
+def test_steps_of_epochs_are_counted(inputs, tmp_path):
     how = dict(dry_run=True, max_steps=-1, num_train_epochs=2, resume=False)
     assert train(inputs, tmp_path / "run", **how)["dry_run"].n_steps == 30
 
 
-def test_a_run_that_is_there_stays_as_it_is(inputs, tmp_path):  # noqa: F811
+def test_a_run_that_is_there_stays_as_it_is(inputs, tmp_path):
     folder = tmp_path / "run"
     train(inputs, folder, max_steps=2, save_steps=2)
     before = soak.remains(folder)

@@ -153,7 +153,8 @@ def command(inputs: Path, folder: Path, *words: str) -> list[str]:
 def test_the_command_ends_with_a_code_of_its_own(inputs, tmp_path):
     folder = tmp_path / "run"
     words = [sys.executable, *command(inputs, folder, "--max_steps=100000")]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    at_once = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=at_once) as process:
         assert process.stdout is not None
         assert any("'loss'" in line for line in process.stdout)  # it is learning
         process.send_signal(signal.SIGTERM)

@@ -6,7 +6,9 @@ Attention stands for itself with what each backend keeps: queries, keys, values,
 """
 
 import copy
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +42,8 @@ class Kept:
     """e_h: of one number of a hidden state"""
     key_size: int
     """e_k: of one number of a key"""
+    head_sizes: tuple[int, int]
+    """numbers of a query and of a value in each head"""
 
 
 def count_kept(
@@ -56,15 +60,8 @@ def count_kept(
     Raises:
         UnsupportedModelError: the layers cannot run so: their sizes hang on their input (experts), or no hook fits.
     """
-    try:
+    with counting(f"what a layer of family {config.model_type!r} keeps"):
         found = {(n, T): _saved(config, n, T, dtype, autocast, lora) for n in (1, 2) for T in TOKENS}
-    except QuietStarError:
-        raise
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"what a layer of family {config.model_type!r} keeps cannot be counted ({type(error).__name__}: "
-            f"{first_line(error)}); plan with a dense model of the same sizes"
-        ) from error
     few, many = TOKENS
     in_layer = {T: found[2, T].n_bytes - found[1, T].n_bytes for T in TOKENS}
     layer = (in_layer[many] - in_layer[few]) / (many - few)
@@ -75,7 +72,26 @@ def count_kept(
         copies=in_layer[few] - layer * few,
         hidden_size=found[1, few].hidden_size,
         key_size=found[1, few].key_size,
+        head_sizes=found[1, few].head_sizes,
     )
+
+
+@contextmanager
+def counting(what: str) -> Iterator[None]:
+    """Say in one line what of a model cannot be counted, and why, whatever the libraries below raise and log."""
+    log = logging.getLogger(FakeTensorMode.__module__)
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    except QuietStarError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{what} cannot be counted ({type(error).__name__}: {first_line(error)}); plan with a dense model of the "
+            "same sizes"
+        ) from error
+    finally:
+        log.disabled = was_disabled
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +99,7 @@ class _Saved:
     n_bytes: int
     hidden_size: int
     key_size: int
+    head_sizes: tuple[int, int]
 
 
 def _saved(
@@ -98,8 +115,8 @@ def _saved(
 
     with torch.device("meta"):
         base_lm = AutoModelForCausalLM.from_config(few, dtype=dtype).train()
-    if lora is not None:
-        add_lora(base_lm, lora)
+        if lora is not None:
+            add_lora(base_lm, lora)
     with FakeTensorMode():
         pretend(base_lm)
         embeds = torch.empty(1, T, few.hidden_size, dtype=dtype, requires_grad=True)
@@ -115,7 +132,7 @@ def _saved(
             ).last_hidden_state
         own = {of.untyped_storage()._cdata for of in (*base_lm.parameters(), *base_lm.buffers())}
         n_bytes = sum(storage.nbytes() for name, storage in kept.items() if name not in own)
-    return _Saved(n_bytes, hidden.element_size(), attention.key_size)
+    return _Saved(n_bytes, hidden.element_size(), attention.key_size, attention.head_sizes)
 
 
 def with_layers(config: PreTrainedConfig, n_layers: int) -> PreTrainedConfig:
@@ -143,6 +160,7 @@ class _StandsForAttention:
 
     def __init__(self) -> None:
         self.key_size = 0
+        self.head_sizes = 0, 0
 
     def __call__(
         self,
@@ -155,6 +173,7 @@ class _StandsForAttention:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         self.key_size = key.element_size()
+        self.head_sizes = query.shape[-1], value.shape[-1]
         return _KeepAttention.apply(query, key, value), None
 
 

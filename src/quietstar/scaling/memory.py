@@ -50,12 +50,16 @@ class Held:
     optimizer: float
     gradients: float = 0.0
     """throughout: buckets that gradients are averaged in"""
+    earlier_gradients: float = 0.0
+    """beside those, of the step's batches before, until all passes have been through"""
     last_gradients: float = 0.0
-    """beside those, when all passes have been through"""
+    """in their place, when all passes have been through"""
     layer_gradients: float = 0.0
     """of all layers, while they are summed over the passes"""
     head_gradient: float = 0.0
-    """of the LM head's weight, made with the losses"""
+    """of the LM head's weight in float32, while the losses are made"""
+    early_gradients: float = 0.0
+    """of LM head and mixing head, while those of the layers are made"""
     table_gradient: float = 0.0
     """of the embeddings' weight"""
     gathered: float = 0.0
@@ -105,15 +109,15 @@ def _moments(shape: Shape, step: Step, numbers: Numbers, held: Held, kept: Kept,
     of_token = shape.n_layers * kept.layer + kept.rest
     text = step.base_tokens * (of_token + shape.D * kept.hidden_size)
     sampled = step.sampled_tokens * of_token + repeated_start(shape, step, kept)
-    copies = copies_of_weights(shape, step, numbers, kept)
-    weights = held.weights + held.gathered + copies
+    weights = held.weights + held.gathered + copies_of_weights(shape, step, numbers, kept)
+    gradients = held.gradients + held.earlier_gradients
     flow = gradients_of_keys(shape, kept, step.base_tokens + step.sampled_tokens)
     flow += step.whole_tokens * shape.D * kept.hidden_size
     return [
         Moment(
             when="end of the forward pass",
-            weights=weights,
-            gradients=held.gradients + held.head_gradient,
+            weights=weights + copy_of_head(shape, numbers),
+            gradients=gradients + held.head_gradient,
             optimizer=held.optimizer,
             text=text,
             branches=sampled + step.last_tokens * of_token + talk_states(shape, step, numbers, kept),
@@ -122,7 +126,7 @@ def _moments(shape: Shape, step: Step, numbers: Numbers, held: Held, kept: Kept,
         Moment(
             when="the last branch pass has its gradients",
             weights=weights,
-            gradients=held.gradients + held.head_gradient + held.layer_gradients,
+            gradients=gradients + held.early_gradients + held.layer_gradients,
             optimizer=held.optimizer,
             text=text,
             branches=sampled + flow + block_of_scores(shape, step, step.C, step.M + 1, device),
@@ -138,8 +142,10 @@ def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, ke
     keys = 2 * n * shape.key_width * kept.key_size
     text = step.base_tokens * ((n + 1) * shape.D * e + keys + kept.rest)
     whole = step.whole_tokens * shape.D * e
-    weights = held.weights + held.gathered + n * kept.copies
-    gradients = held.gradients + held.head_gradient + held.layer_gradients
+    copies = n * kept.copies + copy_of_head(shape, numbers)
+    weights = held.weights + held.gathered + copies
+    earlier = held.gradients + held.earlier_gradients
+    gradients = earlier + held.early_gradients + held.layer_gradients
     at_once = step.columns_at_once(n)
     drawn, block, block_kept = blocks_of_logits(shape, step, numbers, device)
     part = at_once * step.P * step.L * (n * kept.layer + kept.rest)
@@ -151,7 +157,7 @@ def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, ke
         Moment(
             when="end of sampling",
             weights=weights,
-            gradients=held.gradients,
+            gradients=earlier,
             optimizer=held.optimizer,
             text=text,
             branches=sampling + block_of_scores(shape, step, step.C, 1, device),
@@ -160,7 +166,7 @@ def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, ke
         Moment(
             when="end of the forward pass",
             weights=weights,
-            gradients=held.gradients + held.head_gradient,
+            gradients=earlier + held.head_gradient,
             optimizer=held.optimizer,
             text=text,
             branches=whole + talk_states(shape, step, numbers, kept),
@@ -168,7 +174,7 @@ def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, ke
         ),
         Moment(
             when="a part of the branches is made again",
-            weights=held.weights + held.gathered_again + n * kept.copies,
+            weights=held.weights + held.gathered_again + copies,
             gradients=gradients,
             optimizer=held.optimizer,
             text=text,
@@ -191,10 +197,9 @@ def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, ke
 def _last_moment(shape: Shape, step: Step, held: Held, kept: Kept) -> Moment:
     """All gradients are there, those of the embeddings last.
 
-    Where the embeddings have two (tied, one from the LM head; under gradient checkpointing, from text and branches
-    apart, as transformers then hooks them) the second one is there until it is added to the first.
+    Tied embeddings have two, one from the LM head: the second one is there until it is added to the first.
     """
-    adds = 1 if shape.is_tied or step.checkpointing else 0
+    adds = 1 if shape.is_tied else 0
     looked_up = 0 if shape.lora else step.base_tokens + step.P * step.C * step.K
     return Moment(
         when="end of the backward pass",
@@ -212,6 +217,21 @@ def copies_of_weights(shape: Shape, step: Step, numbers: Numbers, kept: Kept) ->
     copies = shape.n_layers * kept.copies
     trained = numbers.product_size * shape.n_adapters if shape.lora and numbers.autocast else copies
     return trained + max(copies - trained, 0.0) * (step.K + 2)
+
+
+def copy_of_head(shape: Shape, numbers: Numbers) -> float:
+    """The LM head's weight in the precision of products, where it is stored in another one."""
+    return float(numbers.product_size * shape.n_table) if numbers.product_size != numbers.weight_size else 0.0
+
+
+def product_for_head(shape: Shape, numbers: Numbers, device: str) -> float:
+    """What a block of states adds to the gradient of the LM head's weight, and a CPU's copy of that in float32.
+
+    A product in float32 is added in place.
+    """
+    if shape.lora or numbers.product_size == FLOAT:
+        return 0.0
+    return float(shape.n_table * (numbers.product_size + (FLOAT if device == "cpu" else 0)))
 
 
 def repeated_start(shape: Shape, step: Step, kept: Kept) -> float:
@@ -239,26 +259,28 @@ def scored_states(shape: Shape, step: Step, kept: Kept) -> float:
     return 2.0 * (step.base_states + step.talk_states + step.word_states) * shape.D * kept.hidden_size
 
 
-def block_of_logits(shape: Shape, n_states: int, numbers: Numbers, device: str) -> float:
-    """Logits of so many states, a block at most, in float32, and what a product makes of them in another precision;
-    see `quietstar.vocabulary`."""
+def block_of_logits(shape: Shape, n_states: int, device: str) -> float:
+    """Numbers in the logits of so many states, a block at most; see `quietstar.vocabulary`."""
     fitting = BYTES_AT_ONCE.get(device, BYTES_AT_ONCE["cpu"]) // (FLOAT * shape.V)
-    at_once = max(STATES, fitting - fitting % STATES)
-    beside = 0 if numbers.product_size == FLOAT else numbers.product_size
-    return float(min(at_once, n_states) * shape.V * (FLOAT + beside))
+    return float(min(max(STATES, fitting - fitting % STATES), n_states) * shape.V)
 
 
 def blocks_of_logits(shape: Shape, step: Step, numbers: Numbers, device: str) -> tuple[float, float, float]:
     """The largest block that words are drawn from, that of the losses, and what of it is kept until the end.
 
-    A CPU keeps a block's memory, and makes a larger one beside it.
+    Logits are float32, with what a product makes of them in another precision beside. A CPU keeps a block's float32,
+    and makes a larger one beside it.
     """
-    drawn = block_of_logits(shape, step.P * step.C if step.K else 0, numbers, device)
+    drawn = block_of_logits(shape, step.P * step.C if step.K else 0, device)
     n_states = max(-(-of // STATES) * STATES for of in (step.base_states, step.talk_states))
-    block = block_of_logits(shape, n_states, numbers, device)
+    block = block_of_logits(shape, n_states, device)
+    beside = 0 if numbers.product_size == FLOAT else numbers.product_size
+    added = product_for_head(shape, numbers, device)
+    draws, scores = drawn * (FLOAT + beside), block * (FLOAT + beside) + added
     if device != "cpu":
-        return drawn, block, 0.0
-    return drawn, (block + drawn if drawn < block else drawn), max(block, drawn)
+        return draws, scores, 0.0
+    kept = FLOAT * max(block, drawn)
+    return draws, max(kept + block * beside + added, FLOAT * (block + drawn) if drawn < block else 0.0), kept
 
 
 def block_of_scores(shape: Shape, step: Step, n_columns: int, n_steps: int, device: str) -> float:

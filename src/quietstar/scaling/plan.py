@@ -1,7 +1,8 @@
 """Strategies side by side for one run, and which to choose."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from quietstar.scaling.arguments import PlanArguments
 from quietstar.scaling.memory import Moment, highest
@@ -59,6 +60,8 @@ class Plan:
     """the run that was chosen: as asked for, or eased; the one that comes nearest where none fits"""
     nearest: Way
     """the least memory that was found"""
+    own: frozenset[str] = frozenset()
+    """settings that are a thinking model's own, not given"""
 
 
 def plan(args: PlanArguments) -> Plan:
@@ -70,32 +73,45 @@ def plan(args: PlanArguments) -> Plan:
         UnsupportedModelError: the model cannot be counted.
     """
     config = read_config(args.model, args.trust_remote_code)
-    for name in ("n_ahead", "n_ahead_talk", "n_passes"):
-        if getattr(args, name) is None and isinstance(getattr(config, name, None), int):
-            args = replace(args, **{name: getattr(config, name)})  # a thinking model says its own
-    return compare(args, {adapted: shape_of(config, args.model, _lora(args, adapted)) for adapted in (False, True)})
+    names = ("n_ahead", "n_ahead_talk", "n_passes")
+    said = {name: getattr(config, name, None) for name in names if getattr(args, name) is None}
+    own: dict[str, Any] = {name: value for name, value in said.items() if isinstance(value, int)}
+
+    class Shapes(dict[bool, Shape]):
+        def __missing__(self, adapted: bool) -> Shape:
+            lora = replace(args, lora=True).lora_settings if adapted else None
+            return self.setdefault(adapted, shape_of(config, args.model, lora))
+
+    return replace(compare(replace(args, **own), Shapes()), own=frozenset(own))
 
 
-def compare(args: PlanArguments, shapes: dict[bool, Shape]) -> Plan:
+def compare(args: PlanArguments, shapes: Mapping[bool, Shape]) -> Plan:
     """As `plan`, for a model whose sizes are known.
 
     Args:
         args: the run.
-        shapes: of the model without adapters, and with them.
+        shapes: of the model without adapters, and with them where they are asked for.
     """
-    asked = ways_of(args, shapes[args.lora])
-    found = [(eased, ways_of(eased, shapes[eased.lora])) for eased in easings(args)]
-    nearest_args, nearest = min(
-        ((eased, way) for eased, ways in found for way in ways), key=lambda pair: pair[1].moment.total
-    )
-    for offloads in (False, True):
-        for eased, ways in found:
-            fitting = [way for way in ways if way.fits and way.strategy.offloads == offloads]
-            if fitting:
-                chosen = min(fitting, key=lambda way: way.cost)
-                shape = shapes[args.lora]
-                return Plan(args=args, shape=shape, ways=asked, chosen=chosen, chosen_args=eased, nearest=nearest)
-    return Plan(args=args, shape=shapes[args.lora], ways=asked, chosen=None, chosen_args=nearest_args, nearest=nearest)
+    tried: list[tuple[PlanArguments, list[Way]]] = []
+    chosen = None
+    for eased in easings(args):
+        ways = ways_of(eased, shapes[eased.lora])
+        if eased.load_in_4bit > args.load_in_4bit:  # in shards it is untried: chosen only by who asks for it
+            ways = [way for way in ways if not way.strategy.shards]
+        tried.append((eased, ways))
+        if chosen := _cheapest(*tried[-1], offloads=False):
+            break
+    if chosen is None:
+        chosen = next(filter(None, (_cheapest(*each, offloads=True) for each in tried)), None)
+    nearest = min(((eased, way) for eased, ways in tried for way in ways), key=lambda pair: pair[1].moment.total)
+    eased, way = chosen or (nearest[0], None)
+    return Plan(args=args, shape=shapes[args.lora], ways=tried[0][1], chosen=way, chosen_args=eased, nearest=nearest[1])
+
+
+def _cheapest(args: PlanArguments, ways: list[Way], *, offloads: bool) -> tuple[PlanArguments, Way] | None:
+    """Of those that fit."""
+    fitting = [way for way in ways if way.fits and way.strategy.offloads == offloads]
+    return (args, min(fitting, key=lambda way: way.cost)) if fitting else None
 
 
 def ways_of(args: PlanArguments, shape: Shape) -> list[Way]:
@@ -112,9 +128,9 @@ def way_of(args: PlanArguments, shape: Shape, strategy: Strategy, checkpointing:
     """One strategy, with gradient checkpointing or without."""
     given = args.numbers(shape)
     step = replace(args.step(checkpointing), sharded=strategy.shards)
-    held, host = held_by(shape, given, strategy, args.n_gpus, args.load_in_4bit)
-    moment = highest(shape, step, strategy.numbers(given), held)
     accumulation = args.gradient_accumulation_steps
+    held, host = held_by(shape, given, strategy, args.n_gpus, args.load_in_4bit, accumulation)
+    moment = highest(shape, step, strategy.numbers(given), held)
     once, moved = (
         flops(shape, step),
         traffic(shape, step, given, strategy, args.n_gpus, accumulation, args.load_in_4bit),
@@ -140,7 +156,7 @@ def easings(args: PlanArguments) -> Iterator[PlanArguments]:
     """The run as asked for, then with less in memory at once: what changes least comes first.
 
     One row at a time; fewer positions that think, down to a quarter; adapters in place of all weights; fewer positions
-    still; shorter rows.
+    still; the weights beside adapters in 4 bits, at all positions again, then fewer; shorter rows.
     """
     yield args
     rows = args.per_device_train_batch_size
@@ -152,20 +168,19 @@ def easings(args: PlanArguments) -> Iterator[PlanArguments]:
         )
         yield args
     fractions = [args.think_fraction / 2**k for k in range(5) if args.think_fraction / 2**k >= LEAST_FRACTION]
+    fractions = fractions or [args.think_fraction]
     few = [fraction for fraction in fractions if fraction >= args.think_fraction / 4]
-    for fraction in few[1:]:
-        yield replace(args, think_fraction=fraction)
-    if not args.lora:
-        for fraction in few:
-            yield replace(args, think_fraction=fraction, lora=True)
-    for lora in dict.fromkeys((args.lora, True)):
-        for fraction in fractions[len(few) :]:
-            yield replace(args, think_fraction=fraction, lora=lora)
-    least, length = min(fractions, default=args.think_fraction), args.max_length // 2
+    for some in (few, fractions[len(few) :]):
+        for lora in dict.fromkeys((args.lora, True)):
+            for fraction in some:
+                eased = replace(args, think_fraction=fraction, lora=lora)
+                if eased != args:
+                    yield eased
+    if not args.load_in_4bit:
+        for fraction in fractions:
+            yield replace(args, think_fraction=fraction, lora=True, load_in_4bit=True)
+    length = args.max_length // 2
     while length >= LEAST_LENGTH:
-        yield replace(args, think_fraction=least, lora=True, max_length=length)
+        for four_bit in dict.fromkeys((args.load_in_4bit, True)):
+            yield replace(args, think_fraction=min(fractions), lora=True, load_in_4bit=four_bit, max_length=length)
         length //= 2
-
-
-def _lora(args: PlanArguments, adapted: bool) -> dict[str, int] | None:
-    return replace(args, lora=True).lora_settings if adapted else None

@@ -17,7 +17,7 @@ from quietstar.base import holds_thinking_model, loading
 from quietstar.errors import SettingsError, UnsupportedModelError
 from quietstar.heads import MixingHead, ThoughtEmbeddings
 from quietstar.lora import add_lora
-from quietstar.scaling.kept import Kept, count_kept, with_layers
+from quietstar.scaling.kept import Kept, count_kept, counting, with_layers
 from quietstar.untrusted import check_config
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -143,8 +143,18 @@ class Shape:
         return self.n_small + (0 if self.lora else self.n_base)
 
     def kept(self, dtype: torch.dtype, *, autocast: bool) -> Kept:
-        """What its layers keep for their gradient; see `count_kept`."""
-        return _kept(self, dtype, autocast)
+        """What its layers keep for their gradient; see `count_kept`.
+
+        Raises:
+            UnsupportedModelError: heads are not of the size that the config says.
+        """
+        kept = _kept(self, dtype, autocast)
+        if kept.head_sizes != (self.head_size, self.head_size):
+            raise UnsupportedModelError(
+                f"{self.name} has heads of {kept.head_sizes[0]} numbers for queries and {kept.head_sizes[1]} for "
+                f"values, and {self.head_size} by its config; plan with a model whose heads are alike"
+            )
+        return kept
 
     def __hash__(self) -> int:
         return id(self)
@@ -167,21 +177,13 @@ def shape_of(config: PreTrainedConfig, name: str = "", lora: dict[str, Any] | No
         UnsupportedModelError: it is no decoder-only model, or its layers are not found.
         SettingsError: the adapters do not fit it.
     """
-    config = config.get_text_config()
+    whole, config = config, config.get_text_config()
     with loading(name), torch.device("meta"):
         base_lm = AutoModelForCausalLM.from_config(config)
         thoughts = nn.ModuleList([MixingHead(config.hidden_size), ThoughtEmbeddings(config.hidden_size, 1.0)])
     layers = [module for module in base_lm.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if len(layers) != config.num_hidden_layers:
-        raise UnsupportedModelError(
-            f"{name or config.model_type} has {len(layers)} layers that are known here and {config.num_hidden_layers} "
-            "in its config; plan with a Llama of the same sizes"
-        )
-    if any(parameter.dim() > 2 for layer in layers for parameter in layer.parameters()):
-        raise UnsupportedModelError(
-            f"{name or config.model_type} has experts, whose share of the tokens no config says; plan with a dense "
-            "model of the same sizes"
-        )
+    _check_counted(name or config.model_type, config, layers)
+    _check_text_is_all(name or config.model_type, getattr(whole, "base_config", None) or whole, base_lm)
     matrices = [
         module.weight.numel()
         for layer in layers
@@ -227,15 +229,57 @@ def read_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     return config
 
 
+def _check_counted(name: str, config: PreTrainedConfig, layers: list[nn.Module]) -> None:
+    """Raise UnsupportedModelError for layers that the formulas are not of."""
+    modules = [module for layer in layers for module in layer.modules()]
+    if len(layers) != config.num_hidden_layers or not layers:
+        raise UnsupportedModelError(
+            f"{name} has {len(layers)} layers that are known here and {config.num_hidden_layers} in its config; plan "
+            "with a Llama of the same sizes"
+        )
+    if any(isinstance(module, nn.Conv1d) for module in modules):
+        raise UnsupportedModelError(
+            f"{name} has convolutions in its layers, whose states no branch of a thought can share; choose a model "
+            "whose layers attend"
+        )
+    if any(parameter.dim() > 2 for layer in layers for parameter in layer.parameters()):
+        raise UnsupportedModelError(
+            f"{name} has experts, whose share of the tokens no config says; plan with a dense model of the same sizes"
+        )
+    if any(getattr(module, "is_causal", None) is False for module in modules):
+        raise UnsupportedModelError(
+            f"{name} is an encoder, whose tokens see those after them; choose a decoder-only model"
+        )
+
+
+def _check_text_is_all(name: str, config: PreTrainedConfig, text_lm: PreTrainedModel) -> None:
+    """Raise UnsupportedModelError where a model is loaded with more than its text model, or packed."""
+    if packed := getattr(config, "quantization_config", None):
+        method = packed.get("quant_method") if isinstance(packed, dict) else getattr(packed, "quant_method", None)
+        raise UnsupportedModelError(
+            f"the weights of {name} are packed (quantization_config: {getattr(method, 'value', method)}), and do not "
+            "train; plan with the model that they were made of, and --lora --load_in_4bit"
+        )
+    if config.get_text_config() is config:
+        return
+    with loading(name), torch.device("meta"):
+        n_beside = AutoModelForCausalLM.from_config(config).num_parameters() - text_lm.num_parameters()
+    if n_beside:
+        raise UnsupportedModelError(
+            f"{name} has {n_beside:,} weights beside its text model, for images, say, which are not counted; plan with "
+            "a folder whose config.json is its text_config"
+        )
+
+
 def _count_adapters(config: PreTrainedConfig, lora: dict[str, Any]) -> int:
     """Parameters of the adapters, all layers' being alike."""
     found = []
     for n_layers in (1, 2):
-        with torch.device("meta"):
+        with counting(f"adapters of family {config.model_type!r}"), torch.device("meta"):
             few = AutoModelForCausalLM.from_config(with_layers(config, n_layers))
-        n_base = few.num_parameters()
-        add_lora(few, lora)
-        found.append(few.num_parameters() - n_base)
+            n_base = few.num_parameters()
+            add_lora(few, lora)
+            found.append(few.num_parameters() - n_base)
     return found[0] + (config.num_hidden_layers - 1) * (found[1] - found[0])
 
 

@@ -34,6 +34,8 @@ class Strategy:
     """whether each GPU holds everything, and gradients are averaged"""
     masters: bool = False
     """whether bfloat16 weights have float32 ones beside them (DeepSpeed)"""
+    averages_once: bool = True
+    """whether gradients of several batches are averaged and spread together, not those of each (DeepSpeed)"""
 
     def numbers(self, given: Numbers) -> Numbers:
         """The precision that layers run in: what is gathered is bfloat16 under bf16."""
@@ -44,7 +46,7 @@ ONE = Strategy(name="one GPU", recipe=None)
 DDP = Strategy(name="DDP", recipe="ddp.yaml", averages=True)
 FSDP2 = Strategy(name="FSDP2", recipe="fsdp2.yaml", shards=True)
 FSDP2_NODES = Strategy(name="FSDP2", recipe="fsdp2_nodes.yaml", shards=True)
-ZERO3 = Strategy(name="ZeRO-3", recipe="zero3.yaml", shards=True, masters=True)
+ZERO3 = Strategy(name="ZeRO-3", recipe="zero3.yaml", shards=True, masters=True, averages_once=False)
 FSDP2_OFFLOAD = Strategy(name="FSDP2, CPU offload", recipe="fsdp2_offload.yaml", shards=True, offloads=True)
 
 
@@ -63,7 +65,7 @@ def base_bytes(shape: Shape, size: int, four_bit: bool) -> float:
 
 
 def held_by(
-    shape: Shape, given: Numbers, strategy: Strategy, n_gpus: int, four_bit: bool = False
+    shape: Shape, given: Numbers, strategy: Strategy, n_gpus: int, four_bit: bool = False, accumulation: int = 1
 ) -> tuple[Held, float]:
     """Bytes that one GPU holds, and those that its share of the host's memory does.
 
@@ -73,23 +75,26 @@ def held_by(
         strategy: how it is spread.
         n_gpus: over how many.
         four_bit: whether the layers' frozen matrices are stored in 4 bits.
+        accumulation: batches of an optimizer step.
     """
     trains = 0 if shape.lora else 1
     small = FLOAT * shape.n_small
     w, product = given.weight_size, given.product_size
-    head, table = trains * FLOAT * shape.n_table, trains * product * shape.n_table
-    layers = trains * product * shape.n_layers_all + FLOAT * shape.n_adapters
+    head, again = trains * FLOAT * shape.n_table, accumulation > 1
     if not strategy.shards:
         gradients = trains * w * shape.n_base + small
+        table = trains * w * shape.n_table
         return (
             Held(
                 weights=base_bytes(shape, w, four_bit) + small,
                 optimizer=ADAMW * gradients,
                 gradients=gradients if strategy.averages else 0.0,
-                last_gradients=gradients,
-                layer_gradients=layers,
+                earlier_gradients=gradients if again else 0.0,
+                last_gradients=gradients + (table if again else 0),
+                layer_gradients=trains * product * shape.n_layers_all + FLOAT * shape.n_adapters,
                 head_gradient=head,
-                table_gradient=trains * w * shape.n_table,
+                early_gradients=_early_gradients(shape, table, FLOAT, again),
+                table_gradient=table,
             ),
             0.0,
         )
@@ -99,6 +104,7 @@ def held_by(
         base_bytes(shape, in_shards + (2 if strategy.masters and trains and given.autocast else 0), four_bit) + small
     )
     gradients = trains * in_shards * shape.n_base + small
+    table = trains * product * shape.n_table
     root = (shape.n_root + shape.n_thoughts) * product
     one_layer = base_bytes(shape, product, four_bit) - shape.n_root * product
     live = min(MAX_LIVE_PARAMETERS * product, one_layer) if strategy.masters else 0.0
@@ -106,19 +112,37 @@ def held_by(
     on_gpu = 0.0 if strategy.offloads else 1.0 / n_gpus
     on_host = 1.0 / n_gpus if strategy.offloads else 0.0
     everything = share + (1 + ADAMW) * gradients
+    # those of a batch before are whole until the last one's are spread, or shares
+    keeps_whole = again and strategy.averages_once
+    whole = product * shape.n_trained
+    last = gradients * on_gpu + table * (1 if shape.is_tied else 2) + product * shape.n_thoughts
+    if keeps_whole:
+        last = max(last + table, whole + (table if accumulation > 2 else 0))
     return (
         Held(
             weights=share * on_gpu,
             optimizer=ADAMW * gradients * on_gpu,
-            last_gradients=gradients * on_gpu + table * (1 if shape.is_tied else 2),
-            layer_gradients=layers,
+            earlier_gradients=whole if keeps_whole else gradients * on_gpu if again else 0.0,
+            last_gradients=last,
+            layer_gradients=product * (trains * shape.n_layers_all + shape.n_adapters),
             head_gradient=head,
+            early_gradients=_early_gradients(shape, table, product, keeps_whole),
             table_gradient=table,
             gathered=root + some_layers,
             gathered_again=root + one_layer,
         ),
         everything * on_host,
     )
+
+
+def _early_gradients(shape: Shape, table: float, size: int, adds: bool) -> float:
+    """Of LM head and mixing head, numbers of so many bytes, apart from those that they are added to as they come.
+
+    Tied to the embeddings, the LM head's waits for the embeddings' own.
+    """
+    if adds:
+        return table if shape.is_tied else 0.0
+    return table + size * shape.n_thoughts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +203,6 @@ def traffic(
     return Traffic(
         gathers=gathers,
         weights=ring * accumulation * (gathers * layers + root),
-        gradients=ring * gradients,
+        gradients=ring * gradients * (1 if strategy.averages_once else accumulation),
         host=host,
     )

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import fields
 
-from rich.console import Group
+from rich import box
+from rich.console import Console, Group
 from rich.table import Table
 
 from quietstar.scaling.arguments import PlanArguments
@@ -25,12 +26,28 @@ GIVEN = (
 )
 """options of `quietstar train` that a command names where they are not its defaults"""
 
+LEAST_SHOWN = 0.01 * GIB
+"""bytes of a part of the memory"""
+
 WAY_HEADINGS = ("strategy", "checkpointing", *PARTS, "in all", "received a step", "time", "fits")
 
 
-def shown(found: Plan) -> Group:
-    """What the terminal shows, but for the choice."""
-    return Group(sizes(found), step_table(found), way_table(found))
+def shown(found: Plan, width: int) -> Group:
+    """What the terminal shows, but for the choice.
+
+    Args:
+        found: what was planned.
+        width: of a line in characters, at least 80.
+    """
+    first, last = WAY_HEADINGS[:2], WAY_HEADINGS[2 + len(PARTS) :]
+    wide = [step_table(found), way_table(found, WAY_HEADINGS)]
+    if all(Console(width=10 * width).measure(table).maximum <= width for table in wide):
+        return Group(sizes(found), *wide)
+    narrow = [step_table(found), way_table(found, (*first, *last)), way_table(found, (*first, *PARTS))]
+    for table in narrow:
+        table.box, table.padding = box.SIMPLE_HEAD, (0, 0)
+        table.show_edge = table.pad_edge = False
+    return Group(sizes(found), *narrow)
 
 
 def sizes(found: Plan) -> Table:
@@ -70,15 +87,16 @@ def step_table(found: Plan) -> Table:
     return table
 
 
-def way_table(found: Plan) -> Table:
-    """Strategies side by side."""
+def way_table(found: Plan, headings: tuple[str, ...]) -> Table:
+    """Strategies side by side, those columns."""
     args = found.args
     gpus = f"{args.n_gpus} GPU{'s' * (args.n_gpus > 1)}" + (f" on {args.nodes} nodes" if args.nodes > 1 else "")
     table = Table(title=f"Memory of each of {gpus}, GiB, at its fullest moment", title_justify="left")
-    for heading in WAY_HEADINGS:
+    for heading in headings:
         table.add_column(heading, justify="left" if heading in WAY_HEADINGS[:2] else "right")
     for way in found.ways:
-        table.add_row(*cells(way))
+        row = dict(zip(WAY_HEADINGS, cells(way), strict=True))
+        table.add_row(*(row[heading] for heading in headings))
     return table
 
 
@@ -87,7 +105,7 @@ def cells(way: Way) -> tuple[str, ...]:
     return (
         way.strategy.name,
         yes(way.step.checkpointing),
-        *(gib(getattr(way.moment, part)) for part in PARTS),
+        *(gib(part) if part >= LEAST_SHOWN else "0" for part in (getattr(way.moment, name) for name in PARTS)),
         gib(way.moment.total),
         f"{way.traffic.total / 1e9:,.1f} GB" if way.traffic.total else "nothing",
         "" if way.seconds is None else f"{way.seconds:,.1f} s",
@@ -96,14 +114,25 @@ def cells(way: Way) -> tuple[str, ...]:
 
 
 def notes(found: Plan) -> Iterator[str]:
-    """What the figures leave out, in this case."""
+    """What the figures leave out, in this case, and options that were given and are not used."""
     args = found.args
     limit = USABLE * args.memory
-    yield f"A step fits where it takes at most {limit:,.0f} of {args.memory:g} GiB: CUDA and gaps take the rest."
-    if all(way.seconds is None for way in found.ways):
-        yield "No duration: it takes --tflops, and --bandwidth where GPUs talk to each other or to their host."
+    yield f"A step fits where it takes at most {gib(limit * GIB)} of {args.memory:g} GiB: CUDA and gaps take the rest."
+    given = [f"--{name}" for name in ("tflops", "bandwidth") if getattr(args, name) is not None]
+    timed = [way.seconds is not None for way in found.ways]
+    if not any(timed):
+        unused = f"; {' and '.join(given)} alone is not used" if given else ""
+        yield (
+            "No duration: it takes --tflops, and --bandwidth where GPUs talk to each other or to their host"
+            + unused
+            + "."
+        )
+    elif not all(timed):
+        yield "No duration where GPUs talk to each other or to their host: it takes --bandwidth, too."
     else:
         yield "Durations add computing and receiving; what overlaps makes a step shorter."
+    if args.lora_r != PlanArguments().lora_r and not found.chosen_args.lora:
+        yield f"--lora_r {args.lora_r} is not used without --lora."
     if found.shape.keeps_scores:
         yield "This model's attention keeps scores or dense masks (eager, or with dropout): they are not counted here."
 
@@ -126,7 +155,9 @@ def choice(found: Plan) -> Iterator[str]:
     yield f"Choose {chosen}: {gib(way.moment.total)} GiB of {args.memory:g}, fullest {when}."
     if way.host:
         yield f"The host holds {gib(way.host)} GiB for each GPU."
-    yield command(found.chosen_args, way)
+    if args.nodes > 1:
+        yield f"On each of the {args.nodes} nodes, with its own --machine_rank and the first one's address:"
+    yield command(found, way)
 
 
 def described(way: Way) -> str:
@@ -136,43 +167,49 @@ def described(way: Way) -> str:
 
 def changes(asked: PlanArguments, chosen: PlanArguments) -> Iterator[str]:
     """What was eased."""
-    for name in ("per_device_train_batch_size", "think_fraction", "lora", "max_length"):
+    for name in ("per_device_train_batch_size", "think_fraction", "lora", "load_in_4bit", "max_length"):
         before, after = getattr(asked, name), getattr(chosen, name)
         if before != after:
-            yield f"--{name}" if after is True else f"--{name} {after:g}"
+            yield f"--{name}" if after is True else f"--{name} {after}"
 
 
-def command(chosen: PlanArguments, way: Way) -> str:
+def command(found: Plan, way: Way) -> str:
     """The command that trains so; the text's options are the user's."""
-    start = "quietstar train"
+    chosen, start = found.chosen_args, "quietstar train"
     if way.strategy.recipe:
         start = f"accelerate launch --config_file recipes/accelerate/{way.strategy.recipe}"
-        start += f" --num_processes {chosen.n_gpus}" + (f" --num_machines {chosen.nodes}" if chosen.nodes > 1 else "")
+        start += f" --num_processes {chosen.n_gpus}"
+        if chosen.nodes > 1:
+            start += f" --num_machines {chosen.nodes} --machine_rank 0 --main_process_ip FIRST_MACHINE"
+        if chosen.bf16 is False:
+            start += " --mixed_precision no"  # which recipes have as bf16
         start += " -m quietstar train"
-    return " ".join([start, *flags(chosen, way)])
+    return " ".join([start, *flags(found, way)])
 
 
-def flags(chosen: PlanArguments, way: Way) -> list[str]:
-    """Options of `quietstar train` that differ from its defaults, the chosen ones included."""
-    plain = PlanArguments()
-    found = [f"--model {chosen.model}"]
+def flags(found: Plan, way: Way) -> list[str]:
+    """Options of `quietstar train` that differ from its defaults and the model's own, the chosen ones included."""
+    chosen, plain = found.chosen_args, PlanArguments()
+    options = [f"--model {chosen.model}"]
     for name in GIVEN:
-        if getattr(chosen, name) != getattr(plain, name):
-            found.append(f"--{name} {getattr(chosen, name)}")
+        if getattr(chosen, name) != getattr(plain, name) and name not in found.own:
+            options.append(f"--{name} {getattr(chosen, name)}")
     for name in ("trust_remote_code", "lora", "load_in_4bit"):
         if getattr(chosen, name):
-            found.append(f"--{name}")
+            options.append(f"--{name}")
     if chosen.lora and chosen.lora_r != plain.lora_r:
-        found.append(f"--lora_r {chosen.lora_r}")
+        options.append(f"--lora_r {chosen.lora_r}")
     if chosen.bf16 is False:
-        found.append("--bf16 false")
-    return [*found, "--gradient_checkpointing"] if way.step.checkpointing else found
+        options.append("--bf16 false")
+    return [*options, "--gradient_checkpointing"] if way.step.checkpointing else options
 
 
 def gib(n_bytes: float) -> str:
     """Bytes in GiB, with as many digits as are worth reading."""
     value = n_bytes / GIB
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 0.05 else "0"
+    if 0 < value < 0.05:
+        return f"{value:.1g}" if value >= 5e-4 else f"{value:.0e}"
+    return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.1f}"
 
 
 def yes(is_so: bool) -> str:

@@ -165,7 +165,7 @@ class QuietStarTrainingArguments(TrainingArguments):
     save_steps: float = option(100, "steps between checkpoints", RUN)
     save_total_limit: int | None = option(1, "checkpoints to keep, the latest", RUN)
     dry_run: bool = option(
-        False, "take one step on full rows, say what memory and time it took, save nothing, and stop", RUN
+        False, "take three steps on full rows, say what memory and time one takes, save nothing, and stop", RUN
     )
     resume: bool = option(
         False, "go on from the latest whole checkpoint in output_dir, bit by bit; begin where there is none", RUN

@@ -1,11 +1,10 @@
-"""One step of a training run, to see what it takes: memory, and with it the time of the whole run."""
+"""A few steps of a training run, to see what one takes: memory, and with it the time of the whole run."""
 
 import resource
 import sys
 import time
 from dataclasses import dataclass
 from itertools import islice
-from statistics import median
 from typing import Any
 
 import torch
@@ -14,17 +13,20 @@ from transformers import TrainerCallback
 
 from quietstar.training.trainer import QuietStarTrainer
 
+STEPS = 3
+"""the first one makes the optimizer's states, and is slower than all after it; the others are measured"""
+
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What one step took, on the process that took most."""
+    """What a step took, on the process that took most."""
 
     n_rows: int
     """rows of a step, over all processes"""
     n_tokens: int
     """tokens of each, as many as a row can have"""
     seconds: float
-    """of a step, without what only the first batch of a run takes"""
+    """of a step, the mean of those that were measured"""
     n_steps: int
     """of the whole run"""
     peak: int
@@ -60,46 +62,44 @@ class _Full(Dataset[dict[str, list[int]]]):
         return {"input_ids": (ids * (1 + self.n_tokens // len(ids)))[: self.n_tokens]}
 
 
-class _OneStep(TrainerCallback):
-    """Ends a run after its first step."""
+class _Measure(TrainerCallback):
+    """Notes when each step ends, and forgets the memory that the first one took.
+
+    Args:
+        on_gpu: whether it is a GPU's.
+    """
+
+    def __init__(self, on_gpu: bool) -> None:
+        self.on_gpu = on_gpu
+        self.ends: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop = True
+        if self.on_gpu:
+            torch.cuda.synchronize(args.device)
+            if not self.ends:
+                torch.cuda.reset_peak_memory_stats(args.device)
+        self.ends.append(time.perf_counter())
 
 
 def dry_run(trainer: QuietStarTrainer, n_tokens: int) -> DryRun:
-    """Take one step on full rows, save and evaluate nothing, and say what it took.
+    """Take a few steps on full rows, save and evaluate nothing, and say what one takes.
 
     Args:
-        trainer: of the run; its model has learned from the step.
+        trainer: of the run; its model has learned from the steps.
         n_tokens: of the longest row.
     """
-    args, seconds = trainer.args, []
+    args = trainer.args
     n_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     n_steps = _n_steps(trainer)
-    trainer.train_dataset = _Full(trainer.train_dataset, n_rows, n_tokens)
+    trainer.train_dataset = _Full(trainer.train_dataset, STEPS * n_rows, n_tokens)
     args.save_strategy, args.eval_strategy = type(args.save_strategy)("no"), type(args.eval_strategy)("no")
-    args.eval_on_start = False
-    trainer.add_callback(_OneStep())
-    step = trainer.training_step
-
-    def timed(*of: Any, **how: Any) -> torch.Tensor:
-        begin = time.perf_counter()
-        loss = step(*of, **how)
-        loss.item()  # waits for the GPU
-        seconds.append(time.perf_counter() - begin)
-        return loss
-
-    trainer.training_step = timed  # type: ignore[method-assign]
+    args.eval_on_start, args.max_steps = False, STEPS
     on_gpu = torch.cuda.is_available() and args.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    begin = time.perf_counter()
+    measure = _Measure(on_gpu)
+    trainer.add_callback(measure)
     trainer.train()
-    whole = time.perf_counter() - begin
-    if len(seconds) > 1:  # the first batch of a run is slower
-        whole = min(whole, sum(seconds) - seconds[0] + median(seconds[1:]))
-    found = torch.tensor([whole, float(_peak(on_gpu))], dtype=torch.float64, device=args.device)
+    seconds = (measure.ends[-1] - measure.ends[0]) / (len(measure.ends) - 1)
+    found = torch.tensor([seconds, float(_peak(on_gpu))], dtype=torch.float64, device=args.device)
     most = trainer.accelerator.gather(found).view(-1, 2).amax(0).tolist()
     return DryRun(
         n_rows=n_rows,

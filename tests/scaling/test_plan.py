@@ -1,0 +1,61 @@
+"""What is chosen, and what gives where a run does not fit as it was asked for."""
+
+from dataclasses import replace
+
+import pytest
+
+from quietstar.scaling import shape
+from quietstar.scaling.arguments import PlanArguments
+from quietstar.scaling.plan import easings, plan
+
+QWEN, LLAMA = "Qwen/Qwen3-0.6B-Base", "meta-llama/Meta-Llama-3-70B"
+
+
+def test_weights_in_four_bits_before_offload():
+    pytest.importorskip("peft", reason="peft is not installed (extra: lora)")
+    found = plan(PlanArguments(model=LLAMA, memory=80))
+    assert found.chosen_args == replace(found.args, lora=True, load_in_4bit=True)
+    assert not found.chosen.strategy.offloads
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{}, dict(lora=True), dict(lora=True, load_in_4bit=True), dict(think_fraction=0.0), dict(max_length=1024)],
+    ids=str,
+)
+def test_each_easing_is_another_run_and_asks_for_less(asked):
+    args = PlanArguments(per_device_train_batch_size=4, **asked)
+    tried = list(easings(args))
+    assert tried[0] == args
+    assert all(tried.count(of) == 1 for of in tried)
+    for of in tried[1:]:
+        assert of.per_device_train_batch_size * of.gradient_accumulation_steps == 32
+        assert of.per_device_train_batch_size == 1
+        assert of.think_fraction <= args.think_fraction
+        assert of.max_length <= args.max_length
+        assert of.lora >= of.load_in_4bit >= args.load_in_4bit
+    assert tried[-1].load_in_4bit
+
+
+def test_four_bits_in_shards_are_for_who_asks_for_them():
+    pytest.importorskip("peft", reason="peft is not installed (extra: lora)")
+    few = PlanArguments(model=LLAMA, gpus=4, memory=24)
+    found = plan(few)
+    assert found.chosen.strategy.offloads
+    assert not found.chosen_args.load_in_4bit
+    asked = plan(replace(few, lora=True, load_in_4bit=True))
+    assert asked.chosen.strategy.shards
+
+
+def test_adapters_are_counted_only_where_they_are_needed(monkeypatch):
+    monkeypatch.delattr(shape, "add_lora")
+    assert plan(PlanArguments(model=QWEN)).chosen is not None
+
+
+def test_gradients_of_the_batches_before_take_memory():
+    """Whole ones, on each GPU, but under DeepSpeed."""
+    one, many = (plan(PlanArguments(model=QWEN, gpus=8, gradient_accumulation_steps=n)) for n in (1, 8))
+    for few, more in zip(one.ways, many.ways, strict=True):
+        each = 4 / 8 if few.strategy.name == "ZeRO-3" else 2
+        more_bytes = more.moment.total - few.moment.total
+        assert more_bytes == pytest.approx(each * one.shape.n_base, rel=0.3), few.strategy.name
