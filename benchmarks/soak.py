@@ -3,6 +3,7 @@
     python benchmarks/soak.py                        200 kills; half an hour to two hours on two CPU cores
     python benchmarks/soak.py --kills 10             two minutes
     python benchmarks/soak.py --processes 2          as many, of a run of two processes (DDP over gloo)
+    python benchmarks/soak.py --processes 2 --sharded     the same with FSDP2
 
 A tiny model learns from 64 texts; a checkpoint is written every four of 40 steps. Each life of the run begins with
 `--resume` and is killed (SIGKILL) at a moment drawn at random: between two operations on the file system or while one
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cpu_shards import shard_on_cpus
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -94,6 +96,8 @@ def live(inputs: str, folder: str, kill: Kill | None, settings: dict[str, Any], 
     if kill is not None:
         arm(kill, folder)
     streams = settings.pop("streaming", False)
+    if settings.get("fsdp"):
+        shard_on_cpus()
     chosen = {
         "output_dir": folder,
         "resume": True,
@@ -244,9 +248,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--sharded", action="store_true", help="by FSDP2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="JSON file for what was found")
     args = parser.parse_args()
+    if args.sharded and args.processes == 1:
+        parser.error("--sharded was given for one process; add --processes 2")
+    sharded = {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}} if args.sharded else {}
     generator = random.Random(args.seed)
     begin, kills, runs, found = time.perf_counter(), [], 0, []
     with tempfile.TemporaryDirectory() as place:
@@ -256,12 +264,12 @@ def main() -> int:
         straight = {}
         for streaming in (False, True):
             folder = Path(place) / f"straight-{streaming}"
-            lives(inputs, folder, None, args.processes, streaming=streaming)
+            lives(inputs, folder, None, args.processes, streaming=streaming, **sharded)
             straight[streaming] = remains(folder)
         while len(kills) < args.kills:
             streaming, folder, n_before = bool(runs % 2), Path(place) / f"run-{runs}", len(kills)
             kill: Kill | None = draw_kill(generator)
-            while not lives(inputs, folder, kill, args.processes, streaming=streaming):
+            while not lives(inputs, folder, kill, args.processes, streaming=streaming, **sharded):
                 assert kill is not None
                 kills.append(kill)
                 kill = draw_kill(generator) if len(kills) < args.kills else None
@@ -273,12 +281,13 @@ def main() -> int:
     minutes = (time.perf_counter() - begin) / 60
     kinds = {kind: sum(kill.kind == kind for kill in kills) for kind in ("files", "batch", "clock")}
     print(
-        f"{len(kills)} kills in {runs} runs of {args.processes} process(es): {kinds}; "
+        f"{len(kills)} kills in {runs} runs of {args.processes} process(es){', sharded' * args.sharded}: {kinds}; "
         f"{'no bit differs' if not found else f'{len(found)} things differ'}; {minutes:.0f} minutes"
     )
     if args.output:
         told = {"kills": [asdict(kill) for kill in kills], "runs": runs, "differences": found, "minutes": minutes}
-        Path(args.output).write_text(json.dumps(told | {"processes": args.processes}, indent=1) + "\n")
+        of = {"processes": args.processes, "sharded": args.sharded}
+        Path(args.output).write_text(json.dumps(told | of, indent=1) + "\n")
     return 1 if found else 0
 
 

@@ -2,8 +2,9 @@
 
 import sys
 
+from cpu_shards import shard_on_cpus
+
 from quietstar.cli import main
-from tests.several import shard_on_cpus
 
 if __name__ == "__main__":
     shard_on_cpus()

@@ -41,7 +41,7 @@ def launched(recipe: str, words: list[str], tmp_path: Path, **settings: object) 
     file.write_text(yaml.safe_dump(config | settings))
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(file)]
     launch += [f"--main_process_port={soak.free_port()}", str(Path(__file__).parent / "sharded_command.py")]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, *launch, *words[2:]],
         capture_output=True,

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from cpu_shards import shard_on_cpus
 from torch import Tensor
 from transformers import AutoModelForCausalLM, TrainerCallback, trainer
 
@@ -18,7 +19,7 @@ from quietstar.training.arguments import ModelArguments
 from quietstar.training.run import run_training
 from quietstar.training.stream import StreamedTextWindows
 from tests.elsewhere import refused
-from tests.several import Pair, shard_on_cpus
+from tests.several import Pair
 from tests.tiny import loud, tiny_model
 from tests.tiny_tokenizer import byte_tokenizer
 from tests.training.some_texts import sharded
