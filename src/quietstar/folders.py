@@ -128,7 +128,7 @@ def write_whole(file: Path, text: str) -> None:
         OSError: it cannot be written; one of that name is as it was.
     """
     aside = file.with_name(f"{file.name}{UNFINISHED}")
-    aside.write_text(text)
+    aside.write_text(text, encoding="utf-8")
     flush(aside)
     os.replace(aside, file)
     flush(file.parent)
