@@ -8,7 +8,17 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError
-from quietstar.untrusted import FROM_ELSEWHERE, check_fields, check_there, is_number, is_whole, loading, reason, shown
+from quietstar.untrusted import (
+    FROM_ELSEWHERE,
+    check_fields,
+    check_there,
+    is_number,
+    is_whole,
+    loading,
+    reason,
+    shown,
+    without_pointers,
+)
 
 INNER_IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
 
@@ -75,7 +85,7 @@ class QuietStarConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.check()
         if isinstance(self.base_config, Mapping):
-            self.base_config = _base_config(dict(self.base_config))
+            self.base_config = _base_config(without_pointers(self.base_config))
         self.suppressed_token_ids = sorted(self.suppressed_token_ids or [])
         kwargs = _fields(kwargs, "config")
         # transformers hands the outer implementations, None at this point, down to inner configs, and an inner

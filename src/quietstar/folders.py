@@ -110,11 +110,14 @@ def alone_in(folder: str | Path) -> Iterator[None]:
     with file:
         try:  # a lock that ends with the process, and that its children do not share
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = (folder / RUNNING).stat().st_ino == os.fstat(file.fileno()).st_ino  # or its holder has just ended
         except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):  # or else the file system knows no locks
-                raise SettingsError(
-                    f"another run is at work in output_dir {folder}; wait until it has ended, or give another folder"
-                ) from error
+            # other errors are those of a file system that knows no locks
+            is_ours = error.errno not in (errno.EAGAIN, errno.EACCES, errno.ENOENT)
+        if not is_ours:
+            raise SettingsError(
+                f"another run is at work in output_dir {folder}; wait until it has ended, or give another folder"
+            )
         try:
             yield
         finally:

@@ -132,6 +132,13 @@ def check_fields(fields: Mapping[str, Any], where: str) -> None:
             )
 
 
+def without_pointers(fields: Any) -> Any:
+    """The same fields, of configs at any depth, but for those that point at code and files beside a config."""
+    if isinstance(fields, Mapping):
+        return {name: without_pointers(each) for name, each in fields.items() if name not in FROM_ELSEWHERE}
+    return [without_pointers(each) for each in fields] if isinstance(fields, list) else fields
+
+
 def check_config(name: str | Path, **hub: Any) -> None:
     """Look through the config of a plain model, where it can be read.
 

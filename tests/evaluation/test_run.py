@@ -158,6 +158,21 @@ def test_overwriting_deletes_nothing_that_is_read_or_before_all_is_checked(
         assert (out / "results.json").read_text() == before
 
 
+def test_results_that_cannot_be_written_are_one_line(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """And what was there stays."""
+    out = tmp_path / "out"
+    assert run(folder, out, "--limit", "2") == 0
+    (out / "gsm8k-base.jsonl").unlink()
+    (out / "gsm8k-base.jsonl").mkdir()
+    assert run(folder, out, "--limit", "2", "--resume") == 2
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert f"results cannot be written to {out}" in said
+    assert "go on with --resume" in said
+    assert (out / "results.json").is_file()
+
+
 REFUSED = {
     "no task": (["--tasks", "gsm9k"], "choose from gsm8k"),
     "data of another task": (["--data", "csqa=x.jsonl"], "not among the tasks"),

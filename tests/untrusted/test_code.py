@@ -136,8 +136,20 @@ def test_code_that_a_config_within_a_config_points_at_is_not_asked_for(
     for load in loaders:
         only_our_errors(load)
         assert not witness.exists()
-    refused(loaders[0], "has auto_map in a config within it, which points at code of its own", SettingsError)
-    refused(lambda: read_config(str(folder)), "has auto_map in a config within it", SettingsError)
+    if inside == "config.json":
+        refused(loaders[0], "has auto_map in a config within it, which points at code of its own", SettingsError)
+        refused(lambda: read_config(str(folder)), "has auto_map in a config within it", SettingsError)
+    else:
+        refused(loaders[0])
+
+
+def test_a_model_whose_base_came_with_code_is_one_to_load(copied: Copied) -> None:
+    """Of what points at code in its config, at any depth, nothing is heeded."""
+    folder = copied("base")
+    changed(folder / "config.json", inner={"auto_map": {"AutoModel": "a.B"}, "x": 1})
+    QuietStarForCausalLM.from_base(folder, n_ahead=4, trust_remote_code=True).save_pretrained(folder / "thinking")
+    loaded = QuietStarForCausalLM.from_pretrained(folder / "thinking")
+    assert loaded.config.base_config.inner == {"x": 1}
 
 
 @pytest.mark.parametrize("kind", ["thinking", "base"])

@@ -1,9 +1,11 @@
 """A whole evaluation, from names to a folder of results."""
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quietstar.errors import SettingsError
+from quietstar.errors import CheckpointError, SettingsError
 from quietstar.evaluation import perplexity, report, sweep, voting
 from quietstar.evaluation.arguments import EvaluateArguments
 from quietstar.evaluation.baseline import Baseline
@@ -22,12 +24,12 @@ from quietstar.evaluation.interval import Estimate, bootstrap, share_of
 from quietstar.evaluation.report import Figure
 from quietstar.evaluation.scoring import Continuation, Speaker
 from quietstar.evaluation.tasks import Item, Task, find_task, load_items, parse_data
-from quietstar.folders import MARKER, claim, refuse_full, refuse_holding, versions
+from quietstar.folders import MARKER, alone_in, claim, refuse_full, refuse_holding, versions
 from quietstar.loading import context_length, load_model
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
 from quietstar.processes import Processes
-from quietstar.untrusted import shown
+from quietstar.untrusted import first_line, shown
 
 FREE = frozenset({"overwrite", "resume", "output_dir", "batch_size", "device", "trust_remote_code", "data"})
 """settings that a run which is resumed may change: no answer that is kept depends on them (an answer knows its item)"""
@@ -119,8 +121,9 @@ def evaluate(
             if args.cot:
                 baseline.values(of_task, f"{name}-cot", "right")
     text = None if args.perplexity is None else perplexity.read_text(args.perplexity)
+    lm_tasks = None
     if args.lm_eval:
-        from quietstar.evaluation.harness import known_tasks, run_lm_eval
+        from quietstar.evaluation.harness import known_tasks
 
         lm_tasks = known_tasks(args.lm_eval, args.lm_eval_path)
     model, tokenizer = load_model(model_name, args, original=args.original)
@@ -137,9 +140,33 @@ def evaluate(
     if args.sweep or (windows is not None and "thinking" in run.modes):
         sweep.pyplot("the picture of a sweep or of a perplexity")
     processes.wait()  # until all have found that it can be done
-    if processes.is_first:
-        claim(folder, settings, overwrite=args.overwrite, resume=args.resume)
+    with ExitStack() as held:
+        if processes.is_first:
+            held.enter_context(alone_in(folder))
+            claim(folder, settings, overwrite=args.overwrite, resume=args.resume)
+        with writing(folder):
+            return measure(run, settings, items, encoded, windows, lm_tasks)
 
+
+def measure(
+    run: Evaluation,
+    settings: dict[str, Any],
+    items: dict[str, list[Item]],
+    encoded: dict[str, tuple[list[Continuation], str]],
+    windows: list[Continuation] | None,
+    lm_tasks: tuple[list[str], Any] | None,
+) -> dict[str, Any]:
+    """All that was asked for, written into the evaluation's folder; what results.json holds.
+
+    Args:
+        run: the evaluation.
+        settings: of it, as results.json tells them.
+        items: of each task.
+        encoded: them as they are scored, and what a reader should know about that.
+        windows: of the text whose perplexity is measured.
+        lm_tasks: names of lm-eval's tasks, and the manager that knows them.
+    """
+    args, folder, processes = run.args, run.folder, run.processes
     sweeps = {}
     for name, of_task in items.items():
         points = direct(run, find_task(name), of_task, *encoded[name])
@@ -152,16 +179,36 @@ def evaluate(
             chain_of_thought(run, find_task(name), of_task)
     found = None if windows is None else text_perplexity(run, windows)
     further: dict[str, Any] = {}
-    if args.lm_eval:
+    if lm_tasks is not None:
+        from quietstar.evaluation.harness import run_lm_eval
+
         if processes.is_first and run.figures:  # tasks of lm-eval may take hours, or fail
             report.write(folder, run.figures, settings, found, sweeps, further)
         further["lm_eval"] = run_lm_eval(run, *lm_tasks)
     results: dict[str, Any] = {}
     if processes.is_first:
         report.write(folder, run.figures, settings, found, sweeps, further)
-        console.print(report.table(run.figures))
+        run.console.print(report.table(run.figures))
         results = json.loads((folder / "results.json").read_text())
     return processes.of_first(results)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say in one line why results cannot be written; what is there is as it was.
+
+    Raises:
+        CheckpointError: they cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        file = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not (file and file.is_relative_to(folder)):
+            raise
+        raise CheckpointError(
+            f"results cannot be written to {folder} ({first_line(error)}); mend that, and go on with --resume"
+        ) from error
 
 
 def check_context(model: PreTrainedModel, args: EvaluateArguments) -> None:

@@ -129,6 +129,10 @@ class DurableTrainer(SavingTrainer):
         with going_on_from(checkpoint):
             super()._load_rng_state(checkpoint)
 
+    def _load_best_model(self) -> None:
+        with going_on_from(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
     @property
     def _how_sharded(self) -> str | None:
         return "FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else None

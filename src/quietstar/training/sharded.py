@@ -146,6 +146,8 @@ class ShardedTrainer(Trainer):
         elif self._is_quantized:
             self._load_what_trains(best)
         else:
+            if not self.is_deepspeed_enabled:
+                refuse_missing(without_tied(self.model, self.model.state_dict()), best)
             super()._load_best_model()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
