@@ -9,7 +9,6 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError
 from quietstar.untrusted import (
-    FROM_ELSEWHERE,
     check_fields,
     check_there,
     is_number,
@@ -85,7 +84,7 @@ class QuietStarConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.check()
         if isinstance(self.base_config, Mapping):
-            self.base_config = _base_config(without_pointers(self.base_config))
+            self.base_config = _base_config(dict(self.base_config))
         self.suppressed_token_ids = sorted(self.suppressed_token_ids or [])
         kwargs = _fields(kwargs, "config")
         # transformers hands the outer implementations, None at this point, down to inner configs, and an inner
@@ -225,9 +224,10 @@ def _base_config(fields: dict[str, Any]) -> PreTrainedConfig:
         raise SettingsError(f"base_config has no model_type (it has {shown(sorted(map(str, fields)))}); add it")
     if not isinstance(family, str) or family == QuietStarConfig.model_type:
         raise SettingsError(f"base_config has model_type {shown(family)}; give that of an ordinary language model")
-    check_fields(fields, "base_config")
     try:
-        return AutoConfig.for_model(family, **_fields(fields, "base_config"))
+        fields = _fields(fields, "base_config")
+        check_fields(fields, "base_config")
+        return AutoConfig.for_model(family, **fields)
     except QuietStarError:
         raise
     except Exception as error:
@@ -238,7 +238,7 @@ def _base_config(fields: dict[str, Any]) -> PreTrainedConfig:
 
 
 def _fields(fields: dict[str, Any], where: str) -> dict[str, Any]:
-    """Fields of a config without those that point elsewhere.
+    """Fields of a config without those that point elsewhere, at any depth.
 
     Raises:
         SettingsError: a field would stand in a method's place.
@@ -246,4 +246,4 @@ def _fields(fields: dict[str, Any], where: str) -> dict[str, Any]:
     for name in fields:
         if callable(getattr(QuietStarConfig, name, None)):
             raise SettingsError(f"{where} has {name!r}, which is a method and no setting; take it out")
-    return {name: value for name, value in fields.items() if name not in FROM_ELSEWHERE}
+    return without_pointers(fields)

@@ -371,9 +371,9 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs = {"trust_remote_code": False, **kwargs}
         with loading(args[0] if args else "the checkpoint"):
-            if args and args[0] is not None:
-                check_alone(args[0], **hub_arguments(kwargs))
             folder = Path(args[0], kwargs.get("subfolder", "")) if args and args[0] is not None else None
+            if folder is not None:
+                check_alone(args[0], **hub_arguments(kwargs))
             if folder is not None and folder.is_dir():
                 config = kwargs.get("config")
                 if not isinstance(config, QuietStarConfig):

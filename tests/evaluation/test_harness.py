@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import lm_eval
 import pytest
@@ -58,12 +59,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A thinking model, and tasks of each kind."""
     where = thinking_folders(tmp_path_factory.mktemp("lm-eval"), {"max_position_embeddings": 512}, n_ahead=4)
     rows = [{"question": f"is {n} more than {7 - n}?", "label": n % 3} for n in range(6)]
-    (where / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_tasks(where, rows)
     (where / "gsm8k.jsonl").write_text('{"question": "2 + 2?", "answer": "#### 4"}\n')
+    return where
+
+
+def write_tasks(where: Path, rows: list[dict[str, Any]]) -> None:
+    """A task of lm-eval of each kind, of these rows, in a folder `tasks`."""
+    (where / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (where / "tasks").mkdir()
     for name, text in (("choice", CHOICE), ("write", WRITE), ("read", READ)):
         (where / "tasks" / f"{name}.yaml").write_text(text.replace("DATA", str(where / "data.jsonl")))
-    return where
 
 
 def requests(*pairs: tuple[str, str]) -> list[Instance]:

@@ -13,7 +13,7 @@ from quietstar.evaluation.run import evaluate
 
 from ..several import Pair
 from ..tiny_tokenizer import thinking_folders
-from .test_harness import CHOICE, READ, WRITE
+from .test_harness import write_tasks
 
 GSM8K = [{"question": f"{n} + {n}?", "answer": f"so #### {2 * n}"} for n in range(1, 8)]
 """an odd number of them: the two processes have unequal shares"""
@@ -25,11 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = thinking_folders(tmp_path_factory.mktemp("several"), {"max_position_embeddings": 512}, n_ahead=4)
     (where / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GSM8K))
     (where / "text.txt").write_text("Some text of which the perplexity is measured. " * 20)
-    rows = [{"question": f"is {n} more than {7 - n}?", "label": n % 3} for n in range(5)]
-    (where / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (where / "tasks").mkdir()
-    for name, text in (("choice", CHOICE), ("write", WRITE), ("read", READ)):
-        (where / "tasks" / f"{name}.yaml").write_text(text.replace("DATA", str(where / "data.jsonl")))
+    write_tasks(where, [{"question": f"is {n} more than {7 - n}?", "label": n % 3} for n in range(5)])
     return where
 
 

@@ -82,21 +82,17 @@ class Evaluation:
 
 
 def evaluate(
-    model_name: str,
-    args: EvaluateArguments,
-    console: Console | None = None,
-    *,
-    config: str | None = None,
+    model_name: str, args: EvaluateArguments, console: Console | None = None, *, config: str | None = None
 ) -> dict[str, Any]:
     """Evaluate a model, and write results.json, results.md and what else was asked for.
+
+    Processes that torchrun or Accelerate has launched share the work, and the first one writes.
 
     Args:
         model_name: folder or hub name.
         args: what and how.
         console: where the progress bar and the table go; None is standard error.
         config: the file that settings came from, which must not be emptied away.
-
-    Processes that torchrun or Accelerate has launched share the work, and the first one writes.
 
     Returns:
         What results.json holds.

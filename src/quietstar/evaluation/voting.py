@@ -204,6 +204,8 @@ class Ledger:
         self.answers: dict[int, dict[str, Any]] = {}
         """by the question's index"""
         if self.processes.is_first:
+            for file in (path, *self._parts()):
+                self.answers |= {answer["index"]: answer for answer in self._read(file)}
             self._make_one()
         self.answers = self.processes.of_first(self.answers)
 
@@ -213,11 +215,11 @@ class Ledger:
         rank, n = self.processes.rank, self.processes.n
         return self.path if n == 1 else self.path.with_name(f"{self.path.stem}.rank-{rank}{self.path.suffix}")
 
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{glob.escape(self.path.stem)}.rank-*{self.path.suffix}"))
+
     def _make_one(self) -> None:
-        parts = sorted(self.path.parent.glob(f"{glob.escape(self.path.stem)}.rank-*{self.path.suffix}"))
-        for path in (self.path, *parts):
-            self.answers |= {answer["index"]: answer for answer in self._read(path)}
-        if parts:
+        if parts := self._parts():
             write_whole(self.path, "".join(_line(self.answers[index]) for index in sorted(self.answers)))
         for path in parts:
             path.unlink()

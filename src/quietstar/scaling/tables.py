@@ -122,11 +122,8 @@ def notes(found: Plan) -> Iterator[str]:
     timed = [way.seconds is not None for way in found.ways]
     if not any(timed):
         unused = f"; {' and '.join(given)} alone is not used" if given else ""
-        yield (
-            "No duration: it takes --tflops, and --bandwidth where GPUs talk to each other or to their host"
-            + unused
-            + "."
-        )
+        what = "it takes --tflops, and --bandwidth where GPUs talk to each other or to their host"
+        yield f"No duration: {what}{unused}."
     elif not all(timed):
         yield "No duration where GPUs talk to each other or to their host: it takes --bandwidth, too."
     else:

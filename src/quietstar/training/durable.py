@@ -89,9 +89,8 @@ class DurableTrainer(SavingTrainer):
             CheckpointError: it has no optimizer, or is of shards and the model is not, or the other way round.
         """
         marker = checkpoints.read_marker(checkpoint)
-        settings = marker.get("settings")
-        if isinstance(settings, dict) and not self.args.allow_changes:
-            refuse_changes(settings, self._what_matters(), str(checkpoint))
+        if not self.args.allow_changes:
+            refuse_changes(marker.get("settings", {}), self._what_matters(), str(checkpoint))
         if marker.get("resumable") is False:
             raise CheckpointError(
                 f"{checkpoint} has no optimizer (save_only_model); train from it as --model, in another output_dir"
@@ -222,19 +221,13 @@ class DurableTrainer(SavingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Leave bad steps out of mean losses, and count them; count the time before a run was resumed, too."""
         if "loss" in logs:
-            n, bad = self.state.global_step - self._logged_at, self.bad_steps.count - self._bad_at_log
-            if n > bad:
-                logs["loss"] *= n / (n - bad)
-            else:
-                del logs["loss"]
+            n, n_bad = self.state.global_step - self._logged_at, self.bad_steps.count - self._bad_at_log
+            _of_good_steps(logs, "loss", n, n_bad)
             logs["bad_steps"] = self.bad_steps.count
             self._logged_at, self._bad_at_log = self.state.global_step, self.bad_steps.count
         if "train_loss" in logs:
-            n, bad = self.state.global_step - self._initial_global_step, self.bad_steps.count
-            if n > bad:
-                logs["train_loss"] *= n / (n - bad)
-            else:
-                del logs["train_loss"]
+            n = self.state.global_step - self._initial_global_step
+            _of_good_steps(logs, "train_loss", n, self.bad_steps.count)
         if "train_runtime" in logs:
             now, whole = logs["train_runtime"], logs["train_runtime"] + self._seconds_before
             logs["train_runtime"] = whole
@@ -328,6 +321,14 @@ def check_state(checkpoint: Path) -> None:
             raise TypeError("trainer_state.json has no epoch, or no lines of figures")
         if not isinstance(state.stateful_callbacks, dict):
             raise TypeError("trainer_state.json has no states of callbacks")
+
+
+def _of_good_steps(logs: dict[str, float], name: str, n: int, n_bad: int) -> None:
+    """Make a mean over n steps, to which the bad ones have added nothing, that of the others; without any it goes."""
+    if n > n_bad:
+        logs[name] *= n / (n - n_bad)
+    else:
+        del logs[name]
 
 
 def _progress_name(rank: int) -> str:

@@ -140,15 +140,10 @@ class ShardedTrainer(Trainer):
             self.model.load_state_dict({name: state[name] for name in trained & state.keys()}, strict=False)
 
     def _load_best_model(self) -> None:
-        best = Path(str(self.state.best_model_checkpoint))
-        if self.is_fsdp_enabled:
-            load_model_shards(self.model, best)
-        elif self._is_quantized:
-            self._load_what_trains(best)
-        else:
-            if not self.is_deepspeed_enabled:
-                refuse_missing(without_tied(self.model, self.model.state_dict()), best)
+        if self.is_deepspeed_enabled:
             super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not self.is_fsdp_enabled:
