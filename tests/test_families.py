@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-import quietstar.model
+import quietstar.objective
 import quietstar.predict
 from quietstar import QuietStarForCausalLM, QuietStarOutput, ThoughtEmbeddings, ThoughtGrid
 from quietstar.attention import two_parts
@@ -282,12 +282,16 @@ def reward_without_looking_ahead(patch: pytest.MonkeyPatch) -> None:
         gain = base_nll.detach()[:, None, :, None] - talk_nll.detach()
         return (gain * labels.talk[:, None]).sum(-1)
 
-    patch.setattr(quietstar.model.learn, "reward", wrong)
+    patch.setattr(quietstar.objective.learn, "reward", wrong)
 
 
 def policy_at_sampling_temperature(patch: pytest.MonkeyPatch) -> None:
-    right = quietstar.model.masked_logprob
-    patch.setattr(quietstar.model, "masked_logprob", lambda *given, **how: right(*given[:4], **how))
+    right = quietstar.objective.masked_logprob
+    patch.setattr(
+        quietstar.objective,
+        "masked_logprob",
+        lambda head, scored, descent: right(head, replace(scored, temperature=1.0), descent),
+    )
 
 
 ERRORS = {
@@ -346,7 +350,7 @@ def a_reward_with_gradient(patch: pytest.MonkeyPatch) -> None:
         ahead = torch.stack([padded[:, k : k + S] for k in range(M)], dim=-1)
         return ((ahead[:, None] - talk_nll) * labels.talk[:, None]).sum(-1)
 
-    patch.setattr(quietstar.model.learn, "reward", wrong)
+    patch.setattr(quietstar.objective.learn, "reward", wrong)
 
 
 @pytest.mark.parametrize("make_it", [detached_base_keys, a_reward_with_gradient])

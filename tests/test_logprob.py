@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from quietstar import vocabulary
-from quietstar.logprob import Descent, masked_logprob, token_logprob
+from quietstar.logprob import Descent, Scored, masked_logprob, squared_gradient, token_logprob
 from quietstar.vocabulary import LMHead, bend
 from tests.tiny import seeded
 
@@ -128,9 +128,25 @@ def test_logprobs_under_a_mask_are_0_elsewhere() -> None:
     hidden, tokens = torch.randn(2, 3, 8), torch.randint(11, (2, 3))
     where = torch.tensor([[True, False, True], [False, False, True]])
     for descent in (None, Descent(head())):
-        values = masked_logprob(head(), hidden, tokens, where, descent=descent, weights=torch.ones(2, 3))
+        values = masked_logprob(head(), Scored(hidden, tokens, where, torch.ones(2, 3)), descent)
         assert torch.equal(values[where], token_logprob(head(), hidden[where], tokens[where]))
         assert (values[~where] == 0).all()
+
+
+@pytest.mark.parametrize("parts", HEADS)
+def test_lengths_of_gradients_are_those_of_autograd(parts: str) -> None:
+    """At each state that counts, with weights, temperature and suppressed tokens; measured apart or by a descent."""
+    lm_head, hidden = head(**HEADS[parts]), torch.randn(2, 3, 8, generator=seeded(), requires_grad=True)
+    tokens, weights = torch.randint(5, 11, (2, 3), generator=seeded()), torch.randn(2, 3, generator=seeded(1))
+    where = torch.tensor([[True, False, True], [False, False, True]])
+    scored = Scored(hidden, tokens, where, weights, temperature=3.0, suppressed=torch.tensor([1, 4]))
+    (masked_logprob(lm_head, scored) * weights).sum().backward()
+    expected = hidden.grad.square().sum(-1)
+    assert (expected[where] > 0).all()
+    torch.testing.assert_close(squared_gradient(lm_head, scored), expected)
+    descent = Descent(lm_head)
+    masked_logprob(lm_head, scored, descent)
+    torch.testing.assert_close(scored.scattered(descent.squared_gradients()[0]), expected)
 
 
 @pytest.mark.parametrize("how", ["autocast", "weights"])

@@ -44,6 +44,7 @@ def test_names_and_shapes(training: bool) -> None:
         "reward": (B, P, S),
         "advantage": (B, P, S),
         "thoughts": (B, P, S, K),
+        **({"drawn_logprob": (B, P, S, K)} if training else {}),
     }
     without_labels = model(**unlabelled(7, 4))
     assert set(without_labels) == {"logits", "mixing_weight", "thoughts", CACHE}

@@ -12,7 +12,8 @@ from tests.tiny import VOCABULARY, seeded
 
 
 def sample(logits: Tensor, temperature: float, suppressed: Tensor | None = None) -> Tensor:
-    return choose_(logits.T.clone(), torch.rand(len(logits), 1, generator=seeded()), temperature, suppressed).squeeze(1)
+    uniform = torch.rand(len(logits), 1, generator=seeded())
+    return choose_(logits.T.clone(), uniform, temperature, suppressed)[0].squeeze(1)
 
 
 def chi_square_is_plausible(tokens: Tensor, probability: Tensor) -> bool:
@@ -76,7 +77,7 @@ def test_suppressing_leaves_the_others_their_proportions() -> None:
 def test_what_has_no_probability_is_never_drawn(row: list[float], uniform: float) -> None:
     """At the ends of the uniform numbers too: 0, and the largest below 1."""
     logits = torch.tensor(row)
-    token = int(choose_(logits[:, None].clone(), torch.tensor([[uniform]]), 1.0))
+    token = int(choose_(logits[:, None].clone(), torch.tensor([[uniform]]), 1.0)[0])
     assert logits.softmax(-1)[token] > 0
 
 
@@ -84,10 +85,25 @@ def test_what_has_no_probability_is_never_drawn(row: list[float], uniform: float
 def test_a_token_is_where_the_cumulative_distribution_passes(V: int, uniform: float, data: st.DataObject) -> None:
     """Summed in blocks, in float32, against the plain sum in float64: the same word but for the rounding."""
     logits = 3 * torch.randn(1, V, generator=seeded(data.draw(st.integers(0, 99))))
-    token = int(choose_(logits.T.clone(), torch.tensor([[uniform]]), 1.0))
+    token = int(choose_(logits.T.clone(), torch.tensor([[uniform]]), 1.0)[0])
     cumulative = logits.double().softmax(-1).cumsum(-1)[0]
     before = float(cumulative[token - 1]) if token else 0.0
     assert before - 1e-5 <= uniform <= float(cumulative[token]) + 1e-5
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.6)])
+@pytest.mark.parametrize("ids", [None, [0, 3]])
+def test_logprobs_are_those_of_what_is_drawn_from(temperature: float, top_p: float, ids: list[int] | None) -> None:
+    logits = 2 * torch.randn(500, VOCABULARY, generator=seeded())
+    suppressed = None if ids is None else torch.tensor(ids)
+    uniform = torch.rand(500, 3, generator=seeded(1))
+    tokens, logprob = choose_(logits.T.clone(), uniform, temperature, suppressed, top_p)
+    p = (logits if ids is None else logits.index_fill(1, suppressed, -torch.inf)).div(temperature).softmax(-1)
+    mass, word = p.sort(-1, descending=True)
+    p = p.scatter(1, word, mass.where(mass.cumsum(-1) - mass < top_p, 0.0))
+    expected = (p / p.sum(-1, keepdim=True)).gather(1, tokens).log()
+    torch.testing.assert_close(logprob, expected)
+    assert (choose_(logits.T.clone(), uniform, 0.0)[1] == 0).all()
 
 
 def head(V: int = 11, D: int = 8, **parts: object) -> LMHead:
@@ -96,14 +112,14 @@ def head(V: int = 11, D: int = 8, **parts: object) -> LMHead:
 
 def test_the_same_seed_draws_the_same_tokens() -> None:
     hidden = torch.randn(50, 8, generator=seeded(2))
-    once, again, other = (draw(head(VOCABULARY), hidden, 1.0, generator=seeded(seed)) for seed in (0, 0, 1))
+    once, again, other = (draw(head(VOCABULARY), hidden, 1.0, generator=seeded(seed))[0] for seed in (0, 0, 1))
     assert torch.equal(once, again)
     assert not torch.equal(once, other)
 
 
 def test_draws_do_not_depend_on_how_many_rows_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden = torch.randn(50, 8, generator=seeded(2))
-    together = draw(head(VOCABULARY), hidden, 1.0, generator=seeded())
+    together = draw(head(VOCABULARY), hidden, 1.0, generator=seeded())[0]
     monkeypatch.setattr(vocabulary, "STATES", 3)
     monkeypatch.setitem(vocabulary.BYTES_AT_ONCE, "cpu", 3 * 4 * VOCABULARY)
-    assert torch.equal(draw(head(VOCABULARY), hidden, 1.0, generator=seeded()), together)
+    assert torch.equal(draw(head(VOCABULARY), hidden, 1.0, generator=seeded())[0], together)

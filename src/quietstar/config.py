@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError
+from quietstar.learn import PolicyWeight
 from quietstar.untrusted import (
     check_fields,
     check_there,
@@ -51,7 +52,8 @@ class QuietStarConfig(PreTrainedConfig):
         n_passes: thoughts sampled for each position in training.
         thought_temperature: temperature at which thought tokens are drawn in training.
         reinforce_temperature: temperature of the log-probabilities in the policy loss.
-        policy_weight: weight of the policy loss beside the nll.
+        policy_weight: weight of the policy loss beside the nll: a number, or `balanced:R`; see
+            `quietstar.learn.PolicyWeight`.
         base_loss_weight: share of the base model's own nll in the nll; the rest is the talk loss.
         embedding_scale: start and end are fed as this many times their stored parameter, so that a step of
             Adam moves them that much further.
@@ -74,7 +76,7 @@ class QuietStarConfig(PreTrainedConfig):
     n_passes: int = 2
     thought_temperature: float = 1.0
     reinforce_temperature: float = 3.0
-    policy_weight: float = 1e6
+    policy_weight: float | str = 1e6
     base_loss_weight: float = 0.5
     embedding_scale: float = 100.0
     initial_thought_text: str = "---"
@@ -143,9 +145,9 @@ class QuietStarConfig(PreTrainedConfig):
         for name in ("reinforce_temperature", "embedding_scale"):
             if not (is_number(value := getattr(self, name)) and value > 0):
                 raise SettingsError(f"{name} is {shown(value)}; give a number above 0")
-        for name in ("thought_temperature", "policy_weight"):
-            if not (is_number(value := getattr(self, name)) and value >= 0):
-                raise SettingsError(f"{name} is {shown(value)}; give a number of at least 0")
+        if not (is_number(value := self.thought_temperature) and value >= 0):
+            raise SettingsError(f"thought_temperature is {shown(value)}; give a number of at least 0")
+        PolicyWeight.parse(self.policy_weight)
         if not (is_number(self.base_loss_weight) and 0 <= self.base_loss_weight <= 1):
             raise SettingsError(f"base_loss_weight is {shown(self.base_loss_weight)}; give a number from 0 to 1")
         if not isinstance(text := self.initial_thought_text, str) or not text:

@@ -4,10 +4,14 @@ Legend: B examples, S tokens in a row, P passes, M true tokens after each though
 `mean` is always over real entries: one mask for numerator and denominator.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from quietstar.errors import SettingsError
+from quietstar.untrusted import shown
 
 IGNORED = -100
 """label of a token that is not to be predicted"""
@@ -137,6 +141,55 @@ def policy_weights(advantage: Tensor, labels: Labels, counts: Counts, n_tokens: 
     """
     P = advantage.shape[1]
     return advantage * labels.policy[:, None] / (P * max(n_tokens, 1) * counts.policy.clamp(min=1))
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyWeight:
+    """Weight of the policy loss beside the nll: a number, or `balanced:R`.
+
+    `balanced:R` gives each row the weight at which the policy term's gradient at the row's hidden states is R times
+    as long as the nll's. Each row is balanced by itself, so that the weights do not depend on which rows share a
+    batch, an accumulated step or a process.
+    """
+
+    value: float
+    """the weight, or R"""
+    is_balanced: bool = False
+
+    @classmethod
+    def parse(cls, setting: float | str) -> "PolicyWeight":
+        """From a number of at least 0, or a string such as "30" or "balanced:0.1".
+
+        Raises:
+            SettingsError: it is neither.
+        """
+        kind, _, ratio = setting.partition(":") if isinstance(setting, str) else ("", "", "")
+        is_balanced = kind == "balanced"
+        try:
+            value = float(ratio if is_balanced else setting)
+        except (TypeError, ValueError, OverflowError):
+            value = math.nan
+        if isinstance(setting, bool) or not 0 <= value < math.inf:
+            raise SettingsError(
+                f"policy_weight is {shown(setting)}; give a number of at least 0, or balanced:R, such as balanced:0.1, "
+                "for a gradient R times as long as the nll's"
+            )
+        return cls(value, is_balanced)
+
+    def balance(self, nll_gradient: Tensor, policy_gradient: Tensor) -> Tensor:
+        """[B] weights of rows that make the policy term's gradient R times as long as the nll's.
+
+        Args:
+            nll_gradient: [B] squared length of the nll's gradient at each row's hidden states.
+            policy_gradient: [B] the same of the policy loss, at weight 1.
+        """
+        weights = self.value * (nll_gradient / policy_gradient).sqrt()
+        return torch.where(policy_gradient > 0, weights, 0.0).clamp(max=HIGHEST_BALANCED_WEIGHT)
+
+
+HIGHEST_BALANCED_WEIGHT = 1e4
+"""A balanced weight goes no higher: rewards that hardly differ, as while the mixing head has only begun to open, are
+not blown up to a gradient of full length."""
 
 
 def nll_loss(base_nll: Tensor, talk_nll: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ Legend: n states, D hidden size, V vocabulary.
     logprob = logits[token] / temperature - lse          d_logits = (one-hot - p) d_logprob / temperature
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,12 +44,13 @@ class Descent:
 
     Args:
         head: the LM head.
+        of_head: whether the head's own parameters get a gradient, where they have one at all.
     """
 
-    def __init__(self, head: LMHead) -> None:
+    def __init__(self, head: LMHead, of_head: bool = True) -> None:
         self.head = head
         self.d_weight, self.d_bias = (
-            torch.zeros(of.shape, device=of.device) if of is not None and of.requires_grad else None
+            torch.zeros(of.shape, device=of.device) if of_head and of is not None and of.requires_grad else None
             for of in (head.weight, head.bias)
         )
         self.hidden: list[Tensor] = []
@@ -81,6 +83,13 @@ class Descent:
         self.d_hidden.append(d_hidden)
         return torch.cat(values) if values else torch.zeros(0, device=hidden.device)
 
+    def squared_gradients(self) -> list[Tensor]:
+        """[n] for each call of `logprob`: the squared length of the gradient at each state; 0 without a gradient."""
+        return [
+            torch.zeros(len(hidden), device=hidden.device) if d is None else d.float().square().sum(-1)
+            for hidden, d in zip(self.hidden, self.d_hidden, strict=True)
+        ]
+
     def attach(self, loss: Tensor) -> Tensor:
         """The loss [], its value as computed from the log-probabilities, with the gradients behind it.
 
@@ -89,26 +98,44 @@ class Descent:
         return _Attached.apply(loss, self, self.head.weight, self.head.bias, *self.hidden)
 
 
-def masked_logprob(
-    head: LMHead,
-    hidden: Tensor,
-    tokens: Tensor,
-    where: Tensor,
-    temperature: float = 1.0,
-    suppressed: Tensor | None = None,
-    descent: Descent | None = None,
-    weights: Tensor | None = None,
-) -> Tensor:
-    """Log-probabilities of tokens [...] from states [..., D] where a mask [...] is true; 0 elsewhere.
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Tokens that are scored, the states that predict them, and what each weighs in a loss."""
 
-    By `token_logprob`; with a descent by `Descent.logprob`, with weights [...].
-    """
+    hidden: Tensor
+    """[..., D]"""
+    tokens: Tensor
+    """[...]"""
+    where: Tensor
+    """[...] bool: which of them count"""
+    weights: Tensor
+    """[...]: the loss takes in - weights x logprob"""
+    temperature: float = 1.0
+    suppressed: Tensor | None = None
+    """ids that have no probability, None for none"""
+
+    def scattered(self, values: Tensor) -> Tensor:
+        """[n] values of those that count -> [...], 0 elsewhere."""
+        return torch.zeros(self.tokens.shape, device=values.device).masked_scatter(self.where, values)
+
+
+def masked_logprob(head: LMHead, scored: Scored, descent: Descent | None = None) -> Tensor:
+    """[...] log-probabilities of the tokens that count, 0 elsewhere: by `Descent.logprob`, else `token_logprob`."""
+    where, how = scored.where, (scored.temperature, scored.suppressed)
+    hidden, tokens = scored.hidden[where], scored.tokens[where]
     if descent is None:
-        values = token_logprob(head, hidden[where], tokens[where], temperature, suppressed)
+        values = token_logprob(head, hidden, tokens, *how)
     else:
-        assert weights is not None
-        values = descent.logprob(hidden[where], tokens[where], weights[where], temperature, suppressed)
-    return torch.zeros(tokens.shape, device=values.device).masked_scatter(where, values)
+        values = descent.logprob(hidden, tokens, scored.weights[where], *how)
+    return scored.scattered(values)
+
+
+def squared_gradient(head: LMHead, scored: Scored) -> Tensor:
+    """[...] squared length of the gradient of - weights x logprob at each state that counts, 0 elsewhere."""
+    probe, where = Descent(head, of_head=False), scored.where
+    states = scored.hidden[where].detach().requires_grad_()
+    probe.logprob(states, scored.tokens[where], scored.weights[where], scored.temperature, scored.suppressed)
+    return scored.scattered(probe.squared_gradients()[0])
 
 
 class _Softmax:

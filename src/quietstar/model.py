@@ -20,7 +20,6 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 
-from quietstar import learn
 from quietstar.attention import attention_backend, default_backend
 from quietstar.base import best_backend, check_base, give_thoughts, hub_arguments
 from quietstar.checks import check_arguments, check_thoughts
@@ -31,12 +30,11 @@ from quietstar.grid import default_position_ids
 from quietstar.heads import MixingHead, ThoughtEmbeddings
 from quietstar.journal import Journal
 from quietstar.learn import Counts, Labels
-from quietstar.logprob import Descent, masked_logprob
 from quietstar.lora import add_lora, merge_lora, train_adapters_only
+from quietstar.objective import fill_in_losses
 from quietstar.output import CACHE, QuietStarOutput
 from quietstar.policy import Decider, ThinkPolicy
 from quietstar.predict import (
-    Predictions,
     Sampling,
     Text,
     predict_at_the_end,
@@ -206,63 +204,17 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             output.logits = predicted.logits(kept)
         if labels is not None:
             ahead = Labels.look_ahead(labels, grid.is_column, M, attention_mask)
-            self._learn(output, predicted, ahead, counts, loss_only)
+            fill_in_losses(
+                output,
+                predicted,
+                ahead,
+                counts,
+                config,
+                suppressed=self.suppressed,
+                is_training=self.training,
+                loss_only=loss_only,
+            )
         return output
-
-    def _learn(
-        self,
-        output: QuietStarOutput,
-        predicted: Predictions,
-        labels: Labels,
-        counts: Counts | None,
-        loss_only: bool,
-    ) -> None:
-        """Fill in losses and rewards."""
-        config, grid, words = self.config, predicted.grid, predicted.thoughts
-        P = grid.n_passes
-        counts = labels.count() if counts is None else counts
-
-        head = predicted.trunk.head
-        descent = Descent(head) if loss_only and Descent.serves(head) else None
-        weights = learn.nll_weights(labels, counts, P, config.base_loss_weight)
-        output.base_nll = -masked_logprob(
-            head, predicted.h_base, labels.ahead[..., 0], labels.base, descent=descent, weights=weights[0]
-        )
-        ahead, talk_weights = (
-            grid.gather_columns(of_each).expand(P, -1, -1) for of_each in (labels.ahead, weights[1])
-        )  # [P, C, M]
-        real = ahead != learn.IGNORED
-        talk_logprob = masked_logprob(head, predicted.said.mixed, ahead, real, descent=descent, weights=talk_weights)
-        output.talk_nll = -grid.scatter_columns(talk_logprob)
-        output.nll = learn.nll_loss(output.base_nll, output.talk_nll, weights)
-
-        output.reward = learn.reward(output.base_nll, output.talk_nll, labels)
-        output.advantage = learn.advantage(output.reward)
-        reinforced = learn.policy_weights(output.advantage, labels, counts, words.shape[-1])  # [B, P, S]
-        at_columns = grid.gather_columns(reinforced.transpose(1, 2)).T[..., None].expand_as(words)
-        written = real.any(-1, keepdim=True).expand_as(words)  # [P, C, K]
-        if loss_only:
-            written = written & (at_columns > 0)
-        policy_weight = config.policy_weight if self.training else 0.0
-        thought_logprob = masked_logprob(
-            head,
-            predicted.branches.h_sampled,
-            words,
-            written,
-            config.reinforce_temperature,
-            self.suppressed,
-            descent=descent,
-            weights=policy_weight * at_columns,
-        )
-        output.thought_logprob = grid.scatter_columns(thought_logprob)
-        output.policy_loss = learn.policy_loss(output.thought_logprob, reinforced)
-        output.loss = output.nll
-        if self.training:
-            output.loss = output.nll + policy_weight * output.policy_loss
-        if descent is not None:
-            output.loss = descent.attach(output.loss)
-        # entries without a label are 0: a weight that no loss uses says nothing
-        output.mixing_weight = output.mixing_weight * labels.talk[:, None]
 
     @property
     def suppressed(self) -> Tensor | None:

@@ -29,6 +29,10 @@ class QuietStarOutput(ModelOutput):
         thought_logprob: [B, P, S, K] of each sampled token, at the reinforce temperature.
         reward: [B, P, S] in nats, no gradient.
         advantage: [B, P, S], no gradient.
+        drawn_logprob: [B, P, S, K] of each sampled token in what it was drawn from, with labels; None where the
+            likeliest were taken. Its mean, negated, estimates the entropy of what thoughts are drawn from.
+        nll_gradient: [] squared length of the nll's gradient at the hidden states, of a training step's `loss_only`.
+        policy_gradient: [] the same of the weighted policy term.
         thoughts: [B, P, S, K] token ids, sampled or as given; 0 where no thought was written.
         cache: keys and values of the base tokens, and of nothing else; `past_key_values` is the same.
     """
@@ -43,6 +47,9 @@ class QuietStarOutput(ModelOutput):
     thought_logprob: Tensor = ABSENT
     reward: Tensor = ABSENT
     advantage: Tensor = ABSENT
+    drawn_logprob: Tensor = ABSENT
+    nll_gradient: Tensor = ABSENT
+    policy_gradient: Tensor = ABSENT
     thoughts: Tensor = ABSENT
     if CACHE == "cache":  # ModelOutput itself knows it by its older name
         cache: Cache | None = None

@@ -85,6 +85,8 @@ class Predictions:
     """states along the branches"""
     said: Talk
     """[P, C, M]: mixing weights, mixed states"""
+    drawn_logprob: Tensor | None = None
+    """[P, C, K]: log-probability of each token in what it was drawn from; None where none was drawn"""
     base_logits: Tensor | None = None
     """[B, V] after the last token, where a policy has looked at them"""
 
@@ -182,7 +184,7 @@ def _draw(trunk: Trunk, states: Tensor, sampling: Sampling) -> Tensor:
     """[n, D] -> [n] tokens."""
     return draw(
         trunk.head, states, sampling.temperature, sampling.suppressed, sampling.generator, top_p=sampling.top_p
-    ).squeeze(1)
+    )[0].squeeze(1)
 
 
 def predict_over_grid(
@@ -220,7 +222,7 @@ def predict_over_grid(
     over_text = (trunk, grid, model.thought_embeddings)
 
     with trunk.keeping_caches():
-        branch_cache, grown = trunk.branch_cache(text.cache, grid), None
+        branch_cache, grown, drawn_logprob = trunk.branch_cache(text.cache, grid), None, None
         if thoughts is None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not in_parts):
                 sampled = think(
@@ -235,6 +237,7 @@ def predict_over_grid(
                     generator=sampling.generator,
                 )
             words, grown = sampled.tokens, sampled.hidden
+            drawn_logprob = sampled.logprob if sampling.temperature else None
         else:
             words = grid.gather_columns(thoughts.transpose(1, 2)).transpose(0, 1)
         if in_parts:
@@ -246,7 +249,15 @@ def predict_over_grid(
             hidden = finish_branches(trunk, grid, branches, branch_cache, grown)
     states = split_branches(hidden, K)
     said = talk(grid, model.mixing_head, h_base, states.h_thought)
-    return Predictions(trunk=trunk, grid=grid, h_base=h_base, thoughts=words, branches=states, said=said)
+    return Predictions(
+        trunk=trunk,
+        grid=grid,
+        h_base=h_base,
+        thoughts=words,
+        branches=states,
+        said=said,
+        drawn_logprob=drawn_logprob,
+    )
 
 
 @torch.no_grad()

@@ -21,6 +21,8 @@ class Thoughts:
 
     tokens: Tensor
     """[P, C, K]: sampled tokens."""
+    logprob: Tensor
+    """[P, C, K]: their log-probabilities in what they were drawn from, 0 where the likeliest was taken."""
     hidden: Tensor
     """[K, P, C, D]: state from which each token was sampled."""
 
@@ -52,7 +54,7 @@ def think(
     """
     P, C = grid.n_passes, grid.n_columns
     embeds = embeddings.start.to(trunk.dtype).expand(1, 1, C, -1)
-    tokens, hidden = [], [embeds[:0].expand(-1, P, -1, -1)]
+    tokens, logprob, hidden = [], [], [embeds[:0].expand(-1, P, -1, -1)]
     for step in range(n_tokens):
         # start is the same token in every pass: it goes through the trunk once
         passes = replace(grid, n_passes=1) if step == 0 else grid
@@ -61,9 +63,12 @@ def think(
         drawn = draw(trunk.head, states.flatten(0, -2), temperature, suppressed, generator, n_draws, top_p)
         if step == 0:
             cache.repeat(P)
-            states, drawn = states.expand(-1, P, -1, -1), drawn.T
+            states, drawn = states.expand(-1, P, -1, -1), tuple(of.T for of in drawn)
         hidden.append(states)
-        tokens.append(drawn.reshape(P, C))
+        tokens.append(drawn[0].reshape(P, C))
+        logprob.append(drawn[1].reshape(P, C))
         embeds = trunk.embed(tokens[-1])[None]
-    stacked = torch.stack(tokens, dim=-1) if tokens else grid.columns.new_zeros(P, C, 0)
-    return Thoughts(tokens=stacked, hidden=torch.cat(hidden))
+    if not tokens:
+        nothing = embeds.new_zeros(P, C, 0)
+        return Thoughts(tokens=nothing.long(), logprob=nothing, hidden=torch.cat(hidden))
+    return Thoughts(tokens=torch.stack(tokens, dim=-1), logprob=torch.stack(logprob, dim=-1), hidden=torch.cat(hidden))

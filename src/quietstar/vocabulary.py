@@ -119,7 +119,7 @@ def draw(
     generator: torch.Generator | None = None,
     n_draws: int = 1,
     top_p: float = 1.0,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Draw tokens from each state's prediction, or take the likeliest at temperature 0; no gradient.
 
     Args:
@@ -132,20 +132,23 @@ def draw(
         top_p: draw among the likeliest tokens that together reach this probability (arXiv 1904.09751), above 0.
 
     Returns:
-        [n, m] token ids.
+        [n, m] token ids, and [n, m] their log-probabilities in what they were drawn from: 0 at temperature 0.
     """
     uniform = torch.zeros(len(hidden), n_draws, device=hidden.device)
     if temperature:
         uniform.uniform_(generator=generator)
     with torch.no_grad():
         blocks = Blocks(head, hidden)
-        tokens = [choose_(blocks.logits(some), uniform[some], temperature, suppressed, top_p) for some in blocks]
-    return torch.cat(tokens) if tokens else uniform.long()
+        drawn = [choose_(blocks.logits(some), uniform[some], temperature, suppressed, top_p) for some in blocks]
+    if not drawn:
+        return uniform.long(), uniform
+    tokens, logprob = zip(*drawn, strict=True)
+    return torch.cat(tokens), torch.cat(logprob)
 
 
 def choose_(
     logits: Tensor, uniform: Tensor, temperature: float, suppressed: Tensor | None = None, top_p: float = 1.0
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The tokens at which the cumulative distribution passes the given numbers, or the likeliest at temperature 0.
 
     Noise of vocabulary size is never made. A number is looked for among the sums of blocks of words first, then
@@ -159,7 +162,7 @@ def choose_(
         top_p: see `draw`.
 
     Returns:
-        [n, m] token ids.
+        [n, m] token ids, and [n, m] their log-probabilities in what they were drawn from: 0 at temperature 0.
     """
     n, m = uniform.shape
     if suppressed is not None and suppressed.numel():
@@ -178,7 +181,10 @@ def choose_(
         block, left = _pass(sums, uniform * sums.sum(-1, keepdim=True))
         word, _ = _pass(_words_of(p, block, 0.0).flatten(0, 1), left.reshape(n * m, 1))
     # NaN is found nowhere; the loss will show it
-    return (block * BLOCK + word.view_as(block)).clamp(max=len(logits) - 1).expand(n, m)
+    tokens = (block * BLOCK + word.view_as(block)).clamp(max=len(logits) - 1).expand(n, m)
+    if temperature == 0:
+        return tokens, torch.zeros_like(uniform)
+    return tokens, (p.gather(0, tokens.T).T / sums.sum(-1, keepdim=True)).log()
 
 
 def leave_nucleus_(p: Tensor, top_p: float) -> None:

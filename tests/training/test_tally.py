@@ -13,7 +13,7 @@ BATCHES = [texts(9, 3, 2), texts(17, seed=1)]
 def forward(batch: dict, *, train: bool = True, **settings) -> QuietStarOutput:
     model = tiny_model("llama", **({"n_ahead": 4, "n_ahead_talk": 3, "n_passes": 2} | settings)).train(train)
     torch.manual_seed(0)
-    with torch.no_grad():
+    with torch.set_grad_enabled(train):  # a training step has gradients, and figures of them
         return model(**batch, loss_only=True)
 
 
@@ -26,10 +26,15 @@ def tally_of(batches: list[dict], outputs: list[QuietStarOutput], n_ahead_talk: 
 
 def by_hand(batches: list[dict], outputs: list[QuietStarOutput], M: int, base_loss_weight: float) -> dict[str, float]:
     """Every entry that counts, one after another in lists, and then their means."""
-    base, weights, rewards, spoken = [], [], [], []
+    base, weights, rewards, spoken, surprise, distinct, n_thoughts = [], [], [], [], [], 0, 0
+    nll_gradient = policy_gradient = 0.0
     talk: list[list[float]] = [[] for _ in range(M)]
     for batch, output in zip(batches, outputs, strict=True):
         B, P, S, K = output.thought_logprob.shape
+        different = set()
+        if output.nll_gradient is not None:
+            nll_gradient += float(output.nll_gradient)
+            policy_gradient += float(output.policy_gradient)
         for b in range(B):
             n = int(batch["attention_mask"][b].sum())
             think_at = batch.get("think_at", torch.ones(B, S))[b]
@@ -41,10 +46,15 @@ def by_hand(batches: list[dict], outputs: list[QuietStarOutput], M: int, base_lo
                     for k in range(min(M, n - 1 - i)):
                         talk[k].append(float(output.talk_nll[b, p, i, k]))
                         weights.append(float(output.mixing_weight[b, p, i, k]))
+                    n_thoughts += 1
+                    different.add(tuple(output.thoughts[b, p, i].tolist()))
+                    if output.drawn_logprob is not None:
+                        surprise += (-output.drawn_logprob[b, p, i]).tolist()
                     if n - 1 - i >= M:
                         rewards.append(float(output.reward[b, p, i]))
                         advantage = float(output.advantage[b, p, i])
                         spoken += [-advantage * float(output.thought_logprob[b, p, i, j]) for j in range(K)]
+        distinct += len(different)
 
     def mean(values: list[float]) -> float:
         return sum(values) / len(values)
@@ -59,6 +69,10 @@ def by_hand(batches: list[dict], outputs: list[QuietStarOutput], M: int, base_lo
         "reward_std": mean([(reward - mean(rewards)) ** 2 for reward in rewards]) ** 0.5,
         "thought_helped": mean([float(reward > 0) for reward in rewards]),
         "mixing_weight": mean(weights),
+        "mixing_weight_rms": mean([weight**2 for weight in weights]) ** 0.5,
+        "distinct_thoughts": distinct / n_thoughts,
+        **({"thought_entropy": mean(surprise)} if surprise else {}),
+        **({"policy_share": policy_gradient**0.5 / (nll_gradient**0.5 + policy_gradient**0.5)} if nll_gradient else {}),
     }
 
 

@@ -53,7 +53,11 @@ class Tally:
             "helped": ((output.reward > 0) & policy).sum(),
             "reward_count": P * policy.sum(),
             "weight": (output.mixing_weight * talk).sum(),
+            "weight_squared": (output.mixing_weight.square() * talk).sum(),
+            **_of_thoughts(output, labels),
         }
+        if output.nll_gradient is not None:
+            new |= {"nll_gradient": output.nll_gradient, "policy_gradient": output.policy_gradient}
         for name, value in new.items():
             value = value.double()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
@@ -69,7 +73,11 @@ class Tally:
 
         Returns:
             nll and base_nll; and where there were thoughts, talk_nll_k for each k, policy_loss, reward_mean,
-            reward_std, thought_helped (share of positions with a reward above 0), mixing_weight.
+            reward_std, thought_helped (share of positions with a reward above 0), mixing_weight and its root mean
+            square, distinct_thoughts (share of a batch's thoughts that are unlike all before them); of sampled
+            thoughts thought_entropy (in nats a token, estimated from the tokens drawn); and of a training step
+            policy_share (length of the policy term's gradient at the hidden states, beside the sum of its and the
+            nll's).
         """
         names = list(self.sums)
         sizes = [self.sums[name].numel() for name in names]
@@ -91,12 +99,40 @@ class Tally:
             "reward_std": variance**0.5,
             "thought_helped": _ratio(total["helped"], n),
             "mixing_weight": _ratio(total["weight"], total["talk_count"].sum()),
+            "mixing_weight_rms": _ratio(total["weight_squared"], total["talk_count"].sum()) ** 0.5,
+            **_figures_of_thoughts(total),
         }
 
     @property
     def n_tokens(self) -> int:
         """Tokens of text on this rank."""
         return int(self.sums["tokens"]) if self.sums else 0
+
+
+def _of_thoughts(output: QuietStarOutput, labels: Labels) -> dict[str, Tensor]:
+    """How many thoughts of K tokens there are where something is to be predicted, and how they differ."""
+    where = labels.talk.any(-1)[:, None].expand(output.thoughts.shape[:3])  # [B, P, S]
+    thoughts = output.thoughts[where]
+    n, K = thoughts.shape
+    sums = {
+        "thoughts": torch.tensor(n if K else 0, device=thoughts.device),
+        "distinct": torch.tensor(len(thoughts.unique(dim=0)) if n and K else 0, device=thoughts.device),
+    }
+    if output.drawn_logprob is not None:
+        sums |= {"surprise": -output.drawn_logprob[where].sum(), "drawn": torch.tensor(n * K, device=thoughts.device)}
+    return sums
+
+
+def _figures_of_thoughts(total: dict[str, Tensor]) -> dict[str, float]:
+    figures = {}
+    if total["thoughts"]:
+        figures["distinct_thoughts"] = _ratio(total["distinct"], total["thoughts"])
+    if total.get("drawn"):
+        figures["thought_entropy"] = _ratio(total["surprise"], total["drawn"])
+    if "nll_gradient" in total:
+        nll, policy = float(total["nll_gradient"]) ** 0.5, float(total["policy_gradient"]) ** 0.5
+        figures["policy_share"] = policy / (nll + policy) if policy else 0.0
+    return figures
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> float:
