@@ -61,6 +61,7 @@ class QuietStarConfig(PreTrainedConfig):
         suppressed_token_ids: tokens that neither a thought nor `generate` may contain.
         lora: settings of the low-rank adapters in the base model, those of `peft.LoraConfig` that `LORA` lists; None
             where there are none.
+        branch_adapters: the same, of adapters that act in branches alone.
 
     Raises:
         SettingsError: a setting is impossible.
@@ -82,6 +83,7 @@ class QuietStarConfig(PreTrainedConfig):
     initial_thought_text: str = "---"
     suppressed_token_ids: list[int] | None = None
     lora: dict[str, Any] | None = None
+    branch_adapters: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.check()
@@ -158,8 +160,9 @@ class QuietStarConfig(PreTrainedConfig):
             raise SettingsError(f"suppressed_token_ids is {shown(ids)}; give a list of token ids")
         if not isinstance(self.base_config, PreTrainedConfig | Mapping | None):
             raise SettingsError(f"base_config is {shown(self.base_config)}; give a config, or its fields")
-        if self.lora is not None:
-            check_lora(self.lora)
+        for name in ("lora", "branch_adapters"):
+            if getattr(self, name) is not None:
+                check_adapters(name, getattr(self, name))
 
     @property
     def n_thought_tokens(self) -> int:
@@ -183,15 +186,15 @@ class QuietStarConfig(PreTrainedConfig):
         return self.get_text_config().hidden_size
 
 
-def check_lora(settings: Any) -> None:
+def check_adapters(which: str, settings: Any) -> None:
     """Raise SettingsError where settings of adapters are not among `LORA`, or not what it says."""
     if not isinstance(settings, Mapping):
-        raise SettingsError(f"lora is {shown(settings)}; give settings such as {{'r': 16}}")
+        raise SettingsError(f"{which} is {shown(settings)}; give settings such as {{'r': 16}}")
     for name, value in settings.items():
         if name not in LORA:
-            raise SettingsError(f"lora has {shown(name)}, which is no setting here; choose from {', '.join(LORA)}")
+            raise SettingsError(f"{which} has {shown(name)}, which is no setting here; choose from {', '.join(LORA)}")
         if value is not None and not _is_kind(value, LORA[name]):
-            raise SettingsError(f"lora has {name} {shown(value)}; give {LORA[name]}")
+            raise SettingsError(f"{which} has {name} {shown(value)}; give {LORA[name]}")
 
 
 def _is_kind(value: Any, kind: str) -> bool:

@@ -12,7 +12,7 @@ Legend: B rows, Q new tokens of each, R rows that think, K sampled tokens of a t
 """
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -65,12 +65,14 @@ def decode(
         n_tokens: K.
         draw: states [R, D] -> tokens [R].
         who_thinks: h_base [B, Q, D] -> [B] bool.
-        rides: start goes along with the new tokens of every row, whether the row thinks or not.
+        rides: start goes along with the new tokens of every row, whether the row thinks or not; not where branches
+            go through other weights than the text.
     """
     B, Q, _ = embeds.shape
     start, end = (of.to(embeds.dtype).expand(B, 1, -1) for of in (embeddings.start, embeddings.end))
     opening = start if n_tokens else torch.cat([start, end], dim=1)
     n_opening = opening.shape[1]
+    rides = rides and not trunk.branches_differ
     n_riding = n_opening if rides else 0
     # of the text with a whole branch after it: a pass uses what it has come to
     S = attention_mask.shape[1]
@@ -83,7 +85,8 @@ def decode(
         def read(embeds: Tensor, n_branch: int) -> Tensor:
             """[., n, D] -> the same of states: tokens of which the last is the n_branch-th of the branches."""
             n, end = embeds.shape[1], Q + n_branch
-            return trunk.base_pass(embeds, mask[:, : S + n_branch], positions[:, end - n : end], fork)
+            with trunk.in_branches() if n_branch else nullcontext():
+                return trunk.base_pass(embeds, mask[:, : S + n_branch], positions[:, end - n : end], fork)
 
         hidden = read(torch.cat([embeds, opening], dim=1) if rides else embeds, n_riding)
         h_base = hidden[:, :Q]

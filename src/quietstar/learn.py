@@ -176,6 +176,11 @@ class PolicyWeight:
             )
         return cls(value, is_balanced)
 
+    @property
+    def setting(self) -> float | str:
+        """As a config has it: what `parse` reads."""
+        return f"balanced:{self.value:g}" if self.is_balanced else self.value
+
     def balance(self, nll_gradient: Tensor, policy_gradient: Tensor) -> Tensor:
         """[B] weights of rows that make the policy term's gradient R times as long as the nll's.
 

@@ -30,7 +30,7 @@ from quietstar.grid import default_position_ids
 from quietstar.heads import MixingHead, ThoughtEmbeddings
 from quietstar.journal import Journal
 from quietstar.learn import Counts, Labels
-from quietstar.lora import add_lora, merge_lora, train_adapters_only
+from quietstar.lora import add_branch_adapters, add_lora, freeze_base, merge_lora, train_adapters_only
 from quietstar.objective import fill_in_losses
 from quietstar.output import CACHE, QuietStarOutput
 from quietstar.policy import Decider, ThinkPolicy
@@ -72,6 +72,8 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         config.base_config = base_lm.config
         if config.lora is not None:
             config.lora = add_lora(base_lm, config.lora)
+        if config.branch_adapters is not None:
+            config.branch_adapters = add_branch_adapters(base_lm, config.branch_adapters)
         self.mixing_head = MixingHead(config.hidden_size)
         self.thought_embeddings = ThoughtEmbeddings(config.hidden_size, config.embedding_scale)
         self.attention = attention_backend(default_backend(base_lm), base_lm)
@@ -281,10 +283,14 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         return inspect_texts(self, tokenizer, text, generate=generate, max_length=max_length, **settings)
 
     def merge_lora(self) -> None:
-        """Add the adapters to the weights that they adapt, in place; the config then has none."""
+        """Add the adapters of `lora` to the weights that they adapt, in place; the config then has none."""
         if self.config.lora is not None:
             merge_lora(self.base_lm)
             self.config.lora = None
+
+    def freeze_base(self) -> None:
+        """Train mixing head, thought embeddings and adapters of branches alone; the base pass stays what it is."""
+        freeze_base(self.base_lm)
 
     # ------------------------------------------------------------------ making one
 

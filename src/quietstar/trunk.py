@@ -7,7 +7,7 @@ Legend: B examples, S base tokens, P passes, C columns, Q steps of a branch, D h
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from inspect import signature
 from typing import Any
 
@@ -21,6 +21,7 @@ from quietstar.attention.hook import KeepingKeys
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
 from quietstar.lookup import LookUps
+from quietstar.lora import branch_layers, in_branches
 from quietstar.sharding import is_plain, is_sharded, whole
 from quietstar.vocabulary import LMHead, bend
 
@@ -97,6 +98,19 @@ class Trunk:
         """A base pass's keys and values, for branches to grow on: of the rows that the grid has."""
         return BranchCache(cache, grid, by_row=self.attention.by_row, rows=rows)
 
+    def in_branches(self) -> AbstractContextManager:
+        """While branch tokens go through the base model: adapters of branches are on."""
+        return in_branches(self._branch_layers)
+
+    @property
+    def branches_differ(self) -> bool:
+        """Whether tokens of text and of branches go through different weights, and so never through one pass."""
+        return bool(self._branch_layers)
+
+    @functools.cached_property
+    def _branch_layers(self) -> list[nn.Module]:
+        return branch_layers(self.base_lm)
+
     def branch_pass(self, grid: ThoughtGrid, steps: range, embeds: Tensor, cache: BranchCache) -> Tensor:
         """Some steps of all branches, over cached keys and values: [Q, P, C, D] embeddings -> the same of states."""
         if embeds.numel() == 0:  # no column anywhere
@@ -106,7 +120,7 @@ class Trunk:
             embeds, position_ids = (grid.to_rows(of, dim=2) for of in (embeds, position_ids))  # [B, Q, P, N, ...]
         else:
             embeds, position_ids = embeds[None], position_ids[None]
-        with self.attention.attending(self.base_lm):
+        with self.attention.attending(self.base_lm), self.in_branches():
             hidden = self._states(
                 embeds.flatten(1, 3),
                 position_ids=position_ids.flatten(1),

@@ -139,6 +139,8 @@ def save_original(
             f"the released code is a patched Mistral and cannot hold a {config.base_config.model_type}; "
             "use save_pretrained"
         )
+    if config.branch_adapters is not None:
+        raise UnsupportedModelError("the released code has no adapters that act in branches alone; use save_pretrained")
     if config.lora is not None:
         raise UnsupportedModelError("the released code has no adapters; call merge_lora() first")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

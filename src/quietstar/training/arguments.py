@@ -13,6 +13,7 @@ from quietstar.errors import SettingsError
 from quietstar.evaluation.tasks import TASKS, find_task, parse_data
 from quietstar.extras import need
 from quietstar.fields import Help, option
+from quietstar.learn import PolicyWeight
 from quietstar.loading import DTYPES
 
 MODEL = "model"
@@ -45,6 +46,18 @@ class ModelArguments:
     lora: bool = option(
         False, "train low-rank adapters, the mixing head and the thought embeddings; nothing else", LORA
     )
+    branch_adapters: bool = option(
+        False,
+        "train low-rank adapters that act in branches alone: the base pass runs without them, so that what thoughts "
+        "learn cannot change what is predicted without them through the adapters",
+        LORA,
+    )
+    freeze_base: bool = option(
+        False,
+        "freeze the base model: mixing head, thought embeddings and --branch_adapters train, and predictions without "
+        "thoughts stay what they were, bit by bit",
+        LORA,
+    )
     lora_r: int = option(16, "rank of the adapters", LORA)
     lora_alpha: int = option(32, "scale of the adapters, divided by their rank", LORA)
     lora_dropout: float = option(0.0, "dropout in front of the adapters", LORA)
@@ -66,8 +79,15 @@ class ModelArguments:
                 f"lora_r is {self.lora_r}, lora_alpha {self.lora_alpha}, lora_dropout {self.lora_dropout}; give a "
                 "rank of at least 1, a scale above 0 and a dropout from 0 to below 1"
             )
-        if self.load_in_4bit and not self.lora:
+        if self.load_in_4bit and not (self.lora or self.freeze_base):
             raise SettingsError("load_in_4bit was given without lora, and weights in 4 bits do not train; add --lora")
+        if self.freeze_base and self.lora:
+            raise SettingsError(
+                "freeze_base and lora were both given, and adapters of lora change the base pass; give "
+                "--branch_adapters in place of --lora"
+            )
+        if given := [name for name in ("branch_adapters", "freeze_base") if self.original and getattr(self, name)]:
+            raise SettingsError(f"original trains without thoughts, but {', '.join(given)} was given; leave one out")
         if self.merge and not self.lora:
             raise SettingsError("merge was given without lora, and there is nothing to merge; add --lora")
 
@@ -87,12 +107,11 @@ class ModelArguments:
             )
         return settings
 
-    def lora_settings(self) -> dict[str, Any] | None:
-        """As `peft.LoraConfig` takes them; None without adapters."""
-        if not self.lora:
-            return None
+    def adapter_settings(self) -> dict[str, dict[str, Any]]:
+        """Fields of QuietStarConfig for the adapters that are asked for: settings as `peft.LoraConfig` takes them."""
         settings = {"r": self.lora_r, "lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout}
-        return settings | ({"target_modules": self.lora_target_modules} if self.lora_target_modules else {})
+        settings |= {"target_modules": self.lora_target_modules} if self.lora_target_modules else {}
+        return {name: dict(settings) for name in ("lora", "branch_adapters") if getattr(self, name)}
 
 
 @dataclass(kw_only=True)
@@ -121,10 +140,11 @@ class QuietStarTrainingArguments(TrainingArguments):
     reinforce_temperature: float | None = option(
         None, "temperature of the log-probabilities in the policy loss (default: 3)", METHOD
     )
-    policy_weight: float | None = option(
+    policy_weight: str | None = option(
         None,
-        "weight of the policy loss beside the nll (default: 1e6, the paper's: with the gradient norm clipped, "
-        "the policy loss alone then sets the direction of a step)",
+        "weight of the policy loss beside the nll: a number, or balanced:R, which makes its gradient R times as long "
+        "as the nll's (default: 1e6, the paper's: with the gradient norm clipped, the policy loss alone then sets the "
+        "direction of a step)",
         METHOD,
     )
     base_loss_weight: float | None = option(
@@ -139,6 +159,9 @@ class QuietStarTrainingArguments(TrainingArguments):
     )
 
     learning_rate: float = option(1e-6, "peak learning rate of AdamW", RECIPE)
+    head_learning_rate: float | None = option(
+        None, "peak learning rate of mixing head and thought embeddings (default: that of all)", RECIPE
+    )
     lr_scheduler_type: str = option("constant_with_warmup", "how the learning rate moves", RECIPE)
     warmup_steps: float = option(20, "steps over which the learning rate rises to its peak", RECIPE)
     weight_decay: float = option(1e-3, "weight decay of AdamW", RECIPE)
@@ -179,6 +202,9 @@ class QuietStarTrainingArguments(TrainingArguments):
         "skip steps, too, whose loss or gradient norm lies so many robust standard deviations above the median of "
         "the latest 128 steps, such as 10; 0 skips none",
         RUN,
+    )
+    stop_when_unhealthy: bool = option(
+        False, "end the run at the first warning of a health check, with the best checkpoint so far", RUN
     )
     auto_micro_batch: bool = option(
         False, "where memory is short, halve the rows in memory at once, and keep the rows of a step", RUN
@@ -221,8 +247,8 @@ class QuietStarTrainingArguments(TrainingArguments):
         ):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least 1")
-        for name in ("learning_rate", "weight_decay", "skip_spikes"):
-            if not getattr(self, name) >= 0:
+        for name in ("learning_rate", "head_learning_rate", "weight_decay", "skip_spikes"):
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least 0")
         if self.max_steps < 1 and self.max_steps != -1:
             raise SettingsError(
@@ -230,6 +256,8 @@ class QuietStarTrainingArguments(TrainingArguments):
             )
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed is {self.seed}; give a number from 0 to {2**32 - 1}")
+        if self.policy_weight is not None:
+            self.policy_weight = PolicyWeight.parse(self.policy_weight).setting
         QuietStarConfig(**self.method_settings())  # says what is impossible
         if getattr(self, "data_seed", None) is None:  # processes draw thoughts of their own, and one order of rows
             self.data_seed: int | None = self.seed

@@ -122,8 +122,10 @@ def prepare(
         args,
         tokenizer,
         **model_args.loading_settings(),
-        **({"lora": model_args.lora_settings()} if model_args.lora else {}),
+        **model_args.adapter_settings(),
     )
+    if model_args.freeze_base:
+        model.freeze_base()
     if model_args.attention_backend != "auto":
         model.set_attention_backend(model_args.attention_backend)
     check_fit(model, tokenizer, data_args.max_length)

@@ -14,6 +14,7 @@ TRAINING = (
     "think_fraction",
     "optim",
     "learning_rate",
+    "head_learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
     "lr_scheduler_kwargs",
@@ -37,6 +38,10 @@ TRAINING = (
 """arguments of training that matter; where it ends, how often it saves and what it shows do not"""
 
 
+ADAPTERS = ("lora", "branch_adapters")
+"""fields of a model's config that say which adapters it has"""
+
+
 def what_matters(args: QuietStarTrainingArguments, config: QuietStarConfig, others: dict[str, Any]) -> dict[str, Any]:
     """Name -> value of every setting that decides what is learned, as JSON has it.
 
@@ -46,7 +51,11 @@ def what_matters(args: QuietStarTrainingArguments, config: QuietStarConfig, othe
         others: of text and model, where they are known.
     """
     found = {name: getattr(args, name, None) for name in TRAINING} | {"world_size": args.world_size}
-    found |= {name: getattr(config, name) for name in METHOD_SETTINGS} | {"lora": config.lora} | others
+    found |= (
+        {name: getattr(config, name) for name in METHOD_SETTINGS}
+        | {name: getattr(config, name) for name in ADAPTERS}
+        | others
+    )
     if "constant" not in str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)):
         found["max_steps"] = args.max_steps  # towards which the learning rate moves
     return {name: _plain(value) for name, value in found.items()}
