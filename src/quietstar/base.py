@@ -229,7 +229,7 @@ def _grid_differences(base_lm: PreTrainedModel, backend: str) -> dict[str, float
     attention = attention_backend(backend, base_lm)
     if isinstance(attention, SplitAttention):
         attention.few_branches = 0  # so few as here would not be split
-    trunk = Trunk(base_lm, attention)
+    trunk = Trunk(base_lm, attention, adapts_branches=False)  # the loop has one set of weights for all tokens
     device = base_lm.get_input_embeddings().weight.device
     V = base_lm.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)

@@ -4,6 +4,7 @@ There are two kinds. Adapters of `lora` act in every pass. Those of `branch_adap
 pass runs without them, so that what is predicted without thoughts is out of their reach.
 """
 
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -77,7 +78,9 @@ def _inject(base_lm: PreTrainedModel, settings: dict[str, Any], name: str) -> di
     trained = {id(parameter): parameter.requires_grad for parameter in base_lm.parameters()}
     try:
         config = peft.LoraConfig(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings})
-        peft.inject_adapter_in_model(config, base_lm, adapter_name=name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two kinds of adapters are meant
+            peft.inject_adapter_in_model(config, base_lm, adapter_name=name)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"these LoRA settings do not fit the model: {error}") from error
     for part, module in base_lm.named_modules():
@@ -146,8 +149,8 @@ def merge_lora(base_lm: PreTrainedModel) -> None:
         module.merge(safe_merge=True, adapter_names=[EVERYWHERE])
         if BRANCH in _adapters(module):
             module.merged_adapters.clear()  # the weights are simply what they are now
-            module.delete_adapter(EVERYWHERE)
             module._active_adapter = []
+            module.delete_adapter(EVERYWHERE)
         else:
             parent, _, child = name.rpartition(".")
             setattr(base_lm.get_submodule(parent), child, module.get_base_layer())

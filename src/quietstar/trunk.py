@@ -32,11 +32,13 @@ class Trunk:
     Args:
         base_lm: a decoder-only model with its LM head.
         attention: how it attends over a grid.
+        adapts_branches: whether adapters of branches, where it has any, act in them.
     """
 
-    def __init__(self, base_lm: PreTrainedModel, attention: AttentionBackend) -> None:
+    def __init__(self, base_lm: PreTrainedModel, attention: AttentionBackend, adapts_branches: bool = True) -> None:
         self.base_lm = base_lm
         self.attention = attention
+        self.adapts_branches = adapts_branches
         self.embed = LookUps(base_lm.get_input_embeddings())
         """[...] token ids -> [..., D]"""
         self.head = self._lm_head()
@@ -109,7 +111,7 @@ class Trunk:
 
     @functools.cached_property
     def _branch_layers(self) -> list[nn.Module]:
-        return branch_layers(self.base_lm)
+        return branch_layers(self.base_lm) if self.adapts_branches else []
 
     def branch_pass(self, grid: ThoughtGrid, steps: range, embeds: Tensor, cache: BranchCache) -> Tensor:
         """Some steps of all branches, over cached keys and values: [Q, P, C, D] embeddings -> the same of states."""
