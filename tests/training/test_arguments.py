@@ -125,6 +125,9 @@ def test_impossible_values_are_refused_by_name_and_value(name, value):
         dict(lora_dropout=1.0),
         dict(lora_dropout=-0.1),
         dict(merge=True),
+        dict(freeze_base=True),
+        dict(branch_adapters=True, original=True),
+        dict(freeze_base=True, original=True, lora=False),
         dict(dtype="int8"),
     ],
     ids=str,
@@ -135,10 +138,13 @@ def test_impossible_adapters_are_refused(settings):
 
 
 def test_adapters_are_what_peft_takes():
-    assert ModelArguments().lora_settings() is None
+    assert ModelArguments().adapter_settings() == {}
     given = ModelArguments(lora=True, lora_r=3, lora_alpha=5, lora_dropout=0.1, lora_target_modules=["q_proj"])
-    assert given.lora_settings() == {"r": 3, "lora_alpha": 5, "lora_dropout": 0.1, "target_modules": ["q_proj"]}
-    assert "target_modules" not in ModelArguments(lora=True).lora_settings()
+    settings = {"r": 3, "lora_alpha": 5, "lora_dropout": 0.1, "target_modules": ["q_proj"]}
+    assert given.adapter_settings() == {"lora": settings}
+    assert "target_modules" not in ModelArguments(lora=True).adapter_settings()["lora"]
+    both = ModelArguments(lora=True, branch_adapters=True).adapter_settings()
+    assert both["branch_adapters"] == both["lora"]
 
 
 def test_bfloat16_where_a_gpu_can():

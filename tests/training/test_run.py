@@ -268,7 +268,7 @@ def test_only_adapters_and_heads_change(base, texts, tmp_path, made):
     kept = {name.removeprefix("base_lm.").replace(".base_layer", ""): name for name in after if ".lora_" not in name}
     for name in before:
         assert torch.equal(before[name], after[kept[name]]), name
-    fresh = QuietStarForCausalLM.from_base(str(base), lora=ModelArguments(**LORA).lora_settings())
+    fresh = QuietStarForCausalLM.from_base(str(base), **ModelArguments(**LORA).adapter_settings())
     for name, parameter in fresh.named_parameters():
         trains = ".lora_" in name or not name.startswith("base_lm.")
         assert parameter.requires_grad == trains

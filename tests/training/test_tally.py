@@ -26,7 +26,7 @@ def tally_of(batches: list[dict], outputs: list[QuietStarOutput], n_ahead_talk: 
 
 def by_hand(batches: list[dict], outputs: list[QuietStarOutput], M: int, base_loss_weight: float) -> dict[str, float]:
     """Every entry that counts, one after another in lists, and then their means."""
-    base, weights, rewards, spoken, surprise, distinct, n_thoughts = [], [], [], [], [], 0, 0
+    at_columns, base, weights, rewards, spoken, surprise, distinct, n_thoughts = [], [], [], [], [], [], 0, 0
     nll_gradient = policy_gradient = 0.0
     talk: list[list[float]] = [[] for _ in range(M)]
     for batch, output in zip(batches, outputs, strict=True):
@@ -43,6 +43,7 @@ def by_hand(batches: list[dict], outputs: list[QuietStarOutput], M: int, base_lo
                 if not think_at[i]:
                     continue
                 for p in range(P):
+                    at_columns.append(float(output.base_nll[b, i]))
                     for k in range(min(M, n - 1 - i)):
                         talk[k].append(float(output.talk_nll[b, p, i, k]))
                         weights.append(float(output.mixing_weight[b, p, i, k]))
@@ -64,6 +65,7 @@ def by_hand(batches: list[dict], outputs: list[QuietStarOutput], M: int, base_lo
         "nll": base_loss_weight * mean(base) + (1 - base_loss_weight) * mean(talk_means),
         "base_nll": mean(base),
         **{f"talk_nll_{k}": value for k, value in enumerate(talk_means)},
+        "thought_gain": mean(at_columns) - talk_means[0],
         "policy_loss": mean(spoken),
         "reward_mean": mean(rewards),
         "reward_std": mean([(reward - mean(rewards)) ** 2 for reward in rewards]) ** 0.5,

@@ -118,7 +118,7 @@ def mostly_in_a_third_of_the_texts(labels: Tensor, fraction: float, generator: t
     [("sgd", 1.0, ["8 x 1", "1 x 8", "3 x 3"]), ("sgd", 0.4, ["8 x 1", "1 x 8"]), ("adamw", 1.0, ["8 x 1", "1 x 8"])],
     ids=["everywhere", "fraction", "adamw"],
 )
-@pytest.mark.parametrize("policy_weight", [0.0, 1e6])
+@pytest.mark.parametrize("policy_weight", [0.0, 1e6, "balanced:0.5"])
 def test_a_step_does_not_depend_on_how_its_rows_are_split(
     tmp_path, monkeypatch, optimizer, policy_weight, fraction, splits
 ):
@@ -257,6 +257,80 @@ def test_what_is_logged_and_when(tmp_path):
         assert all(isinstance(line[name], float) for name in FIGURES)
         assert line["tokens_per_second"] > 0
         assert 0 <= line["thought_helped"] <= 1
+
+
+def test_held_out_figures_stand_beside_those_before_training(tmp_path):
+    held_out = rows(9, 4, 7, seed=5)
+    model = model_of()
+    with torch.no_grad():
+        before = [model(torch.tensor([row["input_ids"]]), labels=torch.tensor([row["input_ids"]])) for row in held_out]
+    run = trained(tmp_path, rows(*LENGTHS), model, eval_dataset=held_out, max_steps=4, eval_steps=2)
+    evaluated = [line for line in run.state.log_history if "eval_loss" in line]
+    first, last = evaluated[0], evaluated[-1]
+    nll_before = torch.cat([output.base_nll[0, :-1] for output in before]).mean()
+    for line in evaluated:
+        assert line["eval_nll_before"] == pytest.approx(float(nll_before), rel=1e-5)
+        assert line["eval_drift"] == pytest.approx(line["eval_base_nll"] - line["eval_nll_before"], abs=1e-6)
+        assert line["eval_thought_gain"] == pytest.approx(line["eval_base_nll"] - line["eval_talk_nll_0"], abs=1e-6)
+        assert line["eval_gain"] == pytest.approx(line["eval_nll_before"] - line["eval_talk_nll_0"], abs=1e-6)
+        assert line["eval_drift_low"] <= line["eval_drift"] <= line["eval_drift_high"]
+    assert first["eval_drift"] == 0
+    assert abs(last["eval_drift"]) > 0.01
+
+
+def test_an_evaluation_outside_training_compares_with_nothing(tmp_path):
+    made = QuietStarTrainer(model_of(), arguments(tmp_path), eval_dataset=rows(*LENGTHS))
+    assert "eval_drift" not in made.evaluate()
+
+
+# ---------------------------------------------------------------------- health
+
+
+def warnings_of(caplog) -> list[str]:
+    """What health checks have said, in order."""
+    return [record.message for record in caplog.records if record.name == "quietstar.training.callbacks"]
+
+
+def test_a_ruined_run_is_told_so_once_and_can_be_stopped_there(tmp_path, caplog):
+    """A learning rate that destroys the model: held-out text gets worse, and the best checkpoint is what is left."""
+    how = dict(eval_dataset=rows(*LENGTHS, seed=5), max_steps=6, eval_steps=1, learning_rate=0.3)
+    whole = trained(tmp_path / "whole", rows(*LENGTHS), model_of(policy_weight=0.0), **how)
+    told = warnings_of(caplog)
+    assert sum("held-out text is predicted worse than before training: base_nll" in words for words in told) == 1
+    first = next(line["step"] for line in whole.state.log_history if line.get("eval_drift_low", 0) > 0)
+    assert told[0].startswith(f"step {first}: ")
+    stopped = trained(
+        tmp_path / "stopped", rows(*LENGTHS), model_of(policy_weight=0.0), stop_when_unhealthy=True, **how
+    )
+    assert stopped.state.global_step == first
+    best = min(range(1, first + 1), key=lambda step: losses_of(stopped, "eval_loss")[step])
+    assert stopped.state.best_model_checkpoint == str(tmp_path / "stopped" / f"checkpoint-{best}")
+
+
+def test_a_resumed_run_remembers_what_was_before_training_and_what_was_said(tmp_path, caplog):
+    how = dict(eval_dataset=rows(*LENGTHS, seed=5), eval_steps=1, learning_rate=0.3)
+    saving = how | dict(save_strategy="steps", save_steps=1)
+    whole = trained(tmp_path / "whole", rows(*LENGTHS), max_steps=5, **how)
+    told = warnings_of(caplog)
+    caplog.clear()
+    trained(tmp_path / "parts", rows(*LENGTHS), max_steps=3, **saving)
+    assert warnings_of(caplog)
+    held_out = saving.pop("eval_dataset")
+    settings = arguments(tmp_path / "parts", max_steps=5, **saving)
+    made = QuietStarTrainer(model_of(), settings, train_dataset=rows(*LENGTHS), eval_dataset=held_out)
+    made.train(resume_from_checkpoint=True)
+    for name in ("eval_nll_before", "eval_drift", "eval_drift_low", "eval_gain"):
+        assert losses_of(made, name) == losses_of(whole, name), name
+    assert warnings_of(caplog) == told
+
+
+def test_heads_may_learn_at_a_rate_of_their_own(tmp_path):
+    before = dict(model_of().named_parameters())
+    moved = parameters_of(trained(tmp_path, rows(*LENGTHS), learning_rate=1e-6, head_learning_rate=1e-2, max_steps=1))
+    for name, parameter in moved.items():
+        furthest_moved = float((parameter - before[name]).detach().abs().max())
+        is_head = name.startswith(("mixing_head", "thought_embeddings"))
+        assert furthest_moved == pytest.approx(1e-2 if is_head else 1e-6, rel=0.2), name
 
 
 def test_evaluation_loss_has_no_policy_term(tmp_path):

@@ -204,7 +204,10 @@ class QuietStarTrainingArguments(TrainingArguments):
         RUN,
     )
     stop_when_unhealthy: bool = option(
-        False, "end the run at the first warning of a health check, with the best checkpoint so far", RUN
+        False,
+        "end the run at the first warning of a health check, with the best checkpoint so far; one is then written at "
+        "each evaluation",
+        RUN,
     )
     auto_micro_batch: bool = option(
         False, "where memory is short, halve the rows in memory at once, and keep the rows of a step", RUN
@@ -259,6 +262,9 @@ class QuietStarTrainingArguments(TrainingArguments):
         if self.policy_weight is not None:
             self.policy_weight = PolicyWeight.parse(self.policy_weight).setting
         QuietStarConfig(**self.method_settings())  # says what is impossible
+        if self.stop_when_unhealthy and self.eval_strategy != "no":  # the best checkpoint is one of an evaluation
+            self.load_best_model_at_end = True
+            self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.logging_steps
         if getattr(self, "data_seed", None) is None:  # processes draw thoughts of their own, and one order of rows
             self.data_seed: int | None = self.seed
         if self.bf16 is None:

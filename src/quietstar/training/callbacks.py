@@ -1,5 +1,6 @@
 """What a run shows while it goes on: a line of figures, and a sample of thoughts at every evaluation."""
 
+import logging
 from typing import Any
 
 import torch
@@ -8,17 +9,25 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
 
 from quietstar.model import QuietStarForCausalLM
+from quietstar.training.health import HealthChecks
 from quietstar.training.reports import first_of
+
+logger = logging.getLogger(__name__)
 
 SHOWN = (
     "loss",
     "nll",
     "base_nll",
     "talk_nll_0",
-    "policy_loss",
+    "nll_before",
+    "drift",
+    "gain",
+    "thought_gain",
     "reward_mean",
-    "thought_helped",
     "mixing_weight",
+    "distinct_thoughts",
+    "thought_entropy",
+    "policy_share",
     "tokens_per_second",
 )
 """figures of a line on the screen; trackers and log_history get all of them"""
@@ -41,6 +50,31 @@ class ProgressLines(ProgressCallback):
         if figures:
             what = "held out" if prefix else "training"
             self.training_bar.write(f"step {state.global_step:>5}  {what}  {'  '.join(figures)}")
+        if "eval_nll_before" in logs:
+            now = logs["eval_nll_before"] - logs["eval_gain"]
+            self.training_bar.set_postfix_str(f"held-out nll {now:.4g}, {logs['eval_nll_before']:.4g} before training")
+
+
+class WatchHealth(TrainerCallback):
+    """Warns where the figures of a run are ill, once of each illness; `stop_when_unhealthy` ends the run there.
+
+    Args:
+        checks: what looks at the figures.
+    """
+
+    def __init__(self, checks: HealthChecks) -> None:
+        self.checks = checks
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Look at a line of figures."""
+        told = self.checks.look(state.global_step, logs or {}, args.get_warmup_steps(state.max_steps))
+        if not told:
+            return
+        if state.is_world_process_zero:
+            for words in told:
+                logger.warning(words)
+        if args.stop_when_unhealthy:
+            control.should_training_stop = control.should_save = True
 
 
 class FollowEpoch(TrainerCallback):

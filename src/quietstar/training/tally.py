@@ -44,6 +44,7 @@ class Tally:
             "tokens": n_tokens,
             "base_nll": (output.base_nll * base).sum(),
             "base_count": base.sum(),
+            "base_nll_at_columns": P * (output.base_nll * labels.talk[..., 0]).sum(),
             "talk_nll": (output.talk_nll * talk).sum((0, 1, 2)),  # [M]
             "talk_count": P * labels.talk.sum((0, 1)),  # [M]
             "policy_loss": spoken.sum(),
@@ -72,7 +73,8 @@ class Tally:
             gather: [n] -> [ranks, n], the sums of all ranks.
 
         Returns:
-            nll and base_nll; and where there were thoughts, talk_nll_k for each k, policy_loss, reward_mean,
+            nll and base_nll; and where there were thoughts, talk_nll_k for each k, thought_gain (how much lower
+            talk_nll_0 is than base_nll at the same positions), policy_loss, reward_mean,
             reward_std, thought_helped (share of positions with a reward above 0), mixing_weight and its root mean
             square, distinct_thoughts (share of a batch's thoughts that are unlike all before them); of sampled
             thoughts thought_entropy (in nats a token, estimated from the tokens drawn); and of a training step
@@ -94,6 +96,7 @@ class Tally:
             "nll": base_loss_weight * base_nll + (1 - base_loss_weight) * sum(talk_nll) / len(talk_nll),
             "base_nll": base_nll,
             **{f"talk_nll_{k}": value for k, value in enumerate(talk_nll)},
+            "thought_gain": _ratio(total["base_nll_at_columns"], total["talk_count"][0]) - talk_nll[0],
             "policy_loss": _ratio(total["policy_loss"], total["policy_count"]),
             "reward_mean": mean,
             "reward_std": variance**0.5,

@@ -11,12 +11,15 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from quietstar.base import holds_thinking_model, load_tokenizer
 from quietstar.errors import SettingsError
-from quietstar.learn import IGNORED, Counts
+from quietstar.learn import IGNORED, Counts, Labels
 from quietstar.model import QuietStarForCausalLM, QuietStarOutput
 from quietstar.processes import Processes
 from quietstar.training.arguments import QuietStarTrainingArguments
-from quietstar.training.callbacks import FollowEpoch, ProgressLines, ShowThoughts
+from quietstar.training.callbacks import FollowEpoch, ProgressLines, ShowThoughts, WatchHealth
 from quietstar.training.data import TextCollator, pad_token_id
+from quietstar.training.health import HealthChecks
+from quietstar.training.held_out import HeldOut
+from quietstar.training.optimizer import give_own_rate, parts_made_new
 from quietstar.training.positions import draw_positions
 from quietstar.training.reports import WriteReports
 from quietstar.training.streaming import StreamingTrainer
@@ -67,6 +70,8 @@ class QuietStarTrainer(StreamingTrainer):
         if kwargs.get("eval_dataset") is None:
             args.eval_strategy, args.eval_on_start = type(args.eval_strategy)("no"), False
         self._tally, self._eval_tally = Tally(), Tally()
+        self._held_out: dict[str, HeldOut] = {}
+        self.health = HealthChecks()
         self._seconds = 0.0
         self._eval_batch = 0
         self._n_eval_rows: int | None = None
@@ -78,6 +83,7 @@ class QuietStarTrainer(StreamingTrainer):
             **kwargs,
         )
         self.add_callback(FollowEpoch(self.train_dataset))
+        self.add_callback(WatchHealth(self.health))
         if self.pop_callback(ProgressCallback):
             self.add_callback(ProgressLines())
         if args.thoughts_shown and kwargs.get("eval_dataset") is not None and processing_class is not None:
@@ -142,7 +148,8 @@ class QuietStarTrainer(StreamingTrainer):
     def forget_run(self) -> None:
         """Know of nothing that was before."""
         super().forget_run()
-        self._tally, self._seconds = Tally(), 0.0
+        self._tally, self._seconds, self._held_out = Tally(), 0.0, {}
+        self.health.restore(HealthChecks().state())
 
     def figures_so_far(self) -> dict[str, Tensor]:
         """The sums of the line that is under way."""
@@ -155,25 +162,36 @@ class QuietStarTrainer(StreamingTrainer):
     def progress(self) -> dict[str, Any]:
         """The sums and the time of the line that is under way."""
         sums = {name: value.cpu() for name, value in self._tally.sums.items()}
-        return super().progress() | {"sums": sums, "seconds": self._seconds}
+        before = {name: held_out.before for name, held_out in self._held_out.items()}
+        return super().progress() | {
+            "sums": sums,
+            "seconds": self._seconds,
+            "before": before,
+            "health": self.health.state(),
+        }
 
     def restore_progress(self, progress: dict[str, Any]) -> None:
         """Go on with such a line."""
         super().restore_progress(progress)
         self._tally.sums = {name: value.to(self.args.device) for name, value in progress["sums"].items()}
         self._seconds = progress["seconds"]
+        self._held_out = {name: HeldOut(before) for name, before in progress.get("before", {}).items()}
+        self.health.restore(progress.get("health", {}))
 
-    def _add(self, tally: Tally, output: QuietStarOutput, inputs: dict[str, Tensor]) -> None:
+    def _add(self, tally: Tally, output: QuietStarOutput, inputs: dict[str, Tensor]) -> Labels:
         labels = labels_of(inputs, output.talk_nll.shape[-1])
         mask = inputs.get("attention_mask")
         tokens = torch.tensor(inputs["input_ids"].numel()) if mask is None else mask.sum()
         tally.add(output, labels, tokens)
+        return labels
+
+    def _of_each_process(self, values: Tensor) -> Tensor:
+        """[...] -> [processes, ...]; every process must call it."""
+        ranks = self.args.world_size
+        return values[None] if ranks == 1 else self.accelerator.gather(values).reshape(ranks, *values.shape)
 
     def _figures(self, tally: Tally) -> dict[str, float]:
-        ranks = self.args.world_size
-        gather = (lambda sums: self.accelerator.gather(sums).reshape(ranks, -1)) if ranks > 1 else None
-        weight = self.model.config.base_loss_weight
-        return tally.figures(weight, gather) if gather else tally.figures(weight)
+        return tally.figures(self.model.config.base_loss_weight, self._of_each_process)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the method's figures, and tokens a second, to a line of training figures."""
@@ -197,7 +215,8 @@ class QuietStarTrainer(StreamingTrainer):
             inputs["think_at"] = torch.zeros_like(inputs["input_ids"])
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, output = self.compute_loss(model, inputs, return_outputs=True)
-        self._add(self._eval_tally, output, inputs)
+        labels = self._add(self._eval_tally, output, inputs)
+        self._rows.add(output.base_nll, labels.base, self.args.per_device_eval_batch_size)
         return loss.detach(), None, None
 
     def _counted_once(self, labels: Tensor) -> Tensor:
@@ -218,6 +237,8 @@ class QuietStarTrainer(StreamingTrainer):
     ) -> EvalLoopOutput:
         """Evaluate, and report means over all labels of the held-out text, each counted once over all processes."""
         self._eval_tally, self._eval_batch = Tally(), 0
+        self._rows = self._held_out.setdefault(metric_key_prefix, HeldOut())
+        self._rows.begin()
         self._n_eval_rows = len(dataloader.dataset) if has_length(dataloader.dataset) else None
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices):  # evaluation must not change what training samples next
@@ -225,11 +246,32 @@ class QuietStarTrainer(StreamingTrainer):
         if self._eval_tally:
             figures = self._figures(self._eval_tally)
             figures.pop("policy_loss", None)  # nothing is learned here
+            figures |= self._beside_before(figures)
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
             output.metrics[f"{metric_key_prefix}_loss"] = figures["nll"]
         if self.tasks is not None:
             output.metrics.update(self._task_figures(self.tasks, metric_key_prefix))
         return output
+
+    def _beside_before(self, figures: dict[str, float]) -> dict[str, float]:
+        """Held-out figures beside those of the model before training, where it was evaluated then."""
+        rows = self._rows.rows(self._of_each_process)
+        if self.is_in_train and self.state.global_step == 0:
+            self._rows.before = rows
+        found = self._rows.compare(rows)
+        if found:
+            found["gain"] = figures.get("thought_gain", 0.0) - found["drift"]
+        return found
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As transformers' Trainer; mixing head and thought embeddings learn at head_learning_rate, where given."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        rate = self.args.head_learning_rate
+        if is_new and rate is not None:
+            model: QuietStarForCausalLM = self.accelerator.unwrap_model(args[0] if args else self.model)
+            give_own_rate(optimizer, parts_made_new(model), rate)
+        return optimizer
 
     def _task_figures(self, tasks: TaskFigures, prefix: str) -> dict[str, float]:
         model: QuietStarForCausalLM = self.accelerator.unwrap_model(self.model)

@@ -1,0 +1,121 @@
+"""Health checks of a training run: what goes wrong when a model learns to think, told at the step where it shows.
+
+Each check reads the figures that a run logs, and warns once. Thresholds were chosen on recorded runs of a real model,
+healthy ones and ill ones; see docs/training.md.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+FEWEST_DISTINCT = 0.5
+"""share of distinct thoughts below which they have collapsed, where a thought has several tokens"""
+LOWEST_ENTROPY = 0.2
+"""share of the entropy of thought tokens in the run's first line below which they have collapsed"""
+HIGHEST_POLICY_SHARE = 0.9
+"""share of the policy term in the gradient above which it drowns the nll's"""
+OPENED_BY = 50
+"""steps after which the mixing head should have opened"""
+LOWEST_MIXING_WEIGHT = 1e-3
+"""root mean square of the mixing weight below which the head is shut"""
+
+
+@dataclass(kw_only=True)
+class HealthChecks:
+    """Looks at lines of figures, and remembers what was said."""
+
+    warned: list[str] = field(default_factory=list)
+    """names of the checks that have warned"""
+    first_entropy: float | None = None
+    """entropy of thought tokens in the run's first line"""
+    reward_mean: float | None = None
+    """of the latest line of training figures"""
+
+    def look(self, step: int, figures: dict[str, float], warmup_steps: int = 0) -> list[str]:
+        """What is to be warned of at this step, each told once.
+
+        Args:
+            step: of the line.
+            figures: of training, or of held-out text under `eval_` names.
+            warmup_steps: over which the learning rate rises; the mixing head may be shut as long.
+        """
+        found = {
+            "drift": self.drift(figures),
+            "collapse": self.collapse(figures),
+            "drowning": self.drowning(figures),
+            "shut_head": self.shut_head(figures) if step >= OPENED_BY + warmup_steps else None,
+            "no_rewards": self.no_rewards(figures) if step > warmup_steps + 1 else None,
+        }
+        new = {name: words for name, words in found.items() if words is not None and name not in self.warned}
+        self.warned += new
+        if "reward_mean" in figures:
+            self.reward_mean = figures["reward_mean"]
+        if self.first_entropy is None:
+            self.first_entropy = figures.get("thought_entropy")
+        return [f"step {step}: {words}" for words in new.values()]
+
+    def drift(self, figures: dict[str, float]) -> str | None:
+        """The base pass predicts held-out text worse than before training, by more than its 95 % interval."""
+        low = figures.get("eval_drift_low")
+        if low is None or low <= 0:
+            return None
+        rewards = ""
+        if self.reward_mean is not None and self.reward_mean > 0:
+            rewards = f"; rewards compare with this worse base pass: reward_mean {self.reward_mean:+.3g} is no gain"
+        before, now, drift, high = (figures[f"eval_{of}"] for of in ("nll_before", "base_nll", "drift", "drift_high"))
+        return (
+            f"without thoughts, held-out text is predicted worse than before training: base_nll {now:.4g}, "
+            f"{before:.4g} before (drift {drift:+.3g}, 95 % interval {low:+.3g} to {high:+.3g}){rewards}. Lower "
+            "--policy_weight or --learning_rate, or keep the base pass out of reach: --branch_adapters --freeze_base"
+        )
+
+    def collapse(self, figures: dict[str, float]) -> str | None:
+        """Thoughts are all alike, or their tokens certain."""
+        distinct, entropy = figures.get("distinct_thoughts"), figures.get("thought_entropy")
+        if distinct is None or entropy is None or self.first_entropy is None:
+            return None
+        if distinct >= FEWEST_DISTINCT and entropy >= LOWEST_ENTROPY * self.first_entropy:
+            return None
+        return (
+            f"thoughts collapse: {100 * distinct:.3g} % of them are distinct, and their tokens have an entropy of "
+            f"{entropy:.3g} nats ({self.first_entropy:.3g} at first). Lower --policy_weight (balanced:0.1 holds its "
+            "gradient to a tenth of the nll's) or --learning_rate"
+        )
+
+    def drowning(self, figures: dict[str, float]) -> str | None:
+        """The policy term sets the direction of a step nearly alone."""
+        share = figures.get("policy_share")
+        if share is None or share <= HIGHEST_POLICY_SHARE:
+            return None
+        return (
+            f"the policy term's gradient drowns the nll's: {100 * share:.4g} % of their lengths is the policy's, and "
+            "clipping the gradient's norm leaves nothing of the nll's. Lower --policy_weight, or balance it: "
+            "--policy_weight balanced:0.1"
+        )
+
+    def shut_head(self, figures: dict[str, float]) -> str | None:
+        """The mixing head has stayed near the zero that it began at: thoughts count for nothing."""
+        weight = figures.get("mixing_weight_rms")
+        if weight is None or weight >= LOWEST_MIXING_WEIGHT:
+            return None
+        return (
+            f"the mixing head has not opened: its weights are {weight:.2g} (root mean square), so that thoughts change "
+            "next to nothing and have next to no reward. Raise --head_learning_rate, to 1e-3 for instance"
+        )
+
+    def no_rewards(self, figures: dict[str, float]) -> str | None:
+        """Every thought has the reward 0."""
+        if "policy_loss" not in figures or figures["reward_std"] > 0 or figures["reward_mean"] != 0:
+            return None
+        return (
+            "all rewards are 0: no thought changes any prediction, and the policy loss has nothing to reinforce. Check "
+            "that --learning_rate is above 0 and that rows are longer than n_ahead_talk"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """To go on from after a restart."""
+        return {name: getattr(self, name) for name in ("warned", "first_entropy", "reward_mean")}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        for name, value in state.items():
+            setattr(self, name, value)
