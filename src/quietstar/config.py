@@ -77,7 +77,7 @@ class QuietStarConfig(PreTrainedConfig):
     n_passes: int = 2
     thought_temperature: float = 1.0
     reinforce_temperature: float = 3.0
-    policy_weight: float | str = 1e6
+    policy_weight: float | str = "balanced:0.1"
     base_loss_weight: float = 0.5
     embedding_scale: float = 100.0
     initial_thought_text: str = "---"

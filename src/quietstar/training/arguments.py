@@ -116,7 +116,7 @@ class ModelArguments:
 
 @dataclass(kw_only=True)
 class QuietStarTrainingArguments(TrainingArguments):
-    """Arguments of QuietStarTrainer. Defaults are the paper's recipe.
+    """Arguments of QuietStarTrainer. Defaults are the paper's recipe, but for the policy's weight.
 
     The settings of the method (None: as the model has them) are written into the model's config.
 
@@ -143,8 +143,7 @@ class QuietStarTrainingArguments(TrainingArguments):
     policy_weight: str | None = option(
         None,
         "weight of the policy loss beside the nll: a number, or balanced:R, which makes its gradient R times as long "
-        "as the nll's (default: 1e6, the paper's: with the gradient norm clipped, the policy loss alone then sets the "
-        "direction of a step)",
+        "as the nll's (default: balanced:0.1; the paper's is 1e6, see recipes/paper.yaml)",
         METHOD,
     )
     base_loss_weight: float | None = option(
