@@ -333,6 +333,23 @@ def test_heads_may_learn_at_a_rate_of_their_own(tmp_path):
         assert furthest_moved == pytest.approx(1e-2 if is_head else 1e-6, rel=0.2), name
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_gradients_of_heads_are_clipped_apart(tmp_path, apart):
+    """The thought embeddings', scaled up, do not shorten what the base model learns from."""
+    made = QuietStarTrainer(model_of(), arguments(tmp_path, clip_heads_apart=apart), train_dataset=rows(5))
+    for name, parameter in made.model.named_parameters():
+        value = 100.0 if name.startswith("thought_embeddings") else 0.001
+        parameter.grad = torch.full_like(parameter, value)
+    before = {name: parameter.grad.clone() for name, parameter in made.model.named_parameters()}
+    norm = torch.cat([gradient.flatten() for gradient in before.values()]).norm()
+    torch.testing.assert_close(made._clip_grad_norm(made.model), norm)
+    for name, parameter in made.model.named_parameters():
+        if name.startswith("base_lm") and apart:
+            assert torch.equal(parameter.grad, before[name])
+        else:
+            assert (parameter.grad < before[name] / 100).all()
+
+
 def test_evaluation_loss_has_no_policy_term(tmp_path):
     evaluations = [
         QuietStarTrainer(model_of(policy_weight=weight), arguments(tmp_path), eval_dataset=rows(*LENGTHS)).evaluate()

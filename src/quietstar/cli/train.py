@@ -4,7 +4,7 @@ from quietstar.cli.options import make_parser, parse, say
 from quietstar.processes import part_ways
 from quietstar.training.arguments import GROUPS, ModelArguments, QuietStarTrainingArguments
 from quietstar.training.data import DataArguments
-from quietstar.training.run import run_training
+from quietstar.training.run import held_out_words, run_training
 
 CLASSES = (ModelArguments, DataArguments, QuietStarTrainingArguments)
 
@@ -25,10 +25,5 @@ def main(argv: list[str]) -> None:
         if args.process_index == 0:
             say(figures["dry_run"].words())
         return
-    held_out = "".join(
-        f"  {name} {figures[f'eval_{name}']:.4f}"
-        for name in ("nll", "base_nll", "talk_nll_0")
-        if f"eval_{name}" in figures
-    )
     if args.process_index == 0:
-        say(f"saved to {args.output_dir}" + (f"; held-out text:{held_out}" if held_out else ""))
+        say("; ".join([f"saved to {args.output_dir}", *held_out_words(figures)]))

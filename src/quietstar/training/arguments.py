@@ -165,6 +165,12 @@ class QuietStarTrainingArguments(TrainingArguments):
     warmup_steps: float = option(20, "steps over which the learning rate rises to its peak", RECIPE)
     weight_decay: float = option(1e-3, "weight decay of AdamW", RECIPE)
     max_grad_norm: float = option(1.0, "gradient norm is clipped to this", RECIPE)
+    clip_heads_apart: bool = option(
+        True,
+        "clip the gradients of mixing head and thought embeddings apart from the model's: those of the embeddings, "
+        "which are scaled by 100, would otherwise set the length of every step",
+        RECIPE,
+    )
     max_steps: int = option(100, "optimizer steps; -1 trains for num_train_epochs instead", RECIPE)
     per_device_train_batch_size: int = option(1, "rows in memory at once, on each device", RECIPE)
     gradient_accumulation_steps: int = option(8, "batches whose gradients add up to one step", RECIPE)

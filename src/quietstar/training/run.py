@@ -254,6 +254,19 @@ def last_evaluation(trainer: QuietStarTrainer) -> dict[str, float]:
     return trainer.evaluate()
 
 
+def held_out_words(figures: dict[str, float]) -> list[str]:
+    """What the last figures of a run say of held-out text, for the person at the terminal; nothing without any."""
+    if "eval_base_nll" not in figures:
+        return []
+    before = f"{figures['eval_nll_before']:.4f} before training, " if "eval_nll_before" in figures else ""
+    if "eval_talk_nll_0" not in figures:
+        return [f"held-out text, nats a token: {before}{figures['eval_base_nll']:.4f} now"]
+    return [
+        f"held-out text, nats a token: {before}{figures['eval_base_nll']:.4f} now without thoughts, "
+        f"{figures['eval_talk_nll_0']:.4f} with them"
+    ]
+
+
 def checkpoint_of(args: QuietStarTrainingArguments) -> Path | None:
     """The checkpoint to resume from; None where there is none yet, which --resume takes for the beginning.
 

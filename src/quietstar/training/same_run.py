@@ -24,6 +24,7 @@ TRAINING = (
     "adam_epsilon",
     "optim_args",
     "max_grad_norm",
+    "clip_heads_apart",
     "num_train_epochs",
     "bf16",
     "fp16",

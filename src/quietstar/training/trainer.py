@@ -273,6 +273,19 @@ class QuietStarTrainer(StreamingTrainer):
             give_own_rate(optimizer, parts_made_new(model), rate)
         return optimizer
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clip gradients, and return their norm before; see clip_heads_apart.
+
+        DeepSpeed clips by itself, and a loss scale can be taken out of gradients once: both clip all as one.
+        """
+        if not self.args.clip_heads_apart or self.is_deepspeed_enabled or self.args.fp16:
+            return super()._clip_grad_norm(model)
+        new = parts_made_new(self.accelerator.unwrap_model(model))
+        apart = {id(parameter) for parameter in new}
+        rest = [parameter for parameter in model.parameters() if id(parameter) not in apart]
+        norms = [self.accelerator.clip_grad_norm_(of, self.args.max_grad_norm) for of in (rest, new)]
+        return torch.stack([getattr(norm, "full_tensor", lambda norm=norm: norm)() for norm in norms]).norm()
+
     def _task_figures(self, tasks: TaskFigures, prefix: str) -> dict[str, float]:
         model: QuietStarForCausalLM = self.accelerator.unwrap_model(self.model)
         was_training = model.training
