@@ -1,5 +1,7 @@
 """Low-rank adapters in the base model, through PEFT: the mixing head and thought embeddings train beside them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -57,6 +59,27 @@ def train_adapters_only(base_lm: PreTrainedModel) -> None:
     """Freeze everything in a base model but its adapters."""
     for name, parameter in base_lm.named_parameters():
         parameter.requires_grad = ".lora_" in name
+
+
+@contextmanager
+def without_adapters(base_lm: PreTrainedModel) -> Iterator[None]:
+    """Let a base model predict as it did before its adapters were trained, for the length of a block."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [each for each in base_lm.modules() if isinstance(each, BaseTunerLayer) and not each.disable_adapters]
+
+    def switch(on: bool) -> None:
+        trains = [(parameter, parameter.requires_grad) for parameter in base_lm.parameters()]
+        for layer in layers:
+            layer.enable_adapters(on)
+        for parameter, was in trains:  # PEFT freezes or unfreezes adapters along with it
+            parameter.requires_grad = was
+
+    switch(False)
+    try:
+        yield
+    finally:
+        switch(True)
 
 
 def merge_lora(base_lm: PreTrainedModel) -> None:
