@@ -174,8 +174,8 @@ def test_the_second_sentence_has_the_figures_with_their_intervals() -> None:
         summary.sentences[0],
     )
     assert re.search(
-        r"^Before training, the nll of these tokens was 1\.10 nats\. It is now 2\.00 without thoughts and 1\.60 with them; "
-        rf"without thoughts, the log-probability has changed by -0\.900 {interval}\.$",
+        r"^Before training, the nll of these tokens was 1\.10 nats\. It is now 2\.00 without thoughts and 1\.60 with "
+        rf"them; without thoughts, the log-probability has changed by -0\.900 {interval}\.$",
         summary.sentences[2],
     )
 

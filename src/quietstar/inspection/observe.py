@@ -225,7 +225,11 @@ class _Tracing:
             "base_logprob": [of_next(base.logprob[i:], i) for i in range(S)],
             "alone_logprob": where_thought(list(map(of_next, alone.logprob.view(-1, self.M), written))),
             "mixed_logprob": where_thought(list(map(of_next, after, written))),
-            "before_logprob": _numbers(logprob_before(self.model, self.before, reading, targets)),
+            "before_logprob": (
+                _numbers(logprob_before(self.model, self.before, reading, targets))
+                if text.before_logprob is None
+                else text.before_logprob
+            ),
             "base_entropy": _numbers(base.entropy),
             **self._top("base", base, slice(None), None),
             **self._top("alone", alone, slice(None, None, self.M), where_thought),
@@ -337,6 +341,10 @@ def _check(model: QuietStarForCausalLM, text: TextToTrace) -> None:
     check_ids(model, text.ids, "the text")
     if text.labels is not None and len(text.labels) != S:
         raise SettingsError(f"a text has {S} tokens and {len(text.labels)} labels; give a label for each token")
+    if text.before_logprob is not None and len(text.before_logprob) != S:
+        raise SettingsError(
+            f"a text has {S} tokens and {len(text.before_logprob)} of before_logprob; give one for each"
+        )
     thoughts = text.thoughts or {}
     for position in (*(text.may_think or ()), *thoughts):
         if not 0 <= position < S:

@@ -64,8 +64,8 @@ def _of_training(found: Summary) -> str:
     before = found.nll_before.value
     without, with_thoughts = before - found.base_over_before.value, before - found.over_before.value
     return (
-        f"Before training, the nll of these tokens was {plain(before)} nats. It is now {plain(without)} without thoughts "
-        f"and {plain(with_thoughts)} with them; without thoughts, the log-probability has changed by "
+        f"Before training, the nll of these tokens was {plain(before)} nats. It is now {plain(without)} without "
+        f"thoughts and {plain(with_thoughts)} with them; without thoughts, the log-probability has changed by "
         f"{with_interval(found.base_over_before)}."
     )
 
