@@ -1,5 +1,6 @@
 """Low-rank adapters: what trains, what is saved, and that merging them changes no prediction."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from quietstar import QuietStarForCausalLM
 from quietstar.errors import SettingsError
+from quietstar.lora import without_adapters
 from quietstar.output import CACHE
 from tests.tiny import make_thoughtful, random_thoughts, texts, tiny_base
 
@@ -116,6 +118,39 @@ def test_merging_changes_no_prediction_and_leaves_a_plain_model(family: str, tmp
     model.base_lm.save_pretrained(tmp_path / "base")
     base_lm = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     assert base_lm.state_dict().keys() == tiny_base(family).state_dict().keys()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_its_adapters_a_base_model_is_what_it_was(family: str) -> None:
+    """Bit by bit; and afterwards everything is as it was, whatever happens in between."""
+    model = adapted(family)
+    perturb(model)
+    model.get_parameter(next(iter(trains(model)))).requires_grad = False  # a choice of somebody else's
+    trained, was = set(trains(model)), logits(model)
+    inputs = texts(8, 4)
+    untouched = tiny_base(family)(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    with suppress(KeyError), without_adapters(model.base_lm):
+        off = model.base_lm(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        assert torch.equal(off, untouched)
+        assert set(trains(model)) == trained
+        raise KeyError
+    assert torch.equal(logits(model), was)
+    assert set(trains(model)) == trained
+    on = model.base_lm(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    assert not torch.equal(on, untouched)
+
+
+def test_adapters_that_are_off_already_stay_off() -> None:
+    model = adapted()
+    perturb(model)
+    on = logits(model)
+    with without_adapters(model.base_lm):
+        off = logits(model)
+        with without_adapters(model.base_lm):
+            assert torch.equal(logits(model), off)
+        assert torch.equal(logits(model), off)
+    assert torch.equal(logits(model), on)
+    assert not torch.equal(off, on)
 
 
 def test_adapters_stay_float32_in_a_bfloat16_model(tmp_path: Path) -> None:

@@ -133,6 +133,27 @@ def freeze_base(base_lm: PreTrainedModel) -> None:
         parameter.requires_grad = ".lora_" in name and f".{BRANCH}" in name
 
 
+@contextmanager
+def without_adapters(base_lm: PreTrainedModel) -> Iterator[None]:
+    """Let a base model predict as it did before its adapters were trained, for the length of a block."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [each for each in base_lm.modules() if isinstance(each, BaseTunerLayer) and not each.disable_adapters]
+
+    def switch(on: bool) -> None:
+        trains = [(parameter, parameter.requires_grad) for parameter in base_lm.parameters()]
+        for layer in layers:
+            layer.enable_adapters(on)
+        for parameter, was in trains:  # PEFT freezes or unfreezes adapters along with it
+            parameter.requires_grad = was
+
+    switch(False)
+    try:
+        yield
+    finally:
+        switch(True)
+
+
 def merge_lora(base_lm: PreTrainedModel) -> None:
     """Add the adapters of every pass to the weights that they adapt, in place, and take them out of the model.
 

@@ -264,6 +264,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         *,
         generate: int = 0,
         max_length: int | None = None,
+        before: str | Path | PreTrainedModel | None = None,
         **settings: Any,
     ) -> "Trace":
         """What it thinks over texts, and whether the thoughts matter; see `quietstar.inspection`.
@@ -273,6 +274,8 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             tokenizer: of the model.
             generate: tokens to write, greedily, after each text; then these alone are thought before.
             max_length: tokens of the windows into which longer texts are cut.
+            before: the plain model that this one was trained from, or its folder or hub name: whether training has made
+                the text likelier is then known, too. None takes the base model without its adapters where it has some.
             settings: fields of `quietstar.inspection.settings.TraceSettings`: think, thought, interventions, ...
 
         Raises:
@@ -280,7 +283,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         """
         from quietstar.inspection.texts import inspect_texts
 
-        return inspect_texts(self, tokenizer, text, generate=generate, max_length=max_length, **settings)
+        return inspect_texts(self, tokenizer, text, generate=generate, max_length=max_length, before=before, **settings)
 
     def merge_lora(self) -> None:
         """Add the adapters of `lora` to the weights that they adapt, in place; the config then has none."""

@@ -170,6 +170,7 @@ def _row(
         }
 
     base = some(lambda: -source.expovariate(0.5), last=False)
+    before = [None if one is None else one * 0.9 for one in base]
     mixed = [None if one is None else one + source.gauss(0.05, 0.4) * one / 4 for one in base]
     gain = [None if one is None or not thought[i] else float(mixed[i]) - one for i, one in enumerate(base)]
     return {
@@ -183,6 +184,7 @@ def _row(
         "reward": gain,
         "gain": gain,
         "base_logprob": base,
+        "before_logprob": before,
         "alone_logprob": some(lambda: -source.expovariate(0.4), thought, last=False),
         "mixed_logprob": mixed,
         "base_entropy": some(lambda: source.uniform(0.5, 4)),

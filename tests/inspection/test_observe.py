@@ -255,6 +255,7 @@ def test_bad_settings_are_said_in_one_line() -> None:
         ({"thoughts": {0: [5]}}, f"a thought has 1 tokens; give {N_AHEAD - 2}"),
         ({"thoughts": {0: [10**6] * (N_AHEAD - 2)}}, "a thought has token 1000000"),
         ({"labels": [1]}, f"{S} tokens and 1 labels; give a label for each"),
+        ({"before_logprob": [-1.0]}, f"{S} tokens and 1 of before_logprob; give one for each"),
     ]:
         with pytest.raises(SettingsError, match=said):
             trace(thinker(), TOKENIZER, [TextToTrace(ids=IDS, **text)], TraceSettings())  # type: ignore[arg-type]

@@ -101,6 +101,26 @@ def test_a_token_opens_its_thought_predictions_and_interventions(browser: Any, t
         assert cut == " ".join(words[each] for each in thought[:2])
 
 
+def test_the_verdict_comes_first(browser: Any, tmp_path: Path) -> None:
+    made = payload(20)
+    with watched(browser, written(tmp_path, made)) as page:
+        assert page.locator("#summary li").all_text_contents() == made["summary"]
+
+
+def test_nll_before_training_is_shown_where_it_is_known(browser: Any, tmp_path: Path) -> None:
+    made = payload(20)
+    (row,) = made["rows"]
+    with watched(browser, written(tmp_path, made)) as page:
+        assert page.locator("#records th").last.text_content() == "nll before training"
+        expected = [None if each is None else pytest.approx(-each, abs=6e-4) for each in row["before_logprob"]]
+        assert numbers(page, page.locator("#records th").count()) == expected
+        tokens(page).nth(3).click()
+        assert "nll before training" in page.locator("#detail").inner_text()
+    row["before_logprob"] = [None] * 20
+    with watched(browser, written(tmp_path, made)) as page:
+        assert "before training" not in page.locator("main").inner_text()
+
+
 def test_keys_move_through_the_text(browser: Any, tmp_path: Path) -> None:
     with watched(browser, written(tmp_path, payload(300, 2))) as page:
 

@@ -24,6 +24,7 @@ def columns(gain: list[float | None], base_nll: float = 2.0, **delta: list[float
         "reward": list(gain),
         "mixing_weight": [0.5] * n,
         "base_logprob": [[-base_nll]] * n,
+        "before_logprob": [None] * n,
         "base_entropy": [1.5] * n,
         "thought_ids": [[1, 2]] * n,
     }
@@ -52,7 +53,7 @@ def test_the_gain_is_content_and_computation() -> None:
     assert summary.gain.value == pytest.approx(1.575)
     assert summary.content.value == pytest.approx(1.15)
     assert summary.content.value + summary.computation.value == pytest.approx(summary.gain.value)
-    assert text.startswith("Thoughts help: over 60 positions")
+    assert text.startswith("Thoughts help, and more than filler of the same length. Over 60 positions, thoughts change")
     assert "what they say is worth +1.15 nats" in text
     assert "computation alone, is worth +0.425 nats" in text
     share = summary.content_share
@@ -67,6 +68,9 @@ def test_the_gain_is_content_and_computation() -> None:
 
 def test_computation_alone() -> None:
     summary, text = said([1.0, 1.2, 0.9], filler=[0.0, 0.1, -0.11], removed=[-1.0, -1.2, -0.9])
+    assert text.startswith(
+        "Thoughts help no more than filler of the same length, as far as can be told. Over 45 positions"
+    )
     assert "what they say makes no difference that can be told from none" in text
     assert "computation alone, is worth +1.03 nats" in text
     assert "So 0 % of the gain comes from the content of thoughts" in text
@@ -238,7 +242,7 @@ def test_of_the_models_own_text_nothing_is_concluded_about_help() -> None:
 def test_a_gain_that_is_next_to_nothing_is_said_as_it_is_and_not_divided() -> None:
     gain = [2e-7, 3e-7, 4e-7]
     summary, text = said(gain, filler=[-1e-7, -2e-7, -1e-7], truncated_0=[-each for each in gain])
-    assert text.startswith("Thoughts change next to nothing: over 45 positions")
+    assert text.startswith("Thoughts change next to nothing, no more than filler of the same length. Over 45 positions")
     assert "+3.0e-07 nats" in text
     assert "% of the gain" not in text
     assert summary.content_share is None

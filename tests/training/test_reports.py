@@ -48,8 +48,40 @@ def test_every_evaluation_leaves_a_report(run: tuple[Path, QuietStarTrainer]) ->
         assert "".join(found.columns["piece"]) == "".join(TEXTS[:2])
         assert (folder / "reports" / steps[step] / "report.html").stat().st_size > 10_000
     assert traces[0].columns["gain"] != traces[-1].columns["gain"]
+    # the first report is of the untrained model: the later ones compare with it
+    untrained = [values[0] if values else None for values in traces[0].columns["base_logprob"]]
+    assert traces[0].columns["before_logprob"] == [None] * len(untrained)
+    for found in traces[1:]:
+        assert found.columns["before_logprob"] == untrained
+        assert found.settings["before"] == "this run's step 0"
+    assert traces[-1].summary.base_over_before is not None
+    assert traces[-1].summary.base_over_before.value != 0
     last = trainer.model.eval().inspect(TEXTS[:2], TOKENIZER)
     assert last.columns["thought_ids"] == traces[-1].columns["thought_ids"]
+
+
+def test_with_adapters_every_report_compares_with_the_base_model_itself(tmp_path: Path) -> None:
+    model = tiny_model(base={"vocab_size": len(TOKENIZER)}, n_ahead=4, n_ahead_talk=2, lora={"r": 2})
+    how = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "thoughts_shown": 0, "save_strategy": "no"}
+    args = QuietStarTrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, eval_steps=2, learning_rate=0.01, eval_report_rows=2, **how
+    )
+    QuietStarTrainer(model, args, processing_class=TOKENIZER, train_dataset=ROWS, eval_dataset=ROWS).train()
+    first, last = (Trace.load(tmp_path / "reports" / f"step-00000{step}").columns for step in (0, 2))
+    assert first["before_logprob"] == last["before_logprob"] != [None] * len(last["before_logprob"])
+    assert first["before_logprob"] == [values[0] if values else None for values in first["base_logprob"]]
+    assert first["base_logprob"] != last["base_logprob"]
+
+
+def test_a_first_report_of_other_rows_is_not_compared_with(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, eval_report_rows=1)
+    trainer.evaluate()
+    for rows, is_known in ((ROWS, True), (ROWS[1:], False)):
+        later = trainer_of(tmp_path, held_out=rows, eval_report_rows=1)
+        later.state.global_step = 5
+        later.evaluate()
+        found = Trace.load(tmp_path / "reports" / "step-000005").columns["before_logprob"]
+        assert any(each is not None for each in found) == is_known
 
 
 def test_training_goes_on_as_it_would_without(run: tuple[Path, QuietStarTrainer], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The whole story: a tiny model learns a small language, then learns to think, and is asked what it can do."""
 
+import copy
 import json
 import time
 from collections.abc import Iterator
@@ -86,6 +87,7 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
                 shown=("held_out_own_thoughts", "{:.0%} right"),
             )
 
+        untouched = copy.deepcopy(base_lm)
         with clock.time("quiet_star"):
             model = learn_to_think(args, base_lm, language, problems, tokenizer, watch_thinking)
         with clock.time("quiz"):
@@ -97,7 +99,7 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
             figures["thoughts_are_ways"] = own.thoughts_are_ways
 
         with clock.time("inspection"):
-            thoughts = trace_answers(model, tokenizer, language, held_out[: args.inspected], args.seed)
+            thoughts = trace_answers(model, tokenizer, language, held_out[: args.inspected], args.seed, untouched)
 
         with clock.time("files"):
             folder = claim(args.output_dir, asdict(args), overwrite=args.overwrite)

@@ -3,7 +3,7 @@
 In the demo's language a thought is the way to the answer: its own must carry the answer, and others destroy it.
 """
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.demo.language import EQUALS, Language, question
 from quietstar.inspection.observe import trace
@@ -13,13 +13,21 @@ from quietstar.model import QuietStarForCausalLM
 
 
 def trace_answers(
-    model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, language: Language, problems: list[str], seed: int
+    model: QuietStarForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    language: Language,
+    problems: list[str],
+    seed: int,
+    before: PreTrainedModel,
 ) -> Trace:
-    """Lines of the language, thought about once each: after the question, where the answer comes next."""
+    """Lines of the language, thought about once each: after the question, where the answer comes next.
+
+    They are compared with `before` too, the base model as it was before it learned to think.
+    """
     equals = tokenizer.convert_tokens_to_ids(EQUALS)
     texts = []
     for problem in problems:
         ids = tokenizer(question(problem) + language.answer(problem))["input_ids"]
         asked = ids.index(equals)
         texts.append(TextToTrace(ids=ids, may_think=[asked]))
-    return trace(model, tokenizer, texts, TraceSettings(seed=seed), name="the demo")
+    return trace(model, tokenizer, texts, TraceSettings(seed=seed), name="the demo", before=before)

@@ -9,7 +9,7 @@ from quietstar.fields import option
 from quietstar.inspection.interventions import CHOICES
 from quietstar.inspection.settings import TraceSettings
 from quietstar.inspection.trace import FORMATS
-from quietstar.loading import THOUGHTS
+from quietstar.loading import MODEL, THOUGHTS
 from quietstar.speak import TEXT, SpeakArguments
 
 WHAT_IF = "are they used?"
@@ -34,6 +34,12 @@ class InspectArguments(SpeakArguments):
         TEXT,
     )
     limit: int | None = option(None, "tokens of the text to read at most", TEXT)
+    before: str | None = option(
+        None,
+        "folder or hub name of the plain model that it was trained from, to compare with it too "
+        "(default: the base model with its adapters switched off, where it has some)",
+        MODEL,
+    )
     n_ahead_talk: int | None = option(
         None, "true tokens that a reward is summed over (default: as the model was trained)", THOUGHTS
     )
@@ -57,6 +63,8 @@ class InspectArguments(SpeakArguments):
         super().__post_init__()
         if self.text == "":
             raise SettingsError("text is empty; give a text file to read")
+        if self.before == "":
+            raise SettingsError("before is empty; give the folder or hub name of the plain model it was trained from")
         if (self.text is None) == (self.prompt is None):
             given = "both were given" if self.text is not None else "neither was given"
             raise SettingsError(f"text and prompt are two ways to name what is read, and {given}; give one of them")

@@ -59,6 +59,12 @@ class Summary:
     """the part that filler has as well"""
     content_share: Estimate | None
     """content by gain, as a ratio of means; None where there is no gain to divide, or a part works against the other"""
+    nll_before: Estimate | None
+    """nats, of the model before it was trained; None where that is not known"""
+    over_before: Estimate | None
+    """log-probability with thoughts, minus that before training"""
+    base_over_before: Estimate | None
+    """log-probability without thoughts, minus that before training: below 0 where the base pass has become worse"""
     reward: Estimate | None
     mixing_weight: Estimate | None
     interventions: list[Effects]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quietstar.evaluation.scoring import STATES
+from quietstar.evaluation.scoring import STATES, Speaker
 from quietstar.inspection.reading import Reading
 from quietstar.journal import TopTokens
 from quietstar.learn import IGNORED
@@ -55,7 +55,7 @@ def look(reading: Reading, states: Tensor, targets: Tensor, top_k: int) -> Look:
     )
 
 
-def true_logprob(reading: Reading, states: Tensor, targets: Tensor) -> Tensor:
+def true_logprob(reading: Reading | Speaker, states: Tensor, targets: Tensor) -> Tensor:
     """[n]: log-probability of targets [n] by states [n, D], in nats; NaN where there is none."""
     parts = torch.arange(len(states)).split(STATES)
     return torch.cat([_of_targets(reading.logits(states[some]).log_softmax(-1), targets[some]) for some in parts])

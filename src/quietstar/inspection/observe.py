@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.checks import check_ids
 from quietstar.errors import SettingsError
 from quietstar.evaluation.report import finite
+from quietstar.inspection.before import check_texts, description, logprob_before
 from quietstar.inspection.interventions import (
     FILLER,
     RANDOM,
@@ -48,6 +49,7 @@ def trace(
     *,
     name: str = "",
     origin: dict[str, Any] | None = None,
+    before: PreTrainedModel | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trace:
     """Record what is thought over texts, and what other thoughts in the same places would do.
@@ -61,6 +63,8 @@ def trace(
         settings: how.
         name: of the model, for the report.
         origin: where the texts come from, to be written down among the trace's settings.
+        before: the plain model that `model` was trained from, see `quietstar.inspection.before`; None takes the base
+            model without its adapters where it has some.
         progress: told how many of how many passes over texts are done.
 
     Raises:
@@ -73,10 +77,12 @@ def trace(
         _check(model, text)
     if len({text.is_own for text in texts}) > 1:
         raise SettingsError("some texts are the model's own and others are not; trace them apart")
+    if before is not None:
+        check_texts(before, [text.ids for text in texts])
     was_training = model.training
     model.eval()
     try:
-        return _Tracing(model, tokenizer, settings, progress, 2 * len(texts)).trace(texts, name, origin or {})
+        return _Tracing(model, tokenizer, settings, before, progress, 2 * len(texts)).trace(texts, name, origin or {})
     finally:
         model.train(was_training)
 
@@ -89,10 +95,11 @@ class _Tracing:
         model: QuietStarForCausalLM,
         tokenizer: PreTrainedTokenizerBase,
         settings: TraceSettings,
+        before: PreTrainedModel | None,
         progress: Callable[[int, int], None] | None,
         n_passes: int,
     ) -> None:
-        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.model, self.tokenizer, self.settings, self.before = model, tokenizer, settings, before
         self.progress, self.n_passes, self.n_done = progress, n_passes, 0
         self.policy = ThinkPolicy.parse(settings.think)
         self.M = settings.n_ahead_talk or model.config.n_ahead_talk
@@ -151,6 +158,7 @@ class _Tracing:
     def _settings(self) -> dict[str, Any]:
         settings = self.settings
         config = self.model.config
+        before = description(self.model, self.before)
         return {
             "think": str(self.policy),
             "n_ahead": config.n_ahead,
@@ -161,6 +169,7 @@ class _Tracing:
             "interventions": [each.name for each in self.interventions],
             **({} if self.filler is None else {"filler": self._token(self.filler)}),
             **({} if settings.thought is None else {"thought": settings.thought}),
+            **({} if before is None else {"before": before}),
             "seed": settings.seed,
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
@@ -216,6 +225,11 @@ class _Tracing:
             "base_logprob": [of_next(base.logprob[i:], i) for i in range(S)],
             "alone_logprob": where_thought(list(map(of_next, alone.logprob.view(-1, self.M), written))),
             "mixed_logprob": where_thought(list(map(of_next, after, written))),
+            "before_logprob": (
+                _numbers(logprob_before(self.model, self.before, reading, targets))
+                if text.before_logprob is None
+                else text.before_logprob
+            ),
             "base_entropy": _numbers(base.entropy),
             **self._top("base", base, slice(None), None),
             **self._top("alone", alone, slice(None, None, self.M), where_thought),
@@ -327,6 +341,10 @@ def _check(model: QuietStarForCausalLM, text: TextToTrace) -> None:
     check_ids(model, text.ids, "the text")
     if text.labels is not None and len(text.labels) != S:
         raise SettingsError(f"a text has {S} tokens and {len(text.labels)} labels; give a label for each token")
+    if text.before_logprob is not None and len(text.before_logprob) != S:
+        raise SettingsError(
+            f"a text has {S} tokens and {len(text.before_logprob)} of before_logprob; give one for each"
+        )
     thoughts = text.thoughts or {}
     for position in (*(text.may_think or ()), *thoughts):
         if not 0 <= position < S:

@@ -8,7 +8,7 @@ from quietstar.inspection.interventions import is_truncated
 from quietstar.inspection.schema import interventions_in
 from quietstar.inspection.trace import Trace
 
-SAME = ("thought", "reason", "reward", "gain", "base_entropy")
+SAME = ("thought", "reason", "reward", "gain", "before_logprob", "base_entropy")
 """columns that keep their names"""
 LIKELIEST = 10
 """tokens of each prediction that are shown at most"""

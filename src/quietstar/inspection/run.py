@@ -11,6 +11,7 @@ from quietstar.errors import DataError
 from quietstar.evaluation.perplexity import read_text
 from quietstar.folders import claim, refuse_full, refuse_holding
 from quietstar.inspection.arguments import InspectArguments
+from quietstar.inspection.before import load_before
 from quietstar.inspection.figures import need_matplotlib
 from quietstar.inspection.observe import trace
 from quietstar.inspection.results import write_results
@@ -38,7 +39,7 @@ def inspect(
     """
     args.output_dir = args.output_dir or f"runs/{name_of(model_name)}-inspection"
     refuse_full(args.output_dir, overwrite=args.overwrite)
-    refuse_holding(args.output_dir, [model_name, args.text, config])
+    refuse_holding(args.output_dir, [model_name, args.text, args.before, config])
     check_format(args.format)
     if args.figures:
         need_matplotlib()
@@ -47,6 +48,9 @@ def inspect(
         raise DataError(f"{args.text or 'the prompt'} is empty; give some text to read")
     model, tokenizer = load_model(model_name, args)
     assert isinstance(model, QuietStarForCausalLM)
+    before = None
+    if args.before is not None:
+        before = load_before(args.before, model, tokenizer, trust_remote_code=args.trust_remote_code)
     torch.manual_seed(args.seed)
     how = args.trace_settings
     texts: list[TextToTrace]
@@ -64,6 +68,7 @@ def inspect(
             how,
             name=name_of(model_name),
             origin={"model": model_name, **args.origin},
+            before=before,
             progress=lambda done, of: bar.update(task, completed=done, total=of),
         )
         bar.update(task, description="writing")

@@ -52,6 +52,9 @@ COLUMNS: dict[str, Column] = {
     ),
     "alone_logprob": Column("floats", "by the thought alone"),
     "mixed_logprob": Column("floats", "with the thought mixed in, as the model predicts"),
+    "before_logprob": Column(
+        "float", "log-probability of the next token by the model before it was trained; null where that is not known"
+    ),
     "base_entropy": Column("float", "of the next token's prediction without the thought, in nats", optional=False),
     "base_top_ids": Column("ints", "likeliest next tokens without the thought, likeliest first", optional=False),
     "base_top_tokens": Column("texts", "their texts", optional=False),
@@ -91,6 +94,16 @@ def interventions_in(names: list[str]) -> list[str]:
     return [name.removesuffix("_delta") for name in names if name.endswith("_delta")]
 
 
+def with_later_columns(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Columns from a file, in the schema's order; those that older traces lack are added, empty."""
+    n = len(next(iter(columns.values()), []))
+    columns = {name: [None] * n for name in LATER} | columns
+    order = schema_of(interventions_in(list(columns)))
+    return {name: columns[name] for name in order if name in columns} | columns
+
+
+LATER = ("before_logprob",)
+"""columns that the first traces did not have"""
 LARGEST = 1e30
 """number; what is larger is taken for none"""
 _ONE = {"int": int, "float": (int, float), "bool": bool, "text": str}

@@ -23,6 +23,8 @@ class TextToTrace:
     """why, where thoughts are given"""
     labels: list[int] | None = None
     """S, IGNORED (-100) at tokens that are not to be predicted; None for all of them"""
+    before_logprob: list[float | None] | None = None
+    """S, log-probability of each next token before training, where that was written down; None works it out"""
     is_own: bool = False
     """whether the model wrote it: it then follows by its own predictions"""
 

@@ -6,6 +6,10 @@ The gain of thoughts is split with a control, a thought of filler, which compute
          = [log p(own) - log p(filler)]  +  [log p(filler) - log p(no thought)]
                     content                          computation
 
+Thoughts may only make up for what the base pass has lost in training: the model before training is a second control.
+
+    log p(own thought) - log p(before) = gain + [log p(no thought) - log p(before)]
+
 Legend: n positions thought at whose next token is known.
 """
 
@@ -22,7 +26,7 @@ from quietstar.evaluation.perplexity import EDGES
 from quietstar.inspection.findings import FEWEST, NEGLIGIBLE, Difficulty, Effects, Summary
 from quietstar.inspection.interventions import FILLER
 from quietstar.inspection.schema import interventions_in
-from quietstar.inspection.words import sentences
+from quietstar.inspection.verdict import sentences
 
 Figures = dict[str, Tensor]
 """[n] each, in float64; NaN where there is none"""
@@ -45,6 +49,9 @@ def summarize(columns: dict[str, list[Any]], labels: dict[str, str], *, is_own: 
         content=content,
         computation=computation,
         content_share=_content_share(figures) if _can_be_divided(gain, content, computation) else None,
+        nll_before=means["nll before"],
+        over_before=means["over before"],
+        base_over_before=means["base over before"],
         reward=means["reward"],
         mixing_weight=_means({"weight": _numbers(columns["mixing_weight"])})["weight"],
         interventions=effects,
@@ -68,7 +75,10 @@ def _figures(columns: dict[str, list[Any]], names: list[str], known: list[int]) 
         "reward": of("reward"),
         "base nll": _numbers([-columns["base_logprob"][i][0] for i in known]),
         "base entropy": of("base_entropy"),
+        "nll before": -of("before_logprob"),
     }
+    figures["base over before"] = figures["nll before"] - figures["base nll"]
+    figures["over before"] = figures["gain"] + figures["base over before"]
     for name in names:
         figures |= {f"{name}_{effect}": of(f"{name}_{effect}") for effect in ("delta", "kl", "flips")}
         figures[f"{name}_same"] = _numbers(

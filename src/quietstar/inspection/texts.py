@@ -1,12 +1,14 @@
 """Texts to trace: windows of a long one, or what a model writes after a prompt, with the thoughts that it had."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.checks import check_ids, check_text
 from quietstar.errors import DataError, SettingsError
+from quietstar.inspection.before import load_before
 from quietstar.inspection.interventions import typed_thought
 from quietstar.inspection.observe import trace
 from quietstar.inspection.settings import TextToTrace, TraceSettings
@@ -136,6 +138,7 @@ def inspect_texts(
     *,
     generate: int = 0,
     max_length: int | None = None,
+    before: str | Path | PreTrainedModel | None = None,
     **settings: Any,
 ) -> Trace:
     """See QuietStarForCausalLM.inspect."""
@@ -149,6 +152,7 @@ def inspect_texts(
         raise SettingsError(
             f"generate is {generate}, max_length {max_length}; give numbers of at least 0 and 2, or leave them out"
         )
+    untouched = None if before is None else load_before(before, model, tokenizer)
     found: list[TextToTrace] = []
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
@@ -159,4 +163,5 @@ def inspect_texts(
             else:
                 found += windows(model, tokenizer, text, how, max_length=max_length)
     origin = {"generate": generate, "max_length": max_length}
-    return trace(model, tokenizer, found, how, origin={name: value for name, value in origin.items() if value})
+    origin = {name: value for name, value in origin.items() if value}
+    return trace(model, tokenizer, found, how, origin=origin, before=untouched)

@@ -1,10 +1,11 @@
-"""What a summary says, in plain words."""
+"""Numbers in words, and what stands behind the verdict on a trace."""
 
 from math import isfinite
+from typing import TypeGuard
 
 from quietstar.evaluation.interval import Estimate
 from quietstar.inspection.findings import FEWEST, NEGLIGIBLE, Effects, Summary
-from quietstar.inspection.interventions import FILLER, GIVEN, REMOVED, is_truncated
+from quietstar.inspection.interventions import FILLER, GIVEN, is_truncated
 
 MOST = 0.9
 """share of the gain by which a shortened thought is said to have most of it"""
@@ -24,96 +25,69 @@ def plain(value: float) -> str:
     return nats(value).removeprefix("+")
 
 
-def _with_interval(estimate: Estimate) -> str:
+def with_interval(estimate: Estimate) -> str:
+    """+0.123 nats, with its 95 % interval where it has one."""
     if not isfinite(estimate.low):
         return f"{nats(estimate.value)} nats on average"
     return f"{nats(estimate.value)} nats (95 % interval {nats(estimate.low)} to {nats(estimate.high)})"
 
 
-def sentences(found: Summary, *, changes_nothing: bool) -> list[str]:
-    """What follows from a summary, and no more than that.
-
-    Args:
-        found: all of it but the sentences.
-        changes_nothing: whether neither thoughts nor anything in their place made any difference, to the last bit.
-    """
-    if found.gain is None:
-        if not found.n_thoughts:
-            return ["Nothing was thought: there is nothing to measure."]
-        return ["No thought has a gain that is a number: no token with a label follows, or no prediction is finite."]
+def details(found: Summary) -> list[str]:
+    """What stands behind a verdict: what interventions did, what training did, how much of a thought is needed."""
+    assert found.gain is not None
     effects = {each.name: each for each in found.interventions if each.delta is not None}
-    n = found.gain.n
-    over = f"{n:,} position{'' if n == 1 else 's'}"
-    if changes_nothing:
-        others = ", and with any others," if effects.keys() - {REMOVED} else ""
-        return [
-            f"Over {over}, nothing that is thought changes anything: without its thoughts{others} the model predicts "
-            "exactly the same. The thoughts do not count."
-        ]
-    if found.is_own:
-        return _of_own_text(over, effects)
-    said = [
-        f"{_verdict(found.gain)}: over {over}, they change the log-probability of the token that really follows by "
-        f"{_with_interval(found.gain)}."
-    ]
+    said = []
     filler = next((each for each in found.interventions if each.name == FILLER), None)
     if filler is not None and filler.n == filler.n_same > 0:
         said.append("Every thought is filler already: what it says cannot be told from its computation.")
-    elif filler is not None and found.content and found.computation and found.content.n >= FEWEST:
+    elif filler is not None and is_known(found.content) and is_known(found.computation):
         said.append(_of_content(found.content, found.computation, found.content_share) + _same(filler))
+    said.append(_of_training(found))
     said += _of_others(found.interventions)
-    if shorter := _of_length(found.gain, effects):
-        said.append(shorter)
-    return said
+    said.append(_of_length(found.gain, effects))
+    return [sentence for sentence in said if sentence]
 
 
-def _verdict(gain: Estimate) -> str:
-    if gain.n < FEWEST:
-        return "These are too few positions to tell whether thoughts help"
-    if max(abs(gain.low), abs(gain.high)) < NEGLIGIBLE:
-        return "Thoughts change next to nothing"
-    return {1: "Thoughts help", -1: "Thoughts do harm", 0: "Whether thoughts help or do harm cannot be told"}[
-        _sign(gain)
-    ]
+def is_known(estimate: Estimate | None) -> TypeGuard[Estimate]:
+    """Whether there are enough positions to conclude something from a mean."""
+    return estimate is not None and estimate.n >= FEWEST
 
 
-def _of_own_text(over: str, effects: dict[str, Effects]) -> list[str]:
-    said = [
-        f"The model wrote this text: it chose what follows at {over} by the very predictions that are judged, so other "
-        "ones do worse on average, whatever thoughts are worth. This says how much thoughts change, not whether they "
-        "help: for that, read a text of somebody else's."
-    ]
-    for each in effects.values():
-        if each.kl is not None and each.flips is not None and not is_truncated(each.name):
-            said.append(
-                f"{each.label[0].upper()}{each.label[1:]}: predictions lie {_size(each.kl)} away (KL), and the "
-                f"likeliest token is another one at {100 * each.flips.value:.1f} % of the positions."
-            )
-    return said
+def _of_training(found: Summary) -> str:
+    if not is_known(found.gain):
+        return ""
+    if not (is_known(found.nll_before) and is_known(found.over_before) and is_known(found.base_over_before)):
+        return (
+            "Whether the model predicts this text better than before it was trained is not known here: give the plain "
+            "model that it was trained from (--before MODEL; before= in Python)."
+        )
+    before = found.nll_before.value
+    without, with_thoughts = before - found.base_over_before.value, before - found.over_before.value
+    return (
+        f"Before training, the nll of these tokens was {plain(before)} nats. It is now {plain(without)} without "
+        f"thoughts and {plain(with_thoughts)} with them; without thoughts, the log-probability has changed by "
+        f"{with_interval(found.base_over_before)}."
+    )
 
 
-def _size(estimate: Estimate) -> str:
-    return _with_interval(estimate).replace("+", "")
-
-
-def _sign(estimate: Estimate) -> int:
+def sign(estimate: Estimate) -> int:
     """1 or -1 where the whole interval is on that side of 0; else 0."""
     return (estimate.low > 0) - (estimate.high < 0)
 
 
 def _of_content(content: Estimate, computation: Estimate, share: Estimate | None) -> str:
     def worth(estimate: Estimate) -> str:
-        verb = {1: "is worth", -1: "does harm:", 0: "makes no difference that can be told from none:"}[_sign(estimate)]
-        return f"{verb} {_with_interval(estimate)}"
+        verb = {1: "is worth", -1: "does harm:", 0: "makes no difference that can be told from none:"}[sign(estimate)]
+        return f"{verb} {with_interval(estimate)}"
 
     said = (
         f"Beside filler in their place, what they say {worth(content)}. "
         f"Beside no thought at all, filler, which is computation alone, {worth(computation)}."
     )
-    if _sign(content) > 0 > _sign(computation):
+    if sign(content) > 0 > sign(computation):
         loss = plain(abs(computation.value))
         said += f" Filler does harm by itself: {loss} nats of what content is worth make up for that."
-    elif _sign(computation) > 0 > _sign(content):
+    elif sign(computation) > 0 > sign(content):
         said += " Filler would help more: what they say takes away some of what computation is worth."
     elif share is not None and share.high - share.low < 1:
         said += (
@@ -149,7 +123,7 @@ def _of_others(interventions: list[Effects]) -> list[str]:
             said.append("Thoughts are the same at every position: there is none from another one to be tried.")
         if each is not None and each.delta is not None and each.flips is not None:
             said.append(
-                f"{words[name]} in their place: {_with_interval(each.delta)}; the likeliest token is another one at "
+                f"{words[name]} in their place: {with_interval(each.delta)}; the likeliest token is another one at "
                 f"{100 * each.flips.value:.1f} % of the positions.{_same(each)}"
             )
     return said
@@ -157,7 +131,7 @@ def _of_others(interventions: list[Effects]) -> list[str]:
 
 def _of_length(gain: Estimate, effects: dict[str, Effects]) -> str:
     cut = [each for name, each in effects.items() if is_truncated(name)]
-    if _sign(gain) < 1 or gain.value < NEGLIGIBLE or not cut:
+    if sign(gain) < 1 or gain.value < NEGLIGIBLE or not cut:
         return ""
     K = len(cut)
     suffices = [each.delta is not None and each.delta.value >= -(1 - MOST) * gain.value for each in cut]

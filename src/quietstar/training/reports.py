@@ -8,11 +8,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from quietstar.errors import SettingsError
+from quietstar.errors import DataError, SettingsError
 from quietstar.folders import claim
 from quietstar.inspection.observe import trace
 from quietstar.inspection.results import write_results
 from quietstar.inspection.settings import TextToTrace, TraceSettings
+from quietstar.inspection.trace import Trace
 from quietstar.learn import IGNORED
 from quietstar.model import QuietStarForCausalLM
 from quietstar.untrusted import first_line
@@ -48,15 +49,36 @@ class WriteReports(TrainerCallback):
         rows = islice(first_of(self.dataset), self.n_rows)
         texts = [_text(row) for row in rows if len(row["input_ids"])]
         name = f"{Path(args.output_dir).name}, step {state.global_step}"
+        folder = _folder(args, state.global_step)
+        origin = {}
+        if state.global_step > 0 and model.config.lora is None and _recall(texts, _folder(args, 0)):
+            origin["before"] = "this run's step 0"
         # on every process: where weights are sharded, all of them must take part
-        found = trace(model, self.tokenizer, texts, TraceSettings(), name=name)
+        found = trace(model, self.tokenizer, texts, TraceSettings(), name=name, origin=origin)
         if not state.is_world_process_zero:
             return
-        folder = Path(args.output_dir) / FOLDER / f"step-{state.global_step:06}"
         try:
             write_results(found, claim(folder, found.about, overwrite=True))  # a resumed run evaluates a step again
         except (OSError, SettingsError) as error:  # no reason to lose the run
             logger.warning("the report of step %d cannot be written: %s", state.global_step, first_line(error))
+
+
+def _folder(args: Any, step: int) -> Path:
+    return Path(args.output_dir) / FOLDER / f"step-{step:06}"
+
+
+def _recall(texts: list[TextToTrace], first: Path) -> bool:
+    """Give texts the predictions of a run's first report, if it is of these texts: those of the untrained model."""
+    try:
+        columns = Trace.load(first).columns
+    except DataError:  # the run did not begin with an evaluation, or here is another machine
+        return False
+    if columns["token_id"] != [token for text in texts for token in text.ids]:
+        return False
+    base = [values[0] if values else None for values in columns["base_logprob"]]
+    for text in texts:
+        text.before_logprob, base = base[: len(text.ids)], base[len(text.ids) :]
+    return True
 
 
 def first_of(dataset: Any) -> Iterable[Any]:

@@ -18,6 +18,9 @@
   const LABELS = Object.fromEntries(payload.interventions.map(({ name, label }) => [name, label]));
   const records = rows.flatMap((row, r) => row.ids.map((_, i) => ({ row, r, i })));
 
+  const nllBefore = ({ row, i }) => (row.before_logprob[i] === null ? null : -row.before_logprob[i]);
+  const knowsBefore = rows.some((row) => row.before_logprob.some((value) => value !== null));
+
   const word = (id) => (id === null || id === undefined ? null : (payload.tokens[id] ?? `[${id}]`));
   const words = (ids) => ids?.map(word) ?? null;
   // of a thought that is cut: truncated_2
@@ -96,7 +99,7 @@
   function view(record) {
     const { row, i } = record;
     const next = nextId(record);
-    const nats = (name, sign) => (row[name][i] === null ? "–" : `${QS.number(row[name][i], { sign })} nats`);
+    const nats = (value, sign) => (value === null ? "–" : `${QS.number(value, { sign })} nats`);
     const likeliest = (top) => (top ?? []).map(([id, logprob]) => ({ text: word(id), logprob, isTrue: id === next }));
     return {
       context: before(record, 12),
@@ -107,9 +110,10 @@
       logprobs: row.thought_logprob[i],
       measures: [
         ["mixing weight", QS.number(row.weight[i])],
-        ["reward", nats("reward", true)],
-        ["gain", nats("gain", true)],
-        ["base entropy", nats("base_entropy", false)],
+        ["reward", nats(row.reward[i], true)],
+        ["gain", nats(row.gain[i], true)],
+        ["base entropy", nats(row.base_entropy[i], false)],
+        ...(knowsBefore ? [["nll before training", nats(nllBefore(record), false)]] : []),
       ],
       predictions: [
         { name: "without", top: likeliest(row.base_top[i]), truth: row.base_logprob[i] },
@@ -175,6 +179,7 @@
     const token = (text) => (text === null ? "–" : QS.token(text));
     const of = (name, value, show, more = {}) => ({ name, value, show, filtered: true, ...more });
     const number = (name, key, show) => ({ name, value: at(key), show, number: true });
+    const nll = { name: "nll before training", value: nllBefore, show: (value) => QS.number(value), number: true };
     const place = ({ r, i }) => (rows.length > 1 ? `${r + 1}:${i + 1}` : String(i + 1));
     const columns = [
       {
@@ -202,6 +207,7 @@
       of("true next", (record) => word(nextId(record)), token),
       number("reward", "reward", QS.signed),
       number("gain", "gain", QS.signed),
+      ...(knowsBefore ? [nll] : []),
     ];
     const starts = [];
     rows.reduce((sum, row, r) => ((starts[r] = sum), sum + row.ids.length), 0);
