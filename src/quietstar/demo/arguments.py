@@ -41,7 +41,7 @@ class DemoArguments:
         default=2, metadata={"help": "thoughts sampled for each position in training, to be compared"}
     )
     policy_weight: float = field(
-        default=QuietStarConfig.policy_weight,
+        default=1e6,
         metadata={"help": "weight of the policy loss beside the nll; 0 leaves REINFORCE out"},
     )
     inspected: int = field(
