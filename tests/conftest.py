@@ -31,6 +31,13 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, suppres
 settings.load_profile("repeatable")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Only `-m gpu` sees a GPU: a trainer or a command takes one unasked, and all other tests compare with a CPU."""
+    asked = config.getoption("markexpr")
+    if "gpu" not in asked or "not gpu" in asked:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with long tests first: begun last, one of them would leave the other core with nothing to do."""
 
