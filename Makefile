@@ -1,6 +1,7 @@
 # make demo   the whole story on a CPU, in minutes      make check   lint, format, types
 # make test   set up and run the tests                  make bench   time and memory beside a plain step, in minutes
-# make browser  Chromium, for the tests of report and page (Debian, as root)      make clean  remove the virtual environment
+# make browser  Chromium, for the 40 tests of report and page that are skipped without it (Debian, as root)
+# make clean  remove the virtual environment
 #
 # Each target makes the virtual environment where it is missing. PYTHON=python3.12 make ... chooses another Python.
 

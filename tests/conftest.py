@@ -1,8 +1,10 @@
-"""Tests run offline, on one thread, and repeat exactly."""
+"""Tests run offline, on one thread, and repeat exactly, whoever runs them."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # On some processors MKL rounds products by where in memory their factors lie: weights from a file lie elsewhere.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
@@ -12,9 +14,28 @@ from hypothesis import HealthCheck, settings
 
 from .several import Pair
 
+PREFIXES = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "ACCELERATE_", "QUIETSTAR_")
+NAMES = ("COLUMNS", "LINES", "FORCE_COLOR", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit what is set here
+    # A shell may have set another cache, a key for the server, a launcher's ranks or the width of its terminal.
+    for name in [name for name in os.environ if name.startswith(PREFIXES) or name in NAMES]:
+        del os.environ[name]
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    # The cache of whoever runs the tests may hold the models and data sets that must not be found.
+    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="quietstar-tests-")
+    atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # tests speak to servers of their own
+
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Only `-m gpu` sees a GPU: a trainer or a command takes one unasked, and all other tests compare with a CPU."""
+    asked = config.getoption("markexpr")
+    if "gpu" not in asked or "not gpu" in asked:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,6 +54,17 @@ def pair():
     made = Pair()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One browser for all tests of a module that need it; they are skipped where there is none."""
+    from .browser import CHROMIUM, chromium
+
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium; make browser installs it")
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)

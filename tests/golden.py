@@ -10,9 +10,7 @@ from torch import Tensor
 
 from quietstar import QuietStarForCausalLM, QuietStarOutput
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "golden"
-KEPT = Path(__file__).resolve().parent / "golden_small"
-"""one small case that travels with the tests"""
+FOLDER = Path(__file__).parent / "golden"
 
 
 @dataclass
@@ -20,7 +18,7 @@ class Case:
     name: str
     settings: dict
     tensors: dict[str, Tensor]
-    weights: Path
+    weights: dict[str, Tensor]
 
     @property
     def n_ahead(self) -> int:
@@ -34,6 +32,10 @@ class Case:
     @property
     def n_passes(self) -> int:
         return self.settings.get("n_passes", 1)
+
+    @property
+    def policy_weight(self) -> float:
+        return self.settings["policy_loss_beta"]
 
     def inputs(self) -> dict[str, Tensor]:
         """input_ids, attention_mask, labels [B, S] and thoughts [B, P, S, K]."""
@@ -54,32 +56,32 @@ class Case:
         folder.mkdir(parents=True, exist_ok=True)
         config = self.settings["config"] | self.settings.get("config_extra", {})
         (folder / "config.json").write_text(json.dumps({"model_type": "mistral", **config}))
-        save_file(load_file(self.weights), folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(self.weights, folder / "model.safetensors", metadata={"format": "pt"})
         return folder
 
     def load(self, folder: Path, **settings: object) -> QuietStarForCausalLM:
         """The model, with the case's own settings."""
-        chosen = {"n_ahead": self.n_ahead, "n_ahead_talk": self.n_ahead_talk, "n_passes": self.n_passes}
+        names = ("n_ahead", "n_ahead_talk", "n_passes", "policy_weight")
+        chosen = {name: getattr(self, name) for name in names}
         return QuietStarForCausalLM.from_original(self.write_checkpoint(folder), **{**chosen, **settings})
 
 
-def cases(folder: Path) -> list[str]:
-    """Names of the cases in a folder."""
-    return sorted(path.stem for path in folder.glob("*.json"))
+def load_case(name: str) -> Case:
+    """A case of tests/golden by its name."""
+    settings = json.loads((FOLDER / f"{name}.json").read_text())
+    weights = {}
+    for file in settings["weights"]:
+        weights |= load_file(FOLDER / file)
+    return Case(name, settings, load_file(FOLDER / settings["data"]), weights)
 
 
-def load_case(folder: Path, name: str) -> Case:
-    settings = json.loads((folder / f"{name}.json").read_text())
-    return Case(name, settings, load_file(folder / settings["data"]), folder / settings["weights"])
-
-
-def original_losses(output: QuietStarOutput, n_ahead_talk: int, policy_weight: float = 1e6) -> dict[str, Tensor]:
+def original_losses(output: QuietStarOutput, case: Case) -> dict[str, Tensor]:
     """nll, policy loss and loss as the released code reduces them: the policy term over L = S - 1 - M columns,
     padding included, then over sampled tokens."""
-    L = output.base_nll.shape[1] - 1 - n_ahead_talk
+    L = output.base_nll.shape[1] - 1 - case.n_ahead_talk
     per_token = -output.advantage[..., :L, None] * output.thought_logprob[..., :L, :]
     dqn_loss = per_token.mean((0, 1, 2)).mean()
-    return {"nll_loss": output.nll, "dqn_loss": dqn_loss, "loss": output.nll + policy_weight * dqn_loss}
+    return {"nll_loss": output.nll, "dqn_loss": dqn_loss, "loss": output.nll + case.policy_weight * dqn_loss}
 
 
 def original_names(model: QuietStarForCausalLM) -> dict[str, torch.nn.Parameter]:

@@ -299,7 +299,7 @@ def test_it_has_a_name() -> None:
     assert flex.FlexAttention.name == "flex"
 
 
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and -m gpu")
 
 
 @pytest.mark.gpu

@@ -5,7 +5,6 @@ import html
 import json
 import random
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,11 @@ from quietstar.inspection.payload import shown
 from quietstar.inspection.report import report_html, script_json
 from quietstar.web import scale
 
-from ..browser import chromium, needs_chromium, watched
+from ..browser import watched
 from .payloads import HOSTILE, payload
 from .test_observe import IDS, thinker, traced
 
-pytestmark = needs_chromium
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """One browser for all tests of the file."""
-    with chromium() as found:
-        yield found
 
 
 def written(folder: Path, made: dict[str, Any]) -> Path:

@@ -9,23 +9,15 @@ import httpx
 import pytest
 
 from quietstar.serving.run import Server
-from tests.browser import chromium, needs_chromium, sync_api, watched
+from tests.browser import sync_api, watched
 from tests.inspection.payloads import HOSTILE
 from tests.serving.running import served
 from tests.tiny import tiny_model
 from tests.tiny_tokenizer import byte_tokenizer
 
-pytestmark = needs_chromium
 expect = sync_api.expect
 EOS = 2
 REFUSED = "Failed to load resource"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """One browser for all tests of the file."""
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
