@@ -140,6 +140,24 @@ def test_no_flag_is_taken_for_another_that_begins_like_it():
 
 # ---------------------------------------------------------------------- YAML
 
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def test_the_papers_recipe_says_what_the_paper_says():
+    values = parsed("--config", RECIPES / "paper.yaml")
+    paper = dict(policy_weight=1e6, learning_rate=1e-6, warmup_steps=20, weight_decay=1e-3, max_grad_norm=1.0)
+    paper |= dict(max_steps=100, n_ahead=8, n_ahead_talk=4, n_passes=2, max_length=256, clip_heads_apart=False)
+    assert {name: values[name] for name in paper} == paper
+    assert values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] == 8
+
+
+def test_the_recipe_of_a_real_run_names_text_that_is_there(monkeypatch):
+    values = parsed("--config", RECIPES / "real.yaml")
+    for name in ("dataset", "eval_dataset"):
+        assert (RECIPES.parent / values[name]).is_file()
+    assert values["lora"]
+    assert values["policy_weight"] is None, "the default is what is tried"
+
 
 def test_a_file_gives_what_flags_would(config):
     file = config(
