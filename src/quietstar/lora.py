@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from quietstar.errors import SettingsError
@@ -94,19 +93,19 @@ def _inject(base_lm: PreTrainedModel, settings: dict[str, Any], name: str) -> di
     return {**settings, "target_modules": targets if isinstance(targets, str) else sorted(targets)}
 
 
-def branch_layers(base_lm: PreTrainedModel) -> list[nn.Module]:
+def branch_layers(base_lm: PreTrainedModel) -> list[Any]:
     """PEFT's layers that have adapters of branches."""
     return [module for module in base_lm.modules() if BRANCH in _adapters(module)]
 
 
-def _adapters(module: nn.Module) -> dict[str, float]:
+def _adapters(module: Any) -> dict[str, float]:
     """Name -> scale of the adapters of a module; PEFT's layers alone have such a dictionary."""
     scaling = getattr(module, "scaling", None)
     return scaling if isinstance(scaling, dict) else {}
 
 
 @contextmanager
-def in_branches(layers: list[nn.Module]) -> Iterator[None]:
+def in_branches(layers: list[Any]) -> Iterator[None]:
     """Turn the adapters of branches on in these layers.
 
     PEFT's own `set_adapter` would also choose anew what trains, in the middle of a forward pass.

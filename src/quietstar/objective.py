@@ -81,7 +81,7 @@ def fill_in_losses(
     output.loss = output.nll + learn.policy_loss(output.thought_logprob, reinforced * weights[:, None, None])
     if descent is not None:
         *of_nll, of_policy = descent.squared_gradients()
-        output.nll_gradient, output.policy_gradient = sum(of.sum() for of in of_nll), of_policy.sum()
+        output.nll_gradient, output.policy_gradient = torch.cat(of_nll).sum(), of_policy.sum()
         output.loss = descent.attach(output.loss)
     if predicted.drawn_logprob is not None:
         output.drawn_logprob = grid.scatter_columns(predicted.drawn_logprob)

@@ -63,7 +63,7 @@ def think(
         drawn = draw(trunk.head, states.flatten(0, -2), temperature, suppressed, generator, n_draws, top_p)
         if step == 0:
             cache.repeat(P)
-            states, drawn = states.expand(-1, P, -1, -1), tuple(of.T for of in drawn)
+            states, drawn = states.expand(-1, P, -1, -1), (drawn[0].T, drawn[1].T)
         hidden.append(states)
         tokens.append(drawn[0].reshape(P, C))
         logprob.append(drawn[1].reshape(P, C))

@@ -110,7 +110,7 @@ class Trunk:
         return bool(self._branch_layers)
 
     @functools.cached_property
-    def _branch_layers(self) -> list[nn.Module]:
+    def _branch_layers(self) -> list[Any]:
         return branch_layers(self.base_lm) if self.adapts_branches else []
 
     def branch_pass(self, grid: ThoughtGrid, steps: range, embeds: Tensor, cache: BranchCache) -> Tensor:

@@ -109,7 +109,7 @@ class ModelArguments:
 
     def adapter_settings(self) -> dict[str, dict[str, Any]]:
         """Fields of QuietStarConfig for the adapters that are asked for: settings as `peft.LoraConfig` takes them."""
-        settings = {"r": self.lora_r, "lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout}
+        settings: dict[str, Any] = {"r": self.lora_r, "lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout}
         settings |= {"target_modules": self.lora_target_modules} if self.lora_target_modules else {}
         return {name: dict(settings) for name in ("lora", "branch_adapters") if getattr(self, name)}
 
@@ -265,7 +265,7 @@ class QuietStarTrainingArguments(TrainingArguments):
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed is {self.seed}; give a number from 0 to {2**32 - 1}")
         if self.policy_weight is not None:
-            self.policy_weight = PolicyWeight.parse(self.policy_weight).setting
+            self.policy_weight = PolicyWeight.parse(self.policy_weight).setting  # type: ignore[assignment]
         QuietStarConfig(**self.method_settings())  # says what is impossible
         if self.stop_when_unhealthy and self.eval_strategy != "no":  # the best checkpoint is one of an evaluation
             self.load_best_model_at_end = True
