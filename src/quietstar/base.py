@@ -22,6 +22,7 @@ from quietstar.attention import SplitAttention, attention_backend, default_backe
 from quietstar.config import QuietStarConfig
 from quietstar.errors import QuietStarError, SettingsError, UnsupportedModelError
 from quietstar.grid import ThoughtGrid
+from quietstar.rope import check_rope
 from quietstar.sharding import gathered, is_partitioned
 from quietstar.trunk import Trunk
 from quietstar.untrusted import check_alone, check_config, check_folder, first_line, loading
@@ -186,6 +187,7 @@ def check_base(base_lm: PreTrainedModel, backend: str) -> None:
         raise UnsupportedModelError(f"{cannot}: it is an encoder-decoder; choose a decoder-only model")
     if any(parameter.is_meta or is_partitioned(parameter) for parameter in base_lm.parameters()):
         return
+    check_rope(base_lm)
     was_training = base_lm.training
     base_lm.eval()
     try:

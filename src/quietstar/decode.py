@@ -68,6 +68,7 @@ def decode(
         rides: start goes along with the new tokens of every row, whether the row thinks or not.
     """
     B, Q, _ = embeds.shape
+    trunk.frequencies.choose(position_ids)
     start, end = (of.to(embeds.dtype).expand(B, 1, -1) for of in (embeddings.start, embeddings.end))
     opening = start if n_tokens else torch.cat([start, end], dim=1)
     n_opening = opening.shape[1]

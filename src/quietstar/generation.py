@@ -3,7 +3,13 @@
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+    SuppressTokensLogitsProcessor,
+)
 from transformers.cache_utils import Cache
 
 from quietstar.config import QuietStarConfig
@@ -16,6 +22,7 @@ class ThinkingGeneration(GenerationMixin):
     """What generation asks of a model that thinks."""
 
     config: QuietStarConfig
+    base_lm: PreTrainedModel
 
     def generate(
         self,
@@ -91,6 +98,19 @@ class ThinkingGeneration(GenerationMixin):
             raise SettingsError(f"{follows} cannot follow tokens that are guessed ahead; leave assisted generation out")
         if (setting("num_beams") or 1) > 1 and setting("use_cache") is False:
             raise SettingsError(f"{follows} cannot follow beams without a cache; leave use_cache=False out")
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Inputs of the next step, as the base model's family prepares them.
+
+        Phi-3 drops its cache where its rope frequencies change, and reads the text again.
+        """
+        family: type[GenerationMixin] = type(self.base_lm)
+        prepares = family.prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation
+        prepare = self.base_lm.prepare_inputs_for_generation if prepares else super().prepare_inputs_for_generation
+        inputs = prepare(input_ids, *args, attention_mask=attention_mask, **kwargs)
+        return {**inputs, "attention_mask": attention_mask}
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

@@ -43,6 +43,7 @@ from quietstar.predict import (
     predict_over_grid,
     where_thoughts_count,
 )
+from quietstar.rope import check_cached
 from quietstar.trunk import Trunk, check_reach
 from quietstar.untrusted import check_alone, check_folder, loading
 
@@ -175,6 +176,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             all_position_ids = torch.cat([all_position_ids[:, :n_past], position_ids.expand(B, -1)], dim=1)
         trunk = self.trunk
         check_reach(self.base_lm, n_past + Q, config.n_ahead + M - 1)
+        check_cached(self.base_lm, all_position_ids, n_past)
         text = Text(input_ids=input_ids, attention_mask=attention_mask, position_ids=all_position_ids, cache=cache)
 
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

@@ -21,6 +21,7 @@ from quietstar.attention.hook import KeepingKeys
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
 from quietstar.lookup import LookUps
+from quietstar.rope import Frequencies
 from quietstar.sharding import is_plain, is_sharded, whole
 from quietstar.vocabulary import LMHead, bend
 
@@ -40,6 +41,8 @@ class Trunk:
         """[...] token ids -> [..., D]"""
         self.head = self._lm_head()
         """the LM head by its parts, for work over the vocabulary a few rows at a time"""
+        self.frequencies = Frequencies(base_lm)
+        """rope frequencies of the text that is read, where they depend on its length"""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -159,7 +162,8 @@ class Trunk:
     def _states(self, embeds: Tensor, cache: Cache | None = None, **kwargs: Any) -> Tensor:
         base_model = self.base_lm.base_model
         kwargs[_cache_name(type(base_model))] = cache  # type: ignore[arg-type]
-        return base_model(inputs_embeds=embeds, use_cache=cache is not None, **kwargs).last_hidden_state
+        with self.frequencies.kept():
+            return base_model(inputs_embeds=embeds, use_cache=cache is not None, **kwargs).last_hidden_state
 
 
 def check_reach(base_lm: PreTrainedModel, n_base: int, branch_length: int) -> None:

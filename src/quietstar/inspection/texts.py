@@ -13,6 +13,7 @@ from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
 from quietstar.loading import context_length, prompt_ids
 from quietstar.model import QuietStarForCausalLM
+from quietstar.rope import steady_length
 
 MAX_LENGTH = 2048
 """tokens of a window, unless the model's context is shorter"""
@@ -110,6 +111,12 @@ def written(
         raise DataError(
             f"a prompt of {len(ids)} tokens and {n_tokens} to write are {len(ids) + n_tokens}, and a thought takes up "
             f"to {branch} more; the model's context is {context_length(model)}: give at most {room} together"
+        )
+    steady = steady_length(model.config)
+    if steady is not None and len(ids) <= steady < len(ids) + n_tokens:
+        raise DataError(
+            f"a prompt of {len(ids)} tokens and {n_tokens} to write pass the {steady} at which this model's rope "
+            "frequencies change, and a trace reads a text with one kind of them: write fewer, or give a longer prompt"
         )
     input_ids = torch.tensor([ids], device=model.device)
     found = model.generate(

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from quietstar.loading import context_length
 from quietstar.model import QuietStarForCausalLM
+from quietstar.rope import steady_length
 from quietstar.serving.arguments import ServeArguments
 from quietstar.serving.batch import Thinking
 from quietstar.serving.faults import busy, stopping
@@ -63,8 +64,13 @@ class Engine:
 
     @property
     def context(self) -> int | None:
-        """Tokens that the model was made for; None where its config does not say."""
-        return context_length(self.model)
+        """Tokens that the model was made for; None where its config does not say.
+
+        Where its rope frequencies depend on the length, those up to which they do not: texts of any lengths share a
+        batch, and prompts are read in parts.
+        """
+        limits = (context_length(self.model), steady_length(self.model.config))
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @property
     def max_prompt_tokens(self) -> int | None:
