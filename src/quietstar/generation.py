@@ -12,6 +12,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 
+from quietstar.checks import NOT_GIVEN
 from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.journal import Journal
@@ -56,6 +57,8 @@ class ThinkingGeneration(GenerationMixin):
         else:
             journal = Journal(ThinkPolicy.parse("always" if think is None else think), keep=output_thoughts)
         settings = args[0] if args else kwargs.get("generation_config")
+        if kwargs.get("inputs_embeds") is not None:
+            raise SettingsError(NOT_GIVEN["inputs_embeds"][1])
         prompts = inputs if inputs is not None else kwargs.get("input_ids")
         if prompts is not None:
             self._check_prompts(prompts)

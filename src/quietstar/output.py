@@ -30,6 +30,7 @@ class QuietStarOutput(ModelOutput):
         reward: [B, P, S] in nats, no gradient.
         advantage: [B, P, S], no gradient.
         thoughts: [B, P, S, K] token ids, sampled or as given; 0 where no thought was written.
+        hidden_states: [B, S, D] each, where asked for: the base pass's embeddings, and states after each layer.
         cache: keys and values of the base tokens, and of nothing else; `past_key_values` is the same.
     """
 
@@ -44,6 +45,7 @@ class QuietStarOutput(ModelOutput):
     reward: Tensor = ABSENT
     advantage: Tensor = ABSENT
     thoughts: Tensor = ABSENT
+    hidden_states: tuple[Tensor, ...] | None = None
     if CACHE == "cache":  # ModelOutput itself knows it by its older name
         cache: Cache | None = None
     else:

@@ -43,6 +43,10 @@ class Trunk:
         """the LM head by its parts, for work over the vocabulary a few rows at a time"""
         self.frequencies = Frequencies(base_lm)
         """rope frequencies of the text that is read, where they depend on its length"""
+        self.keeps_hidden_states = False
+        """whether the first pass, which reads the text, leaves the states of all layers behind"""
+        self.hidden_states: tuple[Tensor, ...] = ()
+        """[B, S, D] each: embeddings and what every layer made of them, the last after the final norm"""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -162,8 +166,14 @@ class Trunk:
     def _states(self, embeds: Tensor, cache: Cache | None = None, **kwargs: Any) -> Tensor:
         base_model = self.base_lm.base_model
         kwargs[_cache_name(type(base_model))] = cache  # type: ignore[arg-type]
+        keeps = self.keeps_hidden_states and not self.hidden_states
+        if keeps:
+            kwargs["output_hidden_states"] = True
         with self.frequencies.kept():
-            return base_model(inputs_embeds=embeds, use_cache=cache is not None, **kwargs).last_hidden_state
+            output = base_model(inputs_embeds=embeds, use_cache=cache is not None, **kwargs)
+        if keeps:
+            self.hidden_states = output.hidden_states
+        return output.last_hidden_state
 
 
 def check_reach(base_lm: PreTrainedModel, n_base: int, branch_length: int) -> None:
