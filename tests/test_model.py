@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -242,11 +241,12 @@ def test_arguments_that_ask_for_nothing_change_nothing(what: str) -> None:
 
 def test_peft_wraps_the_whole_model() -> None:
     """It hands on the arguments of every Hugging Face model."""
+    peft = pytest.importorskip("peft", reason="peft is not installed (extra: lora)")
     model, inputs = tiny_model(n_ahead=4), texts(7, 4)
     expected = model(**inputs)
     how = {"target_modules": ["q_proj"], "exclude_modules": ["mixing_head"]}
     for task in ("CAUSAL_LM", None):
-        wrapped = get_peft_model(copy.deepcopy(model), LoraConfig(task_type=task, **how)).eval()
+        wrapped = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(task_type=task, **how)).eval()
         output = wrapped(**inputs)
         torch.testing.assert_close(output.logits, expected.logits)
         torch.testing.assert_close(output.loss, expected.loss)

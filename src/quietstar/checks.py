@@ -119,11 +119,9 @@ def check_thoughts(config: QuietStarConfig, words: Tensor) -> None:
         config: says which tokens are suppressed.
         words: [P, C, K], thoughts that were given, where they are thought.
     """
-    if not config.suppressed_token_ids:
-        return
-    suppressed = torch.tensor(config.suppressed_token_ids, device=words.device)
-    if torch.isin(words, suppressed).any():
+    held = words[torch.isin(words, torch.tensor(config.suppressed, dtype=words.dtype, device=words.device))]
+    if held.numel():
         raise SettingsError(
-            f"thoughts hold a suppressed token ({config.suppressed_token_ids}), which has no probability to learn "
-            "from; give thoughts without it"
+            f"thoughts hold token {int(held[0])}, which is suppressed and has no probability to learn from; give "
+            "thoughts without it"
         )

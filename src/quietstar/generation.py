@@ -126,7 +126,7 @@ class ThinkingGeneration(GenerationMixin):
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         """Suppressed tokens are ruled out first, so that top-p and its like choose among the others."""
         processors = super()._get_logits_processor(*args, **kwargs)
-        if ids := self.config.suppressed_token_ids:
+        if ids := self.config.suppressed:
             processors.insert(0, SuppressTokensLogitsProcessor(ids, device=self.device))
         return processors
 

@@ -279,7 +279,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
     @property
     def suppressed(self) -> Tensor | None:
         """[n]: ids that neither a thought nor `generate` may contain; None where there are none."""
-        ids = self.config.suppressed_token_ids
+        ids = self.config.suppressed
         return torch.tensor(ids, device=self.device) if ids else None
 
     # ------------------------------------------------------------------ the base model underneath

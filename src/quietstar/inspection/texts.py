@@ -14,6 +14,7 @@ from quietstar.inspection.trace import Trace
 from quietstar.loading import context_length, prompt_ids
 from quietstar.model import QuietStarForCausalLM
 from quietstar.rope import steady_length
+from quietstar.text_settings import text_settings
 
 MAX_LENGTH = 2048
 """tokens of a window, unless the model's context is shorter"""
@@ -85,7 +86,9 @@ def written(
     prompt: str,
     n_tokens: int,
     settings: TraceSettings,
-    **how: Any,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
 ) -> TextToTrace:
     """What the model writes after a prompt, with the thoughts that it had before each token.
 
@@ -95,7 +98,8 @@ def written(
         prompt: at least one token.
         n_tokens: tokens to write at most.
         settings: how it is traced; thoughts are had in the same way.
-        how: tokens are chosen, as `generate` takes it: do_sample, temperature, ...
+        temperature: of the text; 0 takes the likeliest tokens.
+        top_p: tokens are drawn among the likeliest that together reach this probability.
 
     Raises:
         SettingsError: thoughts leave no room for a text, or the prompt is no whole Unicode.
@@ -123,12 +127,11 @@ def written(
         input_ids,
         attention_mask=torch.ones_like(input_ids),
         max_new_tokens=n_tokens,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         output_thoughts=True,
         think=settings.think,
         thought_temperature=settings.thought_temperature,
         thought_top_p=settings.thought_top_p,
-        **how,
+        **text_settings(model, tokenizer, temperature, top_p),
     )
     before = range(len(ids) - 1, found.sequences.shape[1] - 1)
     thoughts = {i: found.thoughts[0, t].tokens for t, i in enumerate(before) if found.thoughts[0, t].thought}
@@ -162,7 +165,7 @@ def inspect_texts(
         torch.manual_seed(how.seed)
         for text in texts:
             if generate:
-                found.append(written(model, tokenizer, text, generate, how, do_sample=False))
+                found.append(written(model, tokenizer, text, generate, how))
             else:
                 found += windows(model, tokenizer, text, how, max_length=max_length)
     origin = {"generate": generate, "max_length": max_length}

@@ -24,6 +24,7 @@ from quietstar.serving.group import Group, Speaker
 from quietstar.serving.jobs import Errand, Event, Job, Returned, Ticket, attempt
 from quietstar.serving.metrics import Metrics
 from quietstar.serving.prompts import Prompt, Prompts
+from quietstar.text_settings import eos_ids, suppressed_ids
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Engine:
         metrics: Metrics | None = None,
     ) -> None:
         self.model, self.settings, self.metrics = model, settings, metrics or Metrics()
-        self.speaker = Speaker(model, tokenizer, eos_ids(model, tokenizer))
+        self.speaker = Speaker(model, tokenizer, eos_ids(model, tokenizer), _suppressed(model, tokenizer))
         self.prompts = Prompts(model, self.metrics)
         self.errands: deque[tuple[Ticket, Generator[None, None, object]]] = deque()
         self.groups: dict[object, Group] = {}
@@ -225,9 +226,6 @@ class Engine:
         attempt(run, [ticket])
 
 
-def eos_ids(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that end a text, by the model's generation config and the tokenizer."""
-    found: list[int] = []
-    for given in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
-        found += given if isinstance(given, list) else [given] if given is not None else []
-    return frozenset(found)
+def _suppressed(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor | None:
+    ids = suppressed_ids(model, tokenizer)
+    return torch.tensor(ids, device=model.device) if ids else None
