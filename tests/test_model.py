@@ -12,7 +12,7 @@ from quietstar.errors import SettingsError
 from quietstar.learn import Labels
 from quietstar.output import CACHE
 from tests.plain_loop import mismatches, plain_loop
-from tests.tiny import VOCABULARY, make_thoughtful, random_thoughts, texts, tiny_base, tiny_model
+from tests.tiny import FAMILIES, VOCABULARY, make_thoughtful, random_thoughts, texts, tiny_base, tiny_model
 
 CACHED = ["llama", "qwen3", "gpt2", "mistral-window", "qwen2-window", "gemma3_text", "mixtral-window"]
 """learned positions, experts, and every kind of window among them"""
@@ -452,11 +452,14 @@ def test_thoughts_matter_to_what_is_generated() -> None:
     assert not torch.equal(model.generate(**unlabelled(6), **GREEDY), model.base_lm.generate(**unlabelled(6), **GREEDY))
 
 
-def test_a_fresh_model_generates_what_its_base_does() -> None:
-    base_lm = tiny_base()
-    own = base_lm.generate(**unlabelled(6, 3, left=True), **GREEDY)
-    model = QuietStarForCausalLM.from_base(base_lm)
-    assert torch.equal(model.generate(**unlabelled(6, 3, left=True), **GREEDY), own)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fresh_model_generates_what_its_base_does(family: str) -> None:
+    """After short prompts and long ones, past the end of every window."""
+    base_lm = tiny_base(family)
+    model, how = QuietStarForCausalLM.from_base(base_lm, n_ahead=4), {**GREEDY, "max_new_tokens": 16}
+    for lengths in ((6, 3), (30, 4)):
+        prompts = unlabelled(*lengths, left=True)
+        assert torch.equal(model.generate(**prompts, **how), base_lm.generate(**prompts, **how))
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window"])

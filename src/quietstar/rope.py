@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from quietstar.errors import SettingsError, UnsupportedModelError
@@ -55,7 +55,7 @@ class Frequencies:
     def __init__(self, base_lm: PreTrainedModel) -> None:
         settings = _settings(base_lm.config)
         modules = [module for module in base_lm.modules() if hasattr(module, "rope_type")] if settings else []
-        self._rotaries: list[tuple[nn.Module, str | None]] = [(m, layer) for m in modules for layer in settings]
+        self._rotaries: list[tuple[Any, str | None]] = [(m, layer) for m in modules for layer in settings]
         self._chosen: list[Tensor] = []
 
     def choose(self, position_ids: Tensor) -> None:
@@ -78,7 +78,7 @@ class Frequencies:
             name, kind = _buffer(layer), module.rope_type
             before.append((module, name, getattr(module, name), kind))
             setattr(module, name, frequencies)
-            module.rope_type = FIXED if layer is None else {**kind, layer: FIXED}  # type: ignore[dict-item]
+            module.rope_type = FIXED if layer is None else {**kind, layer: FIXED}
         try:
             yield
         finally:
@@ -141,10 +141,10 @@ def _buffer(layer: str | None, name: str = "inv_freq") -> str:
     return name if layer is None else f"{layer}_{name}"
 
 
-def _rope_type(module: nn.Module, layer: str | None) -> str:
-    return module.rope_type if layer is None else module.rope_type[layer]  # type: ignore[return-value,index]
+def _rope_type(module: Any, layer: str | None) -> str:
+    return module.rope_type if layer is None else module.rope_type[layer]
 
 
-def _embed(module: nn.Module, layer: str | None, position_ids: Tensor) -> Any:
+def _embed(module: Any, layer: str | None, position_ids: Tensor) -> Any:
     like = torch.zeros((), device=position_ids.device)
     return module(like, position_ids, **({} if layer is None else {"layer_type": layer}))
