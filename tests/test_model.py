@@ -12,7 +12,7 @@ from quietstar.errors import SettingsError
 from quietstar.learn import Labels
 from quietstar.output import CACHE
 from tests.plain_loop import mismatches, plain_loop
-from tests.tiny import VOCABULARY, make_thoughtful, random_thoughts, texts, tiny_base, tiny_model
+from tests.tiny import FAMILIES, VOCABULARY, make_thoughtful, random_thoughts, texts, tiny_base, tiny_model
 
 CACHED = ["llama", "qwen3", "gpt2", "mistral-window", "qwen2-window", "gemma3_text", "mixtral-window"]
 """learned positions, experts, and every kind of window among them"""
@@ -222,6 +222,69 @@ def test_no_mask_is_a_mask_of_ones_and_positions_may_be_given() -> None:
         assert same == (family == "llama"), "learned positions differ, rotations are relative"
 
 
+NOTHING_ASKED = {
+    "nothing": {},
+    "null": dict.fromkeys(("inputs_embeds", "output_hidden_states", "output_attentions", "return_dict", "colour")),
+    "null of ours": dict.fromkeys(("think", "thought_top_p", "logits_to_keep", "labels", "cache", "position_ids")),
+    "false": {"output_hidden_states": False, "output_attentions": False, "output_router_logits": False},
+    "true": {"return_dict": True},
+}
+
+
+@pytest.mark.parametrize("what", NOTHING_ASKED)
+def test_arguments_that_ask_for_nothing_change_nothing(what: str) -> None:
+    """Other tools hand them to every model."""
+    model, inputs = tiny_model(n_ahead=4), unlabelled(7, 4)
+    output = model(**inputs, **NOTHING_ASKED[what])
+    assert torch.equal(output.logits, model(**inputs).logits)
+    assert output.hidden_states is None
+
+
+def test_peft_wraps_the_whole_model() -> None:
+    """It hands on the arguments of every Hugging Face model."""
+    peft = pytest.importorskip("peft", reason="peft is not installed (extra: lora)")
+    model, inputs = tiny_model(n_ahead=4), texts(7, 4)
+    expected = model(**inputs)
+    how = {"target_modules": ["q_proj"], "exclude_modules": ["mixing_head"]}
+    for task in ("CAUSAL_LM", None):
+        wrapped = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(task_type=task, **how)).eval()
+        output = wrapped(**inputs)
+        torch.testing.assert_close(output.logits, expected.logits)
+        torch.testing.assert_close(output.loss, expected.loss)
+
+
+@pytest.mark.parametrize("family", CACHED)
+def test_hidden_states_are_the_base_passs(family: str) -> None:
+    """As the base model itself returns them: over a grid, with gradients, and in every step of generation."""
+    model, inputs = tiny_model(family, n_ahead=4), texts(7, 7)
+    own = model.base_lm(inputs["input_ids"], output_hidden_states=True).hidden_states
+    with torch.no_grad():
+        at_the_end = model(inputs["input_ids"], logits_to_keep=1, output_hidden_states=True)
+    for output in (model(**inputs, output_hidden_states=True), at_the_end):
+        assert len(output.hidden_states) == len(own) == 3
+        for ours, theirs in zip(output.hidden_states, own, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    how = {"do_sample": False, "max_new_tokens": 3, "pad_token_id": 0, "eos_token_id": None}
+    how |= {"output_hidden_states": True, "return_dict_in_generate": True}
+    found = model.generate(inputs["input_ids"], **how)
+    assert [[tuple(of.shape) for of in step] for step in found.hidden_states] == [[(2, n, 32)] * 3 for n in (7, 1, 1)]
+    with torch.no_grad():
+        whole = model.base_lm(found.sequences, output_hidden_states=True).hidden_states
+    for n, step in zip((6, 7, 8), found.hidden_states, strict=True):
+        for ours, theirs in zip(step, whole, strict=True):
+            torch.testing.assert_close(ours[:, -1], theirs[:, n], rtol=1e-3, atol=1e-3)
+
+
+def test_hidden_states_are_returned_where_the_config_says_so() -> None:
+    """Unless an argument says otherwise; attentions are refused in generation, too."""
+    model, inputs = tiny_model(n_ahead=4), unlabelled(7, 4)
+    model.config.output_hidden_states = True
+    assert len(model(**inputs).hidden_states) == 3
+    assert model(**inputs, output_hidden_states=False).hidden_states is None
+    with pytest.raises(SettingsError, match="output_attentions was asked for"):
+        model.generate(**inputs, max_new_tokens=2, output_attentions=True, return_dict_in_generate=True)
+
+
 # ---------------------------------------------------------------------- what is refused
 
 BAD_ARGUMENTS = {
@@ -238,6 +301,13 @@ BAD_ARGUMENTS = {
     "n_passes 0": ({"n_passes": 0}, "n_passes"),
     "n_ahead_talk 0": ({"n_ahead_talk": 0}, "n_ahead_talk"),
     "an unknown argument": ({"colour": 3}, "colour"),
+    "an unknown argument that is false": ({"colour": False}, "colour"),
+    "no token ids": ({"input_ids": None}, "input_ids are missing"),
+    "embeddings": ({"inputs_embeds": torch.zeros(2, 5, 32)}, "give input_ids"),
+    "embeddings alone": ({"input_ids": None, "inputs_embeds": torch.zeros(2, 5, 32)}, "give input_ids"),
+    "attentions": ({"output_attentions": True}, "output_attentions was asked for"),
+    "router logits": ({"output_router_logits": True}, "output_router_logits was asked for"),
+    "a tuple": ({"return_dict": False}, "a tuple"),
 }
 
 
@@ -383,11 +453,14 @@ def test_thoughts_matter_to_what_is_generated() -> None:
     assert not torch.equal(model.generate(**unlabelled(6), **GREEDY), model.base_lm.generate(**unlabelled(6), **GREEDY))
 
 
-def test_a_fresh_model_generates_what_its_base_does() -> None:
-    base_lm = tiny_base()
-    own = base_lm.generate(**unlabelled(6, 3, left=True), **GREEDY)
-    model = QuietStarForCausalLM.from_base(base_lm)
-    assert torch.equal(model.generate(**unlabelled(6, 3, left=True), **GREEDY), own)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fresh_model_generates_what_its_base_does(family: str) -> None:
+    """After short prompts and long ones, past the end of every window."""
+    base_lm = tiny_base(family)
+    model, how = QuietStarForCausalLM.from_base(base_lm, n_ahead=4), {**GREEDY, "max_new_tokens": 16}
+    for lengths in ((6, 3), (30, 4)):
+        prompts = unlabelled(*lengths, left=True)
+        assert torch.equal(model.generate(**prompts, **how), base_lm.generate(**prompts, **how))
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window"])

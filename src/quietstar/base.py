@@ -22,6 +22,8 @@ from quietstar.attention import SplitAttention, attention_backend, default_backe
 from quietstar.config import QuietStarConfig
 from quietstar.errors import QuietStarError, SettingsError, UnsupportedModelError
 from quietstar.grid import ThoughtGrid
+from quietstar.padding import n_tokens
+from quietstar.rope import check_rope
 from quietstar.sharding import gathered, is_partitioned
 from quietstar.trunk import Trunk
 from quietstar.untrusted import check_alone, check_config, check_folder, first_line, loading
@@ -53,8 +55,11 @@ def give_thoughts(
     else:
         base_lm = base
     backend = best_backend(base_lm)
+    tokenizer = tokenizer or load_tokenizer(base_lm.name_or_path)
     model = cls(QuietStarConfig(base_config=base_lm.config, **own), base_lm)
     model.attention = attention_backend(backend, base_lm)
+    if tokenizer is not None:
+        model.config.n_tokens = n_tokens(base_lm, tokenizer)
     if any(parameter.is_meta for parameter in base_lm.parameters()):
         return model.train(base_lm.training)  # the first process has the weights, and hands them out when it shards
     model.to(base_lm.device)
@@ -66,15 +71,12 @@ def give_thoughts(
 
 @torch.no_grad()
 def first_thought_vector(base_lm: PreTrainedModel, text: str, tokenizer: Tokenizer | None) -> Tensor:
-    """[D]: embedding of the first token of a text, by the tokenizer given or the base model's own.
-
-    Without either, the mean embedding.
+    """[D]: embedding of the first token of a text; without a tokenizer, the mean embedding.
 
     Raises:
         SettingsError: the tokenizer makes no token of the text.
     """
     embeddings = base_lm.get_input_embeddings()
-    tokenizer = tokenizer or load_tokenizer(base_lm.name_or_path)
     if tokenizer is None:
         logger.warning(
             "no tokenizer was given or found: start and end of a thought begin as the mean embedding, not as %r; "
@@ -186,6 +188,7 @@ def check_base(base_lm: PreTrainedModel, backend: str) -> None:
         raise UnsupportedModelError(f"{cannot}: it is an encoder-decoder; choose a decoder-only model")
     if any(parameter.is_meta or is_partitioned(parameter) for parameter in base_lm.parameters()):
         return
+    check_rope(base_lm)
     was_training = base_lm.training
     base_lm.eval()
     try:

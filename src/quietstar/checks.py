@@ -12,9 +12,19 @@ from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 
 IGNORED_ARGUMENTS = frozenset(
-    {"return_dict", "token_type_ids", "cache_position", "num_items_in_batch", "tokenizer", "assistant_tokenizer"}
+    {"token_type_ids", "cache_position", "num_items_in_batch", "tokenizer", "assistant_tokenizer"}
 )
 """arguments of forward that generation and trainers hand to every model"""
+
+_CANNOT = "{} was asked for, which a thinking model does not return; leave it out"
+NOT_GIVEN = {
+    "inputs_embeds": (None, "inputs_embeds were given; give input_ids, as thoughts are read and written as tokens"),
+    "output_attentions": (False, _CANNOT.format("output_attentions")),
+    "output_router_logits": (False, _CANNOT.format("output_router_logits")),
+    "return_dict": (True, _CANNOT.format("a tuple (return_dict=False)")),
+}
+"""arguments of forward that other tools hand to every model -> the value, beside None, that asks for nothing, and what
+is said of any other"""
 
 
 def check_arguments(
@@ -30,10 +40,11 @@ def check_arguments(
     ignored: dict[str, Any],
 ) -> None:
     """Raise SettingsError where arguments of forward do not fit each other or the model; see its docstring."""
+    for name, (nothing, said) in NOT_GIVEN.items():
+        if ignored.get(name) is not None and ignored[name] is not nothing:
+            raise SettingsError(said)
     if input_ids is None:
-        raise SettingsError(
-            "input_ids are missing; give [B, S] token ids (embeddings in their place cannot be thought on)"
-        )
+        raise SettingsError("input_ids are missing; give [B, S] token ids")
     shape, K = tuple(input_ids.shape), config.n_thought_tokens
     if len(shape) != 2 or 0 in shape:
         raise SettingsError(f"input_ids is {list(shape)}; give [B, S] with at least one token")
@@ -56,7 +67,8 @@ def check_arguments(
         if value is not None and value < 1:
             raise SettingsError(f"{name} is {value}; give a whole number of at least 1")
     check_sampling(**sampling)
-    if unknown := sorted(set(ignored) - IGNORED_ARGUMENTS):
+    given = {name for name, value in ignored.items() if value is not None}
+    if unknown := sorted(given - IGNORED_ARGUMENTS - NOT_GIVEN.keys()):
         raise SettingsError(f"forward does not know the argument {', '.join(unknown)}; see its docstring")
 
 
@@ -107,11 +119,9 @@ def check_thoughts(config: QuietStarConfig, words: Tensor) -> None:
         config: says which tokens are suppressed.
         words: [P, C, K], thoughts that were given, where they are thought.
     """
-    if not config.suppressed_token_ids:
-        return
-    suppressed = torch.tensor(config.suppressed_token_ids, device=words.device)
-    if torch.isin(words, suppressed).any():
+    held = words[torch.isin(words, torch.tensor(config.suppressed, dtype=words.dtype, device=words.device))]
+    if held.numel():
         raise SettingsError(
-            f"thoughts hold a suppressed token ({config.suppressed_token_ids}), which has no probability to learn "
-            "from; give thoughts without it"
+            f"thoughts hold token {int(held[0])}, which is suppressed and has no probability to learn from; give "
+            "thoughts without it"
         )

@@ -59,6 +59,8 @@ class QuietStarConfig(PreTrainedConfig):
             Adam moves them that much further.
         initial_thought_text: start and end begin as the embedding of this text's first token.
         suppressed_token_ids: tokens that neither a thought nor `generate` may contain.
+        n_tokens: ids from this one on are suppressed, too, as the tokenizer has no tokens for them. None where it has
+            one for every row of the vocabulary, or is not known.
         lora: settings of the low-rank adapters in the base model, those of `peft.LoraConfig` that `LORA` lists; None
             where there are none.
         branch_adapters: the same, of adapters that act in branches alone.
@@ -82,6 +84,7 @@ class QuietStarConfig(PreTrainedConfig):
     embedding_scale: float = 100.0
     initial_thought_text: str = "---"
     suppressed_token_ids: list[int] | None = None
+    n_tokens: int | None = None
     lora: dict[str, Any] | None = None
     branch_adapters: dict[str, Any] | None = None
 
@@ -158,6 +161,8 @@ class QuietStarConfig(PreTrainedConfig):
         ids = self.suppressed_token_ids
         if ids is not None and not (isinstance(ids, list | tuple) and all(is_whole(id) and id >= 0 for id in ids)):
             raise SettingsError(f"suppressed_token_ids is {shown(ids)}; give a list of token ids")
+        if self.n_tokens is not None and not (is_whole(self.n_tokens) and self.n_tokens >= 1):
+            raise SettingsError(f"n_tokens is {shown(self.n_tokens)}; give a whole number of at least 1")
         if not isinstance(self.base_config, PreTrainedConfig | Mapping | None):
             raise SettingsError(f"base_config is {shown(self.base_config)}; give a config, or its fields")
         for name in ("lora", "branch_adapters"):
@@ -168,6 +173,12 @@ class QuietStarConfig(PreTrainedConfig):
     def n_thought_tokens(self) -> int:
         """K, the sampled tokens of a thought."""
         return self.n_ahead - 2
+
+    @property
+    def suppressed(self) -> list[int]:
+        """Token ids that neither a thought nor `generate` may contain, rising."""
+        beyond = range(self.vocab_size if self.n_tokens is None else self.n_tokens, self.vocab_size)
+        return sorted({*(self.suppressed_token_ids or ()), *beyond})
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The base model's text config: caches and generation are made for the base model's layers."""

@@ -69,6 +69,7 @@ def decode(
             go through other weights than the text.
     """
     B, Q, _ = embeds.shape
+    trunk.frequencies.choose(position_ids)
     start, end = (of.to(embeds.dtype).expand(B, 1, -1) for of in (embeddings.start, embeddings.end))
     opening = start if n_tokens else torch.cat([start, end], dim=1)
     n_opening = opening.shape[1]

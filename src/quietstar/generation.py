@@ -3,9 +3,16 @@
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+    SuppressTokensLogitsProcessor,
+)
 from transformers.cache_utils import Cache
 
+from quietstar.checks import NOT_GIVEN
 from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.journal import Journal
@@ -16,6 +23,7 @@ class ThinkingGeneration(GenerationMixin):
     """What generation asks of a model that thinks."""
 
     config: QuietStarConfig
+    base_lm: PreTrainedModel
 
     def generate(
         self,
@@ -49,6 +57,8 @@ class ThinkingGeneration(GenerationMixin):
         else:
             journal = Journal(ThinkPolicy.parse("always" if think is None else think), keep=output_thoughts)
         settings = args[0] if args else kwargs.get("generation_config")
+        if kwargs.get("inputs_embeds") is not None:
+            raise SettingsError(NOT_GIVEN["inputs_embeds"][1])
         prompts = inputs if inputs is not None else kwargs.get("input_ids")
         if prompts is not None:
             self._check_prompts(prompts)
@@ -92,6 +102,19 @@ class ThinkingGeneration(GenerationMixin):
         if (setting("num_beams") or 1) > 1 and setting("use_cache") is False:
             raise SettingsError(f"{follows} cannot follow beams without a cache; leave use_cache=False out")
 
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Inputs of the next step, as the base model's family prepares them.
+
+        Phi-3 drops its cache where its rope frequencies change, and reads the text again.
+        """
+        family: type[GenerationMixin] = type(self.base_lm)
+        prepares = family.prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation
+        prepare = self.base_lm.prepare_inputs_for_generation if prepares else super().prepare_inputs_for_generation
+        inputs = prepare(input_ids, *args, attention_mask=attention_mask, **kwargs)
+        return {**inputs, "attention_mask": attention_mask}
+
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
@@ -103,7 +126,7 @@ class ThinkingGeneration(GenerationMixin):
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         """Suppressed tokens are ruled out first, so that top-p and its like choose among the others."""
         processors = super()._get_logits_processor(*args, **kwargs)
-        if ids := self.config.suppressed_token_ids:
+        if ids := self.config.suppressed:
             processors.insert(0, SuppressTokensLogitsProcessor(ids, device=self.device))
         return processors
 

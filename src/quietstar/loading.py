@@ -12,6 +12,7 @@ from quietstar.checks import check_sampling
 from quietstar.errors import CheckpointError, SettingsError
 from quietstar.fields import option
 from quietstar.model import QuietStarForCausalLM
+from quietstar.padding import suppress_padding
 from quietstar.policy import ThinkPolicy
 from quietstar.untrusted import first_line
 
@@ -87,6 +88,7 @@ def load_model(
             "(code that it brings is run only with --trust_remote_code)"
         )
     if isinstance(model, QuietStarForCausalLM):
+        suppress_padding(model, tokenizer)
         if args.attention_backend != "auto":
             model.set_attention_backend(args.attention_backend)
         model = model.base_lm if original else model

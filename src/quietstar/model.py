@@ -41,6 +41,7 @@ from quietstar.predict import (
     predict_over_grid,
     where_thoughts_count,
 )
+from quietstar.rope import check_cached
 from quietstar.trunk import Trunk, check_reach
 from quietstar.untrusted import check_alone, check_folder, loading
 
@@ -86,7 +87,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         thoughts: Tensor | None = None,
@@ -96,16 +97,17 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         cache: Cache | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
+        logits_to_keep: int | Tensor | None = 0,
         n_passes: int | None = None,
         n_ahead_talk: int | None = None,
         thought_temperature: float | None = None,
-        thought_top_p: float = 1.0,
-        think: str | Decider | ThinkPolicy = "always",
+        thought_top_p: float | None = 1.0,
+        think: str | Decider | ThinkPolicy | None = "always",
         journal: Journal | None = None,
         generator: torch.Generator | None = None,
         counts: Counts | None = None,
         loss_only: bool = False,
+        output_hidden_states: bool | None = None,
         **ignored: Any,
     ) -> QuietStarOutput:
         """Think after each chosen position, and predict what follows with the thoughts mixed in.
@@ -134,16 +136,20 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             loss_only: True saves what a training step does not use: logits, thoughts where nothing has a label,
                 and `thought_logprob` where the policy loss reinforces nothing (it is 0 there). Then only `loss`
                 has a gradient, made along with its value, for one backward pass.
-            ignored: arguments that generation hands to every model and that change nothing here.
+            output_hidden_states: return the base pass's; None does as the config says.
+            ignored: arguments that generation and other tools hand to every model and that change nothing here.
 
         Raises:
             SettingsError: arguments that do not fit each other or the model.
         """
         config = self.config
         numbers = {"n_passes": n_passes, "n_ahead_talk": n_ahead_talk}
+        thought_top_p = 1.0 if thought_top_p is None else thought_top_p
+        logits_to_keep = 0 if logits_to_keep is None else logits_to_keep
         drawing = {"thought_temperature": thought_temperature, "thought_top_p": thought_top_p}
         caches = (cache, past_key_values)
         check_arguments(config, input_ids, attention_mask, labels, thoughts, *caches, numbers, drawing, ignored)
+        assert input_ids is not None
         cache = past_key_values if cache is None else cache
         M = n_ahead_talk or (config.n_ahead_talk if labels is not None else 1)
         P = n_passes or (config.n_passes if self.training and labels is not None else 1)
@@ -153,7 +159,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             thought_temperature = config.thought_temperature if self.training else 0.0
         if use_cache is None:
             use_cache = labels is None
-        policy = journal.policy if journal is not None else ThinkPolicy.parse(think)
+        policy = journal.policy if journal is not None else ThinkPolicy.parse("always" if think is None else think)
         sampling = Sampling(
             temperature=thought_temperature,
             top_p=thought_top_p,
@@ -174,7 +180,11 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         if position_ids is not None:
             all_position_ids = torch.cat([all_position_ids[:, :n_past], position_ids.expand(B, -1)], dim=1)
         trunk = self.trunk
+        trunk.keeps_hidden_states = bool(
+            config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
         check_reach(self.base_lm, n_past + Q, config.n_ahead + M - 1)
+        check_cached(self.base_lm, all_position_ids, n_past)
         text = Text(input_ids=input_ids, attention_mask=attention_mask, position_ids=all_position_ids, cache=cache)
 
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -202,6 +212,8 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             thoughts=grid.scatter_columns(predicted.thoughts, Q) if thoughts is None else thoughts,
             **{CACHE: cache if use_cache else None},  # type: ignore[arg-type]
         )
+        if trunk.hidden_states:
+            output.hidden_states = tuple(states[:, :Q] for states in trunk.hidden_states)
         if not loss_only:
             output.logits = predicted.logits(kept)
         if labels is not None:
@@ -221,7 +233,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
     @property
     def suppressed(self) -> Tensor | None:
         """[n]: ids that neither a thought nor `generate` may contain; None where there are none."""
-        ids = self.config.suppressed_token_ids
+        ids = self.config.suppressed
         return torch.tensor(ids, device=self.device) if ids else None
 
     # ------------------------------------------------------------------ the base model underneath

@@ -34,6 +34,7 @@ class QuietStarOutput(ModelOutput):
         nll_gradient: [] squared length of the nll's gradient at the hidden states, of a training step's `loss_only`.
         policy_gradient: [] the same of the weighted policy term.
         thoughts: [B, P, S, K] token ids, sampled or as given; 0 where no thought was written.
+        hidden_states: [B, S, D] each, where asked for: the base pass's embeddings, and states after each layer.
         cache: keys and values of the base tokens, and of nothing else; `past_key_values` is the same.
     """
 
@@ -51,6 +52,7 @@ class QuietStarOutput(ModelOutput):
     nll_gradient: Tensor = ABSENT
     policy_gradient: Tensor = ABSENT
     thoughts: Tensor = ABSENT
+    hidden_states: tuple[Tensor, ...] | None = None
     if CACHE == "cache":  # ModelOutput itself knows it by its older name
         cache: Cache | None = None
     else:

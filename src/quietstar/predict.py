@@ -208,6 +208,7 @@ def predict_over_grid(
     K, Q = model.config.n_thought_tokens, text.n_new
     in_parts = torch.is_grad_enabled() and trunk.recomputes
     embeds = trunk.embed(text.input_ids)
+    trunk.frequencies.choose(text.position_ids[:, -Q:])
     h_base = trunk.base_pass(embeds, text.attention_mask, text.position_ids[:, -Q:], text.cache)
     if not policy.is_always:
         decided = decide_over(model, trunk, text, may_think, policy, h_base, sampling.generator).think

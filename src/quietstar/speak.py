@@ -21,6 +21,7 @@ from quietstar.loading import UseArguments, context_length, load_model, prompt_i
 from quietstar.model import QuietStarForCausalLM
 from quietstar.pieces import Pieces
 from quietstar.policy import ThinkPolicy
+from quietstar.text_settings import say_what_is_set_aside, text_settings
 
 TEXT = "text"
 
@@ -44,13 +45,6 @@ class SpeakArguments(UseArguments):
             raise SettingsError(f"top_p is {self.top_p}; give a number above 0, at most 1")
         if self.top_p < 1 and not self.temperature:
             raise SettingsError("top_p was given with a temperature of 0, which draws nothing; give a temperature, too")
-
-    @property
-    def text_settings(self) -> dict[str, Any]:
-        """How tokens are chosen, as `generate` takes it."""
-        if self.temperature == 0:
-            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
 
 
 @dataclass(kw_only=True)
@@ -119,6 +113,7 @@ def speak(model_name: str, prompt: str | None, args: GenerateArguments, out: Tex
     for each in encoded:
         _check_length(model, each.shape[1])
         check_ids(model, each[0].tolist(), "a prompt")
+    say_what_is_set_aside(model)
     torch.manual_seed(args.seed)
     console = Console(file=out or sys.stdout, highlight=False, soft_wrap=True)
     for number, (text, ids) in enumerate(zip(prompts, encoded, strict=True)):
@@ -159,9 +154,8 @@ def continue_one(
         input_ids,
         attention_mask=torch.ones_like(input_ids),
         max_new_tokens=args.max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
         streamer=Writer(tokenizer, console, journal if args.show_thoughts else None),
-        **args.text_settings,
+        **text_settings(model, tokenizer, args.temperature, args.top_p),
         **thoughts,
         **stop,
     )

@@ -22,6 +22,7 @@ from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
 from quietstar.lookup import LookUps
 from quietstar.lora import branch_layers, in_branches
+from quietstar.rope import Frequencies
 from quietstar.sharding import is_plain, is_sharded, whole
 from quietstar.vocabulary import LMHead, bend
 
@@ -43,6 +44,12 @@ class Trunk:
         """[...] token ids -> [..., D]"""
         self.head = self._lm_head()
         """the LM head by its parts, for work over the vocabulary a few rows at a time"""
+        self.frequencies = Frequencies(base_lm)
+        """rope frequencies of the text that is read, where they depend on its length"""
+        self.keeps_hidden_states = False
+        """whether the first pass, which reads the text, leaves the states of all layers behind"""
+        self.hidden_states: tuple[Tensor, ...] = ()
+        """[B, S, D] each: embeddings and what every layer made of them, the last after the final norm"""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -175,7 +182,14 @@ class Trunk:
     def _states(self, embeds: Tensor, cache: Cache | None = None, **kwargs: Any) -> Tensor:
         base_model = self.base_lm.base_model
         kwargs[_cache_name(type(base_model))] = cache  # type: ignore[arg-type]
-        return base_model(inputs_embeds=embeds, use_cache=cache is not None, **kwargs).last_hidden_state
+        keeps = self.keeps_hidden_states and not self.hidden_states
+        if keeps:
+            kwargs["output_hidden_states"] = True
+        with self.frequencies.kept():
+            output = base_model(inputs_embeds=embeds, use_cache=cache is not None, **kwargs)
+        if keeps:
+            self.hidden_states = output.hidden_states
+        return output.last_hidden_state
 
 
 def check_reach(base_lm: PreTrainedModel, n_base: int, branch_length: int) -> None:

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from quietstar.serving.app import make_app
 from quietstar.serving.arguments import ServeArguments
-from quietstar.serving.protocol import ChatRequest, CompletionRequest, Fault, ThoughtRequest
+from quietstar.serving.protocol import ChatRequest, CompletionRequest, Fault, ThoughtRequest, supported
 from tests.serving.running import driven, speaking_model
 from tests.tiny_tokenizer import byte_tokenizer
 
@@ -96,7 +96,12 @@ def test_wrong_types_and_ranges_are_refused(client: TestClient, path: str, name:
         (CHAT, {"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role is 'robot'"),
         (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages.0.content is 5"),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "give a text"),
-        (CHAT, {"messages": [{"role": "user", "content": "x", "tool_calls": []}]}, "tool_calls is no field here"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]},
+            "tool_calls is a list of 1: it is",
+        ),
+        (CHAT, {"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "tool_call_id is no field here"),
         (THOUGHTS, {}, "one of prompt and token_ids"),
         (THOUGHTS, {"prompt": "x", "token_ids": [1]}, "one of prompt and token_ids"),
         (THOUGHTS, {"token_ids": [True]}, "give a list of token ids"),
@@ -115,15 +120,81 @@ def test_what_makes_no_request_is_refused(client: TestClient, path: str, body: A
     assert says in refused(client, path, body)["message"]
 
 
-@pytest.mark.parametrize("path", GOOD)
 @pytest.mark.parametrize(
-    "name", ["logprobs", "logit_bias", "presence_penalty", "frequency_penalty", "tools", "response_format", "best_of"]
+    ("path", "name"),
+    [(THOUGHTS, "logprobs"), (THOUGHTS, "tools"), (COMPLETION, "tools"), (CHAT, "suffix")],
 )
-def test_fields_that_are_not_supported_are_named(client: TestClient, path: str, name: str) -> None:
+def test_fields_that_are_not_known_are_named(client: TestClient, path: str, name: str) -> None:
     """With what is allowed."""
     error = refused(client, path, GOOD[path] | {name: None})
     assert error["param"] == name
-    assert error["message"].startswith(f"{name} is no field here; ")
+    assert error["message"].startswith(f"{name} is no field here; allowed are ")
+    assert "verbosity" not in error["message"]
+
+
+NEUTRAL: dict[str, tuple[list[Any], list[Any]]] = {
+    "frequency_penalty": ([0, 0.0], [0.5, -1, False, "0"]),
+    "presence_penalty": ([0, 0.0], [0.5, True]),
+    "logit_bias": ([{}], [{"5": 1}, []]),
+    "logprobs": ([False], [True, 0, 5]),
+    "best_of": ([1], [2, 0, True]),
+    "echo": ([False], [True, 0]),
+    "suffix": ([""], ["x"]),
+    "audio": ([], [{"voice": "x", "format": "wav"}]),
+    "function_call": (["none", "auto"], [{"name": "f"}]),
+    "functions": ([[]], [[{"name": "f"}]]),
+    "metadata": ([{}, {"run": "7"}], [{"run": 7}, "x"]),
+    "modalities": ([["text"]], [["text", "audio"], ["audio"]]),
+    "moderation": ([], [{"model": "x"}]),
+    "parallel_tool_calls": ([True, False], [1]),
+    "prediction": ([], [{"type": "content", "content": "x"}]),
+    "prompt_cache_key": (["x"], [5]),
+    "prompt_cache_options": ([{"mode": "implicit"}], [{"mode": "explicit"}]),
+    "prompt_cache_retention": (["in_memory"], ["24h"]),
+    "reasoning_effort": ([], ["none", "medium", "high"]),
+    "response_format": ([{"type": "text"}], [{"type": "json_object"}, {"type": "json_schema", "json_schema": {}}]),
+    "safety_identifier": (["x"], [5]),
+    "service_tier": (["auto", "default"], ["flex"]),
+    "store": ([False], [True]),
+    "tool_choice": (["none", "auto"], ["required", {"type": "function"}]),
+    "tools": ([[]], [[{"type": "function"}]]),
+    "top_logprobs": ([0], [5]),
+    "verbosity": (["medium"], ["low"]),
+    "web_search_options": ([], [{}]),
+}
+"""field -> values that ask for nothing, values that ask for something"""
+
+
+KINDS: dict[str, type[CompletionRequest | ChatRequest]] = {COMPLETION: CompletionRequest, CHAT: ChatRequest}
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [(path, name) for path in WRITING for name in NEUTRAL if name in KINDS[path].model_fields]
+)
+def test_values_that_ask_for_nothing_are_accepted(client: TestClient, path: str, name: str) -> None:
+    """And change nothing; the same fields with other values are refused, each in one line that says what to give."""
+    kind = KINDS[path]
+    nothing, something = NEUTRAL[name]
+    for value in [None, *nothing]:
+        request = kind.model_validate(GOOD[path] | {name: value})
+        assert request.model_copy(update={name: None}) == kind.model_validate(GOOD[path])
+    for value in something:
+        error = refused(client, path, GOOD[path] | {name: value})
+        assert name in error["message"]
+
+
+@pytest.mark.parametrize("kind", KINDS.values())
+def test_every_field_is_supported_or_neutral(kind: type[CompletionRequest | ChatRequest]) -> None:
+    """And all of them are tried here."""
+    assert set(kind.model_fields) - set(supported(kind)) <= NEUTRAL.keys()
+
+
+def test_an_answer_may_be_sent_back_as_it_came() -> None:
+    """With its thoughts, which are not read again, and the fields in which OpenAI's client has nothing."""
+    own = {"role": "assistant", "content": "yes", "reasoning_content": "12+12"}
+    own |= dict.fromkeys(["refusal", "annotations", "audio", "function_call", "tool_calls"])
+    (message,) = ChatRequest.model_validate({"messages": [own]}).messages
+    assert message.for_template == {"role": "assistant", "content": "yes"}
 
 
 def test_a_misspelt_field_is_guessed(client: TestClient) -> None:

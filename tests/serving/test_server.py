@@ -118,7 +118,7 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match=r"give at most 252") as raised:
         client.completions.create(model=NAME, prompt="x" * 10_000)
     assert raised.value.code == "context_length_exceeded"
-    with pytest.raises(openai.UnprocessableEntityError, match="logprobs is no field here") as refused:
+    with pytest.raises(openai.UnprocessableEntityError, match="logprobs is 1: it is not supported") as refused:
         client.completions.create(**how, logprobs=1)
     assert refused.value.param == "logprobs"
     with pytest.raises(openai.UnprocessableEntityError, match=r"temperature is 3"):

@@ -29,6 +29,7 @@ from quietstar.loading import context_length, load_model
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
 from quietstar.processes import Processes
+from quietstar.text_settings import say_what_is_set_aside
 from quietstar.untrusted import first_line, shown
 
 FREE = frozenset({"overwrite", "resume", "output_dir", "batch_size", "device", "trust_remote_code", "data"})
@@ -171,6 +172,8 @@ def measure(
     if sweeps and processes.is_first:
         sweep.picture(sweeps, folder / "sweep.png")
     if args.cot:
+        if processes.is_first:
+            say_what_is_set_aside(run.model)
         for name, of_task in items.items():
             chain_of_thought(run, find_task(name), of_task)
     found = None if windows is None else text_perplexity(run, windows)

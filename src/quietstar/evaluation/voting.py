@@ -24,6 +24,7 @@ from quietstar.evaluation.tasks import Item, Task
 from quietstar.folders import write_whole
 from quietstar.loading import context_length, prompt_ids, text_after
 from quietstar.processes import ALONE, Processes
+from quietstar.text_settings import text_settings
 
 STOPS = ("Q:", "\n\n\n")
 """where a worked answer ends, as the model has begun with another question"""
@@ -127,10 +128,7 @@ def vote(
     torch.manual_seed(hash((seed, item.index)) % 2**63)
     watch = Stopwatch(model.device)
     asked = f"Q: {item.question}{settings.prompt}"
-    drawn: dict[str, Any] = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
-    if settings.temperature == 0:
-        drawn = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    how = {**drawn, "pad_token_id": tokenizer.pad_token_id, **thoughts}
+    how = {**text_settings(model, tokenizer, settings.temperature), **thoughts}
 
     worked = _go_on(
         model, tokenizer, [asked] * settings.n_votes, settings.max_new_tokens, stop_strings=list(STOPS), **how

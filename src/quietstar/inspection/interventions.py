@@ -145,13 +145,13 @@ def interventions_of(names: list[str], n_thought_tokens: int, has_given: bool) -
     return found
 
 
-def plain_words(tokenizer: PreTrainedTokenizerBase, vocab_size: int, suppressed: list[int] | None) -> Tensor:
+def plain_words(tokenizer: PreTrainedTokenizerBase, vocab_size: int, suppressed: list[int]) -> Tensor:
     """[n]: tokens that are no special ones and may be thought.
 
     Raises:
         SettingsError: there is none.
     """
-    left_out = {*tokenizer.all_special_ids, *(suppressed or [])}
+    left_out = {*tokenizer.all_special_ids, *suppressed}
     ids = [token for token in sorted(tokenizer.get_vocab().values()) if token < vocab_size and token not in left_out]
     if not ids:
         raise SettingsError(

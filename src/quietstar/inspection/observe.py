@@ -116,7 +116,7 @@ class _Tracing:
             check_ids(model, [self.filler], "filler")
         self.words = torch.zeros(0, dtype=torch.long)
         if RANDOM in settings.interventions:
-            self.words = plain_words(tokenizer, model.config.vocab_size, model.config.suppressed_token_ids)
+            self.words = plain_words(tokenizer, model.config.vocab_size, model.config.suppressed)
         self.generator = torch.Generator(model.device).manual_seed(settings.seed)
         self.texts_of_tokens: dict[int, str] = {}
 

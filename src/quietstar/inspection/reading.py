@@ -65,6 +65,7 @@ class Reading:
             position_ids=default_position_ids(mask.bool()),
             cache=DynamicCache(),
         )
+        self.trunk.frequencies.choose(self.text.position_ids)
         self.embeds = self.trunk.embed(ids)
         self.h_base = self._read(slice(0, at_once))
         """[S, D]: states without thoughts"""

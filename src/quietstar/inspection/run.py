@@ -21,6 +21,7 @@ from quietstar.inspection.texts import windows, written
 from quietstar.inspection.trace import check_format
 from quietstar.loading import load_model, name_of
 from quietstar.model import QuietStarForCausalLM
+from quietstar.text_settings import say_what_is_set_aside
 
 
 def inspect(
@@ -55,7 +56,10 @@ def inspect(
     how = args.trace_settings
     texts: list[TextToTrace]
     if args.generate:
-        texts = [written(model, tokenizer, str(text), args.generate, how, **args.text_settings)]
+        say_what_is_set_aside(model)
+        texts = [
+            written(model, tokenizer, str(text), args.generate, how, temperature=args.temperature, top_p=args.top_p)
+        ]
     else:
         texts = windows(model, tokenizer, str(text), how, max_length=args.max_length, limit=args.limit)
     console = console or Console(highlight=False)

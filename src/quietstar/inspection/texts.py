@@ -15,6 +15,8 @@ from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
 from quietstar.loading import context_length, prompt_ids
 from quietstar.model import QuietStarForCausalLM
+from quietstar.rope import steady_length
+from quietstar.text_settings import text_settings
 
 MAX_LENGTH = 2048
 """tokens of a window, unless the model's context is shorter"""
@@ -86,7 +88,9 @@ def written(
     prompt: str,
     n_tokens: int,
     settings: TraceSettings,
-    **how: Any,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
 ) -> TextToTrace:
     """What the model writes after a prompt, with the thoughts that it had before each token.
 
@@ -96,7 +100,8 @@ def written(
         prompt: at least one token.
         n_tokens: tokens to write at most.
         settings: how it is traced; thoughts are had in the same way.
-        how: tokens are chosen, as `generate` takes it: do_sample, temperature, ...
+        temperature: of the text; 0 takes the likeliest tokens.
+        top_p: tokens are drawn among the likeliest that together reach this probability.
 
     Raises:
         SettingsError: thoughts leave no room for a text, or the prompt is no whole Unicode.
@@ -113,17 +118,22 @@ def written(
             f"a prompt of {len(ids)} tokens and {n_tokens} to write are {len(ids) + n_tokens}, and a thought takes up "
             f"to {branch} more; the model's context is {context_length(model)}: give at most {room} together"
         )
+    steady = steady_length(model.config)
+    if steady is not None and len(ids) <= steady < len(ids) + n_tokens:
+        raise DataError(
+            f"a prompt of {len(ids)} tokens and {n_tokens} to write pass the {steady} at which this model's rope "
+            "frequencies change, and a trace reads a text with one kind of them: write fewer, or give a longer prompt"
+        )
     input_ids = torch.tensor([ids], device=model.device)
     found = model.generate(
         input_ids,
         attention_mask=torch.ones_like(input_ids),
         max_new_tokens=n_tokens,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         output_thoughts=True,
         think=settings.think,
         thought_temperature=settings.thought_temperature,
         thought_top_p=settings.thought_top_p,
-        **how,
+        **text_settings(model, tokenizer, temperature, top_p),
     )
     before = range(len(ids) - 1, found.sequences.shape[1] - 1)
     thoughts = {i: found.thoughts[0, t].tokens for t, i in enumerate(before) if found.thoughts[0, t].thought}
@@ -159,7 +169,7 @@ def inspect_texts(
         torch.manual_seed(how.seed)
         for text in texts:
             if generate:
-                found.append(written(model, tokenizer, text, generate, how, do_sample=False))
+                found.append(written(model, tokenizer, text, generate, how))
             else:
                 found += windows(model, tokenizer, text, how, max_length=max_length)
     origin = {"generate": generate, "max_length": max_length}

@@ -24,7 +24,14 @@ from quietstar.serving.faults import RequestError
 from quietstar.serving.guard import Guard, allowed_hosts, answer_of
 from quietstar.serving.intake import Intake
 from quietstar.serving.pages import Pages
-from quietstar.serving.protocol import ChatRequest, CompletionRequest, Fault, ThoughtRequest, first_problem
+from quietstar.serving.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    Fault,
+    ThoughtRequest,
+    first_problem,
+    supported,
+)
 from quietstar.serving.unread import CloseUnread
 
 BODIES: dict[str, type[BaseModel]] = {
@@ -184,7 +191,7 @@ def _add_handlers(app: FastAPI) -> None:
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         body = BODIES.get(request.url.path)
-        message, param = first_problem(error.errors(), list(body.model_fields) if body else ())
+        message, param = first_problem(error.errors(), supported(body) if body else ())
         return answer_of(RequestError(422, message, param=param))
 
     async def not_there(request: Request, error: Exception) -> Response:

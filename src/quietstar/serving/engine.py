@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from quietstar.loading import context_length
 from quietstar.model import QuietStarForCausalLM
+from quietstar.rope import steady_length
 from quietstar.serving.arguments import ServeArguments
 from quietstar.serving.batch import Thinking
 from quietstar.serving.faults import busy, stopping
@@ -23,6 +24,7 @@ from quietstar.serving.group import Group, Speaker
 from quietstar.serving.jobs import Errand, Event, Job, Returned, Ticket, attempt
 from quietstar.serving.metrics import Metrics
 from quietstar.serving.prompts import Prompt, Prompts
+from quietstar.text_settings import eos_ids, suppressed_ids
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class Engine:
         metrics: Metrics | None = None,
     ) -> None:
         self.model, self.settings, self.metrics = model, settings, metrics or Metrics()
-        self.speaker = Speaker(model, tokenizer, eos_ids(model, tokenizer))
+        self.speaker = Speaker(model, tokenizer, eos_ids(model, tokenizer), _suppressed(model, tokenizer))
         self.prompts = Prompts(model, self.metrics)
         self.errands: deque[tuple[Ticket, Generator[None, None, object]]] = deque()
         self.groups: dict[object, Group] = {}
@@ -63,8 +65,13 @@ class Engine:
 
     @property
     def context(self) -> int | None:
-        """Tokens that the model was made for; None where its config does not say."""
-        return context_length(self.model)
+        """Tokens that the model was made for; None where its config does not say.
+
+        Where its rope frequencies depend on the length, those up to which they do not: texts of any lengths share a
+        batch, and prompts are read in parts.
+        """
+        limits = (context_length(self.model), steady_length(self.model.config))
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @property
     def max_prompt_tokens(self) -> int | None:
@@ -219,9 +226,6 @@ class Engine:
         attempt(run, [ticket])
 
 
-def eos_ids(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that end a text, by the model's generation config and the tokenizer."""
-    found: list[int] = []
-    for given in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
-        found += given if isinstance(given, list) else [given] if given is not None else []
-    return frozenset(found)
+def _suppressed(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor | None:
+    ids = suppressed_ids(model, tokenizer)
+    return torch.tensor(ids, device=model.device) if ids else None

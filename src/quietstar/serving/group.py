@@ -34,6 +34,8 @@ class Speaker:
     tokenizer: PreTrainedTokenizerBase
     eos_ids: frozenset[int]
     """tokens that end a text"""
+    suppressed: Tensor | None
+    """[n]: tokens that are in no text"""
 
 
 @dataclass(slots=True)
@@ -132,7 +134,7 @@ class Group:
 
     def _say(self, rows: list[Row], logits: Tensor, step: Step) -> list[int]:
         """Choose each row's next token and report it; which rows go on."""
-        tokens = choose(logits, [row.drawing for row in rows], self.speaker.model.suppressed)
+        tokens = choose(logits, [row.drawing for row in rows], self.speaker.suppressed)
         thought, words = step.thought.tolist(), step.tokens.tolist()
         goes_on = []
         for n, (row, token) in enumerate(zip(rows, tokens, strict=True)):

@@ -140,7 +140,7 @@ class Intake:
                 param="messages",
                 code="no_chat_template",
             )
-        messages = [message.model_dump(exclude_none=True) for message in request.messages]
+        messages = [message.for_template for message in request.messages]
         self._check_spelled_out(request)
         try:
             with self._one_at_a_time:

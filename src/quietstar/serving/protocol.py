@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from quietstar.checks import half_character
 from quietstar.policy import ThinkPolicy
 from quietstar.serving.faults import RequestError
+from quietstar.serving.neutral import Neutral, NeutralChat, NeutralCompletion, NeutralMessage, only
 
 MOST_STOPS = 4
 LONGEST_STOP = 500
@@ -110,9 +111,10 @@ class StreamOptions(_Request):
     """Beside `stream`."""
 
     include_usage: bool | None = None
+    include_obfuscation: Annotated[Any, only(False)] = None
 
 
-class Writing(_Request):
+class Writing(_Request, Neutral):
     """What completions and chat completions have in common. Null is as good as nothing."""
 
     model: Text | None = None
@@ -152,22 +154,33 @@ class Writing(_Request):
         return self.max_tokens, "max_tokens"
 
 
-class CompletionRequest(Writing):
+class CompletionRequest(Writing, NeutralCompletion):
     """POST /v1/completions."""
 
     default_tokens: ClassVar[int | None] = 16
     prompt: Prompt
 
+    @model_validator(mode="after")
+    def _best_of_itself(self) -> "CompletionRequest":
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise ValueError(f"best_of is {self.best_of}, which is not supported here; leave it out")
+        return self
 
-class Message(_Request):
+
+class Message(_Request, NeutralMessage):
     """What one side of a conversation has said."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content
     name: Text | None = None
 
+    @property
+    def for_template(self) -> dict[str, str]:
+        """What a chat template is given; thoughts of earlier answers are not read again."""
+        return self.model_dump(include={"role", "content", "name"}, exclude_none=True)
 
-class ChatRequest(Writing):
+
+class ChatRequest(Writing, NeutralChat):
     """POST /v1/chat/completions."""
 
     default_tokens: ClassVar[int | None] = None
@@ -199,6 +212,12 @@ class ThoughtRequest(_Request):
         if self.thought is not None and self.thought_ids is not None:
             raise ValueError("thought and thought_ids were both given; give one, or none for the model's own")
         return self
+
+
+def supported(request: type[BaseModel]) -> list[str]:
+    """Fields of a request that something is done for."""
+    neutral = NeutralCompletion.model_fields.keys() | NeutralChat.model_fields.keys()
+    return [name for name in request.model_fields if name not in neutral]
 
 
 class Problem(BaseModel):

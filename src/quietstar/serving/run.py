@@ -15,6 +15,7 @@ from quietstar.errors import MissingExtraError, SettingsError
 from quietstar.loading import load_model, name_of
 from quietstar.model import QuietStarForCausalLM
 from quietstar.serving.arguments import ServeArguments
+from quietstar.text_settings import say_what_is_set_aside
 
 try:
     import uvicorn
@@ -61,6 +62,7 @@ def serve(model_name: str, args: ServeArguments, say: Callable[[str], None]) -> 
             )
         model, tokenizer = load_model(model_name, args)
         assert isinstance(model, QuietStarForCausalLM)
+        say_what_is_set_aside(model)
         name = args.model_name or name_of(model_name)
         check_text("the model's name", name)
         server = make_server(model, tokenizer, args, name)

@@ -13,6 +13,7 @@ from quietstar.base import holds_thinking_model, load_tokenizer
 from quietstar.errors import SettingsError
 from quietstar.learn import IGNORED, Counts, Labels
 from quietstar.model import QuietStarForCausalLM, QuietStarOutput
+from quietstar.padding import suppress_padding
 from quietstar.processes import Processes
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.callbacks import FollowEpoch, ProgressLines, ShowThoughts, WatchHealth
@@ -342,6 +343,8 @@ def thinking_model(
         model = QuietStarForCausalLM.from_pretrained(str(model), **settings)
     if not isinstance(model, QuietStarForCausalLM):
         return QuietStarForCausalLM.from_base(model, tokenizer=tokenizer, **method)
+    if tokenizer is not None:
+        suppress_padding(model, tokenizer)
     text = method.pop("initial_thought_text", model.config.initial_thought_text)
     if text != model.config.initial_thought_text:
         raise SettingsError(

@@ -1,0 +1,150 @@
+"""Rotary embeddings whose frequencies depend on the length of the text: LongRoPE and dynamic NTK scaling.
+
+Such a base model chooses its frequencies in each call, by the highest position in it. The positions of a branch lie
+past the end of its text, so branches keep the frequencies that their text is read with: a thought never changes how the
+text before it is seen.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from quietstar.errors import SettingsError, UnsupportedModelError
+
+FIXED = "default"
+"""rope type of an embedding that changes nothing by itself"""
+
+
+def _settings(config: PreTrainedConfig) -> dict[str | None, dict[str, Any]]:
+    """Rope settings whose frequencies depend on the length, by layer type; None where all layers share them."""
+    found = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    by_layer = {None: found} if "rope_type" in found else found
+    return {
+        layer: each
+        for layer, each in by_layer.items()
+        if isinstance(each, dict) and (_is_dynamic(each) or each.get("rope_type") == "longrope")
+    }
+
+
+def _is_dynamic(settings: dict[str, Any]) -> bool:
+    return "dynamic" in settings.get("rope_type", "")
+
+
+def steady_length(config: PreTrainedConfig) -> int | None:
+    """Tokens up to which texts of all lengths are read with the same frequencies; None where there is no such limit."""
+    limits = [
+        config.get_text_config().max_position_embeddings
+        if _is_dynamic(settings)
+        else settings["original_max_position_embeddings"]
+        for settings in _settings(config).values()
+    ]
+    return min(limits, default=None)
+
+
+class Frequencies:
+    """The rope frequencies that a text is read with, kept for its branches.
+
+    Args:
+        base_lm: the base model; nothing of it is changed outside `choose` and `kept`.
+    """
+
+    def __init__(self, base_lm: PreTrainedModel) -> None:
+        settings = _settings(base_lm.config)
+        modules = [module for module in base_lm.modules() if hasattr(module, "rope_type")] if settings else []
+        self._rotaries: list[tuple[Any, str | None]] = [(m, layer) for m in modules for layer in settings]
+        self._chosen: list[Tensor] = []
+
+    def choose(self, position_ids: Tensor) -> None:
+        """Take those that the base model has for texts with these positions, of any shape."""
+        self._chosen = []
+        for module, layer in self._rotaries:
+            name = _buffer(layer)
+            if "dynamic" in _rope_type(module, layer):
+                # transformers goes on with the frequencies of a longer text that was read before
+                setattr(module, name, getattr(module, _buffer(layer, "original_inv_freq")).to(position_ids.device))
+                setattr(module, _buffer(layer, "max_seq_len_cached"), module.original_max_seq_len)
+            _embed(module, layer, position_ids.max().view(1, 1))
+            self._chosen.append(getattr(module, name).clone())
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Let the base model use the chosen ones at any positions; its own choice where none were chosen."""
+        before = []
+        for (module, layer), frequencies in zip(self._rotaries, self._chosen, strict=bool(self._chosen)):
+            name, kind = _buffer(layer), module.rope_type
+            before.append((module, name, getattr(module, name), kind))
+            setattr(module, name, frequencies)
+            module.rope_type = FIXED if layer is None else {**kind, layer: FIXED}
+        try:
+            yield
+        finally:
+            for module, name, own, kind in reversed(before):
+                setattr(module, name, own)
+                module.rope_type = kind
+
+    def check(self, limit: int) -> None:
+        """Raise UnsupportedModelError where frequencies cannot be kept past a limit at which they change."""
+        near = torch.arange(2, device=next(iter(self._devices()), None))[None]
+        far = torch.cat([near, near + 2 * limit], dim=1)
+        self.choose(near)
+        for module, layer in self._rotaries:
+            own = _embed(module, layer, near)
+            with self.kept():
+                kept = _embed(module, layer, far)
+            if not all(torch.equal(a, b[:, :2]) for a, b in zip(own, kept, strict=True)):
+                raise UnsupportedModelError(_UNKNOWN)
+        if not self._rotaries:
+            raise UnsupportedModelError(_UNKNOWN)
+
+    def _devices(self) -> list[torch.device]:
+        return [getattr(module, _buffer(layer)).device for module, layer in self._rotaries]
+
+
+_UNKNOWN = (
+    "the rope frequencies of this base model change with the length of the text in a way that is not known here; "
+    "choose another base model, or one without rope scaling"
+)
+
+
+def check_rope(base_lm: PreTrainedModel) -> None:
+    """Raise UnsupportedModelError where rope frequencies depend on the length in a way that is not known here."""
+    limit = steady_length(base_lm.config)
+    if limit is not None:
+        Frequencies(base_lm).check(limit)
+
+
+def check_cached(base_lm: PreTrainedModel, position_ids: Tensor, n_past: int) -> None:
+    """Raise SettingsError where cached keys were made with other frequencies than the new tokens have.
+
+    Args:
+        base_lm: the base model.
+        position_ids: [B, S], of all tokens.
+        n_past: how many of the S are in the cache.
+    """
+    limit = steady_length(base_lm.config)
+    if limit is None or n_past == 0 or (length := int(position_ids.max()) + 1) <= limit:
+        return
+    always = any(map(_is_dynamic, _settings(base_lm.config).values()))
+    if always or int(position_ids[:, :n_past].max()) < limit:
+        raise SettingsError(
+            f"a text of {length} tokens is past the {limit} at which the rope frequencies of this "
+            f"{base_lm.config.model_type} model change, but its cache was filled with other frequencies: give "
+            f"use_cache=False, or keep prompt and new tokens within {limit}"
+        )
+
+
+def _buffer(layer: str | None, name: str = "inv_freq") -> str:
+    return name if layer is None else f"{layer}_{name}"
+
+
+def _rope_type(module: Any, layer: str | None) -> str:
+    return module.rope_type if layer is None else module.rope_type[layer]
+
+
+def _embed(module: Any, layer: str | None, position_ids: Tensor) -> Any:
+    like = torch.zeros((), device=position_ids.device)
+    return module(like, position_ids, **({} if layer is None else {"layer_type": layer}))

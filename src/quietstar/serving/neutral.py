@@ -1,0 +1,99 @@
+"""Fields of OpenAI's protocol that are not supported: accepted where they ask for nothing, refused with other values.
+
+Clients send them unasked, with the value that changes nothing. Null changes nothing in any of them.
+"""
+
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+
+def only(*values: Any, otherwise: str = "it is not supported here") -> BeforeValidator:
+    """Accepts null and these values, of exactly their types."""
+    allowed = " or ".join(json.dumps(value) for value in values) or "null"
+
+    def check(value: Any) -> Any:
+        if value is not None and not any(_is_same(value, each) for each in values):
+            raise ValueError(f"{otherwise}; give {allowed}, or leave it out")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Equal as JSON, where false is not 0."""
+    return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
+
+
+def _text(value: Any) -> Any:
+    if value is not None and not isinstance(value, str):
+        raise ValueError("give a text, or leave it out")
+    return value
+
+
+def _tags(value: Any) -> Any:
+    if value is not None and not (isinstance(value, dict) and all(isinstance(tag, str) for tag in value.values())):
+        raise ValueError("give an object whose values are texts, or leave it out")
+    return value
+
+
+NoTools = Annotated[Any, only([])]
+RecordedText = Annotated[Any, BeforeValidator(_text)]
+"""a text for records that this server does not keep"""
+_POLICY = "where the model thinks is said by think"
+
+
+class Neutral(BaseModel):
+    """Of completions and chat completions."""
+
+    frequency_penalty: Annotated[Any, only(0)] = None
+    presence_penalty: Annotated[Any, only(0)] = None
+    logit_bias: Annotated[Any, only({})] = None
+    logprobs: Annotated[Any, only(False)] = None
+
+
+class NeutralCompletion(Neutral):
+    """Of completions."""
+
+    best_of: Annotated[int, Field(ge=1)] | None = None
+    """as many as n, if given"""
+    echo: Annotated[Any, only(False)] = None
+    suffix: Annotated[Any, only("")] = None
+
+
+class NeutralChat(Neutral):
+    """Of chat completions."""
+
+    audio: Annotated[Any, only()] = None
+    function_call: Annotated[Any, only("none", "auto")] = None
+    functions: NoTools = None
+    metadata: Annotated[Any, BeforeValidator(_tags)] = None
+    modalities: Annotated[Any, only(["text"])] = None
+    moderation: Annotated[Any, only()] = None
+    parallel_tool_calls: Annotated[Any, only(True, False)] = None
+    prediction: Annotated[Any, only()] = None
+    prompt_cache_key: RecordedText = None
+    prompt_cache_options: Annotated[Any, only({"mode": "implicit"})] = None
+    prompt_cache_retention: Annotated[Any, only("in_memory")] = None
+    reasoning_effort: Annotated[Any, only(otherwise=_POLICY)] = None
+    response_format: Annotated[Any, only({"type": "text"})] = None
+    safety_identifier: RecordedText = None
+    service_tier: Annotated[Any, only("auto", "default")] = None
+    store: Annotated[Any, only(False)] = None
+    tool_choice: Annotated[Any, only("none", "auto")] = None
+    tools: NoTools = None
+    top_logprobs: Annotated[Any, only(0)] = None
+    verbosity: Annotated[Any, only("medium")] = None
+    web_search_options: Annotated[Any, only()] = None
+
+
+class NeutralMessage(BaseModel):
+    """Of a message, which may be an answer that is sent back as it came."""
+
+    annotations: Annotated[Any, only([])] = None
+    audio: Annotated[Any, only()] = None
+    function_call: Annotated[Any, only()] = None
+    reasoning_content: RecordedText = None
+    refusal: Annotated[Any, only()] = None
+    tool_calls: NoTools = None
