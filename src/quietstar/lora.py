@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from quietstar.errors import SettingsError
 from quietstar.extras import need
+from quietstar.precision import train_in_float32
 
 
 def add_lora(base_lm: PreTrainedModel, settings: dict[str, Any]) -> dict[str, Any]:
@@ -46,9 +47,7 @@ def add_lora(base_lm: PreTrainedModel, settings: dict[str, Any]) -> dict[str, An
         if ".lora_" in name:
             module._is_hf_initialized = True  # or transformers draws them anew, as any linear layer
     train_adapters_only(base_lm)
-    for parameter in base_lm.parameters():
-        if parameter.requires_grad:  # a step of 1e-4 is lost in bfloat16
-            parameter.data = parameter.data.float()
+    train_in_float32(base_lm)
     targets = config.target_modules
     return {**settings, "target_modules": targets if isinstance(targets, str) else sorted(targets)}
 

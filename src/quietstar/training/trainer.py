@@ -13,10 +13,12 @@ from quietstar.base import holds_thinking_model, load_tokenizer
 from quietstar.errors import SettingsError
 from quietstar.learn import IGNORED, Counts
 from quietstar.model import QuietStarForCausalLM, QuietStarOutput
+from quietstar.precision import train_in_float32
 from quietstar.processes import Processes
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.callbacks import FollowEpoch, ProgressLines, ShowThoughts
 from quietstar.training.data import TextCollator, pad_token_id
+from quietstar.training.masters import warn_of_lost_updates
 from quietstar.training.positions import draw_positions
 from quietstar.training.reports import WriteReports
 from quietstar.training.streaming import StreamingTrainer
@@ -32,7 +34,7 @@ class QuietStarTrainer(StreamingTrainer):
 
     Args:
         model: a QuietStarForCausalLM; or a name or folder of one, or of a base model to give thoughts to; or a
-            base model itself.
+            base model itself. Given by name, the weights that train are loaded in float32; a model is taken as it is.
         args: the settings of the method in it are written into the model's config.
         processing_class: the tokenizer; None loads the one that lies with a model given by name.
         data_collator: None pads on the right.
@@ -84,6 +86,9 @@ class QuietStarTrainer(StreamingTrainer):
             self.add_callback(ShowThoughts(self.eval_dataset, self.data_collator, args.thoughts_shown))
         if args.eval_report_rows and processing_class is not None:
             self.add_callback(WriteReports(self.eval_dataset, args.eval_report_rows, processing_class))
+        has_copies = self.is_deepspeed_enabled or (self.is_fsdp_enabled and (args.bf16 or args.fp16))  # in float32
+        if not has_copies and self.is_world_process_zero():
+            warn_of_lost_updates(self.model)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -272,19 +277,23 @@ def thinking_model(
         args: its method settings override the model's.
         tokenizer: of the model.
         settings: further fields of QuietStarConfig and arguments of `from_pretrained`, for a model that is made
-            here from a base model.
+            here from a base model. Where they name no dtype, the weights that train become float32, and frozen ones
+            stay as they are stored.
 
     Raises:
         SettingsError: a setting that can no longer be changed in a thinking model.
     """
     method = args.method_settings()
     set_seed(args.seed)  # the mixing head is drawn at random
-    if isinstance(model, (str, Path)) and not holds_thinking_model(model):
-        return QuietStarForCausalLM.from_base(str(model), tokenizer=tokenizer, **method, **settings)
-    if isinstance(model, (str, Path)):
+    name = model if isinstance(model, (str, Path)) else None
+    if name is not None and not holds_thinking_model(name):
+        model = QuietStarForCausalLM.from_base(str(name), tokenizer=tokenizer, **method, **settings)
+    elif name is not None:
         if fixed := sorted(settings.keys() & {"lora"}):
-            raise SettingsError(f"{model} thinks already; {', '.join(fixed)} can only be given to a base model")
-        model = QuietStarForCausalLM.from_pretrained(str(model), **settings)
+            raise SettingsError(f"{name} thinks already; {', '.join(fixed)} can only be given to a base model")
+        model = QuietStarForCausalLM.from_pretrained(str(name), **settings)
+    if name is not None and settings.get("dtype", "auto") == "auto":
+        train_in_float32(model)
     if not isinstance(model, QuietStarForCausalLM):
         return QuietStarForCausalLM.from_base(model, tokenizer=tokenizer, **method)
     text = method.pop("initial_thought_text", model.config.initial_thought_text)
