@@ -41,7 +41,8 @@ class PlanArguments:
     model: str = option("mistralai/Mistral-7B-v0.1", "base or thinking model: hub name or folder", MODEL)
     dtype: str = option(
         "auto",
-        f"weights are loaded as: {', '.join(DTYPES)} (auto: those that train in float32, frozen ones as they are stored)",
+        f"weights are loaded as: {', '.join(DTYPES)} (auto: those that train in float32, frozen ones as they are "
+        "stored)",
         MODEL,
     )
     trust_remote_code: bool = option(False, "run code that lies beside the model on the hub", MODEL)

@@ -16,9 +16,9 @@ def warn_of_lost_updates(model: nn.Module) -> None:
         return
     name, smallest = str(dtype).removeprefix("torch."), torch.finfo(dtype).eps / 2
     logger.warning(
-        "the weights that train are %s, and an update smaller than %.2g of a weight is lost, as nearly all are at usual "
-        "learning rates; load the model in float32 (--dtype auto or float32; from Python dtype=torch.float32): with "
-        "bf16 on, it computes in bfloat16 all the same",
+        "the weights that train are %s, and an update smaller than %.2g of a weight is lost, as nearly all are at "
+        "usual learning rates; load the model in float32 (--dtype auto or float32; from Python dtype=torch.float32): "
+        "with bf16 on, it computes in bfloat16 all the same",
         name,
         smallest,
     )
