@@ -126,12 +126,13 @@ def memory(setting: Setting) -> Iterator[dict[str, Any]]:
 def resuming(setting: Setting) -> Iterator[dict[str, Any]]:
     """Four steps at a time, and two after two: the same weights, bit by bit, thoughts sampled."""
     config = AutoConfig.for_model("llama", **(TINY if setting.dry_run else SMALL))
-    rows = random_rows(64, 24 if setting.dry_run else 128, config.vocab_size)
+    rows = random_rows(64, 8 if setting.dry_run else 128, config.vocab_size)
 
     def weights_after(folder: str, steps: int, seed: int, checkpoint: str | None = None) -> dict[str, torch.Tensor]:
         model = thinking(config, setting.device, n_ahead=5)
         how = dict(max_steps=steps, save_strategy="steps", save_steps=2, save_total_limit=None, learning_rate=1e-3)
-        trainer = trainer_of(model, rows, folder, setting, per_device_train_batch_size=4, **how)
+        batches = dict(per_device_train_batch_size=4, gradient_accumulation_steps=2)
+        trainer = trainer_of(model, rows, folder, setting, **batches, **how)
         torch.manual_seed(seed)  # of the GPU, too: what was drawn before must not matter
         trainer.train(resume_from_checkpoint=checkpoint)
         return {name: of.detach().cpu().clone() for name, of in trainer.model.named_parameters()}
@@ -248,7 +249,7 @@ def lora_on_smollm2(setting: Setting) -> Iterator[dict[str, Any]]:
             n_ahead=4,
             n_ahead_talk=2,
             per_device_train_batch_size=2 if setting.dry_run else 8,
-            per_device_eval_batch_size=8,
+            per_device_eval_batch_size=2 if setting.dry_run else 8,
             gradient_accumulation_steps=1,
             eval_steps=20,
             save_strategy="no",

@@ -6,11 +6,18 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import gpu
 import pytest
 import speed
+import torch
+
+from quietstar.scaling.memory import Numbers, highest
+from quietstar.scaling.shape import shape_of
+from quietstar.scaling.step import Step
+from quietstar.scaling.strategies import ONE, held_by
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "speed.py"
 
@@ -166,6 +173,18 @@ def found(name, *args, **kwargs):
     return None if name.partition(".")[0] in {MISSING} else find(name, *args, **kwargs)
 importlib.machinery.PathFinder.find_spec = staticmethod(found)
 """
+
+
+@pytest.mark.parametrize("name", speed.ROWS["cuda"])
+def test_rows_of_a_gpu_fit_into_80_gib(name: str) -> None:
+    row = speed.ROWS["cuda"][name]
+    numbers = Numbers(weights=torch.float32 if row.masters else torch.bfloat16, autocast=row.masters)
+    shape = shape_of(speed.base_config("cuda"))
+    held, _ = held_by(shape, numbers, ONE, 1)
+    step = Step(
+        B=row.batch, S=row.length, n_ahead=row.n_ahead, M=row.n_ahead_talk, P=2, fraction=1.0, checkpointing=False
+    )
+    assert highest(shape, step, numbers, replace(held, optimizer=0.0)).total < 0.9 * 78 * 2**30
 
 
 @pytest.mark.slow
