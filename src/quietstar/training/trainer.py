@@ -285,15 +285,8 @@ def thinking_model(
     """
     method = args.method_settings()
     set_seed(args.seed)  # the mixing head is drawn at random
-    name = model if isinstance(model, (str, Path)) else None
-    if name is not None and not holds_thinking_model(name):
-        model = QuietStarForCausalLM.from_base(str(name), tokenizer=tokenizer, **method, **settings)
-    elif name is not None:
-        if fixed := sorted(settings.keys() & {"lora"}):
-            raise SettingsError(f"{name} thinks already; {', '.join(fixed)} can only be given to a base model")
-        model = QuietStarForCausalLM.from_pretrained(str(name), **settings)
-    if name is not None and settings.get("dtype", "auto") == "auto":
-        train_in_float32(model)
+    if isinstance(model, (str, Path)):
+        model = _by_name(str(model), tokenizer, method, settings)
     if not isinstance(model, QuietStarForCausalLM):
         return QuietStarForCausalLM.from_base(model, tokenizer=tokenizer, **method)
     text = method.pop("initial_thought_text", model.config.initial_thought_text)
@@ -305,4 +298,18 @@ def thinking_model(
     for name, value in method.items():
         setattr(model.config, name, value)
     model.config.check()
+    return model
+
+
+def _by_name(
+    name: str, tokenizer: PreTrainedTokenizerBase | None, method: dict[str, Any], settings: dict[str, Any]
+) -> QuietStarForCausalLM:
+    if not holds_thinking_model(name):
+        model = QuietStarForCausalLM.from_base(name, tokenizer=tokenizer, **method, **settings)
+    elif fixed := sorted(settings.keys() & {"lora"}):
+        raise SettingsError(f"{name} thinks already; {', '.join(fixed)} can only be given to a base model")
+    else:
+        model = QuietStarForCausalLM.from_pretrained(name, **settings)
+    if settings.get("dtype", "auto") == "auto":
+        train_in_float32(model)
     return model
