@@ -72,10 +72,17 @@ def build(device: str, n_ahead: int) -> QuietStarForCausalLM:
     return model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
 
 
-def measure(model: QuietStarForCausalLM, batch: int, length: int, n_tokens: int, rounds: int) -> dict[str, float]:
+def measure(
+    model: QuietStarForCausalLM,
+    batch: int,
+    length: int,
+    n_tokens: int,
+    rounds: int,
+    policies: Sequence[str] = POLICIES,
+) -> dict[str, float]:
     """Median milliseconds of a step: the base model's, and with thoughts by each policy."""
     prompts = torch.randint(model.config.vocab_size, (batch, length), device=model.device)
-    times: dict[str, list[float]] = {name: [] for name in ("base", *POLICIES)}
+    times: dict[str, list[float]] = {name: [] for name in ("base", *policies)}
     for number in range(rounds + 1):
         for name, found in times.items():
             thinking = name != "base"

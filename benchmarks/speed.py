@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                          every row of the CPU table (make bench: some of them)
     python benchmarks/speed.py --rows train score       those rows only
-    python benchmarks/speed.py --device cuda            the GPU table: Qwen3-0.6B's shape, random weights, bfloat16
+    python benchmarks/speed.py --device cuda            the GPU table: Qwen3-0.6B's shape, random weights
     python benchmarks/speed.py --backend dense          the same rows with dense masks
     python benchmarks/speed.py --profile --rows train   where a row's time goes, by torch.profiler
     python benchmarks/speed.py --malloc default         memory taken from the system anew in every step
@@ -86,6 +86,8 @@ class Row:
     layers: int = 0
     """layers of the base model, where they are not the shape's"""
     backend: str = "auto"
+    masters: bool = False
+    """on a GPU: weights in float32 and products in bfloat16 by autocast, as `quietstar train` has them"""
 
     @property
     def text_lengths(self) -> tuple[int, ...]:
@@ -114,10 +116,30 @@ ROWS = {
         "score-answer": replace(SCORE, what="score an answer of 4 tokens", answer=4),
     },
     "cuda": {
-        f"{backend}-{length}": Row("train", 8192 // length, length, n_ahead=8, bfloat16=True, backend=backend)
-        for backend, length in (("flex", 512), ("split", 512), ("flex", 1024), ("split", 1024), ("dense", 1024))
+        f"{backend}-{length}{'-float32' if masters else ''}": Row(
+            "train, float32 weights" if masters else "train",
+            1024 // length,
+            length,
+            n_ahead=8,
+            bfloat16=True,
+            backend=backend,
+            masters=masters,
+        )
+        for length, backend, masters in (
+            (512, "split", True),
+            (512, "flex", True),
+            (1024, "split", True),
+            (1024, "flex", True),
+            (512, "split", False),
+            (512, "flex", False),
+            (1024, "split", False),
+            (1024, "flex", False),
+            (512, "dense", False),
+            (1024, "dense", False),
+        )
     },
 }
+"""rows of a GPU fit into 80 GiB"""
 
 
 PAIRS = {"cpu": (("train-11", "train"), ("train-512", "train"), ("train-ragged", "train")), "cuda": ()}
@@ -172,7 +194,7 @@ class Bench:
         torch.set_num_threads(threads)
         torch.manual_seed(0)
         self.row, self.device = row, device
-        self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self.dtype = torch.bfloat16 if device == "cuda" and not row.masters else torch.float32
         self.config = base_config(device, row.layers)
         with torch.device(device):
             self.base_lm: PreTrainedModel = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype)
@@ -200,7 +222,9 @@ class Bench:
                 self.base_lm(input_ids=self.input_ids, use_cache=False)
             return
         self.base_lm.zero_grad(set_to_none=True)
-        self.base_lm(**self.text, use_cache=False).loss.backward()
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.row.masters):
+            loss = self.base_lm(**self.text, use_cache=False).loss
+        loss.backward()
 
     def step(self, model: QuietStarForCausalLM) -> None:
         """A step of the thinking model."""
@@ -215,7 +239,7 @@ class Bench:
         if row.checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.zero_grad(set_to_none=True)
-        with torch.autocast(self.device, torch.bfloat16, enabled=row.bfloat16 and self.device == "cpu"):
+        with torch.autocast(self.device, torch.bfloat16, enabled=row.bfloat16 and self.dtype == torch.float32):
             loss = model(**self.text, loss_only=True).loss
         loss.backward()
         if row.checkpointing:

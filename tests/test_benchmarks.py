@@ -1,13 +1,23 @@
 """The benchmark runs, counts what the method needs, and refuses what it cannot run."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import gpu
 import pytest
 import speed
+import torch
+
+from quietstar.scaling.memory import Numbers, highest
+from quietstar.scaling.shape import shape_of
+from quietstar.scaling.step import Step
+from quietstar.scaling.strategies import ONE, held_by
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "speed.py"
 
@@ -101,3 +111,97 @@ def test_serving_is_timed_beside_generate(tmp_path: Path) -> None:
     seconds = json.loads(out.read_text())["seconds"]
     assert set(seconds) == {"one by one", "all at once", "generate"}
     assert min(min(of) for of in seconds.values()) > 0
+
+
+PRINTS = """
+print('hello'); print('FIGURE {"what": "a | b", "found": "1", "aim": "2", "met": false}', flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "state", "why"),
+    [("", "done", ""), ("raise ValueError('no')", "failed", "ValueError: no"), ("while 1: 1", "out of time", "")],
+)
+def test_a_part_keeps_the_figures_that_it_has(then: str, state: str, why: str, tmp_path: Path) -> None:
+    report, outcome, log = gpu.Report(tmp_path, {"machine": "none"}), gpu.Outcome("mine", "what it says"), io.StringIO()
+    report.outcomes.append(outcome)
+    gpu.run_part(outcome, [sys.executable, "-c", PRINTS + then], 5.0, report, log)
+    assert (outcome.state, outcome.why) == (state, why)
+    assert not outcome.is_well
+    assert log.getvalue().startswith("hello\n")
+    report.write()
+    (part,) = json.loads((tmp_path / "results.json").read_text())["parts"]
+    assert [figure["found"] for figure in part["figures"]] == ["1"]
+    page = (tmp_path / "gpu.md").read_text()
+    assert page.startswith("machine none\n\n| part | what |")
+    assert "|  | a \\| b | 1 | 2 | **no** |" in page
+
+
+def test_parts_end_with_their_time_and_leave_the_rest_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    import gpu_parts
+
+    limits: dict[str, float] = {}
+
+    def ended(outcome: gpu.Outcome, command: list[str], seconds: float, *_: object) -> None:
+        limits[outcome.part] = seconds
+        outcome.state = "done"
+
+    monkeypatch.setattr(gpu, "run_part", ended)
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--dry_run", "--minutes", "12", "--out", str(tmp_path)])
+    assert gpu.main() == 0
+    assert list(limits) == [part.name for part in gpu_parts.PARTS]
+    found = list(limits.values())
+    assert found == sorted(found)  # those before took no time
+    assert 715 < found[-1] <= 720
+    assert sum(part.seconds for part in gpu_parts.PARTS) == 720
+    assert set(os.listdir(tmp_path)) == {"results.json", "gpu.md", "log.txt"}
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--out", str(tmp_path), "--parts", "fly"])
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main()
+    assert "no part is named fly; choose from golden" in capsys.readouterr().err
+
+
+MISSING = ("datasets", "matplotlib", "bitsandbytes", "deepspeed", "lm_eval", "fastapi", "uvicorn", "playwright")
+MISSING += ("pandas", "prometheus_client", "zstandard", "httpx", "xdist", "pytest_timeout")
+"""what GPU machines lack"""
+WITHOUT = f"""
+import importlib.machinery
+find = importlib.machinery.PathFinder.find_spec
+def found(name, *args, **kwargs):
+    return None if name.partition(".")[0] in {MISSING} else find(name, *args, **kwargs)
+importlib.machinery.PathFinder.find_spec = staticmethod(found)
+"""
+
+
+@pytest.mark.parametrize("name", speed.ROWS["cuda"])
+def test_rows_of_a_gpu_fit_into_80_gib(name: str) -> None:
+    row = speed.ROWS["cuda"][name]
+    numbers = Numbers(weights=torch.float32 if row.masters else torch.bfloat16, autocast=row.masters)
+    shape = shape_of(speed.base_config("cuda"))
+    held, _ = held_by(shape, numbers, ONE, 1)
+    step = Step(
+        B=row.batch, S=row.length, n_ahead=row.n_ahead, M=row.n_ahead_talk, P=2, fraction=1.0, checkpointing=False
+    )
+    assert highest(shape, step, numbers, replace(held, optimizer=0.0)).total < 0.9 * 78 * 2**30
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_every_part_of_a_gpus_quarter_of_an_hour_runs_tiny_on_a_cpu(tmp_path: Path) -> None:
+    """Without the packages that GPU machines lack."""
+    pytest.importorskip("peft", reason="peft is not installed (extra: lora)")
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(SCRIPT.with_name("gpu.py")), "--dry_run", "--minutes", "20"]
+    began = time.monotonic()
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, env=environment)
+    assert time.monotonic() - began < 1230
+    assert done.returncode == 0, done.stdout + (tmp_path / "out" / "log.txt").read_text()
+    parts = {part["part"]: part for part in json.loads((tmp_path / "out" / "results.json").read_text())["parts"]}
+    assert all(part["state"] == "done" and part["figures"] for part in parts.values())
+    said = {name: part["figures"][0]["found"] + part["figures"][0]["what"] for name, part in parts.items()}
+    assert "bitsandbytes is not installed" in said["qlora"]
+    assert "straight to the engine (fastapi, uvicorn, prometheus_client, httpx not installed)" in said["serve"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import simple_parse_args_string
 
 from quietstar.evaluation.__main__ import main
 from quietstar.evaluation.harness import QuietStarLM
@@ -50,7 +51,7 @@ test_split: test
 output_type: loglikelihood_rolling
 doc_to_text: ""
 doc_to_target: "{{question}}"
-metric_list: [{metric: word_perplexity}]
+metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]
 """
 
 
@@ -137,6 +138,29 @@ def test_thoughts_change_what_is_written(folder: Path) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+@pytest.mark.parametrize(
+    ("words", "options", "expected"),
+    [
+        ("", {"device": "cuda:0", "batch_size": 1}, {"device": "auto"}),  # as lm-eval's command gives its defaults
+        ("", {"device": "cpu", "batch_size": 4, "max_batch_size": None}, {"device": "cpu", "batch_size": 4}),
+        (",device=cpu,batch_size=2", {"device": "cuda:0", "batch_size": 1}, {"device": "cpu", "batch_size": 2}),
+    ],
+    ids=["defaults", "asked for", "in model_args"],
+)
+def test_what_lm_eval_hands_over_by_default_is_no_wish(
+    words: str, options: dict[str, Any], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+
+    class Noted(QuietStarLM):
+        def __init__(self, pretrained: str, *, device: str = "auto", batch_size: int = 1, **others: Any) -> None:
+            made.append({"pretrained": pretrained, "device": device, "batch_size": batch_size, **others})
+
+    Noted.create_from_arg_string(f"pretrained=here{words}", options)
+    Noted.create_from_arg_obj(simple_parse_args_string(f"pretrained=here{words}"), options)
+    assert made == [{"pretrained": "here", "batch_size": 1, **expected}] * 2
+
+
 @pytest.mark.slow
 def test_its_own_command_knows_the_name(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
@@ -150,10 +174,8 @@ def test_its_own_command_knows_the_name(
         str(tmp_path / "out"),
         "--limit",
         "3",
-        "--device",
-        "cpu",
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
     model = f"pretrained={folder / 'thinking'},think="
     words = [*command, "--model_args", f"{model}entropy:2.5"]
@@ -168,7 +190,8 @@ def test_its_own_command_knows_the_name(
 def test_evaluate_runs_it(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     """Figures with intervals and differences beside the others; an unknown task is named."""
     out = tmp_path / "out"
-    options = ["--lm_eval", "local_choice,local_write", "--lm_eval_path", str(folder / "tasks"), "--limit", "5"]
+    tasks = "local_choice,local_write,local_read"
+    options = ["--lm_eval", tasks, "--lm_eval_path", str(folder / "tasks"), "--limit", "5"]
     assert run(folder, out, *options) == 0
     results = json.loads((out / "results.json").read_text())
     found = {(each["task"], each["measure"], each["mode"]): each for each in results["results"]}
@@ -176,6 +199,18 @@ def test_evaluate_runs_it(folder: Path, tmp_path: Path, capfd: pytest.CaptureFix
         assert found[task, measure, "base"]["estimate"]["n"] == 5
         assert found[task, measure, "thinking"]["difference"] is not None
         assert found[task, measure, "thinking"]["samples_per_second"] > 0
+    table = (out / "results.md").read_text()
+    for measure in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
+        base, thinking = (found["local_read", measure, mode] for mode in ("base", "thinking"))
+        for mode, line in (("base", base), ("thinking", thinking)):
+            theirs = results["lm_eval"][mode]["local_read"]["results"]["local_read"][f"{measure},none"]
+            estimate = line["estimate"]
+            assert estimate["value"] == pytest.approx(theirs, rel=1e-6)
+            assert estimate["low"] < theirs < estimate["high"]
+            assert f"| local_read | {measure} | {mode} | 5 | {estimate['value']:.4f} |" in table
+        gain = thinking["estimate"]["value"] - base["estimate"]["value"]
+        assert thinking["difference"]["value"] == pytest.approx(gain)
+        assert thinking["difference"]["low"] <= gain <= thinking["difference"]["high"]
     assert set(results["lm_eval"]) == {"base", "thinking"}
     assert run(folder, tmp_path / "other", "--lm_eval", "local_chance") == 2
     assert "lm-eval knows no task local_chance" in capfd.readouterr().err

@@ -52,10 +52,23 @@ def test_adapters_are_counted_only_where_they_are_needed(monkeypatch):
     assert plan(PlanArguments(model=QWEN)).chosen is not None
 
 
+def test_weights_that_train_are_counted_in_float32_and_frozen_ones_as_they_are_stored():
+    """As `quietstar train` loads them."""
+    pytest.importorskip("peft", reason="peft is not installed (extra: lora)")
+    for settings, size in (
+        (dict(), 4),
+        (dict(dtype="bfloat16"), 2),
+        (dict(lora=True), 2),
+        (dict(lora=True, dtype="float32"), 4),
+    ):
+        found = plan(PlanArguments(model=QWEN, **settings))
+        assert found.args.numbers(found.shape).weight_size == size, settings
+
+
 def test_gradients_of_the_batches_before_take_memory():
     """Whole ones, on each GPU, but under DeepSpeed."""
     one, many = (plan(PlanArguments(model=QWEN, gpus=8, gradient_accumulation_steps=n)) for n in (1, 8))
     for few, more in zip(one.ways, many.ways, strict=True):
-        each = 4 / 8 if few.strategy.name == "ZeRO-3" else 2
+        each = {"ZeRO-3": 4 / 8, "DDP": 4}.get(few.strategy.name, 2)
         more_bytes = more.moment.total - few.moment.total
         assert more_bytes == pytest.approx(each * one.shape.n_base, rel=0.3), few.strategy.name

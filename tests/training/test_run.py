@@ -1,5 +1,6 @@
 """A whole run: its folder holds all that is needed, repeats exactly, goes on where it stopped."""
 
+import copy
 import json
 import math
 import shutil
@@ -313,6 +314,66 @@ def test_in_bfloat16_what_learns_in_small_steps_stays_float32(base, texts, tmp_p
         name: p.dtype for name, p in made[0].model.named_parameters()
     }
     assert torch.equal(logits_of(loaded), logits_of(made[0].model))
+
+
+@pytest.fixture(scope="module")
+def stored_in_bfloat16(base, tmp_path_factory) -> Path:
+    """The base model, stored in bfloat16, and the same weights in float32 beside it."""
+    folder = tmp_path_factory.mktemp("stored")
+    half = LlamaForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    for name, model in (("half", half), ("full", copy.deepcopy(half).float())):
+        model.save_pretrained(folder / name)
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder / name)
+    return folder
+
+
+SMALL_STEPS = dict(learning_rate=1e-5, max_steps=3, policy_weight=0.0)
+
+
+@pytest.mark.parametrize("how", [{}, ORIGINAL], ids=["thinking", "original"])
+def test_weights_stored_in_bfloat16_move_as_those_in_float32(stored_in_bfloat16, texts, tmp_path, caplog, how):
+    settings = {**SMALL_STEPS, **how}
+    for name in ("half", "full"):
+        train(stored_in_bfloat16 / name, texts, tmp_path / name, **settings)
+    assert "is lost" not in caplog.text
+    before = weights(stored_in_bfloat16 / "full")
+    half, full = weights(tmp_path / "half"), weights(tmp_path / "full")
+    assert all(value.dtype == torch.float32 for value in half.values())
+    assert all(torch.equal(value, full[name]) for name, value in half.items())
+    assert share_moved(before, half) > 0.7  # rows of tokens that never come stay
+    if how:
+        return
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "half")
+    assert all(parameter.dtype == torch.float32 for parameter in loaded.parameters())
+    train(tmp_path / "half", texts, tmp_path / "on", dtype="bfloat16", **SMALL_STEPS)  # one that thinks already
+    assert share_moved(half, weights(tmp_path / "on")) > 0  # rounded
+    assert "the weights that train are bfloat16" in caplog.text
+
+
+def test_updates_that_bfloat16_loses_are_told_once(stored_in_bfloat16, texts, tmp_path, caplog):
+    train(stored_in_bfloat16 / "half", texts, tmp_path / "run", dtype="bfloat16", **SMALL_STEPS)
+    assert caplog.text.count("an update smaller than 0.0039 of a weight is lost") == 1
+    assert share_moved(weights(stored_in_bfloat16 / "half"), weights(tmp_path / "run")) < 0.1
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_frozen_weights_stay_as_they_are_stored(stored_in_bfloat16, texts, tmp_path, caplog, dtype):
+    pytest.importorskip("peft", reason="peft is not installed (extra: lora)")
+    train(stored_in_bfloat16 / "half", texts, tmp_path / "run", dtype=dtype, **LORA)
+    train(tmp_path / "run", texts, tmp_path / "on", dtype=dtype)  # adapters that are there already
+    for folder in ("run", "on"):
+        for name, value in weights(tmp_path / folder).items():
+            in_full = ".lora_" in name or not name.startswith("base_lm.")
+            assert value.dtype == (torch.float32 if in_full else torch.bfloat16), (folder, name)
+    assert "is lost" not in caplog.text
+
+
+def share_moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
+    """Share of the base model's weights that are no longer what they were."""
+    names = {name: name if name in after else f"base_lm.{name}" for name in before}
+    names = {name: of for name, of in names.items() if "thought" not in of and "mixing" not in of}
+    moved = torch.cat([(before[name].float() != after[of].float()).flatten() for name, of in names.items()])
+    return float(moved.float().mean())
 
 
 def test_merged_weights_say_the_same(base, texts, tmp_path, made, monkeypatch):

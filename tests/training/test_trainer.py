@@ -614,6 +614,20 @@ def test_a_model_may_be_a_name_a_folder_of_ours_or_a_base_model(tmp_path):
     assert given.model.config.n_ahead == 4
 
 
+def test_a_model_is_taken_as_it_is_and_one_given_by_name_trains_in_float32(tmp_path, caplog):
+    folder = tmp_path / "half"
+    tiny_base().to(torch.bfloat16).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    named = QuietStarTrainer(str(folder), arguments(tmp_path / "run", n_ahead=4))
+    assert {parameter.dtype for parameter in named.model.parameters()} == {torch.float32}
+    assert "is lost" not in caplog.text
+    given = QuietStarTrainer(
+        tiny_base().to(torch.bfloat16), arguments(tmp_path / "run", n_ahead=4), processing_class=byte_tokenizer()
+    )
+    assert {parameter.dtype for parameter in given.model.base_lm.parameters()} == {torch.bfloat16}
+    assert caplog.text.count("the weights that train are bfloat16") == 1
+
+
 def test_where_thoughts_began_cannot_be_changed_later(tmp_path):
     with pytest.raises(SettingsError, match=r"initial_thought_text is 'hm', .* '---'"):
         QuietStarTrainer(model_of(), arguments(tmp_path, initial_thought_text="hm"))

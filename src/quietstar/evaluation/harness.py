@@ -7,14 +7,16 @@ script that imports this module may use the name as well. Answers that are score
 scored, texts that are generated at every token, each as the policy says.
 """
 
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from quietstar.errors import DataError, MissingExtraError, SettingsError
-from quietstar.evaluation.interval import bootstrap, share_of
+from quietstar.evaluation.interval import Estimate, bootstrap, bootstrap_ratios, share_of
 from quietstar.evaluation.report import Figure
 from quietstar.evaluation.scoring import Continuation, Speaker, Stopwatch, score
 from quietstar.loading import UseArguments, context_length, load_model
@@ -26,8 +28,10 @@ from quietstar.untrusted import reason
 try:
     import lm_eval
     from lm_eval.api.registry import register_model
+    from lm_eval.config.evaluate_config import EvaluatorConfig
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager, get_task_dict
+    from lm_eval.utils import simple_parse_args_string
 except ImportError as error:
     raise MissingExtraError("lm_eval", "lm-eval", "tasks of lm-eval") from error
 
@@ -35,6 +39,14 @@ if TYPE_CHECKING:
     from quietstar.evaluation.run import Evaluation
 
 NUMBERS = (bool, int, float)
+
+OF_NLL: dict[str, Callable[[Tensor], Tensor]] = {
+    "perplexity": torch.exp,
+    "word_perplexity": torch.exp,
+    "byte_perplexity": torch.exp,
+    "bits_per_byte": lambda nll: nll / math.log(2),
+}
+"""lm-eval's measures that are no means over texts -> what is made of the nll of a text, a word or a byte"""
 
 
 @register_model("quietstar")
@@ -92,6 +104,22 @@ class QuietStarLM(HFLM):
         generator = torch.Generator(model.device).manual_seed(seed + self._rank)
         policy = ThinkPolicy.parse(think) if thinks else None
         self.speaker = Speaker(model, policy, args.thought_temperature, args.thought_top_p, generator)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Self:
+        """Of `--model_args` and lm-eval's own options; see `create_from_arg_obj`."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
+        """Of the model's arguments and lm-eval's own options, batch size and device, where the first do not name them.
+
+        lm-eval hands over its default device as if it had been asked for; a GPU is then taken where there is one.
+        """
+        options = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        if options.get("device") == EvaluatorConfig().device:
+            del options["device"]
+        return cls(**{**options, **arg_dict})
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """What each process has, one after the other."""
@@ -229,20 +257,43 @@ def add_figures(
     rows = sorted(samples[mode][task], key=lambda row: row["doc_id"])
     base = sorted(samples["base"][task], key=lambda row: row["doc_id"]) if mode == "thinking" else None
     for measure in rows[0].get("metrics", []):
-        if not all(isinstance(row.get(measure), NUMBERS) for row in rows):
+        if measure in OF_NLL:
+            estimate, difference = _of_nll(measure, rows, base)
+        elif all(isinstance(row.get(measure), NUMBERS) for row in rows):
+            estimate, difference = _mean(measure, rows, base)
+        else:
             continue
-        values = torch.tensor([float(row[measure]) for row in rows])
-        is_share = bool(((values == 0) | (values == 1)).all())
-        difference = None
-        if base is not None:
-            difference = bootstrap(values.double() - torch.tensor([float(row[measure]) for row in base]).double())
         figures.append(
-            Figure(
-                task=task,
-                measure=measure,
-                mode=mode,
-                estimate=share_of(values) if is_share else bootstrap(values),
-                difference=difference,
-                seconds=seconds,
-            )
+            Figure(task=task, measure=measure, mode=mode, estimate=estimate, difference=difference, seconds=seconds)
         )
+
+
+Rows = list[dict[str, Any]]
+
+
+def _mean(measure: str, rows: Rows, base: Rows | None) -> tuple[Estimate, Estimate | None]:
+    """Of a measure whose values are averaged, and its difference to the base model's."""
+    values = torch.tensor([float(row[measure]) for row in rows])
+    is_share = bool(((values == 0) | (values == 1)).all())
+    difference = None
+    if base is not None:
+        difference = bootstrap(values.double() - torch.tensor([float(row[measure]) for row in base]).double())
+    return share_of(values) if is_share else bootstrap(values), difference
+
+
+def _of_nll(measure: str, rows: Rows, base: Rows | None) -> tuple[Estimate, Estimate | None]:
+    """Of a measure that is made of all texts' nll, and its difference to the base model's, texts resampled."""
+    made_of = OF_NLL[measure]
+    sides = [[_logprob_and_length(row[measure]) for row in of] for of in (rows, base) if of is not None]
+    nll = -torch.tensor([[side[i][0] for side in sides] for i in range(len(rows))])
+    lengths = torch.tensor([[length] for _, length in sides[0]])
+    (estimate,) = bootstrap_ratios(nll[:, :1], lengths, made_of=made_of)
+    if base is None:
+        return estimate, None
+    (difference,) = bootstrap_ratios(nll, lengths, made_of=lambda of: made_of(of[..., :1]) - made_of(of[..., 1:]))
+    return estimate, difference
+
+
+def _logprob_and_length(value: Any) -> tuple[float, float]:
+    """What lm-eval keeps of a text: its log-probability, and mostly how many words or bytes it has."""
+    return (float(value), 1.0) if isinstance(value, NUMBERS) else (float(value[0]), float(value[1]))

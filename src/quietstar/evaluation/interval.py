@@ -1,5 +1,6 @@
 """Figures, and how sure they are."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 
@@ -78,13 +79,16 @@ def bootstrap(values: Tensor, weights: Tensor | None = None, seed: int = 0) -> E
     return bootstrap_ratios((values.double() * weights)[:, None], weights[:, None], seed)[0]
 
 
-def bootstrap_ratios(above: Tensor, below: Tensor, seed: int = 0) -> list[Estimate]:
-    """Ratios of F pairs of sums over the same items, all resampled alike.
+def bootstrap_ratios(
+    above: Tensor, below: Tensor, seed: int = 0, made_of: Callable[[Tensor], Tensor] = lambda ratios: ratios
+) -> list[Estimate]:
+    """Ratios of F pairs of sums over the same items, all resampled alike, or what is made of them.
 
     Args:
         above: [n, F], what is summed above the line.
         below: [n, F] or [n, 1], below it.
         seed: of the resamples.
+        made_of: ratios [..., F] -> figures [..., G] of which estimates are wanted.
 
     Raises:
         ValueError: there is no item.
@@ -99,8 +103,9 @@ def bootstrap_ratios(above: Tensor, below: Tensor, seed: int = 0) -> list[Estima
         drawn = torch.randint(n, (len(part), n), generator=generator)
         times = torch.zeros(len(part), n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
         ratios.append((times @ above) / (times @ below))
-    low, high = torch.cat(ratios).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).tolist()
-    values = (above.sum(0) / below.sum(0)).tolist()
+    resampled = made_of(torch.cat(ratios))
+    low, high = resampled.nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).tolist()
+    values = made_of(above.sum(0) / below.sum(0)).tolist()
     return [Estimate(*each, n=n) for each in zip(values, low, high, strict=True)]
 
 

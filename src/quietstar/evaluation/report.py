@@ -70,7 +70,7 @@ def _rate(per_second: float) -> str:
 
 
 def _is_share(measure: str) -> bool:
-    return not measure.startswith("nll")
+    return not measure.startswith("nll") and "perplexity" not in measure and measure != "bits_per_byte"
 
 
 def _value(measure: str, value: float) -> str:

@@ -39,7 +39,12 @@ class PlanArguments:
     """
 
     model: str = option("mistralai/Mistral-7B-v0.1", "base or thinking model: hub name or folder", MODEL)
-    dtype: str = option("auto", f"weights are loaded as: {', '.join(DTYPES)} (auto: as they are stored)", MODEL)
+    dtype: str = option(
+        "auto",
+        f"weights are loaded as: {', '.join(DTYPES)} (auto: those that train in float32, frozen ones as they are "
+        "stored)",
+        MODEL,
+    )
     trust_remote_code: bool = option(False, "run code that lies beside the model on the hub", MODEL)
     lora: bool = option(False, "train low-rank adapters, mixing head and thought embeddings; nothing else", MODEL)
     lora_r: int = option(16, "rank of the adapters", MODEL)
@@ -102,7 +107,8 @@ class PlanArguments:
 
     def numbers(self, shape: Shape) -> Numbers:
         """The precision of a model's weights, and of products."""
-        weights = shape.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+        stored = shape.dtype if self.lora else torch.float32  # as `quietstar train` loads them
+        weights = stored if self.dtype == "auto" else getattr(torch, self.dtype)
         return Numbers(weights=weights, autocast=self.bf16 is not False)
 
     def step(self, checkpointing: bool) -> Step:

@@ -39,7 +39,7 @@ def tables() -> Iterator[str]:
 
 
 def size_cells(found: Plan, shapes: dict[bool, Shape]) -> tuple[str, ...]:
-    """A model's sizes; what it keeps is that of bfloat16 weights."""
+    """A model's sizes; what it keeps is that of float32 weights under autocast."""
     shape = found.shape
     numbers = found.args.numbers(shape)
     kept = shape.kept(numbers.weights, autocast=numbers.autocast)

@@ -35,7 +35,12 @@ class ModelArguments:
     original: bool = option(
         False, "train the base model as it is, without thoughts: the baseline; saved as a plain model", MODEL
     )
-    dtype: str = option("auto", "weights are loaded as: auto (as they are stored), float32 or bfloat16", MODEL)
+    dtype: str = option(
+        "auto",
+        "weights are loaded as: auto (those that train in float32, frozen ones as they are stored), float32 or "
+        "bfloat16 (small updates are lost)",
+        MODEL,
+    )
     attention_backend: str = option(
         "auto", f"how branches attend: auto (the fastest that the model takes), {', '.join(BACKENDS)}", MODEL
     )

@@ -123,9 +123,8 @@ def prepare(
         tokenizer,
         **model_args.loading_settings(),
         **model_args.adapter_settings(),
+        freeze_base=model_args.freeze_base,
     )
-    if model_args.freeze_base:
-        model.freeze_base()
     if model_args.attention_backend != "auto":
         model.set_attention_backend(model_args.attention_backend)
     check_fit(model, tokenizer, data_args.max_length)

@@ -14,12 +14,14 @@ from quietstar.errors import SettingsError
 from quietstar.learn import IGNORED, Counts, Labels
 from quietstar.model import QuietStarForCausalLM, QuietStarOutput
 from quietstar.padding import suppress_padding
+from quietstar.precision import train_in_float32
 from quietstar.processes import Processes
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.callbacks import FollowEpoch, ProgressLines, ShowThoughts, WatchHealth
 from quietstar.training.data import TextCollator, pad_token_id
 from quietstar.training.health import HealthChecks
 from quietstar.training.held_out import HeldOut
+from quietstar.training.masters import warn_of_lost_updates
 from quietstar.training.optimizer import give_own_rate, parts_made_new
 from quietstar.training.positions import draw_positions
 from quietstar.training.reports import WriteReports
@@ -36,7 +38,7 @@ class QuietStarTrainer(StreamingTrainer):
 
     Args:
         model: a QuietStarForCausalLM; or a name or folder of one, or of a base model to give thoughts to; or a
-            base model itself.
+            base model itself. Given by name, the weights that train are loaded in float32; a model is taken as it is.
         args: the settings of the method in it are written into the model's config.
         processing_class: the tokenizer; None loads the one that lies with a model given by name.
         data_collator: None pads on the right.
@@ -91,6 +93,9 @@ class QuietStarTrainer(StreamingTrainer):
             self.add_callback(ShowThoughts(self.eval_dataset, self.data_collator, args.thoughts_shown))
         if args.eval_report_rows and processing_class is not None:
             self.add_callback(WriteReports(self.eval_dataset, args.eval_report_rows, processing_class))
+        has_copies = self.is_deepspeed_enabled or (self.is_fsdp_enabled and (args.bf16 or args.fp16))  # in float32
+        if not has_copies and self.is_world_process_zero():
+            warn_of_lost_updates(self.model)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -319,6 +324,8 @@ def thinking_model(
     model: str | Path | PreTrainedModel,
     args: QuietStarTrainingArguments,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    freeze_base: bool = False,
     **settings: Any,
 ) -> QuietStarForCausalLM:
     """The model to train, with the method's settings of a run.
@@ -327,20 +334,18 @@ def thinking_model(
         model: as QuietStarTrainer takes it.
         args: its method settings override the model's.
         tokenizer: of the model.
+        freeze_base: train mixing head, thought embeddings and adapters of branches alone, in a model given by name.
         settings: further fields of QuietStarConfig and arguments of `from_pretrained`, for a model that is made
-            here from a base model.
+            here from a base model. Where they name no dtype, the weights that train become float32, and frozen ones
+            stay as they are stored.
 
     Raises:
         SettingsError: a setting that can no longer be changed in a thinking model.
     """
     method = args.method_settings()
     set_seed(args.seed)  # the mixing head is drawn at random
-    if isinstance(model, (str, Path)) and not holds_thinking_model(model):
-        return QuietStarForCausalLM.from_base(str(model), tokenizer=tokenizer, **method, **settings)
     if isinstance(model, (str, Path)):
-        if fixed := sorted(settings.keys() & {"lora", "branch_adapters"}):
-            raise SettingsError(f"{model} thinks already; {', '.join(fixed)} can only be given to a base model")
-        model = QuietStarForCausalLM.from_pretrained(str(model), **settings)
+        model = _by_name(str(model), tokenizer, method, settings, freeze_base)
     if not isinstance(model, QuietStarForCausalLM):
         return QuietStarForCausalLM.from_base(model, tokenizer=tokenizer, **method)
     if tokenizer is not None:
@@ -354,4 +359,24 @@ def thinking_model(
     for name, value in method.items():
         setattr(model.config, name, value)
     model.config.check()
+    return model
+
+
+def _by_name(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    method: dict[str, Any],
+    settings: dict[str, Any],
+    freeze_base: bool,
+) -> QuietStarForCausalLM:
+    if not holds_thinking_model(name):
+        model = QuietStarForCausalLM.from_base(name, tokenizer=tokenizer, **method, **settings)
+    elif fixed := sorted(settings.keys() & {"lora", "branch_adapters"}):
+        raise SettingsError(f"{name} thinks already; {', '.join(fixed)} can only be given to a base model")
+    else:
+        model = QuietStarForCausalLM.from_pretrained(name, **settings)
+    if freeze_base:
+        model.freeze_base()
+    if settings.get("dtype", "auto") == "auto":
+        train_in_float32(model)
     return model

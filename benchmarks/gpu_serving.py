@@ -1,0 +1,108 @@
+"""The server under many clients, for `gpu.py`: by HTTP, or straight to the engine where no web server is installed."""
+
+import asyncio
+import importlib.util
+import queue
+import sys
+import time
+import types
+from typing import Any
+
+import torch
+from decoding import build
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from quietstar import QuietStarForCausalLM
+
+WEB = ("fastapi", "uvicorn", "prometheus_client", "httpx")
+
+
+def seconds_of(device: str, n_clients: int, n_tokens: int) -> tuple[str, dict[str, float]]:
+    """How clients asked, and seconds of each way until all had their tokens."""
+    model = build(device, 8)
+    model.generation_config.eos_token_id = None
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(16, 128, (n_clients,), generator=generator).tolist()
+    prompts = [torch.randint(3, 30_000, (n,), generator=generator).tolist() for n in lengths]
+    missing = [name for name in WEB if importlib.util.find_spec(name) is None]
+    if missing:
+        seconds = to_the_engine(model, prompts, n_tokens)
+        return f"straight to the engine ({', '.join(missing)} not installed)", seconds | whole(model, prompts, n_tokens)
+    import serving
+
+    with serving.served(model, n_clients) as url:
+        asyncio.run(serving.ask(url, prompts[:1], 1, at_once=True))
+        seconds = {
+            way: asyncio.run(serving.ask(url, prompts, n_tokens, at_once=way == "all at once"))
+            for way in ("one by one", "all at once")
+        }
+    return "by HTTP", seconds | whole(model, prompts, n_tokens)
+
+
+def whole(model: QuietStarForCausalLM, prompts: list[list[int]], n_tokens: int) -> dict[str, float]:
+    """Seconds of `generate` for all prompts as one batch, padded on the left."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(of)) + of for of in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(of)) + [1] * len(of) for of in prompts], device=model.device)
+    began = time.perf_counter()
+    model.generate(
+        ids, attention_mask=mask, max_new_tokens=n_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    return {"generate": time.perf_counter() - began}
+
+
+def to_the_engine(model: QuietStarForCausalLM, prompts: list[list[int]], n_tokens: int) -> dict[str, float]:
+    """Seconds of each way, without HTTP."""
+    if importlib.util.find_spec("prometheus_client") is None:
+        sys.modules["prometheus_client"] = _nothing_counted()
+    from quietstar.policy import ThinkPolicy
+    from quietstar.serving.arguments import ServeArguments
+    from quietstar.serving.batch import Thinking
+    from quietstar.serving.engine import Engine
+    from quietstar.serving.jobs import Job
+
+    words = {str(token): token for token in range(model.config.vocab_size)}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="0")))
+    engine = Engine(model, tokenizer, ServeArguments(max_batch=len(prompts)))
+    engine.start()
+    thinking = Thinking(ThinkPolicy.parse("always"))
+
+    def ask(of: list[list[int]], n: int) -> float:
+        """Seconds until all have their last token."""
+        events: queue.Queue[Any] = queue.Queue()
+        began = time.perf_counter()
+        for prompt in of:
+            engine.submit(Job(prompt_ids=prompt, thinking=thinking, max_tokens=n, seed=0, temperature=0.0), events.put)
+        n_open = len(of)
+        while n_open:
+            event = events.get(timeout=600)
+            if isinstance(event, Exception):
+                raise event
+            n_open -= getattr(event, "finish_reason", None) is not None
+        return time.perf_counter() - began
+
+    try:
+        ask(prompts[:1], 1)
+        return {
+            "one by one": sum(ask([prompt], n_tokens) for prompt in prompts),
+            "all at once": ask(prompts, n_tokens),
+        }
+    finally:
+        engine.stop()
+
+
+def _nothing_counted() -> types.ModuleType:
+    """In place of prometheus_client: counters that count nothing."""
+
+    class Nothing:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *args, **kwargs: self
+
+    module = types.ModuleType("prometheus_client")
+    for name in ("CollectorRegistry", "Counter", "Gauge", "Histogram", "generate_latest"):
+        setattr(module, name, Nothing)
+    return module
