@@ -201,7 +201,7 @@ def qlora(setting: Setting) -> Iterator[dict[str, Any]]:
         yield figure("QLoRA", "not run: bitsandbytes is not installed")
         return
     from quietstar.training.arguments import ModelArguments
-    from quietstar.training.trainer import thinking_model
+    from quietstar.training.model import thinking_model
 
     config = AutoConfig.for_model("llama", **(TINY if setting.dry_run else SMALL))
     with tempfile.TemporaryDirectory() as folder:
@@ -219,7 +219,7 @@ def qlora(setting: Setting) -> Iterator[dict[str, Any]]:
 def lora_on_smollm2(setting: Setting) -> Iterator[dict[str, Any]]:
     """The README's first training line on a real model: text of this project's pages, an eighth held out."""
     from quietstar.base import load_tokenizer
-    from quietstar.training.trainer import thinking_model
+    from quietstar.training.model import thinking_model
 
     with tempfile.TemporaryDirectory() as folder:
         model_at = setting.smollm2

@@ -13,7 +13,7 @@ from quietstar.loading import UseArguments, load_model
 from quietstar.padding import n_tokens, padding_ids, suppress_padding
 from quietstar.text_settings import suppressed_ids, text_settings
 from quietstar.training.arguments import QuietStarTrainingArguments
-from quietstar.training.trainer import thinking_model
+from quietstar.training.model import thinking_model
 from tests.serving.running import a_job, driven
 from tests.tiny import make_thoughtful, seeded, tiny_base
 from tests.tiny_tokenizer import byte_tokenizer, tiny_folder

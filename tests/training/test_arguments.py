@@ -11,7 +11,7 @@ from quietstar import QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.training import DataArguments, QuietStarTrainingArguments
 from quietstar.training.arguments import GROUPS, METHOD_SETTINGS, ModelArguments
-from quietstar.training.trainer import thinking_model
+from quietstar.training.model import thinking_model
 from tests.tiny import tiny_base
 
 

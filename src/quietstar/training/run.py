@@ -23,9 +23,10 @@ from quietstar.training import checkpoints
 from quietstar.training.arguments import ModelArguments, QuietStarTrainingArguments
 from quietstar.training.data import DataArguments, build_datasets
 from quietstar.training.dry_run import dry_run
+from quietstar.training.model import thinking_model
 from quietstar.training.signals import StopSignals
 from quietstar.training.stream import StreamedTextWindows
-from quietstar.training.trainer import QuietStarTrainer, thinking_model
+from quietstar.training.trainer import QuietStarTrainer
 from quietstar.training.windows import TextWindows
 from quietstar.trunk import check_reach
 from quietstar.untrusted import first_line

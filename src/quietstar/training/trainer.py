@@ -6,15 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
-from quietstar.base import holds_thinking_model, load_tokenizer
+from quietstar.base import load_tokenizer
 from quietstar.errors import SettingsError
 from quietstar.learn import IGNORED, Counts, Labels
 from quietstar.model import QuietStarForCausalLM, QuietStarOutput
-from quietstar.padding import suppress_padding
-from quietstar.precision import train_in_float32
 from quietstar.processes import Processes
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.callbacks import FollowEpoch, ProgressLines, ShowThoughts, WatchHealth
@@ -22,6 +20,7 @@ from quietstar.training.data import TextCollator, pad_token_id
 from quietstar.training.health import HealthChecks
 from quietstar.training.held_out import HeldOut
 from quietstar.training.masters import warn_of_lost_updates
+from quietstar.training.model import thinking_model
 from quietstar.training.optimizer import give_own_rate, parts_made_new
 from quietstar.training.positions import draw_positions
 from quietstar.training.reports import WriteReports
@@ -318,65 +317,3 @@ def check_evaluation(
             raise SettingsError(f"{name} was given for every evaluation, and no text is held out; give an eval_size")
         if getattr(args, name) and tokenizer is None:
             raise SettingsError(f"{name} was given, which needs a tokenizer; give processing_class")
-
-
-def thinking_model(
-    model: str | Path | PreTrainedModel,
-    args: QuietStarTrainingArguments,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    *,
-    freeze_base: bool = False,
-    **settings: Any,
-) -> QuietStarForCausalLM:
-    """The model to train, with the method's settings of a run.
-
-    Args:
-        model: as QuietStarTrainer takes it.
-        args: its method settings override the model's.
-        tokenizer: of the model.
-        freeze_base: train mixing head, thought embeddings and adapters of branches alone, in a model given by name.
-        settings: further fields of QuietStarConfig and arguments of `from_pretrained`, for a model that is made
-            here from a base model. Where they name no dtype, the weights that train become float32, and frozen ones
-            stay as they are stored.
-
-    Raises:
-        SettingsError: a setting that can no longer be changed in a thinking model.
-    """
-    method = args.method_settings()
-    set_seed(args.seed)  # the mixing head is drawn at random
-    if isinstance(model, (str, Path)):
-        model = _by_name(str(model), tokenizer, method, settings, freeze_base)
-    if not isinstance(model, QuietStarForCausalLM):
-        return QuietStarForCausalLM.from_base(model, tokenizer=tokenizer, **method)
-    if tokenizer is not None:
-        suppress_padding(model, tokenizer)
-    text = method.pop("initial_thought_text", model.config.initial_thought_text)
-    if text != model.config.initial_thought_text:
-        raise SettingsError(
-            f"initial_thought_text is {text!r}, but this model's thoughts began as "
-            f"{model.config.initial_thought_text!r} and are trained from there; leave it out"
-        )
-    for name, value in method.items():
-        setattr(model.config, name, value)
-    model.config.check()
-    return model
-
-
-def _by_name(
-    name: str,
-    tokenizer: PreTrainedTokenizerBase | None,
-    method: dict[str, Any],
-    settings: dict[str, Any],
-    freeze_base: bool,
-) -> QuietStarForCausalLM:
-    if not holds_thinking_model(name):
-        model = QuietStarForCausalLM.from_base(name, tokenizer=tokenizer, **method, **settings)
-    elif fixed := sorted(settings.keys() & {"lora", "branch_adapters"}):
-        raise SettingsError(f"{name} thinks already; {', '.join(fixed)} can only be given to a base model")
-    else:
-        model = QuietStarForCausalLM.from_pretrained(name, **settings)
-    if freeze_base:
-        model.freeze_base()
-    if settings.get("dtype", "auto") == "auto":
-        train_in_float32(model)
-    return model

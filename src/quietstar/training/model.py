@@ -1,0 +1,75 @@
+"""The model that a run trains: found by its name, given thoughts where it has none, with the run's settings."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from quietstar.base import holds_thinking_model
+from quietstar.errors import SettingsError
+from quietstar.model import QuietStarForCausalLM
+from quietstar.padding import suppress_padding
+from quietstar.precision import train_in_float32
+from quietstar.training.arguments import QuietStarTrainingArguments
+
+
+def thinking_model(
+    model: str | Path | PreTrainedModel,
+    args: QuietStarTrainingArguments,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    freeze_base: bool = False,
+    **settings: Any,
+) -> QuietStarForCausalLM:
+    """The model to train, with the method's settings of a run.
+
+    Args:
+        model: as QuietStarTrainer takes it.
+        args: its method settings override the model's.
+        tokenizer: of the model.
+        freeze_base: train mixing head, thought embeddings and adapters of branches alone, in a model given by name.
+        settings: further fields of QuietStarConfig and arguments of `from_pretrained`, for a model that is made
+            here from a base model. Where they name no dtype, the weights that train become float32, and frozen ones
+            stay as they are stored.
+
+    Raises:
+        SettingsError: a setting that can no longer be changed in a thinking model.
+    """
+    method = args.method_settings()
+    set_seed(args.seed)  # the mixing head is drawn at random
+    if isinstance(model, (str, Path)):
+        model = _by_name(str(model), tokenizer, method, settings, freeze_base)
+    if not isinstance(model, QuietStarForCausalLM):
+        return QuietStarForCausalLM.from_base(model, tokenizer=tokenizer, **method)
+    if tokenizer is not None:
+        suppress_padding(model, tokenizer)
+    text = method.pop("initial_thought_text", model.config.initial_thought_text)
+    if text != model.config.initial_thought_text:
+        raise SettingsError(
+            f"initial_thought_text is {text!r}, but this model's thoughts began as "
+            f"{model.config.initial_thought_text!r} and are trained from there; leave it out"
+        )
+    for name, value in method.items():
+        setattr(model.config, name, value)
+    model.config.check()
+    return model
+
+
+def _by_name(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    method: dict[str, Any],
+    settings: dict[str, Any],
+    freeze_base: bool,
+) -> QuietStarForCausalLM:
+    if not holds_thinking_model(name):
+        model = QuietStarForCausalLM.from_base(name, tokenizer=tokenizer, **method, **settings)
+    elif fixed := sorted(settings.keys() & {"lora", "branch_adapters"}):
+        raise SettingsError(f"{name} thinks already; {', '.join(fixed)} can only be given to a base model")
+    else:
+        model = QuietStarForCausalLM.from_pretrained(name, **settings)
+    if freeze_base:
+        model.freeze_base()
+    if settings.get("dtype", "auto") == "auto":
+        train_in_float32(model)
+    return model
