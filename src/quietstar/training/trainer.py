@@ -282,7 +282,8 @@ def thinking_model(
     if isinstance(model, (str, Path)) and not holds_thinking_model(model):
         return QuietStarForCausalLM.from_base(str(model), tokenizer=tokenizer, **method, **settings)
     if isinstance(model, (str, Path)):
-        if fixed := sorted(settings.keys() & {"lora"}):
+        only = {"lora": "lora", "quantization_config": "load_in_4bit"}  # as `from_base` takes them -> as options
+        if fixed := [option for name, option in only.items() if settings.get(name)]:
             raise SettingsError(f"{model} thinks already; {', '.join(fixed)} can only be given to a base model")
         model = QuietStarForCausalLM.from_pretrained(str(model), **settings)
     if not isinstance(model, QuietStarForCausalLM):
