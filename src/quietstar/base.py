@@ -21,10 +21,12 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from quietstar.attention import SplitAttention, attention_backend, default_backend
 from quietstar.config import QuietStarConfig
 from quietstar.errors import QuietStarError, SettingsError, UnsupportedModelError
+from quietstar.gguf import gguf_model, gguf_tokenizer, unpacked
 from quietstar.grid import ThoughtGrid
 from quietstar.padding import n_tokens
 from quietstar.rope import check_rope
 from quietstar.sharding import gathered, is_partitioned
+from quietstar.sources import find_source
 from quietstar.trunk import Trunk
 from quietstar.untrusted import check_alone, check_config, check_folder, first_line, loading
 
@@ -53,7 +55,7 @@ def give_thoughts(
     elif rest:
         raise SettingsError(f"{', '.join(sorted(rest))} is no setting; choose from {', '.join(sorted(SETTINGS))}")
     else:
-        base_lm = base
+        base_lm = unpacked(base)
     backend = best_backend(base_lm)
     tokenizer = tokenizer or load_tokenizer(base_lm.name_or_path)
     model = cls(QuietStarConfig(base_config=base_lm.config, **own), base_lm)
@@ -93,10 +95,10 @@ def first_thought_vector(base_lm: PreTrainedModel, text: str, tokenizer: Tokeniz
 
 
 def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
-    """An ordinary language model, by hub name or folder.
+    """An ordinary language model, by hub name, folder or GGUF file.
 
     Args:
-        name: hub name or folder.
+        name: as `find_source` takes it.
         kwargs: as `AutoModelForCausalLM.from_pretrained` takes them.
 
     Raises:
@@ -105,9 +107,12 @@ def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
         UnsupportedModelError: it is no decoder-only language model.
     """
     kwargs = {"trust_remote_code": False, **kwargs}
+    source = find_source(name, kwargs.pop("gguf_file", None), **hub_arguments(kwargs))
+    if source.gguf_file:
+        return gguf_model(source, **kwargs)
     with loading(name):
         check_alone(name, **hub_arguments(kwargs))
-        if not kwargs["trust_remote_code"] and "gguf_file" not in kwargs:
+        if not kwargs["trust_remote_code"]:
             _check_before_loading(str(name), **kwargs)
         return AutoModelForCausalLM.from_pretrained(str(name), **kwargs)
 
@@ -129,11 +134,13 @@ def _check_before_loading(
 
 
 def holds_thinking_model(name: str | Path) -> bool:
-    """Whether a folder or hub name holds a thinking model.
+    """Whether a folder or hub name holds a thinking model; a GGUF file never does.
 
     Raises:
         CheckpointError: a folder's config.json cannot be read.
     """
+    if find_source(name).gguf_file:
+        return False
     with loading(name) if Path(name, "config.json").is_file() else suppress(Exception):
         fields, _ = PreTrainedConfig.get_config_dict(str(name))
         return fields.get("model_type") == QuietStarConfig.model_type
@@ -141,9 +148,16 @@ def holds_thinking_model(name: str | Path) -> bool:
 
 
 def load_tokenizer(name: str | Path, **kwargs: Any) -> Tokenizer | None:
-    """The tokenizer of that hub name or folder; None where there is none that can be read."""
+    """The tokenizer of that hub name, folder or GGUF file; None where there is none that can be read.
+
+    Raises:
+        CheckpointError: a GGUF file is damaged, or its tokenizer is another one than it says.
+    """
     if not str(name):
         return None
+    source = find_source(name, kwargs.pop("gguf_file", None), **hub_arguments(kwargs))
+    if source.gguf_file:
+        return gguf_tokenizer(source, **kwargs)
     try:
         return AutoTokenizer.from_pretrained(str(name), **{"trust_remote_code": False, **kwargs})
     except Exception:  # the tokenizers library raises no other

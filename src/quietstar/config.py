@@ -21,6 +21,8 @@ from quietstar.untrusted import (
 )
 
 INNER_IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
+HOW_LOADED = frozenset({"_name_or_path", "_model_name_or_path", "gguf_file"})
+"""fields of a base model's config that say where its weights came from, and nothing of the model"""
 
 NAMES = "a list of modules' names"
 LORA = {
@@ -139,6 +141,13 @@ class QuietStarConfig(PreTrainedConfig):
                 "config.json that save_pretrained wrote"
             ) from error
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as they are saved: nothing in them says where the base model was loaded from."""
+        fields = super().to_dict()
+        if isinstance(fields.get("base_config"), Mapping):
+            fields["base_config"] = _of_the_model(fields["base_config"])
+        return fields
+
     def check(self) -> None:
         """Raise SettingsError where a setting is impossible."""
         at_least = {"n_ahead": 2, "n_ahead_talk": 1, "n_passes": 1}
@@ -241,7 +250,7 @@ def _base_config(fields: dict[str, Any]) -> PreTrainedConfig:
     if not isinstance(family, str) or family == QuietStarConfig.model_type:
         raise SettingsError(f"base_config has model_type {shown(family)}; give that of an ordinary language model")
     try:
-        fields = _fields(fields, "base_config")
+        fields = _of_the_model(_fields(fields, "base_config"))
         check_fields(fields, "base_config")
         return AutoConfig.for_model(family, **fields)
     except QuietStarError:
@@ -251,6 +260,36 @@ def _base_config(fields: dict[str, Any]) -> PreTrainedConfig:
             f"base_config is none of model_type {shown(family)} ({reason(error)}); give "
             "the fields that transformers knows"
         ) from error
+
+
+def _of_the_model(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a base model's config without those that say how its weights were loaded.
+
+    Weights of a GGUF file are unpacked as they are read, whatever its quantization_config says.
+    """
+    fields = {name: value for name, value in fields.items() if name not in HOW_LOADED}
+    if packing_of(fields.get("quantization_config")) == "gguf":
+        del fields["quantization_config"]
+    return fields
+
+
+def packing_of(quantization_config: Any) -> str | None:
+    """The method by which weights are packed; None where they are not."""
+    if isinstance(quantization_config, Mapping):
+        method = quantization_config.get("quant_method")
+    else:
+        method = getattr(quantization_config, "quant_method", None)
+    return None if method is None else str(getattr(method, "value", method))
+
+
+def check_unpacked(config: QuietStarConfig, folder: str | Path) -> None:
+    """Raise CheckpointError where a thinking model was saved with its base model's weights in 4 or 8 bits."""
+    if packing_of(getattr(config.base_config, "quantization_config", None)) == "bitsandbytes":
+        raise CheckpointError(
+            f"{folder} holds a thinking model whose base model's weights are still packed by bitsandbytes, and is not "
+            "loaded; a checkpoint of a run in 4 bits is for --resume, which ends with an ordinary folder: for one of "
+            "your own, call base_lm.dequantize() before save_pretrained"
+        )
 
 
 def _fields(fields: dict[str, Any], where: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from quietstar.fields import option
 from quietstar.model import QuietStarForCausalLM
 from quietstar.padding import suppress_padding
 from quietstar.policy import ThinkPolicy
+from quietstar.sources import SUFFIX, find_source
 from quietstar.untrusted import first_line
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -65,7 +66,7 @@ def load_model(
     """A model in evaluation mode, and its tokenizer.
 
     Args:
-        name: folder or hub name, of a thinking model unless `original`.
+        name: folder, hub name or GGUF file, of a thinking model unless `original`.
         args: where and how.
         original: it is a plain model, or a thinking model's base model is wanted.
 
@@ -74,10 +75,10 @@ def load_model(
         SettingsError: there is no such device.
     """
     device = pick_device(args.device)
-    tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
     thinks = holds_thinking_model(name)
-    if not (thinks or original) and Path(name, "config.json").is_file():
-        raise CheckpointError(_PLAIN.format(str(name)))
+    if not (thinks or original) and (find_source(name).gguf_file or Path(name, "config.json").is_file()):
+        raise _does_not_think(name, args)
+    tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
     how = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
     model: PreTrainedModel = (
         QuietStarForCausalLM.from_pretrained(str(name), **how) if thinks else load_base(name, **how)
@@ -93,7 +94,7 @@ def load_model(
             model.set_attention_backend(args.attention_backend)
         model = model.base_lm if original else model
     elif not original:
-        raise CheckpointError(_PLAIN.format(str(name)))
+        raise _does_not_think(name, args)
     else:
         check_head(model)
     if tokenizer.pad_token is None:
@@ -102,7 +103,9 @@ def load_model(
     return model.to(device).eval(), tokenizer
 
 
-_PLAIN = "{!r} is a plain model that does not think: train it, or add --original to use it as it is"
+def _does_not_think(name: str | Path, args: UseArguments) -> CheckpointError:
+    hint = ", or add --original to use it as it is" if hasattr(args, "original") else " (quietstar train --model ...)"
+    return CheckpointError(f"{str(name)!r} is a plain model that does not think: train it{hint}")
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -118,8 +121,9 @@ def text_after(tokenizer: PreTrainedTokenizerBase, ids: list[int], n_before: int
 
 
 def name_of(model: str) -> str:
-    """The last part of a folder's or a hub name; "." has one of its own."""
-    return Path(model).resolve().name if model else ""
+    """The last part of a folder's or a hub name, or of a GGUF file's without its suffix; "." has one of its own."""
+    path = Path(model).resolve()
+    return (path.stem if path.suffix.lower() == SUFFIX else path.name) if model else ""
 
 
 def pick_device(name: str) -> torch.device:

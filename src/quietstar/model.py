@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache
 from quietstar.attention import attention_backend, default_backend
 from quietstar.base import best_backend, check_base, give_thoughts, hub_arguments
 from quietstar.checks import check_arguments, check_thoughts
-from quietstar.config import QuietStarConfig
+from quietstar.config import QuietStarConfig, check_unpacked
 from quietstar.errors import CheckpointError, SettingsError
 from quietstar.generation import ThinkingGeneration
 from quietstar.grid import default_position_ids
@@ -42,6 +42,7 @@ from quietstar.predict import (
     where_thoughts_count,
 )
 from quietstar.rope import check_cached
+from quietstar.ties import say_whether_tied
 from quietstar.trunk import Trunk, check_reach
 from quietstar.untrusted import check_alone, check_folder, loading
 
@@ -69,6 +70,8 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         super().__init__(config)
         if base_lm is None:
             base_lm = AutoModelForCausalLM.from_config(config.base_config)
+        else:
+            say_whether_tied(base_lm)
         self.base_lm = base_lm
         config.base_config = base_lm.config
         if config.lora is not None:
@@ -320,10 +323,11 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         """Give a base model thoughts. A fresh model predicts exactly as its base model does.
 
         Args:
-            base: hub name or folder of a decoder-only model, or the model itself, which becomes `base_lm`.
+            base: hub name, folder or GGUF file of a decoder-only model, `smollm2-135m` (see `quietstar.sources`), or
+                the model itself, which becomes `base_lm`.
             tokenizer: finds the token that start and end begin as; None loads the base model's own.
             settings: fields of QuietStarConfig; where `base` is a name, the rest goes to
-                `AutoModelForCausalLM.from_pretrained` (dtype, device_map, revision, ...).
+                `AutoModelForCausalLM.from_pretrained` (dtype, device_map, revision, gguf_file, ...).
 
         Raises:
             SettingsError: an unknown or impossible setting.
@@ -351,6 +355,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
                 config = kwargs.get("config")
                 if not isinstance(config, QuietStarConfig):
                     config = QuietStarConfig.from_pretrained(config or folder)
+                check_unpacked(config, folder)
                 check_folder(folder, lambda: cls(copy.deepcopy(config)))
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if missing := sorted(info["missing_keys"]):
@@ -360,6 +365,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             )
         if model.config.lora is not None:
             train_adapters_only(model.base_lm)
+        say_whether_tied(model.base_lm)
         model.attention = attention_backend(best_backend(model.base_lm), model.base_lm)
         return (model, info) if wants_info else model
 

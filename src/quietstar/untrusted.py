@@ -184,16 +184,30 @@ def check_folder(folder: Path, skeleton: Callable[[], nn.Module]) -> None:
     """
     for index in sorted(folder.glob("*.index.json")):
         shards_of(index)
+    n_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS)
+    check_size(str(folder), n_bytes, skeleton)
+
+
+def check_size(name: str, n_bytes: int, skeleton: Callable[[], nn.Module]) -> None:
+    """Compare the size of weights' files with the model that a config describes, before memory is taken for it.
+
+    Args:
+        name: of the model, for the message.
+        n_bytes: of the files.
+        skeleton: makes the model; it is called on the meta device.
+
+    Raises:
+        CheckpointError: the weights are far too few.
+    """
     if is_deepspeed_zero3_enabled():  # which makes models in a way of its own
         return
     with torch.device("meta"):
         model = skeleton()
     n_weights = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
-    n_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS)
     if n_weights > SLACK + DENSEST * n_bytes:
         raise CheckpointError(
-            f"{folder} has {n_bytes} bytes of weights, and its config describes a model of {n_weights}; give a folder "
-            "whose config.json and weights belong together"
+            f"{name} has {n_bytes} bytes of weights, and its config describes a model of {n_weights}; give one "
+            "whose config and weights belong together"
         )
 
 

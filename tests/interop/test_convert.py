@@ -49,7 +49,7 @@ def original_folder(folder: Path, *, with_tokenizer: bool = True) -> Path:
 
 def our_folder(folder: Path, family: str = "mistral", n_words: int = WORDS, **settings: object) -> Path:
     """A thinking model of ours with its tokenizer."""
-    model = tiny_model(family, base=dict(vocab_size=n_words), **({"n_ahead": 5} | settings))
+    model = tiny_model(family, **({"base": dict(vocab_size=n_words), "n_ahead": 5} | settings))
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
@@ -158,6 +158,43 @@ def test_tokens_and_rows_meet_where_the_embeddings_are_padded(tmp_path):
     start, end = tokenizer.convert_tokens_to_ids(list(THOUGHT_TOKENS))
     torch.testing.assert_close(state["model.embed_tokens.weight"][start], ours.thought_embeddings.start)
     torch.testing.assert_close(state["model.embed_tokens.weight"][end], ours.thought_embeddings.end)
+
+
+@pytest.mark.parametrize("n_further", [0, 5])
+def test_tables_that_were_one_are_two_and_the_config_says_so(tmp_path, n_further):
+    """The released code's rows stand in the embeddings, and zeros in their place in the LM head."""
+    source = our_folder(tmp_path / "ours", base=dict(vocab_size=WORDS + n_further, tie_word_embeddings=True))
+    convert(str(source), tmp_path / "theirs")
+    state = load_file(tmp_path / "theirs" / "model.safetensors")
+    assert json.loads((tmp_path / "theirs" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert not torch.equal(state["lm_head.weight"], state["model.embed_tokens.weight"])
+    convert(str(tmp_path / "theirs"), tmp_path / "again", n_ahead=5)
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (source, tmp_path / "again"))
+    torch.testing.assert_close(logits_of(after)[..., :WORDS], logits_of(before)[..., :WORDS], rtol=1e-5, atol=1e-5)
+
+
+def test_tables_that_are_one_are_stored_once(tmp_path):
+    """Of a model that has the released code's rows already."""
+    model = tiny_model("mistral", base=dict(vocab_size=WORDS, tie_word_embeddings=True), n_ahead=5)
+    model.config.base_config.max_thoughts = 9
+    model.save_original(tmp_path / "theirs")
+    assert "lm_head.weight" not in load_file(tmp_path / "theirs" / "model.safetensors")
+    assert json.loads((tmp_path / "theirs" / "config.json").read_text())["tie_word_embeddings"] is True
+    again = QuietStarForCausalLM.from_original(tmp_path / "theirs", n_ahead=5, suppressed_token_ids=[])
+    torch.testing.assert_close(logits_of(again), logits_of(model), rtol=1e-5, atol=1e-5)
+
+
+def test_a_gguf_file_becomes_an_ordinary_folder(tmp_path):
+    tiny_gguf = pytest.importorskip("tests.tiny_gguf")
+    original = tiny_gguf.tiny_llama()
+    file = tiny_gguf.write_gguf(tmp_path / "tiny.gguf", original)
+    with pytest.raises(CheckpointError, match="is a plain model; leave n_ahead out"):
+        convert(str(file), tmp_path / "folder", n_ahead=4)
+    assert convert(str(file), tmp_path / "folder") == "plain"
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
+    assert torch.equal(plain(torch.arange(5, 17)[None]).logits, original(torch.arange(5, 17)[None]).logits)
+    words = AutoTokenizer.from_pretrained(tmp_path / "folder")("ab ab")["input_ids"]
+    assert words == tiny_gguf.reference_tokenizer()("ab ab")["input_ids"]
 
 
 def test_special_tokens_that_were_there_stay_special(tmp_path):

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quietstar import QuietStarForCausalLM
-from quietstar.errors import MissingExtraError, SettingsError
+from quietstar.errors import CheckpointError, MissingExtraError, SettingsError
 from quietstar.training.arguments import ModelArguments
 from tests.tiny_tokenizer import tiny_folder
 from tests.training.test_run import texts, train  # noqa: F401  (a fixture)
@@ -47,6 +47,26 @@ def test_it_goes_on_bit_by_bit(base, texts, tmp_path, monkeypatch):  # noqa: F81
     models = [QuietStarForCausalLM.from_pretrained(tmp_path / name) for name in ("straight", "stopped")]
     for (name, ours), theirs in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+def test_a_model_that_is_still_packed_is_no_folder_to_load(base, tmp_path):
+    """Its weights lie in a model within the model, where transformers does not unpack them."""
+    model = QuietStarForCausalLM.from_base(base, **ModelArguments(**QLORA).loading_settings())
+    model.save_pretrained(tmp_path / "packed")
+    with pytest.raises(CheckpointError, match=r"still packed by bitsandbytes.*call base_lm.dequantize\(\) before"):
+        QuietStarForCausalLM.from_pretrained(tmp_path / "packed")
+    model.base_lm.dequantize()
+    model.save_pretrained(tmp_path / "unpacked")
+    config = json.loads((tmp_path / "unpacked" / "config.json").read_text())
+    assert not any("quantization" in name for name in (*config, *config["base_config"]))
+    QuietStarForCausalLM.from_pretrained(tmp_path / "unpacked").save_pretrained(tmp_path / "again")
+
+
+def test_a_thinking_model_is_not_packed(base, texts, tmp_path):  # noqa: F811
+    QuietStarForCausalLM.from_base(base).save_pretrained(tmp_path / "thinking")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "thinking")
+    with pytest.raises(SettingsError, match="thinks already; lora, load_in_4bit can only be given to a base model"):
+        train(tmp_path / "thinking", texts, tmp_path / "run", **QLORA)
 
 
 def test_weights_in_4_bits_do_not_train():

@@ -1,7 +1,13 @@
-"""`quietstar convert`: checkpoints of the released code, in and out."""
+"""`quietstar convert`: checkpoints of the released code, in and out, and models out of GGUF files."""
 
 from quietstar.cli.options import OneLineParser, say
 from quietstar.interop.convert import convert
+
+WRITTEN = {
+    "original": "a checkpoint of the released code",
+    "quietstar": "a checkpoint of ours",
+    "plain": "a plain model: train it",
+}
 
 
 def main(argv: list[str]) -> None:
@@ -9,11 +15,11 @@ def main(argv: list[str]) -> None:
     parser = OneLineParser(
         prog="quietstar convert",
         description="Turn a checkpoint of the released Quiet-STaR code into one of ours, or one of ours with a "
-        "Mistral base into one that the released code reads; put a training checkpoint of shards together. Which of "
-        "them is seen from the source.",
+        "Mistral base into one that the released code reads; put a training checkpoint of shards together; unpack a "
+        "GGUF file into an ordinary folder. Which of them is seen from the source.",
         allow_abbrev=False,
     )
-    parser.add_argument("source", help="folder or hub name, such as ezelikman/quietstar-8-ahead")
+    parser.add_argument("source", help="folder or hub name, such as ezelikman/quietstar-8-ahead, or GGUF file")
     parser.add_argument("target", help="folder to write; empty or not there yet")
     parser.add_argument(
         "--n_ahead",
@@ -25,4 +31,4 @@ def main(argv: list[str]) -> None:
     given = vars(parser.parse_args(argv))
     source, target = given.pop("source"), given.pop("target")
     kind = convert(source, target, **{name: value for name, value in given.items() if value is not None})
-    say(f"wrote {target}, a checkpoint of {'the released code' if kind == 'original' else 'ours'}")
+    say(f"wrote {target}, {WRITTEN[kind]}")

@@ -15,7 +15,7 @@ def main(argv: list[str]) -> None:
         EvaluateArguments,
         groups=(WHAT, THOUGHTS, VOTES, RUN, MODEL),
         config=True,
-        positional={"model": "folder or hub name of a thinking model; of any with --original"},
+        positional={"model": "folder or hub name of a thinking model; with --original any model, also a GGUF file"},
     )
     args, given = parse(parser, argv, EvaluateArguments, rest=True)
     evaluate(given["model"], args, config=given["config"])

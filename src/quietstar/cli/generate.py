@@ -12,7 +12,10 @@ def main(argv: list[str]) -> None:
         "Continue prompts, thinking before each token. Without a prompt, each line of standard input is one.",
         GenerateArguments,
         groups=(TEXT, THOUGHTS, MODEL),
-        positional={"model": "folder or hub name of a thinking model", "prompt?": "text to go on from"},
+        positional={
+            "model": "folder or hub name of a thinking model; with --original any model, also a GGUF file",
+            "prompt?": "text to go on from",
+        },
     )
     args, given = parse(parser, argv, GenerateArguments, rest=True)
     speak(given["model"], given["prompt"], args)

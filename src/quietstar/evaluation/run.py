@@ -25,7 +25,7 @@ from quietstar.evaluation.report import Figure
 from quietstar.evaluation.scoring import Continuation, Speaker
 from quietstar.evaluation.tasks import Item, Task, find_task, load_items, parse_data
 from quietstar.folders import MARKER, alone_in, claim, refuse_full, refuse_holding, versions
-from quietstar.loading import context_length, load_model
+from quietstar.loading import context_length, load_model, name_of
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
 from quietstar.processes import Processes
@@ -103,7 +103,7 @@ def evaluate(
     """
     processes = Processes.launched(use_cpu=args.device == "cpu")
     console = console or Console(stderr=True, width=None if sys.stderr.isatty() else 160)
-    folder = Path(args.output_dir or f"runs/{Path(model_name).name or 'model'}-evaluation")
+    folder = Path(args.output_dir or f"runs/{name_of(model_name) or 'model'}-evaluation")
     settings = {"model": model_name, "settings": asdict(args), "versions": versions()}
     refuse_full(folder, overwrite=args.overwrite, resume=args.resume)
     paths = parse_data(args.data)

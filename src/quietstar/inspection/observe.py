@@ -144,7 +144,7 @@ class _Tracing:
         return Trace(
             columns=columns,
             labels={each.name: each.label for each in self.interventions},
-            model=name or name_of(self.model.config.name_or_path) or type(self.model.base_lm).__name__,
+            model=name or self._name_of_model(),
             settings=self._settings() | origin,
             is_own=texts[0].is_own,
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -154,6 +154,11 @@ class _Tracing:
         self.n_done += 1
         if self.progress is not None:
             self.progress(self.n_done, self.n_passes)
+
+    def _name_of_model(self) -> str:
+        """That of its folder, or of the base model's where it was made of one just now."""
+        where = self.model.config.name_or_path or self.model.base_lm.name_or_path
+        return name_of(where) or type(self.model.base_lm).__name__
 
     def _settings(self) -> dict[str, Any]:
         settings = self.settings

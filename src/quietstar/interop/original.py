@@ -24,6 +24,7 @@ from quietstar.attention import attention_backend
 from quietstar.base import HUB_ARGUMENTS, best_backend, load_base, load_tokenizer
 from quietstar.config import QuietStarConfig
 from quietstar.errors import CheckpointError, UnsupportedModelError
+from quietstar.ties import is_tied
 from quietstar.untrusted import check_fields, first_line, loading, shards_of, shown
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def save_original(
     fields = config.base_config.to_dict()
     fields |= LAYOUT | {"max_thoughts": (config.n_ahead + 1) + config.n_ahead_talk + 1}
     fields["architectures"] = ["MistralForCausalLM"]
+    tied = is_tied(model.base_lm)
     rescale = config.embedding_scale / 100.0
     for name, parameter in _heads(model).items():
         value = parameter.detach().cpu()
@@ -168,6 +170,10 @@ def save_original(
             if name in state:
                 state[name] = with_rows(state[name], ids, values)
                 fields["vocab_size"] = len(state[name])
+        tied = False
+    fields["tie_word_embeddings"] = tied
+    if tied:
+        del state["lm_head.weight"]
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(_plain(fields), indent=2) + "\n")
     save_torch_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, str(path))

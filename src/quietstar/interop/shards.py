@@ -49,6 +49,11 @@ def consolidate(checkpoint: Path, folder: Path) -> None:
         config = QuietStarConfig.from_pretrained(checkpoint)
         with torch.device("meta"):
             model = QuietStarForCausalLM(config)
+    if tied := getattr(model, "all_tied_weights_keys", {}).keys() & state.keys():
+        raise CheckpointError(
+            f"{checkpoint} has {min(tied)}, and its config says that it is one with the embeddings; set "
+            "tie_word_embeddings to false in the base_config of its config.json"
+        )
     expected = without_tied(model, model.state_dict())
     if missing := sorted(expected.keys() - state.keys()):
         raise CheckpointError(f"{checkpoint} lacks {len(missing)} of the model's weights, first {missing[0]}")

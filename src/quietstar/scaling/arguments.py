@@ -38,7 +38,9 @@ class PlanArguments:
         SettingsError: a value is impossible.
     """
 
-    model: str = option("mistralai/Mistral-7B-v0.1", "base or thinking model: hub name or folder", MODEL)
+    model: str = option(
+        "mistralai/Mistral-7B-v0.1", "base or thinking model: hub name, folder, GGUF file, or smollm2-135m", MODEL
+    )
     dtype: str = option(
         "auto",
         f"weights are loaded as: {', '.join(DTYPES)} (auto: those that train in float32, frozen ones as they are "

@@ -14,10 +14,14 @@ from transformers.pytorch_utils import Conv1D
 from quietstar.attention import default_backend
 from quietstar.attention.hook import own_implementation
 from quietstar.base import holds_thinking_model, loading
+from quietstar.config import packing_of
 from quietstar.errors import SettingsError, UnsupportedModelError
+from quietstar.gguf import gguf_config
 from quietstar.heads import MixingHead, ThoughtEmbeddings
 from quietstar.lora import add_lora
 from quietstar.scaling.kept import Kept, count_kept, counting, with_layers
+from quietstar.sources import find_source
+from quietstar.ties import is_tied
 from quietstar.untrusted import check_config
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -203,13 +207,13 @@ def shape_of(config: PreTrainedConfig, name: str = "", lora: dict[str, Any] | No
         n_adapters=_count_adapters(config, lora) if lora else 0,
         n_thoughts=sum(parameter.numel() for parameter in thoughts.parameters()),
         n_table=base_lm.get_input_embeddings().weight.numel(),
-        is_tied=base_lm.get_input_embeddings().weight is base_lm.get_output_embeddings().weight,
+        is_tied=is_tied(base_lm),
         keeps_scores=_keeps_scores(base_lm),
     )
 
 
 def read_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config of a model by hub name or folder; of the few in PUBLISHED without a hub.
+    """The config of a model by hub name, folder or GGUF file; of the few in PUBLISHED without a hub.
 
     Raises:
         CheckpointError: there is none of that name, or the hub cannot be reached.
@@ -220,13 +224,18 @@ def read_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
         return AutoConfig.for_model(sizes.pop("model_type"), **sizes)
     if not name:
         raise SettingsError("model is empty; give a hub name, or a folder with config.json")
-    with loading(name):
-        if not (trust_remote_code or holds_thinking_model(name)):  # whose config looks through itself
-            check_config(name)
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    source = find_source(name)
+    config = gguf_config(source) if source.gguf_file else _ordinary_config(name, trust_remote_code)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{name} is an encoder-decoder; choose a decoder-only model")
     return config
+
+
+def _ordinary_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
+    with loading(name):
+        if not (trust_remote_code or holds_thinking_model(name)):  # whose config looks through itself
+            check_config(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
 def _check_counted(name: str, config: PreTrainedConfig, layers: list[nn.Module]) -> None:
@@ -255,9 +264,8 @@ def _check_counted(name: str, config: PreTrainedConfig, layers: list[nn.Module])
 def _check_text_is_all(name: str, config: PreTrainedConfig, text_lm: PreTrainedModel) -> None:
     """Raise UnsupportedModelError where a model is loaded with more than its text model, or packed."""
     if packed := getattr(config, "quantization_config", None):
-        method = packed.get("quant_method") if isinstance(packed, dict) else getattr(packed, "quant_method", None)
         raise UnsupportedModelError(
-            f"the weights of {name} are packed (quantization_config: {getattr(method, 'value', method)}), and do not "
+            f"the weights of {name} are packed (quantization_config: {packing_of(packed)}), and do not "
             "train; plan with the model that they were made of, and --lora --load_in_4bit"
         )
     if config.get_text_config() is config:

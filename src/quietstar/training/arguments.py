@@ -30,7 +30,9 @@ class ModelArguments:
     """Which model to train, and which of its weights."""
 
     model: str = option(
-        "mistralai/Mistral-7B-v0.1", "base model, or thinking model to go on with: hub name or folder", MODEL
+        "mistralai/Mistral-7B-v0.1",
+        "base model, or thinking model to go on with: hub name, folder, GGUF file, or smollm2-135m (docs/models.md)",
+        MODEL,
     )
     original: bool = option(
         False, "train the base model as it is, without thoughts: the baseline; saved as a plain model", MODEL

@@ -55,6 +55,10 @@ def thinking_model(
     return model
 
 
+OF_BASE_MODELS = {"lora": "lora", "branch_adapters": "branch_adapters", "quantization_config": "load_in_4bit"}
+"""what only a base model can be given: argument of `from_base` -> option"""
+
+
 def _by_name(
     name: str,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -64,7 +68,7 @@ def _by_name(
 ) -> QuietStarForCausalLM:
     if not holds_thinking_model(name):
         model = QuietStarForCausalLM.from_base(name, tokenizer=tokenizer, **method, **settings)
-    elif fixed := sorted(settings.keys() & {"lora", "branch_adapters"}):
+    elif fixed := [option for field, option in OF_BASE_MODELS.items() if settings.get(field)]:
         raise SettingsError(f"{name} thinks already; {', '.join(fixed)} can only be given to a base model")
     else:
         model = QuietStarForCausalLM.from_pretrained(name, **settings)

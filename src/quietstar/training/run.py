@@ -17,6 +17,7 @@ from quietstar.base import load_tokenizer
 from quietstar.checks import n_embeddings
 from quietstar.errors import CheckpointError, SettingsError
 from quietstar.folders import alone_in, claim, is_empty, refuse_full, refuse_holding, versions, write_whole
+from quietstar.loading import name_of
 from quietstar.model import QuietStarForCausalLM
 from quietstar.sharding import is_sharded
 from quietstar.training import checkpoints
@@ -284,6 +285,6 @@ def checkpoint_of(args: QuietStarTrainingArguments) -> Path | None:
 
 def default_folder(model_args: ModelArguments, args: QuietStarTrainingArguments) -> str:
     """runs/MODEL-N-ahead, or runs/MODEL-original."""
-    name = Path(model_args.model).name or "model"
+    name = name_of(model_args.model) or "model"
     n_ahead = args.n_ahead or quietstar.QuietStarConfig.n_ahead
     return f"runs/{name}-original" if model_args.original else f"runs/{name}-{n_ahead}-ahead"

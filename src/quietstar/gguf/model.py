@@ -1,0 +1,166 @@
+"""Models in GGUF files: config, weights and tokenizer, as if they came from an ordinary folder.
+
+transformers unpacks the weights. What it leaves behind of how they were packed is taken off at once, and what it makes
+of the tokenizer and the special tokens is compared with what the file says of them.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from quietstar.config import packing_of
+from quietstar.errors import CheckpointError, QuietStarError, SettingsError, UnsupportedModelError
+from quietstar.gguf.header import GGUFHeader, read_header
+from quietstar.gguf.tokens import TRANSFORMERS, checked, set_special_ids, special_ids
+from quietstar.sources import Source
+from quietstar.untrusted import check_alone, check_fields, check_size, reason, shown
+
+logger = logging.getLogger(__name__)
+
+PLACES = frozenset({"subfolder", "revision", "cache_dir", "token", "trust_remote_code", "gguf_file"})
+"""arguments of `from_pretrained` that no file on this machine needs"""
+
+
+def gguf_config(source: Source) -> PreTrainedConfig:
+    """The config that transformers makes of a GGUF file's metadata.
+
+    Raises:
+        CheckpointError: the file is damaged.
+        SettingsError: it asks for what no model needs.
+        UnsupportedModelError: transformers does not know its architecture.
+    """
+    return _config(source, _header(source))
+
+
+def gguf_model(source: Source, **kwargs: Any) -> PreTrainedModel:
+    """The language model in a GGUF file, its weights unpacked.
+
+    Args:
+        source: where it is.
+        kwargs: as `AutoModelForCausalLM.from_pretrained` takes them. dtype "auto" is float32.
+
+    Raises:
+        CheckpointError: the file is damaged, or lacks weights.
+        SettingsError: it asks for what no model needs, or its weights are to be packed anew.
+        UnsupportedModelError: transformers does not know its architecture.
+    """
+    if kwargs.pop("quantization_config", None) is not None:
+        raise SettingsError(
+            f"{source.name} is a GGUF file, whose weights are unpacked as they are read; to load them in 4 bits, write "
+            f"an ordinary folder first (quietstar convert {source.name} FOLDER), and load that"
+        )
+    how: dict[str, Any] = {name: value for name, value in kwargs.items() if name not in PLACES}
+    if how.get("dtype") in (None, "auto"):
+        how["dtype"] = torch.float32
+    header = _header(source)
+    how["config"] = how.get("config") or _config(source, header)
+    with _loading(header):
+        check_alone(source.folder)
+        check_size(source.name, source.file.stat().st_size, lambda: AutoModelForCausalLM.from_config(how["config"]))
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            gguf_file=source.gguf_file,
+            quantization_config=GgufConfig(dequantize=True),  # without it the model may not be trained or saved
+            output_loading_info=True,
+            **how,
+        )
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(f"{source.name} lacks {len(missing)} of the model's weights, first {missing[0]}")
+    if (n := header.n_weights - sum(parameter.numel() for parameter in model.parameters())) > 0:
+        logger.warning(
+            "%s holds %s weights for which %s has no place%s: what they do is lost, and predictions may differ from "
+            "the original's; its own folder has them all",
+            source.name,
+            f"{n:,}",
+            TRANSFORMERS,
+            f" ({named})" if (named := ", ".join(name for name in header.shapes if "rope" in name)) else "",
+        )
+    model.name_or_path = model.config.name_or_path = source.name
+    set_special_ids(model, header)
+    return model
+
+
+def gguf_tokenizer(source: Source, **kwargs: Any) -> Tokenizer | None:
+    """The tokenizer in a GGUF file; None where it has none.
+
+    Raises:
+        CheckpointError: the file is damaged, or transformers makes another tokenizer of it than it says.
+    """
+    header = _header(source)
+    if not header.tokens:
+        return None
+    how = {name: value for name, value in kwargs.items() if name not in PLACES}
+    with _loading(header):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.folder, gguf_file=source.gguf_file, trust_remote_code=False, **how
+        )
+        tokenizer = checked(tokenizer, header)
+    tokenizer.name_or_path = source.name
+    return tokenizer
+
+
+def unpacked(model: PreTrainedModel) -> PreTrainedModel:
+    """A model that somebody else has loaded, without what transformers keeps of how a GGUF file packs its weights.
+
+    Raises:
+        UnsupportedModelError: its weights are still packed.
+    """
+    packing = getattr(model.config, "quantization_config", None)
+    if packing_of(packing) != "gguf":
+        return model
+    if any(not tensor.is_floating_point() for tensor in (*model.parameters(), *model.state_dict().values())):
+        raise UnsupportedModelError(
+            "the base model's weights are packed as in its GGUF file, and do not train; load it with "
+            "quantization_config=GgufConfig(dequantize=True), or give from_base the file"
+        )
+    model.hf_quantizer.remove_quantization_config(model)
+    vars(model.config).pop("_model_name_or_path", None)
+    return model
+
+
+def _header(source: Source) -> GGUFHeader:
+    """The file's header, its special tokens looked at before transformers works with them."""
+    header = read_header(source.file)
+    if header.tokens:
+        special_ids(header)
+    return header
+
+
+@contextmanager
+def _loading(header: GGUFHeader) -> Iterator[None]:
+    """Say in one line of our own errors why a file whose header is sound cannot be loaded."""
+    try:
+        yield
+    except QuietStarError:
+        raise
+    except Exception as error:
+        said = f"{header.file} has architecture {shown(header.architecture)}, and {TRANSFORMERS}"
+        if any(word in str(error).lower() for word in ("architecture", "supported", "unrecognized", "unknown")):
+            raise UnsupportedModelError(
+                f"{said} does not load it from a GGUF file ({reason(error)}); give the model's own folder or hub name"
+            ) from error
+        raise CheckpointError(
+            f"{said} cannot make a model of it ({reason(error)}); get it again, or give another one"
+        ) from error
+
+
+def _config(source: Source, header: GGUFHeader) -> PreTrainedConfig:
+    with _loading(header):
+        fields, _ = PreTrainedConfig.get_config_dict(source.folder, gguf_file=source.gguf_file)
+        fields.pop("_model_name_or_path", None)  # the metadata's title, which is no name that can be loaded
+        check_fields(fields, source.name)
+        config = AutoConfig.for_model(**fields)
+        config.name_or_path = source.name
+        return config
