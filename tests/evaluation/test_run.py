@@ -185,7 +185,7 @@ REFUSED = {
     "sweep of nothing": (["--sweep"], "one threshold"),
     "sweep without thoughts": (["--sweep", "--think", "entropy:2", "--original"], "needs a model that thinks"),
     "resuming nothing": (["--resume"], "holds no run"),
-    "perplexity of nothing": (["--perplexity", "nowhere.txt"], "cannot read"),
+    "perplexity of nothing": (["--perplexity", "nowhere.txt"], "cannot be read"),
     "temperature": (["--cot_temperature", "-1"], "at least 0"),
 }
 

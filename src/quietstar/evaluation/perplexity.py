@@ -65,19 +65,6 @@ def windows(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int, limi
     return [Continuation(ids=part, first=1) for part in parts]
 
 
-def read_text(file: str, purpose: str = "perplexity") -> str:
-    """A text file; `purpose` is who reads it.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise DataError(f"{purpose} cannot read {file}: {reason}; give a text file") from error
-
-
 def measure_perplexity(
     base: Speaker,
     thinking: Speaker | None,

@@ -29,6 +29,7 @@ from quietstar.loading import context_length, load_model
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
 from quietstar.processes import Processes
+from quietstar.textfiles import read_text
 from quietstar.untrusted import first_line, shown
 
 FREE = frozenset({"overwrite", "resume", "output_dir", "batch_size", "device", "trust_remote_code", "data"})
@@ -116,7 +117,7 @@ def evaluate(
             baseline.values(of_task, name, "exact_match")
             if args.cot:
                 baseline.values(of_task, f"{name}-cot", "right")
-    text = None if args.perplexity is None else perplexity.read_text(args.perplexity)
+    text = None if args.perplexity is None else read_text(args.perplexity)
     lm_tasks = None
     if args.lm_eval:
         from quietstar.evaluation.harness import known_tasks

@@ -17,7 +17,8 @@ from quietstar.errors import DataError, SettingsError
 from quietstar.learn import IGNORED
 from quietstar.training.shards import TextShards
 from quietstar.training.stream import StreamedTextWindows
-from quietstar.training.texts import load_texts, template_columns
+from quietstar.training.template import template_columns
+from quietstar.training.texts import load_texts
 from quietstar.training.windows import TextWindows, separator_id
 
 if TYPE_CHECKING:
