@@ -13,6 +13,7 @@ from quietstar.errors import CheckpointError, SettingsError
 from quietstar.fields import option
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
+from quietstar.tokens import token_ids
 from quietstar.untrusted import first_line
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -105,7 +106,7 @@ _PLAIN = "{!r} is a plain model that does not think: train it, or add --original
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Tokens of a text that is to be gone on from: without the eos that some tokenizers end every text with."""
-    ids = list(tokenizer(text)["input_ids"])
+    (ids,) = token_ids(tokenizer, [text])
     return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 

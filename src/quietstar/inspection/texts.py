@@ -13,6 +13,7 @@ from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
 from quietstar.loading import context_length, prompt_ids
 from quietstar.model import QuietStarForCausalLM
+from quietstar.tokens import token_ids
 
 MAX_LENGTH = 2048
 """tokens of a window, unless the model's context is shorter"""
@@ -42,7 +43,7 @@ def windows(
         DataError: the text has no token, or a window would be longer than the model's context leaves room for.
     """
     check_text("the text", text)
-    ids = list(tokenizer(text, verbose=False)["input_ids"])[:limit]
+    ids = token_ids(tokenizer, [text])[0][:limit]
     if not ids:
         raise DataError("the tokenizer makes no token of the text; give some text to read")
     room, branch = room_for_text(model, tokenizer, settings)

@@ -146,11 +146,12 @@ def _texts_of_rows(rows: Any, source: str, args: DataArguments) -> Any:
         rows = rows.select_columns([to_text.column])
         return rows if to_text.column == "text" else rows.rename_column(to_text.column, "text")
     made = partial(_in_column, to_text=to_text, source=source)
+    features = _datasets().Features({to_text.name: _datasets().Value("string")})
     if is_stream(rows):
         # A later file of a stream may bring columns that the first does not have: they go as well.
-        return rows.map(made, remove_columns=columns.names).select_columns([to_text.name])
+        known = features if to_text.holds_messages else None  # by which `column_of` knows them
+        return rows.map(made, remove_columns=columns.names, features=known).select_columns([to_text.name])
     with readable(source):
-        features = _datasets().Features({to_text.name: _datasets().Value("string")})
         return rows.map(made, remove_columns=columns.names, features=features)
 
 
