@@ -9,7 +9,7 @@ import torch
 
 from quietstar import QuietStarForCausalLM
 from quietstar.cli import main
-from quietstar.errors import QuietStarError
+from quietstar.errors import DataError, QuietStarError
 from quietstar.speak import GenerateArguments, read_prompts, speak
 
 from .tiny_tokenizer import byte_tokenizer, thinking_folders
@@ -56,8 +56,30 @@ def test_a_file_and_standard_input_hold_a_prompt_in_each_line(
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
     both = spoken(folder, None, prompts_file=str(tmp_path / "prompts.txt"))
     assert both == spoken(folder, "one") + "\n" + spoken(folder, "two")
-    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
+    monkeypatch.setattr("sys.stdin", piped(b"one\ntwo\n"))
     assert spoken(folder, None) == both
+
+
+def piped(given: bytes) -> io.TextIOWrapper:
+    """Standard input as a pipe gives it."""
+    return io.TextIOWrapper(io.BytesIO(given))
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("from_file", [True, False])
+def test_prompts_are_the_lines_and_nothing_else(mark: bytes, from_file: bool, tmp_path: Path) -> None:
+    """Without a byte-order mark; a line ends at its end, not at form feeds and separators of Unicode."""
+    prompts = ["one\u2028two", "a\x0b\x0c\x1c\x85b", "c\rd", "last"]
+    written = mark + "\r\n".join(prompts).encode()
+    (tmp_path / "prompts.txt").write_bytes(written)
+    file = str(tmp_path / "prompts.txt") if from_file else None
+    assert list(read_prompts(None, file, piped(written))) == prompts
+
+
+def test_a_line_has_the_number_that_an_editor_shows(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes("one\u2028\x0ctwo\nthree\n\nfive".encode())
+    with pytest.raises(DataError, match=r"line 3 of .*prompts.txt is empty"):
+        list(read_prompts(None, str(tmp_path / "prompts.txt"), piped(b"")))
 
 
 def test_sampling_repeats_with_its_seed_and_strings_stop_it(folder: Path) -> None:
@@ -107,10 +129,10 @@ def test_bad_input_is_one_line(what: str, folder: Path, capfd: pytest.CaptureFix
 
 def test_a_file_without_a_prompt_is_refused(tmp_path: Path) -> None:
     """Empty, with an empty line, or no text at all."""
-    for content, says in ((b"\n", "holds no prompt"), (b"a\n\nb", "line 2 of"), (b"\xff\xfe\x00", "no UTF-8")):
+    for content, says in ((b"\n", "holds no prompt"), (b"a\n\nb", "line 2 of"), (b"a\n\xff", "byte 1 of line 2")):
         (tmp_path / "prompts.txt").write_bytes(content)
         with pytest.raises(QuietStarError, match=says):
-            list(read_prompts(None, str(tmp_path / "prompts.txt"), io.StringIO()))
+            list(read_prompts(None, str(tmp_path / "prompts.txt"), piped(b"")))
 
 
 def test_the_device_and_dtype_are_the_users(folder: Path) -> None:

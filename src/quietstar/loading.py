@@ -15,6 +15,7 @@ from quietstar.model import QuietStarForCausalLM
 from quietstar.padding import suppress_padding
 from quietstar.policy import ThinkPolicy
 from quietstar.sources import SUFFIX, find_source
+from quietstar.tokens import token_ids
 from quietstar.untrusted import first_line
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -110,7 +111,7 @@ def _does_not_think(name: str | Path, args: UseArguments) -> CheckpointError:
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Tokens of a text that is to be gone on from: without the eos that some tokenizers end every text with."""
-    ids = list(tokenizer(text)["input_ids"])
+    (ids,) = token_ids(tokenizer, [text])
     return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 

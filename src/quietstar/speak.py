@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -22,6 +21,7 @@ from quietstar.model import QuietStarForCausalLM
 from quietstar.pieces import Pieces
 from quietstar.policy import ThinkPolicy
 from quietstar.text_settings import say_what_is_set_aside, text_settings
+from quietstar.textfiles import lines_of, read_lines
 
 TEXT = "text"
 
@@ -83,14 +83,10 @@ def read_prompts(prompt: str | None, file: str | None, stdin: TextIO) -> Iterato
     if file is None and stdin.isatty():
         raise DataError('no prompt was given; write it after the model ("..."), or give --prompts_file, or pipe it in')
     name = "standard input" if file in (None, "-") else str(file)
-    try:
-        lines = stdin.read() if file in (None, "-") else Path(str(file)).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise DataError(f"prompts cannot be read from {name}: {reason}; give a text file") from error
-    if not lines.strip():
+    lines = list(lines_of(stdin.buffer, name) if file in (None, "-") else read_lines(name))
+    if not any(map(str.strip, lines)):
         raise DataError(f"{name} holds no prompt; give one in each line")
-    for number, line in enumerate(lines.splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         yield _not_empty(line, f"line {number} of {name}")
 
 

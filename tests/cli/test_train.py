@@ -240,7 +240,7 @@ BAD_TEXTS = [
     (no_dataset, "the hub could not be reached or has no such dataset"),
     (blank_text, "'blank.txt'"),
     (short_text, "'short.jsonl'"),
-    (broken_text, "'broken.jsonl' cannot be read"),
+    (broken_text, "broken.jsonl is not JSON"),
 ]
 
 

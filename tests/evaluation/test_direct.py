@@ -292,7 +292,7 @@ REFUSED = {
     "no file": ("nothing.jsonl", None, "there is no file"),
     "another ending": ("a.csv", "question,answer\n", "no .jsonl"),
     "no JSON": ("a.jsonl", "{'question'}\n", "line 1 of"),
-    "no JSON list": ("a.json", '{"question": 1}', "give a list"),
+    "no JSON list": ("a.json", '{"question": 1}', "no column answer"),
     "a column that is missing": ("a.jsonl", '{"question": "x", "reply": "4"}\n', "no column answer"),
     "a row that is none": ("a.jsonl", "[1]\n", "row 1 of"),
     "a value of another type": ("a.jsonl", '{"question": "x", "answer": 4}\n', "no item of gsm8k"),
@@ -302,7 +302,7 @@ REFUSED = {
     "an empty question": ("a.jsonl", '{"question": " ", "answer": "#### 4"}\n', "empty question"),
     "no rows": ("a.jsonl", "\n", "has no items"),
     "a folder without it": (".", None, "no test file"),
-    "no text": ("a.jsonl", b"\xff\xfe", "no JSON"),
+    "no text": ("a.jsonl", b"\xe9", "byte 1 of line 1 is 0xE9"),
 }
 
 

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from quietstar.cli import main
+from quietstar.errors import SettingsError
+from quietstar.evaluation.run import refuse_changed
+from quietstar.folders import MARKER
 
 from ..tiny_tokenizer import thinking_folders
 
@@ -111,6 +114,28 @@ def test_an_earlier_evaluation_is_compared_with(folder: Path, tmp_path: Path, ca
     assert not (tmp_path / "wrong").exists()
 
 
+def test_answers_are_of_weights_and_not_of_a_name(tmp_path: Path) -> None:
+    """Where a run has no digest of its weights, its model is compared by name."""
+    settings = {"seed": 0, "perplexity": "./a.txt", "baseline": "runs/a"}
+    before = {"model": "./m/", "weight_digest": "x", "settings": settings}
+    (tmp_path / MARKER).write_text(json.dumps(before))
+    spelled = {
+        "model": "m",
+        "weight_digest": "x",
+        "settings": settings | {"perplexity": "a.txt", "baseline": "runs/a/"},
+    }
+    refuse_changed(tmp_path, spelled)
+    with pytest.raises(SettingsError, match=r"model with other weights \('./m/'\) than 'm' has now"):
+        refuse_changed(tmp_path, spelled | {"weight_digest": "y"})
+    with pytest.raises(SettingsError, match="answers with seed 0, now it is 1"):
+        refuse_changed(tmp_path, spelled | {"settings": settings | {"seed": 1}})
+    del before["weight_digest"]
+    (tmp_path / MARKER).write_text(json.dumps(before))
+    refuse_changed(tmp_path, spelled | {"model": "./m/"})
+    with pytest.raises(SettingsError, match=r"answers with model './m/', now it is 'm'"):
+        refuse_changed(tmp_path, spelled)
+
+
 def test_a_stopped_run_is_resumed_and_not_mixed(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     """Answers that are there stay; another setting is refused by name."""
     out = tmp_path / "out"
@@ -185,7 +210,7 @@ REFUSED = {
     "sweep of nothing": (["--sweep"], "one threshold"),
     "sweep without thoughts": (["--sweep", "--think", "entropy:2", "--original"], "needs a model that thinks"),
     "resuming nothing": (["--resume"], "holds no run"),
-    "perplexity of nothing": (["--perplexity", "nowhere.txt"], "cannot read"),
+    "perplexity of nothing": (["--perplexity", "nowhere.txt"], "cannot be read"),
     "temperature": (["--cot_temperature", "-1"], "at least 0"),
 }
 

@@ -142,7 +142,7 @@ def test_without_a_name_the_folder_is_named_after_the_model(
     [
         ([], "text and prompt are two ways to name what is read, and neither was given; give one of them"),
         (["--prompt", "a", "--text", "b"], "both were given"),
-        (["--text", "no-such.txt"], "inspect cannot read no-such.txt: No such file or directory; give a text file"),
+        (["--text", "no-such.txt"], "no-such.txt cannot be read: No such file or directory; give a text file"),
         (["--prompt", " "], "the prompt is empty; give some text to read"),
         (["--text", "b", "--generate", "3"], "generate was given without a prompt to go on from; add --prompt"),
         (["--prompt", "a", "--generate", "2", "--limit", "9"], "limit was given with generate, which reads the whole"),

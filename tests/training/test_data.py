@@ -91,8 +91,18 @@ def test_evaluation_windows_stay_the_same(tmp_path):
 
 
 def test_a_stream_that_breaks_is_named_with_the_reason(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "abc"}\n')
-    (tmp_path / "b.jsonl").write_text('{"text": "abc", "more": 1}\n')
+    """Where it breaks: in a file that was not looked at before."""
+    (tmp_path / "a.jsonl").write_text('{"text": "abc"}\n' * 1000)
+    (tmp_path / "b.jsonl").write_text('{"text": "abc"}\n{"text": 3}\n')
+    args = DataArguments(dataset=str(tmp_path), eval_size=0, streaming=True)
+    train, _ = build_datasets(args, TOKENIZER, 0)
+    with pytest.raises(DataError, match=r"b\.jsonl, line 2' holds 3"):
+        list(train)
+
+
+def test_a_stream_of_parquet_files_that_breaks_is_named_with_the_reason(tmp_path):
+    for name, rows in (("a", [{"text": "abc"}]), ("b", [{"text": "abc", "more": 1}])):
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / f"{name}.parquet")
     args = DataArguments(dataset=str(tmp_path), eval_size=0, streaming=True)
     train, _ = build_datasets(args, TOKENIZER, 0)
     with pytest.raises(DataError, match=r"cannot be read.*same columns"):

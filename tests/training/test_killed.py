@@ -46,7 +46,9 @@ def straight(inputs, tmp_path_factory) -> dict[bool, dict[str, Any]]:
     return found
 
 
-def train(inputs: Path, folder: Path, *, streaming: bool = False, **settings: Any) -> dict[str, Any]:
+def train(
+    inputs: Path, folder: Path, *, streaming: bool = False, dataset: str | None = None, **settings: Any
+) -> dict[str, Any]:
     """The same run, in this process."""
     chosen = {
         "output_dir": str(folder),
@@ -66,7 +68,7 @@ def train(inputs: Path, folder: Path, *, streaming: bool = False, **settings: An
         "disable_tqdm": True,
     }
     data = DataArguments(
-        dataset=str(inputs / "texts"), eval_size=4, max_length=12, streaming=streaming, shuffle_block=8
+        dataset=dataset or str(inputs / "texts"), eval_size=4, max_length=12, streaming=streaming, shuffle_block=8
     )
     return run_training(
         ModelArguments(model=str(inputs / "base")),

@@ -8,7 +8,8 @@ import pytest
 from quietstar.errors import DataError, MissingExtraError, SettingsError
 from quietstar.training.data import DataArguments, load_texts
 from quietstar.training.shards import TextShards
-from quietstar.training.texts import fill_template, find_files, is_local, is_stream, pick_column
+from quietstar.training.template import fill_template
+from quietstar.training.texts import is_stream
 from tests.elsewhere import with_images
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed (extra: data)")
@@ -156,13 +157,9 @@ def test_text_column_is_the_named_one_or_the_only_one_of_strings(folder, streami
     assert load(path, text_column="answer", streaming=streaming)[0] == ["a0"]
     refused(["question, answer, n", "--text_column", "--template"], path, streaming=streaming)
     refused(["'body'", "question, answer, n", "--text_column"], path, text_column="body", streaming=streaming)
-    refused(["'n'", "int", "--text_column"], path, text_column="n", streaming=streaming)
+    refused(["'n'", "holds 0 (Number), not text", "--text_column"], path, text_column="n", streaming=streaming)
     other = jsonl(folder / "b.jsonl", [{"n": 1, "body": "x"}])
     assert load(other, streaming=streaming)[0] == ["x"]
-
-
-def test_text_column_wins_over_other_columns_of_strings():
-    assert pick_column(None, ["title", "text"], ["title", "text"], "rows") == "text"
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -170,12 +167,19 @@ def test_missing_texts_are_kept_as_none_and_numbers_are_refused(folder, streamin
     path = jsonl(folder / "a.jsonl", [{"text": "x"}, {"text": None}, {"text": ""}])
     assert load(path, streaming=streaming)[0] == ["x", None, ""]
     mixed = jsonl(folder / "b.jsonl", [{"text": "x"}, {"text": 5}])
-    refused(["'text'", "b.jsonl", "int"], mixed, streaming=streaming)
+    refused(["'text'", "b.jsonl, line 2", "holds 5 (Number), not text"], mixed, streaming=streaming)
 
 
-def test_files_with_different_columns(folder):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_with_different_columns(folder, streaming):
     jsonl(folder / "a.jsonl", [{"text": "x"}])
-    jsonl(folder / "b.jsonl", [{"text": "y", "more": 1}])
+    jsonl(folder / "b.jsonl", [{"text": "y", "more": 1}, {"more": 2}])
+    assert load(folder, streaming=streaming)[0] == ["x", "y", None]
+
+
+def test_parquet_files_with_different_columns(folder):
+    for name, rows in (("a", [{"text": "x"}]), ("b", [{"text": "y", "more": 1}])):
+        datasets.Dataset.from_list(rows).to_parquet(folder / f"{name}.parquet")
     refused(["texts", "same columns"], folder, streaming=False)
 
 
@@ -198,13 +202,24 @@ def test_empty_files_are_said_to_be_empty(folder, name, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("eval_size", [0, 1])
 @pytest.mark.parametrize(
-    ("name", "content"),
-    [("a.jsonl", b'{"text": "x"}\n{"text": \n'), ("a.txt", b"\xff\xfe\n"), ("a.parquet", b"text")],
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', ["line 2 of", "is not JSON"]),
+        ("a.jsonl", b'{"text": "x"}\n["x"]', ["line 2", "not an object"]),
+        ("a.jsonl", '{"text": "x"}\n{"text": "caf\xe9"}\n'.encode("latin-1"), ["byte 14 of line 2 is 0xE9", "UTF-8"]),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\\ud800"}', ["line 2", "half a character"]),
+        ("a.json", b'[{"text": "x"}, 5]', ["item 2", "not an object"]),
+        ("a.json", b'[{"text": "x"},\n{"text": "y"} 5]', ["is not JSON", "(line 2, character 15)"]),
+        ("a.txt", b"fine\n\xe9", ["byte 1 of line 2 is 0xE9"]),
+        ("a.txt", b"\xff\xfe\n", ["UTF-16"]),
+        ("a.parquet", b"text", ["cannot be read", "extension"]),
+    ],
 )
-def test_broken_files_are_named_with_the_reason(folder, name, content, streaming):
+def test_broken_files_are_named_with_the_reason(folder, name, content, words, streaming, eval_size):
     (folder / name).write_bytes(content)
-    refused([name, "cannot be read", "extension"], folder / name, streaming=streaming)
+    refused([name, *words], folder / name, streaming=streaming, eval_size=eval_size)
 
 
 def test_paths_that_do_not_exist(folder):
@@ -220,7 +235,6 @@ def test_files_of_the_wrong_extension(folder):
     (folder / "b.txt").write_text("x")
     refused([".csv, .txt", "**"], folder)
     refused([".csv, .txt", "pass a glob"], folder / "*")
-    assert find_files(str(folder / "*.txt"))[0] == "text"
 
 
 def test_mixed_and_empty_folders(folder):
@@ -279,17 +293,20 @@ def test_hub_datasets_are_streamed_and_files_are_not_unless_asked(monkeypatch, f
         return rows.to_iterable_dataset() if streaming else rows
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    path = jsonl(folder / "a.jsonl", [{"text": "x"}])
+    path = jsonl(folder / "a.jsonl", [{"text": "x"}, {"text": "y"}])
+    datasets.Dataset.from_dict({"text": ["x"]}).to_parquet(folder / "a.parquet")
     for streaming in (None, True, False):
         load_texts(DataArguments(dataset="a/b", eval_size=1, streaming=streaming), 0)
-        load_texts(DataArguments(dataset=path, eval_size=1, streaming=streaming), 0)
+        load_texts(DataArguments(dataset=str(folder / "a.parquet"), eval_size=1, streaming=streaming), 0)
+        texts, _ = load_texts(DataArguments(dataset=path, eval_size=1, streaming=streaming), 0)
+        assert is_stream(texts) == bool(streaming)
     expected = [
         ("a/b", True),
-        ("json", False),
+        ("parquet", False),
         ("a/b", True),
-        ("json", True),
+        ("parquet", True),
         ("a/b", False),
-        ("json", False),
+        ("parquet", False),
     ]
     assert asked == expected
 
@@ -324,16 +341,6 @@ def test_impossible_settings(settings, words):
 def test_template_with_an_unknown_column(folder):
     path = jsonl(folder / "a.jsonl", ROWS)
     refused(["quest", "question, answer, n", "template"], path, template="Q: {quest}")
-
-
-@pytest.mark.parametrize("name", ["a.txt", "x/*.jsonl", "./x", "/x", "~/x", "a?b", "X.JSONL"])
-def test_names_taken_as_local(name):
-    assert is_local(name)
-
-
-def test_names_taken_as_hub_datasets(folder):
-    assert not is_local("open-web-math/open-web-math")
-    assert is_local(str(folder))
 
 
 def test_gsm8k_by_template():

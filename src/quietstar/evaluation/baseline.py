@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quietstar.errors import CheckpointError
+from quietstar.errors import CheckpointError, DataError
 from quietstar.evaluation.tasks import Item
 from quietstar.evaluation.voting import digest
+from quietstar.textfiles import read_lines
 from quietstar.untrusted import is_number
 
 MODES = ("original", "base")
@@ -60,7 +61,7 @@ class Baseline:
             path = self.folder / f"{name}-{mode}.jsonl"
             if path.is_file():
                 try:
-                    return {line["index"]: line for line in map(json.loads, path.read_text().splitlines())}
-                except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                    return {line["index"]: line for line in map(json.loads, read_lines(path))}
+                except (DataError, ValueError, KeyError, TypeError, RecursionError) as error:
                     raise CheckpointError(f"{path} holds no answers; evaluate the baseline again") from error
         raise CheckpointError(f"baseline {self.folder} has no answers to {name}; evaluate it on that, too")

@@ -18,6 +18,7 @@ from quietstar.errors import DataError
 from quietstar.evaluation.interval import Estimate, bootstrap
 from quietstar.evaluation.scoring import Continuation, Scores, Speaker, Stopwatch, score
 from quietstar.evaluation.sweep import pyplot
+from quietstar.tokens import token_ids
 
 EDGES = (0.0, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0, float("inf"))
 """of bins, in nats"""
@@ -57,25 +58,12 @@ def windows(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int, limi
     Raises:
         DataError: there are no two tokens.
     """
-    ids = tokenizer(text, verbose=False)["input_ids"]
+    (ids,) = token_ids(tokenizer, [text])
     parts = [ids[first : first + max_length] for first in range(0, len(ids), max_length)]
     parts = [part for part in parts if len(part) > 1][:limit]
     if not parts:
         raise DataError(f"the text has {len(ids)} tokens; give one with at least two")
     return [Continuation(ids=part, first=1) for part in parts]
-
-
-def read_text(file: str, purpose: str = "perplexity") -> str:
-    """A text file; `purpose` is who reads it.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise DataError(f"{purpose} cannot read {file}: {reason}; give a text file") from error
 
 
 def measure_perplexity(

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from quietstar.contents import digest_of_model
 from quietstar.errors import CheckpointError, SettingsError
 from quietstar.evaluation import perplexity, report, sweep, voting
 from quietstar.evaluation.arguments import EvaluateArguments
@@ -30,9 +31,13 @@ from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
 from quietstar.processes import Processes
 from quietstar.text_settings import say_what_is_set_aside
+from quietstar.textfiles import read_text
 from quietstar.untrusted import first_line, shown
 
-FREE = frozenset({"overwrite", "resume", "output_dir", "batch_size", "device", "trust_remote_code", "data"})
+FREE = frozenset(
+    {"overwrite", "resume", "output_dir", "batch_size", "device", "trust_remote_code", "data"}
+    | {"perplexity", "baseline", "lm_eval_path"}
+)
 """settings that a run which is resumed may change: no answer that is kept depends on them (an answer knows its item)"""
 
 
@@ -104,7 +109,12 @@ def evaluate(
     processes = Processes.launched(use_cpu=args.device == "cpu")
     console = console or Console(stderr=True, width=None if sys.stderr.isatty() else 160)
     folder = Path(args.output_dir or f"runs/{name_of(model_name) or 'model'}-evaluation")
-    settings = {"model": model_name, "settings": asdict(args), "versions": versions()}
+    settings = {
+        "model": model_name,
+        "weight_digest": digest_of_model(model_name),
+        "settings": asdict(args),
+        "versions": versions(),
+    }
     refuse_full(folder, overwrite=args.overwrite, resume=args.resume)
     paths = parse_data(args.data)
     refuse_holding(folder, [model_name, *paths.values(), args.perplexity, args.lm_eval_path, args.baseline, config])
@@ -117,7 +127,7 @@ def evaluate(
             baseline.values(of_task, name, "exact_match")
             if args.cot:
                 baseline.values(of_task, f"{name}-cot", "right")
-    text = None if args.perplexity is None else perplexity.read_text(args.perplexity)
+    text = None if args.perplexity is None else read_text(args.perplexity)
     lm_tasks = None
     if args.lm_eval:
         from quietstar.evaluation.harness import known_tasks
@@ -229,7 +239,15 @@ def refuse_changed(folder: Path, settings: dict[str, Any]) -> None:
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise SettingsError(f"{folder / MARKER} is of no evaluation; give another output_dir") from error
     now = json.loads(json.dumps(settings, default=str))
-    changed = [name for name in ("model",) if before.get(name) != now[name]]
+    if before.get("weight_digest") and now.get("weight_digest"):
+        if before["weight_digest"] != now["weight_digest"]:
+            raise SettingsError(
+                f"output_dir {folder} holds answers of a model with other weights ({shown(before.get('model'))}) than "
+                f"{shown(now['model'])} has now; they do not mix: give that model, another output_dir, or --overwrite"
+            )
+        changed = []
+    else:  # a model of the hub, or a run of an earlier version
+        changed = [name for name in ("model",) if before.get(name) != now[name]]
     old, new = before.get("settings", {}), now["settings"]
     changed += [name for name in new if name not in FREE and old.get(name) != new[name]]
     if changed:

@@ -9,7 +9,6 @@ The answer is followed by a line's end, which is part of what is scored.
 """
 
 import glob
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from quietstar.checks import half_character
 from quietstar.errors import DataError, SettingsError
 from quietstar.extras import need
 from quietstar.rows import as_stored
+from quietstar.textfiles import as_written, json_values, kind_of
 from quietstar.untrusted import first_line, reason, shown
 
 MARKER = "\nA:"
@@ -29,6 +29,7 @@ LETTERS = "ABCDE"
 """of choices"""
 
 FILES = (".jsonl", ".json", ".parquet")
+"""extensions of local files; those of JSON may end in .gz or .zst besides"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,9 @@ def _gsm8k(row: dict[str, Any]) -> tuple[str, str]:
 
 def _letters(question: str, choices: list[str], labels: list[str] | None = None) -> str:
     labels = labels or [chr(ord("A") + i) for i in range(len(choices))]
-    return "\n".join([question, *(f"({label}) {text}" for label, text in zip(labels, choices, strict=True))])
+    return "\n".join(
+        [question, *(f"({label}) {as_written(text)}" for label, text in zip(labels, choices, strict=True))]
+    )
 
 
 def _csqa(row: dict[str, Any]) -> tuple[str, str]:
@@ -196,9 +199,10 @@ def _from_file(task: Task, path: Path) -> Iterator[Any]:
         path = found[0]
     if not path.is_file():
         raise DataError(f"there is no file {path}; give a file of {task.name} ({', '.join(FILES)})")
-    if path.suffix not in FILES:
+    kind = kind_of(path)
+    if kind not in FILES or (kind == ".parquet" and path.suffix.lower() != kind):
         raise DataError(f"{path} is no {', '.join(FILES)} file; convert it, or give another")
-    if path.suffix == ".parquet":
+    if kind == ".parquet":
         datasets = _datasets()
         try:
             # the loader takes a path as a pattern
@@ -207,24 +211,7 @@ def _from_file(task: Task, path: Path) -> Iterator[Any]:
             why = first_line(error.__cause__ or error)
             raise DataError(f"{path} is no Parquet file: {why}; give another file") from error
         return
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            rows = json.loads(text)
-            if not isinstance(rows, list):
-                raise DataError(f"{path} holds {type(rows).__name__}; give a list of objects, or JSON lines as .jsonl")
-            yield from rows
-            return
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; give another file") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no JSON: {error}; give another file") from error
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"line {number} of {path} is no JSON: {error}; mend it or take it out") from error
+    yield from (value for _, value in json_values(path))
 
 
 def _from_hub(task: Task) -> Any:

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from quietstar.errors import DataError
-from quietstar.evaluation.perplexity import read_text
 from quietstar.folders import claim, refuse_full, refuse_holding
 from quietstar.inspection.arguments import InspectArguments
 from quietstar.inspection.before import load_before
@@ -22,6 +21,7 @@ from quietstar.inspection.trace import check_format
 from quietstar.loading import load_model, name_of
 from quietstar.model import QuietStarForCausalLM
 from quietstar.text_settings import say_what_is_set_aside
+from quietstar.textfiles import read_text
 
 
 def inspect(
@@ -44,7 +44,7 @@ def inspect(
     check_format(args.format)
     if args.figures:
         need_matplotlib()
-    text = args.prompt if args.text is None else read_text(args.text, "inspect")
+    text = args.prompt if args.text is None else read_text(args.text)
     if not (text or "").strip():
         raise DataError(f"{args.text or 'the prompt'} is empty; give some text to read")
     model, tokenizer = load_model(model_name, args)

@@ -17,6 +17,7 @@ from quietstar.loading import context_length, prompt_ids
 from quietstar.model import QuietStarForCausalLM
 from quietstar.rope import steady_length
 from quietstar.text_settings import text_settings
+from quietstar.tokens import token_ids
 
 MAX_LENGTH = 2048
 """tokens of a window, unless the model's context is shorter"""
@@ -46,7 +47,7 @@ def windows(
         DataError: the text has no token, or a window would be longer than the model's context leaves room for.
     """
     check_text("the text", text)
-    ids = list(tokenizer(text, verbose=False)["input_ids"])[:limit]
+    ids = token_ids(tokenizer, [text])[0][:limit]
     if not ids:
         raise DataError("the tokenizer makes no token of the text; give some text to read")
     room, branch = room_for_text(model, tokenizer, settings)

@@ -3,12 +3,12 @@
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from quietstar.checks import check_text
-from quietstar.errors import SettingsError
+from quietstar.errors import DataError, SettingsError
 from quietstar.fields import option
 from quietstar.loading import UseArguments
+from quietstar.textfiles import read_text
 
 SERVER = "server"
 LIMITS = "limits"
@@ -80,10 +80,9 @@ class ServeArguments(UseArguments):
         else:
             source = f"api_key_file {self.api_key_file}"
             try:
-                key = Path(self.api_key_file).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-                raise SettingsError(f"{source} cannot be read: {reason}; give a file with one line") from error
+                key = read_text(self.api_key_file)
+            except DataError as error:
+                raise SettingsError(f"{source} cannot be read: give a file with one line of ASCII ({error})") from error
         key = key.strip()
         if not key or not key.isascii() or not key.isprintable() or " " in key:
             raise SettingsError(f"{source} holds no key; give one word of printable ASCII")

@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from quietstar.contents import digest_of_files
 from quietstar.errors import DataError, SettingsError
 from quietstar.learn import IGNORED
-from quietstar.training.shards import TextShards
+from quietstar.training.columns import MESSAGES
+from quietstar.training.conversations import ConversationEncoder
+from quietstar.training.files import find_files, is_local
+from quietstar.training.shards import TextShards, column_of
 from quietstar.training.stream import StreamedTextWindows
-from quietstar.training.texts import load_texts, template_columns
-from quietstar.training.windows import TextWindows, separator_id
+from quietstar.training.template import template_columns
+from quietstar.training.texts import load_texts
+from quietstar.training.windows import Encoder, TextEncoder, TextWindows, separator_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +43,9 @@ class DataArguments:
 
     dataset: str = field(
         default="open-web-math/open-web-math",
-        metadata={"help": "name of a hub dataset, or a local file, folder or glob: .txt .jsonl .json .parquet"},
+        metadata={
+            "help": "name of a hub dataset, or a local file, folder or glob: .txt .jsonl .json (also .gz .zst) .parquet"
+        },
     )
     dataset_config: str | None = field(
         default=None, metadata={"help": "configuration of the hub dataset, where it has several"}
@@ -59,11 +66,18 @@ class DataArguments:
     )
     text_column: str | None = field(
         default=None,
-        metadata={"help": 'column that holds the text; "text", or the only column of strings, if not given'},
+        metadata={
+            "help": 'column that holds the text, or lists of messages for the chat template; "text", "messages", or '
+            "the only column of strings, if not given"
+        },
     )
     template: str | None = field(
         default=None,
         metadata={"help": r'text made of several columns, such as "Q: {question}\nA: {answer}"'},
+    )
+    assistant_only_loss: bool = field(
+        default=False,
+        metadata={"help": "of rows of messages, learn what the assistant says and nothing else"},
     )
     sample_by: str = field(
         default="line", metadata={"help": "what one text of a .txt file is: line, paragraph or document"}
@@ -104,6 +118,8 @@ class DataArguments:
                 "texts out of it, or pass another --eval_split"
             )
         if self.template is not None:
+            if self.assistant_only_loss:
+                raise SettingsError("assistant_only_loss is of messages, and a template makes plain texts: drop one")
             if self.text_column is not None:
                 raise SettingsError("text_column and template are both given, and a text comes from one: drop one")
             # A shell hands over the two characters \ and n.
@@ -130,7 +146,9 @@ def build_datasets(
         MissingExtraError: the datasets library is not installed.
     """
     separator_id(tokenizer, args.packing)  # before a download
+    files = find_files(args.dataset)[1] if args.streaming and is_local(args.dataset) else []
     texts, held_out = load_texts(args, seed)
+    encode = _encoder(texts, args.dataset, tokenizer, args)
     train: TextWindows | StreamedTextWindows
     if isinstance(texts, TextShards):
         train = StreamedTextWindows(
@@ -141,11 +159,16 @@ def build_datasets(
             packing=args.packing,
             source=args.dataset,
             block_size=args.shuffle_block,
+            encode=encode,
+            contents={"file_digest": digest_of_files(files)} if files else None,
         )
     else:
-        train = TextWindows(texts, tokenizer, args.max_length, seed, packing=args.packing, source=args.dataset)
+        train = TextWindows(
+            texts, tokenizer, args.max_length, seed, packing=args.packing, source=args.dataset, encode=encode
+        )
     if held_out is None:
         return train, None
+    eval_source = args.eval_dataset or args.dataset
     try:
         evaluation = TextWindows(
             held_out,
@@ -154,11 +177,24 @@ def build_datasets(
             seed,
             packing=args.packing,
             fixed=True,
-            source=args.eval_dataset or args.dataset,
+            source=eval_source,
+            encode=_encoder(held_out, eval_source, tokenizer, args),
         )
     except DataError as error:
         raise DataError(f"to evaluate on, {error}; or pass another --eval_size or --eval_dataset") from error
     return train, evaluation
+
+
+def _encoder(texts: Any, source: str, tokenizer: PreTrainedTokenizerBase, args: DataArguments) -> Encoder:
+    """What makes tokens of these texts."""
+    if column_of(texts.texts if isinstance(texts, TextShards) else texts) == MESSAGES:
+        return ConversationEncoder(tokenizer, assistant_only=args.assistant_only_loss, source=source)
+    if args.assistant_only_loss:
+        raise DataError(
+            f"assistant_only_loss was given, and {source!r} gives plain texts: leave it out, or pass rows with a "
+            'column "messages" (or another one as --text_column)'
+        )
+    return TextEncoder(tokenizer, args.packing)
 
 
 @dataclass

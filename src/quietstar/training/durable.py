@@ -20,6 +20,8 @@ from quietstar.training.guarded import is_out_of_memory
 from quietstar.training.same_run import refuse_changes, what_matters
 from quietstar.training.saving import SavingTrainer
 from quietstar.training.signals import StopSignals
+from quietstar.training.stream import StreamedTextWindows
+from quietstar.training.windows import TextWindows
 from quietstar.untrusted import is_number, is_whole, reason
 
 
@@ -137,7 +139,13 @@ class DurableTrainer(SavingTrainer):
         return "FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else None
 
     def _what_matters(self) -> dict[str, Any]:
-        return what_matters(self.args, self.accelerator.unwrap_model(self.model).config, self.settings)
+        texts = self.train_dataset
+        return what_matters(
+            self.args,
+            self.accelerator.unwrap_model(self.model).config,
+            self.settings | (texts.contents if isinstance(texts, (TextWindows, StreamedTextWindows)) else {}),
+            workers_matter=not isinstance(texts, TextWindows),
+        )
 
     def begin(self) -> None:
         """Go on where the checkpoint was, before the first step; called once a run."""

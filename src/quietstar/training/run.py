@@ -15,6 +15,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 import quietstar
 from quietstar.base import load_tokenizer
 from quietstar.checks import n_embeddings
+from quietstar.contents import digest_of_model
 from quietstar.errors import CheckpointError, SettingsError
 from quietstar.folders import alone_in, claim, is_empty, refuse_full, refuse_holding, versions, write_whole
 from quietstar.loading import name_of
@@ -142,6 +143,8 @@ def prepare(
     trainer.settings = {name: value for of in (model_args, data_args) for name, value in vars(of).items()}
     for name in UNDECISIVE:
         del trainer.settings[name]
+    trainer.settings["streaming"] = isinstance(train_dataset, StreamedTextWindows)
+    trainer.settings["weight_digest"] = digest_of_model(model_args.model)
     if not isinstance(train_dataset, StreamedTextWindows):
         trainer.settings["rows"] = len(train_dataset)
     if checkpoint is not None:

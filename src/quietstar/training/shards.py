@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+from quietstar.training.columns import MESSAGES
+
 if TYPE_CHECKING:
     import datasets
 
@@ -41,10 +43,11 @@ class TextShards:
         self.n_shards: int = texts.num_shards if _has_shards(texts) else 1
 
     def __iter__(self) -> Iterator[dict[str, str | None]]:
-        """Yield rows with the column "text", in the order of the shards."""
+        """Yield rows with the column of texts, in the order of the shards."""
+        name = column_of(self.texts)
         for shard in range(self.n_shards):
             for text in self.read(shard):
-                yield {"text": text}
+                yield {name: text}
 
     def read(self, shard: int) -> Iterator[str | None]:
         """Yield the texts of one shard in order."""
@@ -81,13 +84,19 @@ def texts_of_rank(shards: TextShards, order: Sequence[int], rank: int, n_ranks: 
 
 
 def each_text(texts: Any) -> Iterator[str | None]:
-    """Yield the texts of a dataset or a stream with the column "text", or of a sequence of strings."""
+    """Yield the texts of a dataset or a stream with a column of texts, or of a sequence of strings."""
     if not hasattr(texts, "column_names"):
         yield from texts
         return
+    name = column_of(texts)
     # Unlike iteration over rows, iteration over batches is not split among DataLoader workers by the library.
     for batch in texts.iter(batch_size=64):
-        yield from batch["text"]
+        yield from batch[name]
+
+
+def column_of(texts: Any) -> str:
+    """The column of texts: "messages" for conversations in JSON, else "text"; a stream may not know its columns."""
+    return MESSAGES if MESSAGES in (texts.column_names or ()) else "text"
 
 
 def _has_shards(texts: Any) -> bool:

@@ -16,9 +16,11 @@ from quietstar.errors import SettingsError
 from quietstar.training.shards import TextShards, texts_of_rank
 from quietstar.training.texts import readable
 from quietstar.training.windows import (
+    Encoder,
+    TextEncoder,
     none_usable,
     packed_with_places,
-    separator_id,
+    row_of,
     shared,
     token_lists,
     window_start,
@@ -54,6 +56,8 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
         source: name of the stream, for messages.
         block_size: texts that are shuffled among one another; 1 keeps the order, also that of the shards.
         endless: begin the next epoch where one ends, in each worker for itself.
+        encode: as in `TextWindows`.
+        contents: by which a run that is resumed knows its texts again.
 
     Raises:
         DataError: nothing can separate packed texts; in an epoch, no text is long enough or reading fails.
@@ -71,16 +75,18 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
         source: str = "stream",
         block_size: int = 1000,
         endless: bool = False,
+        encode: Encoder | None = None,
+        contents: Mapping[str, str] | None = None,
     ) -> None:
         self.texts = texts if isinstance(texts, TextShards) else TextShards(texts)
-        self.tokenizer = tokenizer
+        self.encode = encode or TextEncoder(tokenizer, packing)
+        self.contents = dict(contents or {})
         self.max_length = max_length
         self.seed = seed
         self.packing = packing
         self.source = source
         self.block_size = block_size
         self.endless = endless
-        self.separator = separator_id(tokenizer, packing)
         self._epoch = shared(0)
         self._rank = shared([0, 1])
         # Slots for each worker, so that no lock is needed. A start is W (0 where there is none), the number of the
@@ -161,7 +167,7 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
         rank, n_ranks = self._rank.tolist()
         texts = islice(self._read(epoch, rank, n_ranks), n, None, n_workers)
         skipped: list[int] = []
-        lists = _noting_empty(token_lists(texts, self.tokenizer, self.separator), skipped)
+        lists = _noting_empty(token_lists(texts, self.encode), skipped)
         if self.packing:
             rows = packed_with_places(lists, self.max_length, offset, first=[n, offset] == [worker, 0])
         else:
@@ -170,9 +176,10 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
         empty = True
         for row, n_used, offset in rows:
             empty = False
-            yield {"input_ids": row, "place": [n + n_used * n_workers, offset, epoch, n_skipped + len(skipped)]}
+            place = [n + n_used * n_workers, offset, epoch, n_skipped + len(skipped)]
+            yield row_of(row, self.encode.has_labels) | {"place": place}
         # A worker, or a rank, may have nothing in its share of a short stream; that is no error if another has.
-        if empty and not any(token_lists(self._read(epoch), self.tokenizer, self.separator)):
+        if empty and not any(token_lists(self._read(epoch), self.encode)):
             raise none_usable(sum(1 for _ in self._read(epoch)), self.source)
 
     def _take_start(self, slot: int, n_workers: int) -> tuple[int, int, int, int, int]:

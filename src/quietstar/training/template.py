@@ -1,4 +1,8 @@
-"""Templates: how the columns of a row become one text. Rows and templates may come from anywhere and run nothing."""
+"""Templates: how the columns of a row become one text. Rows and templates may come from anywhere and run nothing.
+
+Values stand in the text as JSON writes them: true, and the characters that a number has in the file. A format is
+applied to the value.
+"""
 
 import re
 import string
@@ -7,6 +11,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from quietstar.errors import DataError, SettingsError
+from quietstar.textfiles import as_written
 from quietstar.untrusted import reason
 
 
@@ -76,6 +81,8 @@ def fill_template(template: str, row: Mapping[str, Any], source: str) -> str | N
                 return None
             if isinstance(value, list | dict):
                 raise TypeError(f"it holds a {type(value).__name__}")
+            if isinstance(value, bool) and not (field.spec or field.conversion):
+                value = as_written(value)
             words = format(string.Formatter().convert_field(value, field.conversion), field.spec)
             words.encode()  # raises at halves of characters
             text += words

@@ -7,34 +7,29 @@ windows, batches) is in `data`.
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from quietstar.errors import DataError, QuietStarError
 from quietstar.extras import need
 from quietstar.rows import as_stored
-from quietstar.training.shards import TextShards
-from quietstar.training.template import fill_template, template_columns
+from quietstar.training.columns import Columns, TextOf, pick_column
+from quietstar.training.files import LOADERS, find_files, is_local
+from quietstar.training.local import load_files, look_at
+from quietstar.training.shards import TextShards, column_of
+from quietstar.training.template import template_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from quietstar.training.data import DataArguments
 
-LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-"""Extensions of local files, and the loader of the datasets library that reads each."""
-
-BESIDE_DATA = ("", ".md")
-"""Extensions that a folder of data may hold besides: README.md, LICENSE."""
-
 NETWORK_LIBRARIES = ("huggingface_hub", "httpx", "requests", "urllib3", "aiohttp", "fsspec")
-LOCAL_WAY = "pass local files instead: --dataset FILE_OR_FOLDER (.txt, .jsonl, .json, .parquet)"
+LOCAL_WAY = f"pass local files instead: --dataset FILE_OR_FOLDER ({', '.join(LOADERS)})"
 
 
 def load_texts(args: DataArguments, seed: int) -> tuple[Dataset | TextShards, Dataset | None]:
@@ -49,7 +44,8 @@ def load_texts(args: DataArguments, seed: int) -> tuple[Dataset | TextShards, Da
 
     Returns:
         The training texts and the held-out ones (None for `eval_size` 0), each with the single column "text",
-        whose values are strings or None. A stream's come as TextShards.
+        whose values are strings or None; or with the column "messages", whose values are conversations in JSON. A
+        stream's come as TextShards.
 
     Raises:
         DataError: the texts cannot be had as asked for.
@@ -84,136 +80,13 @@ def is_stream(texts: Any) -> bool:
     return not hasattr(texts, "__len__")
 
 
-def is_local(name: str) -> bool:
-    """Whether a `dataset` names files of this machine and not a dataset of the hub."""
-    return (
-        os.path.exists(os.path.expanduser(name))
-        or any(wildcard in name for wildcard in "*?[")
-        or name.lower().endswith(tuple(LOADERS))
-        or name.startswith((".", "/", "~"))
-    )
-
-
-def find_files(name: str) -> tuple[str, list[str]]:
-    """Find the files that a local `dataset` names.
-
-    Args:
-        name: a file, a folder (searched with the folders in it, hidden ones excepted) or a glob (`**` for any
-            depth).
-
-    Returns:
-        The loader that reads them and their paths, sorted.
-
-    Raises:
-        DataError: there is no such path, or its files are not all of one extension that can be read.
-    """
-    path = Path(name).expanduser()
-    allowed = f"of one extension among {', '.join(LOADERS)}"
-    if path.is_dir():
-        files = [file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path))]
-        files = [file for file in files if file.suffix.lower() not in BESIDE_DATA]
-        advice = f"pass a folder with files {allowed}, or a glob such as {os.path.join(name, '**', '*.jsonl')}"
-    elif path.exists():
-        files = [path]
-        advice = f"pass a file {allowed}"
-    else:
-        files = [Path(match) for match in glob.glob(str(path), recursive=True) if os.path.isfile(match)]
-        advice = f"pass a glob that matches files {allowed}"
-        if not files:
-            raise DataError(f"no file or folder is named, or matches, {name!r}: check the path")
-    extensions = sorted({file.suffix.lower() for file in files})
-    if len(extensions) != 1 or extensions[0] not in LOADERS:
-        found = ", ".join(extension or "no extension" for extension in extensions) or "no data files"
-        raise DataError(f"{name!r} holds {found}: {advice}")
-    return LOADERS[extensions[0]], sorted(str(file.resolve()) for file in files)
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _templated(row: Mapping[str, Any], template: str, source: str) -> dict[str, str | None]:
-    return {"text": fill_template(template, row, source)}
-
-
-def _picked(row: Mapping[str, Any], column: str, source: str) -> dict[str, str | None]:
-    value = row.get(column)
-    if value is not None and not isinstance(value, str):
-        raise DataError(
-            f"column {column!r} of {source!r} holds {type(value).__name__} in a row, not text: "
-            "pass a column of strings as --text_column, or a --template"
-        )
-    return {"text": value}
-
-
-def pick_column(wanted: str | None, columns: list[str], of_strings: list[str], source: str) -> str:
-    """Choose the column that holds the text.
-
-    Args:
-        wanted: the `text_column` given, or None to choose "text", or else the only column of strings.
-        columns: all columns there are.
-        of_strings: those of them that hold strings.
-        source: the dataset's name, for the message.
-
-    Raises:
-        DataError: there is no such column, or no one column to choose.
-    """
-    there_are = f"its columns are {', '.join(columns)}"
-    if wanted is not None:
-        if wanted not in columns:
-            raise DataError(f"{source!r} has no column {wanted!r}, {there_are}: pass one of them as --text_column")
-        return wanted
-    if "text" in columns:
-        return "text"
-    if len(of_strings) == 1:
-        return of_strings[0]
-    raise DataError(
-        f"{source!r} has no column 'text' and not one single column of strings, {there_are}: "
-        "pass one of them as --text_column, or a --template"
-    )
-
-
 def _texts_of(source: str, split: str, config: str | None, args: DataArguments) -> Any:
     """Load a dataset and reduce it to its column of texts."""
-    with readable(source):
-        rows = as_stored(_load_rows(source, split, config, args))
-        features, columns = rows.features, rows.column_names
-        # A stream may know its columns only once it is read.
-        first = next(iter(rows), None) if not features else {}
-        if first is None or (not is_stream(rows) and not len(rows)):
-            raise _empty(source)
-    if features:
-        of_strings = [name for name in columns if getattr(features[name], "dtype", "") in ("string", "large_string")]
-    else:
-        columns = list(first)
-        of_strings = [name for name, value in first.items() if isinstance(value, str)]
-    if args.template is not None:
-        missing = [name for name in template_columns(args.template) if name not in columns]
-        if missing:
-            raise DataError(
-                f"template {args.template!r} names {', '.join(missing)}, which {source!r} does not have: "
-                f"its columns are {', '.join(columns)}"
-            )
-        to_text: Any = partial(_templated, template=args.template, source=source)
-    else:
-        column = pick_column(args.text_column, columns, of_strings, source)
-        if not is_stream(rows) and column in of_strings:
-            rows = rows.select_columns([column])
-            return rows if column == "text" else rows.rename_column(column, "text")
-        to_text = partial(_picked, column=column, source=source)
-    text = _datasets().Features({"text": _datasets().Value("string")})
-    if is_stream(rows):
-        # A later file of a stream may bring columns that the first does not have: they go as well.
-        return rows.map(to_text, remove_columns=columns).select_columns(["text"])
-    with readable(source):
-        return rows.map(to_text, remove_columns=columns, features=text)
-
-
-def _load_rows(source: str, split: str, config: str | None, args: DataArguments) -> Any:
-    load_dataset = _datasets().load_dataset
-    streaming = args.streaming if args.streaming is not None else not is_local(source)
     if not is_local(source):
-        return load_dataset(source, config, split=split, streaming=streaming)
+        streaming = args.streaming is not False
+        with readable(source):
+            rows = _datasets().load_dataset(source, config, split=split, streaming=streaming)
+        return _texts_of_rows(rows, source, args)
     if config is not None:
         raise DataError(f"dataset_config is {config!r} and {source!r} is local: leave --dataset_config out")
     if split.split("[")[0] != "train":
@@ -222,10 +95,78 @@ def _load_rows(source: str, split: str, config: str | None, args: DataArguments)
             "pass the files of another split as --dataset and leave --split out"
         )
     loader, files = find_files(source)
-    options = {"sample_by": args.sample_by} if loader == "text" else {}
-    # The loader takes paths as patterns, and would not find a file with a bracket in its name.
-    patterns = [glob.escape(file) for file in files]
-    return load_dataset(loader, data_files=patterns, split=split, streaming=streaming, **options)
+    streaming = bool(args.streaming)
+    if loader == "parquet":
+        # The loader takes paths as patterns, and would not find a file with a bracket in its name.
+        patterns = [glob.escape(file) for file in files]
+        with readable(source):
+            rows = _datasets().load_dataset(loader, data_files=patterns, split=split, streaming=streaming)
+        return _texts_of_rows(rows, source, args)
+    _datasets()  # before long work
+    wanted = [] if args.text_column is None else [args.text_column]
+    if args.template is not None:
+        wanted = template_columns(args.template)
+    with readable(source):
+        columns = look_at(files, loader, args.sample_by, wanted, at_all=not streaming)
+        if columns is None:
+            raise _empty(source)
+        to_text = _text_of(columns, source, args)
+        return load_files(files, loader, args.sample_by, to_text, split, streaming=streaming, source=source)
+
+
+def _text_of(columns: Columns, source: str, args: DataArguments) -> TextOf:
+    """How the text of a row is made.
+
+    Raises:
+        DataError: there is no such column, or no one column to choose.
+    """
+    if args.template is None:
+        column = pick_column(args.text_column, columns, source)
+        return TextOf(column=column, holds_messages=column in columns.of_lists)
+    missing = [name for name in template_columns(args.template) if name not in columns.names]
+    if missing:
+        raise DataError(
+            f"template {args.template!r} names {', '.join(missing)}, which {source!r} does not have: "
+            f"its columns are {', '.join(columns.names)}"
+        )
+    return TextOf(template=args.template)
+
+
+def _texts_of_rows(rows: Any, source: str, args: DataArguments) -> Any:
+    """The column of texts of rows that the datasets library has read."""
+    with readable(source):
+        rows = as_stored(rows)
+        first = next(iter(rows), None)
+    if first is None:
+        raise _empty(source)
+    # A stream may know its columns only once it is read.
+    columns = _columns_of(rows, first)
+    to_text = _text_of(columns, source, args)
+    if args.template is None and not is_stream(rows) and to_text.column in columns.of_strings:
+        rows = rows.select_columns([to_text.column])
+        return rows if to_text.column == "text" else rows.rename_column(to_text.column, "text")
+    made = partial(_in_column, to_text=to_text, source=source)
+    features = _datasets().Features({to_text.name: _datasets().Value("string")})
+    if is_stream(rows):
+        # A later file of a stream may bring columns that the first does not have: they go as well.
+        known = features if to_text.holds_messages else None  # by which `column_of` knows them
+        return rows.map(made, remove_columns=columns.names, features=known).select_columns([to_text.name])
+    with readable(source):
+        return rows.map(made, remove_columns=columns.names, features=features)
+
+
+def _columns_of(rows: Any, first: Mapping[str, Any]) -> Columns:
+    """The columns of a dataset by its features, or else by its first row."""
+    if not rows.features:
+        return Columns.of({name: {type(value)} for name, value in first.items()})
+    dtypes = {name: getattr(feature, "dtype", "") for name, feature in rows.features.items()}
+    of_strings = [name for name, dtype in dtypes.items() if dtype in ("string", "large_string")]
+    of_lists = [name for name in dtypes if isinstance(first[name], list)]
+    return Columns(list(rows.column_names), of_strings, of_lists)
+
+
+def _in_column(row: Mapping[str, Any], to_text: TextOf, source: str) -> dict[str, str | None]:
+    return {to_text.name: to_text(row, source)}
 
 
 def _first_texts(texts: Any, n: int, source: str) -> tuple[Any, TextShards]:
@@ -233,8 +174,9 @@ def _first_texts(texts: Any, n: int, source: str) -> tuple[Any, TextShards]:
     datasets = _datasets()
     with readable(source):
         read, rest = TextShards(texts).hold_out(n)
-    features = datasets.Features({"text": datasets.Value("string")})
-    return datasets.Dataset.from_dict({"text": read}, features=features), rest
+    name = column_of(texts)
+    features = datasets.Features({name: datasets.Value("string")})
+    return datasets.Dataset.from_dict({name: read}, features=features), rest
 
 
 def _check_some_left(n_texts: int, args: DataArguments) -> None:
@@ -255,6 +197,8 @@ def readable(source: str) -> Iterator[None]:
     except QuietStarError:
         raise
     except Exception as error:
+        if isinstance(error.__cause__, QuietStarError):  # which the datasets library has wrapped
+            raise error.__cause__ from error
         raise _read_error(source, error) from error
 
 

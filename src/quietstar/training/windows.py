@@ -2,21 +2,60 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch.utils.data import Dataset
 
 from quietstar.errors import DataError
+from quietstar.learn import IGNORED
+from quietstar.tokens import token_ids
 from quietstar.training.shards import each_text
 
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
+
+
+class Encoder(Protocol):
+    """Makes tokens of texts, a batch of them at a time."""
+
+    has_labels: bool
+    """whether some tokens are not learned, which come as ~id"""
+
+    def __call__(self, texts: Sequence[str | None]) -> list[list[int]]:
+        """The tokens of each; none of one that is too short for a prediction."""
+
+
+class TextEncoder:
+    """Makes tokens of plain texts: whole, with the tokenizer's special tokens, each ended by eos.
+
+    Args:
+        tokenizer: adds its special tokens as it always does, and none that a text has itself.
+        packing: texts must be separated.
+
+    Raises:
+        DataError: nothing can separate packed texts.
+    """
+
+    has_labels = False
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, packing: bool) -> None:
+        self.tokenizer, self.separator = tokenizer, separator_id(tokenizer, packing)
+
+    def __call__(self, texts: Sequence[str | None]) -> list[list[int]]:
+        """The tokens of each; none of one that is too short for a prediction."""
+        batch, lists = [text or "" for text in texts], []
+        for text, tokens in zip(batch, token_ids(self.tokenizer, batch), strict=True):
+            if self.separator is not None and tokens[-1:] != [self.separator]:
+                tokens = [*tokens, self.separator]
+            lists.append(tokens if len(tokens) > 1 and text.strip() else [])
+        return lists
 
 
 class TextWindows(Dataset[dict[str, list[int]]]):
@@ -32,9 +71,11 @@ class TextWindows(Dataset[dict[str, list[int]]]):
             few for a row, are dropped.
         fixed: keep the windows of epoch 0 whatever `set_epoch` says, as an evaluation needs.
         source: name of the dataset, for messages.
+        encode: makes tokens of texts; None for plain texts.
 
     Attributes:
         n_skipped: how many texts are too short for one prediction.
+        contents: by which a run that is resumed knows its rows again.
 
     Raises:
         DataError: no text is long enough, or nothing can separate packed texts.
@@ -50,7 +91,10 @@ class TextWindows(Dataset[dict[str, list[int]]]):
         packing: bool = False,
         fixed: bool = False,
         source: str = "dataset",
+        encode: Encoder | None = None,
     ) -> None:
+        encode = encode or TextEncoder(tokenizer, packing)
+        self.has_labels = encode.has_labels
         self.max_length = max_length
         self.seed = seed
         self.fixed = fixed
@@ -58,14 +102,15 @@ class TextWindows(Dataset[dict[str, list[int]]]):
         self._epoch = shared(0)
         self._tokens = array("i")
         self._starts = array("q", [0])
-        rows: Iterable[list[int]] = self._long_enough(
-            token_lists(each_text(texts), tokenizer, separator_id(tokenizer, packing))
-        )
+        rows: Iterable[list[int]] = self._long_enough(token_lists(each_text(texts), encode))
         for row in packed(rows, max_length) if packing else rows:
             self._tokens.extend(row)
             self._starts.append(len(self._tokens))
         if not len(self):
             raise none_usable(self.n_skipped, source)
+        digest = hashlib.blake2b(self._tokens, digest_size=16)
+        digest.update(self._starts)
+        self.contents = {"row_digest": digest.hexdigest()}
 
     def _long_enough(self, lists: Iterable[list[int]]) -> Iterator[list[int]]:
         for tokens in lists:
@@ -86,7 +131,15 @@ class TextWindows(Dataset[dict[str, list[int]]]):
         index = range(len(self))[index]
         first, end = self._starts[index], self._starts[index + 1]
         first += window_start(end - first, self.max_length, self.seed, int(self._epoch), index)
-        return {"input_ids": self._tokens[first : min(end, first + self.max_length)].tolist()}
+        return row_of(self._tokens[first : min(end, first + self.max_length)].tolist(), self.has_labels)
+
+
+def row_of(tokens: list[int], has_labels: bool) -> dict[str, list[int]]:
+    """A row of "input_ids", and of "labels" where some tokens, given as ~id, are not learned."""
+    if not has_labels:
+        return {"input_ids": tokens}
+    ids = [token if token >= 0 else ~token for token in tokens]
+    return {"input_ids": ids, "labels": [token if token >= 0 else IGNORED for token in tokens]}
 
 
 def separator_id(tokenizer: PreTrainedTokenizerBase, packing: bool) -> int | None:
@@ -105,20 +158,11 @@ def separator_id(tokenizer: PreTrainedTokenizerBase, packing: bool) -> int | Non
     return tokenizer.sep_token_id
 
 
-def token_lists(
-    texts: Iterable[str | None],
-    tokenizer: PreTrainedTokenizerBase,
-    separator: int | None,
-    batch_size: int = 64,
-) -> Iterator[list[int]]:
-    """Tokenize texts whole, each ended by `separator`; an empty list for one too short for one prediction."""
+def token_lists(texts: Iterable[str | None], encode: Encoder, batch_size: int = 64) -> Iterator[list[int]]:
+    """Yield the tokens of each text; an empty list for one too short for one prediction."""
     remaining = iter(texts)
-    while batch := [text or "" for text in islice(remaining, batch_size)]:
-        encoded = tokenizer(batch, padding=False, truncation=False, return_attention_mask=False, verbose=False)
-        for text, tokens in zip(batch, encoded["input_ids"], strict=True):
-            if separator is not None and tokens[-1:] != [separator]:
-                tokens = [*tokens, separator]
-            yield tokens if len(tokens) > 1 and text.strip() else []
+    while batch := list(islice(remaining, batch_size)):
+        yield from encode(batch)
 
 
 def window_start(n_tokens: int, max_length: int, seed: int, epoch: int, index: int) -> int:
