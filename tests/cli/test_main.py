@@ -41,7 +41,7 @@ def test_a_whole_run_in_a_process_of_its_own(tmp_path):
     assert "16 rows to train on; 0 texts too short for one prediction were skipped" in done.stderr
     assert "thoughts on held-out text" in done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("saved to run; held-out text:  nll ")
+    assert last.startswith("saved to run; held-out text, nats a token: ")
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert "arning" not in done.stderr, "a first run that warns looks broken"
 

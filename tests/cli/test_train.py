@@ -80,7 +80,7 @@ def test_the_lines_that_people_type(place, words, capfd):
     assert settings["data"]["max_length"] == int(given["--max_length"])
     assert settings["training"]["learning_rate"] == 1e-4
     said = capfd.readouterr().err
-    assert said.splitlines()[-1].startswith("saved to run; held-out text:  nll ")
+    assert said.splitlines()[-1].startswith("saved to run; held-out text, nats a token: ")
     assert "thoughts on held-out text" in said
 
 
@@ -152,7 +152,7 @@ BAD_OPTIONS = [
     ("--n_ahead_talk 0", "n_ahead_talk is 0; give a whole number of at least 1"),
     ("--n_ahead_talk -1", "n_ahead_talk is -1; give a whole number of at least 1"),
     ("--n_passes 0", "n_passes is 0; give a whole number of at least 1"),
-    ("--policy_weight -1", "policy_weight is -1.0; give a number of at least 0"),
+    ("--policy_weight -1", "policy_weight is '-1'; give a number of at least 0, or balanced:R"),
     ("--base_loss_weight 2", "base_loss_weight is 2.0; give a number from 0 to 1"),
     ("--reinforce_temperature 0", "reinforce_temperature is 0.0; give a number above 0"),
     ("--think_fraction 1.5", "think_fraction is 1.5; give a share from 0 to 1"),
