@@ -34,6 +34,10 @@ class Case:
         return self.settings.get("n_passes", 1)
 
     @property
+    def reinforce_temperature(self) -> float:
+        return self.settings.get("reinforce_temperature", 1.0)
+
+    @property
     def policy_weight(self) -> float:
         return self.settings["policy_loss_beta"]
 
@@ -61,7 +65,7 @@ class Case:
 
     def load(self, folder: Path, **settings: object) -> QuietStarForCausalLM:
         """The model, with the case's own settings."""
-        names = ("n_ahead", "n_ahead_talk", "n_passes", "policy_weight")
+        names = ("n_ahead", "n_ahead_talk", "n_passes", "policy_weight", "reinforce_temperature")
         chosen = {name: getattr(self, name) for name in names}
         return QuietStarForCausalLM.from_original(self.write_checkpoint(folder), **{**chosen, **settings})
 

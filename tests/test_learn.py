@@ -284,6 +284,23 @@ def test_no_gradient_passes_through_the_advantage() -> None:
 
 # ---------------------------------------------------------------------- REINFORCE
 
+
+@pytest.mark.parametrize(("temperature", "sharpens"), [(1.0, False), (3.0, True)])
+def test_rewards_that_say_nothing_teach_nothing_at_the_temperature_of_sampling(
+    temperature: float, sharpens: bool
+) -> None:
+    """The exact expectation, where every thought has the same advantage. Scored at a higher temperature than it was
+    sampled at, a thought is reinforced for being likely: entropy falls."""
+    logits = torch.tensor([1.0, 0.3, -0.5, 2.0], requires_grad=True)
+    p = logits.detach().softmax(-1)
+    loss = -(p * (logits / temperature).log_softmax(-1)).sum()
+    (gradient,) = torch.autograd.grad(loss, logits)
+    after = (logits.detach() - 0.1 * gradient).softmax(-1)
+    entropy, entropy_after = (-(of * of.log()).sum() for of in (p, after))
+    assert bool(gradient.abs().max() > 0.01) == sharpens
+    assert bool(entropy_after < entropy - 1e-3) == sharpens
+
+
 V = 3
 ROW = torch.tensor([[0, 2, 1, 2]])
 

@@ -53,7 +53,8 @@ class QuietStarConfig(PreTrainedConfig):
         n_ahead_talk: true tokens predicted after each thought when a loss is asked for.
         n_passes: thoughts sampled for each position in training.
         thought_temperature: temperature at which thought tokens are drawn in training.
-        reinforce_temperature: temperature of the log-probabilities in the policy loss.
+        reinforce_temperature: temperature of the log-probabilities in the policy loss. Another one than thoughts are
+            sampled at makes thoughts more (above it) or less certain whatever their rewards.
         policy_weight: weight of the policy loss beside the nll: a number, or `balanced:R`; see
             `quietstar.learn.PolicyWeight`.
         base_loss_weight: share of the base model's own nll in the nll; the rest is the talk loss.
@@ -80,7 +81,7 @@ class QuietStarConfig(PreTrainedConfig):
     n_ahead_talk: int = 4
     n_passes: int = 2
     thought_temperature: float = 1.0
-    reinforce_temperature: float = 3.0
+    reinforce_temperature: float = 1.0
     policy_weight: float | str = "balanced:0.1"
     base_loss_weight: float = 0.5
     embedding_scale: float = 100.0

@@ -33,7 +33,7 @@ def test_defaults_are_the_papers_recipe():
     config = thinking_model(tiny_base(), args).config
     assert (config.n_passes, config.n_ahead_talk, config.n_ahead) == (2, 4, 8)
     assert (config.policy_weight, config.base_loss_weight) == ("balanced:0.1", 0.5)
-    assert (config.thought_temperature, config.reinforce_temperature) == (1.0, 3.0)
+    assert (config.thought_temperature, config.reinforce_temperature) == (1.0, 1.0)
     assert DataArguments().max_length == 256
     assert ModelArguments().model == "mistralai/Mistral-7B-v0.1"
     assert DataArguments().dataset == "open-web-math/open-web-math"

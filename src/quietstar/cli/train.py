@@ -13,7 +13,7 @@ def main(argv: list[str]) -> None:
     """Parse and train."""
     parser = make_parser(
         "quietstar train",
-        "Teach a language model to think before it speaks, from plain text. The defaults are the paper's recipe.",
+        "Teach a language model to think before it speaks, from plain text. --config recipes/paper.yaml is the paper's recipe.",
         *CLASSES,
         groups=GROUPS,
         config=True,

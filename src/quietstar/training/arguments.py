@@ -123,7 +123,7 @@ class ModelArguments:
 
 @dataclass(kw_only=True)
 class QuietStarTrainingArguments(TrainingArguments):
-    """Arguments of QuietStarTrainer. Defaults are the paper's recipe, but for the policy's weight.
+    """Arguments of QuietStarTrainer. Defaults are the paper's recipe, but for three: see recipes/paper.yaml.
 
     The settings of the method (None: as the model has them) are written into the model's config.
 
@@ -145,7 +145,10 @@ class QuietStarTrainingArguments(TrainingArguments):
         None, "temperature at which thoughts are sampled in training (default: 1)", METHOD
     )
     reinforce_temperature: float | None = option(
-        None, "temperature of the log-probabilities in the policy loss (default: 3)", METHOD
+        None,
+        "temperature of the log-probabilities in the policy loss (default: 1, as sampled; the paper's 3 makes thoughts "
+        "more certain whatever their rewards)",
+        METHOD,
     )
     policy_weight: str | None = option(
         None,
