@@ -13,7 +13,8 @@ def main(argv: list[str]) -> None:
     """Parse and train."""
     parser = make_parser(
         "quietstar train",
-        "Teach a language model to think before it speaks, from plain text. --config recipes/paper.yaml is the paper's recipe.",
+        "Teach a language model to think before it speaks, from plain text. The paper's recipe is --config "
+        "recipes/paper.yaml.",
         *CLASSES,
         groups=GROUPS,
         config=True,
