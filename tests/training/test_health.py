@@ -37,6 +37,7 @@ def training(step: int = 30, **changed: float) -> dict[str, float]:
         "reward_std": 0.05,
         "mixing_weight_rms": 0.02,
         "distinct_thoughts": 0.99,
+        "thought_gain": 0.0,
         "thought_entropy": 2.5,
         "policy_share": 0.1,
     }
@@ -82,6 +83,8 @@ def test_a_reward_that_rises_as_the_base_pass_falls_is_called_what_it_is() -> No
         ({"distinct_thoughts": 0.51}, False),
         ({"thought_entropy": 0.45}, True),
         ({"thought_entropy": 0.55}, False),
+        ({"thought_entropy": 0.01, "thought_gain": 0.06}, False),
+        ({"thought_entropy": 0.01, "thought_gain": 0.04}, True),
     ],
 )
 def test_collapse_is_told_by_distinctness_or_by_entropy_beside_the_first_line(changed: dict, collapses: bool) -> None:

@@ -11,6 +11,8 @@ FEWEST_DISTINCT = 0.5
 """share of distinct thoughts below which they have collapsed, where a thought has several tokens"""
 LOWEST_ENTROPY = 0.2
 """share of the entropy of thought tokens in the run's first line below which they have collapsed"""
+HELPFUL = 0.05
+"""nats a token by which thoughts of so little entropy must lower the nll not to be called collapsed"""
 HIGHEST_POLICY_SHARE = 0.9
 """share of the policy term in the gradient above which it drowns the nll's"""
 OPENED_BY = 50
@@ -69,16 +71,18 @@ class HealthChecks:
         )
 
     def collapse(self, figures: dict[str, float]) -> str | None:
-        """Thoughts are all alike, or their tokens certain."""
+        """Thoughts are all alike, or their tokens certain though they do not help: thoughts that do may be certain."""
         distinct, entropy = figures.get("distinct_thoughts"), figures.get("thought_entropy")
         if distinct is None or entropy is None or self.first_entropy is None:
             return None
-        if distinct >= FEWEST_DISTINCT and entropy >= LOWEST_ENTROPY * self.first_entropy:
+        is_certain = entropy < LOWEST_ENTROPY * self.first_entropy and figures["thought_gain"] < HELPFUL
+        if distinct >= FEWEST_DISTINCT and not is_certain:
             return None
         return (
             f"thoughts collapse: {100 * distinct:.3g} % of them are distinct, and their tokens have an entropy of "
             f"{entropy:.3g} nats ({self.first_entropy:.3g} at first). Lower --policy_weight (balanced:0.1 holds its "
-            "gradient to a tenth of the nll's) or --learning_rate"
+            "gradient to a tenth of the nll's) or --learning_rate, and score thoughts as they are sampled: "
+            "--reinforce_temperature 1"
         )
 
     def drowning(self, figures: dict[str, float]) -> str | None:
