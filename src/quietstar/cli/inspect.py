@@ -19,4 +19,4 @@ def main(argv: list[str]) -> None:
     )
     args, given = parse(parser, argv, InspectArguments, rest=True)
     folder = inspect(given["model"], args, config=given["config"])
-    say(f"wrote {folder}")
+    say(f"wrote {folder}" + (f"; open {folder / 'report.html'} in a browser" if args.report else ""))

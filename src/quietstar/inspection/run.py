@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from quietstar.errors import DataError
 from quietstar.folders import claim, refuse_full, refuse_holding
@@ -91,7 +91,7 @@ def _progress() -> Progress:
         TextColumn("{task.description}"),
         BarColumn(bar_width=18),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
     )
