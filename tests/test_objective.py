@@ -77,6 +77,18 @@ def test_a_balanced_policy_gradient_is_so_many_times_the_nlls(loss_only: bool, m
         torch.testing.assert_close(output.policy_gradient, 0.09 * output.nll_gradient, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("loss_only", [True, False], ids=["gradients with the loss", "by autograd"])
+def test_a_frozen_base_pass_has_no_part_in_the_balance(loss_only: bool) -> None:
+    model = tiny_model(n_ahead=4, n_ahead_talk=2, policy_weight="balanced:0.3").train()
+    model.freeze_base()
+    inputs = inputs_of(model, 9, 4)
+    output = model(**inputs, loss_only=loss_only)
+    model.config.base_loss_weight, weight = 1e-9, model.config.base_loss_weight
+    alone = model(**inputs, loss_only=True)  # the talk loss is all there is
+    expected = (alone.loss - alone.nll) * (1 - weight)
+    torch.testing.assert_close(output.loss - output.nll, expected, rtol=1e-4, atol=1e-5)
+
+
 def counted_columns(inputs: dict[str, Tensor]) -> Tensor:
     """[B, P, S] bool: columns with all their labels."""
     everywhere = torch.ones_like(inputs["labels"], dtype=torch.bool)
