@@ -142,6 +142,11 @@ def test_a_fixed_weight_is_a_number_of_at_least_0(setting: float | str, value: f
     assert PolicyWeight.parse(setting) == PolicyWeight(value)
 
 
+@pytest.mark.parametrize("setting", ["balanced:0.1", "balanced:0.123456789", "balanced:1e-07"])
+def test_a_balanced_weight_is_kept_as_it_was_given(setting: str) -> None:
+    assert PolicyWeight.parse(setting).setting == setting
+
+
 @pytest.mark.parametrize(
     "setting",
     [
