@@ -77,6 +77,18 @@ def test_a_balanced_policy_gradient_is_so_many_times_the_nlls(loss_only: bool, m
         torch.testing.assert_close(output.policy_gradient, 0.09 * output.nll_gradient, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("loss_only", [True, False], ids=["gradients with the loss", "by autograd"])
+def test_a_frozen_base_pass_has_no_part_in_the_balance(loss_only: bool) -> None:
+    model = tiny_model(n_ahead=4, n_ahead_talk=2, policy_weight="balanced:0.3").train()
+    model.freeze_base()
+    inputs = inputs_of(model, 9, 4)
+    output = model(**inputs, loss_only=loss_only)
+    model.config.base_loss_weight, weight = 1e-9, model.config.base_loss_weight
+    alone = model(**inputs, loss_only=True)  # the talk loss is all there is
+    expected = (alone.loss - alone.nll) * (1 - weight)
+    torch.testing.assert_close(output.loss - output.nll, expected, rtol=1e-4, atol=1e-5)
+
+
 def counted_columns(inputs: dict[str, Tensor]) -> Tensor:
     """[B, P, S] bool: columns with all their labels."""
     everywhere = torch.ones_like(inputs["labels"], dtype=torch.bool)
@@ -128,6 +140,11 @@ def test_evaluation_weighs_no_policy() -> None:
 @pytest.mark.parametrize(("setting", "value"), [(0, 0), ("30", 30), ("1e6", 1e6), (2.5, 2.5)])
 def test_a_fixed_weight_is_a_number_of_at_least_0(setting: float | str, value: float) -> None:
     assert PolicyWeight.parse(setting) == PolicyWeight(value)
+
+
+@pytest.mark.parametrize("setting", ["balanced:0.1", "balanced:0.123456789", "balanced:1e-07"])
+def test_a_balanced_weight_is_kept_as_it_was_given(setting: str) -> None:
+    assert PolicyWeight.parse(setting).setting == setting
 
 
 @pytest.mark.parametrize(

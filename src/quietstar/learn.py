@@ -179,7 +179,7 @@ class PolicyWeight:
     @property
     def setting(self) -> float | str:
         """As a config has it: what `parse` reads."""
-        return f"balanced:{self.value:g}" if self.is_balanced else self.value
+        return f"balanced:{self.value!r}" if self.is_balanced else self.value
 
     def balance(self, nll_gradient: Tensor, policy_gradient: Tensor) -> Tensor:
         """[B] weights of rows that make the policy term's gradient R times as long as the nll's.

@@ -131,7 +131,12 @@ def masked_logprob(head: LMHead, scored: Scored, descent: Descent | None = None)
 
 
 def squared_gradient(head: LMHead, scored: Scored) -> Tensor:
-    """[...] squared length of the gradient of - weights x logprob at each state that counts, 0 elsewhere."""
+    """[...] squared length of the gradient of - weights x logprob at each state that counts, 0 elsewhere.
+
+    States that nothing trains have none. Where gradients are off altogether, which those are is not known.
+    """
+    if torch.is_grad_enabled() and not scored.hidden.requires_grad:
+        return torch.zeros(scored.tokens.shape, device=scored.hidden.device)
     probe, where = Descent(head, of_head=False), scored.where
     states = scored.hidden[where].detach().requires_grad_()
     probe.logprob(states, scored.tokens[where], scored.weights[where], scored.temperature, scored.suppressed)

@@ -172,7 +172,21 @@ def merge_lora(base_lm: PreTrainedModel) -> None:
             module._active_adapter = []
             module.delete_adapter(EVERYWHERE)
         else:
-            parent, _, child = name.rpartition(".")
-            setattr(base_lm.get_submodule(parent), child, module.get_base_layer())
+            _take_out(base_lm, name)
     for parameter in base_lm.parameters():
         parameter.requires_grad = True
+
+
+def drop_branch_adapters(base_lm: PreTrainedModel) -> None:
+    """Take the adapters of branches out of a base model, in place; its own predictions stay what they are."""
+    adapted = [(name, module) for name, module in base_lm.named_modules() if BRANCH in _adapters(module)]
+    for name, module in adapted:
+        if EVERYWHERE in _adapters(module):
+            module.delete_adapter(BRANCH)
+        else:
+            _take_out(base_lm, name)
+
+
+def _take_out(base_lm: PreTrainedModel, name: str) -> None:
+    """Put the layer that one of PEFT's is around back in its place."""
+    base_lm.set_submodule(name, base_lm.get_submodule(name).get_base_layer())

@@ -30,7 +30,14 @@ from quietstar.grid import default_position_ids
 from quietstar.heads import MixingHead, ThoughtEmbeddings
 from quietstar.journal import Journal
 from quietstar.learn import Counts, Labels
-from quietstar.lora import add_branch_adapters, add_lora, freeze_base, merge_lora, train_adapters_only
+from quietstar.lora import (
+    add_branch_adapters,
+    add_lora,
+    drop_branch_adapters,
+    freeze_base,
+    merge_lora,
+    train_adapters_only,
+)
 from quietstar.objective import fill_in_losses
 from quietstar.output import CACHE, QuietStarOutput
 from quietstar.policy import Decider, ThinkPolicy
@@ -305,6 +312,12 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         if self.config.lora is not None:
             merge_lora(self.base_lm)
             self.config.lora = None
+
+    def drop_branch_adapters(self) -> None:
+        """Take the adapters of branches out; what is predicted without thoughts stays what it is."""
+        if self.config.branch_adapters is not None:
+            drop_branch_adapters(self.base_lm)
+            self.config.branch_adapters = None
 
     def freeze_base(self) -> None:
         """Train mixing head, thought embeddings and adapters of branches alone; the base pass stays what it is."""

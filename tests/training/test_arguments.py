@@ -159,3 +159,10 @@ def test_arguments_can_be_written_down_and_read_again():
     written = {name: value for name, value in args.to_dict().items() if args.__dataclass_fields__[name].init}
     again = QuietStarTrainingArguments(**written)
     assert again.to_dict() == args.to_dict()
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "head_learning_rate"])
+@pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf")])
+def test_a_rate_is_a_number_of_at_least_0(tmp_path, name, rate):
+    with pytest.raises(SettingsError, match=f"{name} is .*; give a number of at least 0"):
+        QuietStarTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: rate})

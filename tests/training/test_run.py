@@ -447,6 +447,20 @@ def test_original_leaves_a_plain_model(base, texts, tmp_path, lora, made):
     assert figures["eval_loss"] == pytest.approx(figures["eval_base_nll"], rel=1e-6)
 
 
+@pytest.mark.parametrize("lora", [{}, LORA], ids=["alone", "beside lora"])
+def test_original_leaves_adapters_of_branches_out(base, texts, tmp_path, lora):
+    """What acts in branches alone is no part of a plain model, which says what the base pass said."""
+    train(base, texts, tmp_path / "thinks", branch_adapters=True, **(dict(lora_r=4) | lora))
+    train(tmp_path / "thinks", texts, tmp_path / "plain", **ORIGINAL, learning_rate=0.0)
+    assert weights(tmp_path / "plain").keys() == weights(base).keys()
+    thinking = QuietStarForCausalLM.from_pretrained(tmp_path / "thinks")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        expected = thinking.base_lm(ids).logits
+        torch.testing.assert_close(plain(ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_original_does_not_think_in_evaluation_either(base, texts, tmp_path):
     figures = train(base, texts, tmp_path / "run", **ORIGINAL)
     assert not [name for name in figures if "talk" in name or "reward" in name or "mixing" in name]

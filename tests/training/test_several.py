@@ -96,6 +96,7 @@ CASES: dict[str, dict[str, Any]] = {
     "tied": dict(base=dict(tie_word_embeddings=True)),
     "gpt2": dict(family="gpt2"),
     "lora": dict(model=dict(lora={"r": 4})),
+    "balanced, adapters of branches": dict(model=dict(policy_weight="balanced:0.5", branch_adapters={"r": 4})),
     "checkpointing": dict(gradient_checkpointing=True),
     "checkpointing, tied, lora": dict(
         gradient_checkpointing=True, base=dict(tie_word_embeddings=True), model=dict(lora={"r": 4})

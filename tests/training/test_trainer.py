@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,59 @@ def test_gradients_of_heads_are_clipped_apart(tmp_path, apart):
             assert torch.equal(parameter.grad, before[name])
         else:
             assert (parameter.grad < before[name] / 100).all()
+
+
+@pytest.mark.parametrize("frozen", ["base_lm", "mixing_head|thought_embeddings"])
+def test_nothing_is_clipped_apart_where_nothing_else_learns(tmp_path, frozen, monkeypatch):
+    """A norm of no gradients would lie on the CPU, beside one on a GPU."""
+    made = QuietStarTrainer(model_of(), arguments(tmp_path), train_dataset=rows(5))
+    for name, parameter in made.model.named_parameters():
+        parameter.grad = None if re.match(frozen, name) else torch.ones_like(parameter)
+    learning = [parameter.grad.clone() for parameter in made.model.parameters() if parameter.grad is not None]
+    clip, clipped = made.accelerator.clip_grad_norm_, []
+
+    def noted(parameters: Any, *args: Any) -> Tensor:
+        clipped.append([parameter for parameter in parameters if parameter.grad is not None])
+        return clip(clipped[-1], *args)
+
+    monkeypatch.setattr(made.accelerator, "clip_grad_norm_", noted)
+    norm = made._clip_grad_norm(made.model)
+    torch.testing.assert_close(norm, torch.cat([gradient.flatten() for gradient in learning]).norm())
+    assert [len(each) for each in clipped] == [len(learning)]
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 1e-3), (1e-3, None), (1e-3, 1e-2)])
+def test_a_run_may_go_on_with_another_rate_of_its_heads(tmp_path, before, after):
+    """Moments stay with their parameters, whatever groups the optimizer has."""
+    how = dict(save_strategy="steps", save_steps=1)
+    first = trained(tmp_path, rows(*LENGTHS), max_steps=1, head_learning_rate=before, **how)
+    changed = arguments(tmp_path, max_steps=2, head_learning_rate=after, allow_changes=True, **how)
+    made = QuietStarTrainer(model_of(), changed, train_dataset=rows(*LENGTHS))
+    left = {}
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            left.update(moments_of(made))
+
+    made.add_callback(Look())
+    made.train(resume_from_checkpoint=True)
+    for name, moment in moments_of(first).items():
+        assert torch.equal(left[name], moment), name
+    rates = {
+        name: group["lr"]
+        for group in made.optimizer.param_groups
+        for name, parameter in made.model.named_parameters()
+        if any(parameter is each for each in group["params"])
+    }
+    for name, rate in rates.items():
+        is_head = name.startswith(("mixing_head", "thought_embeddings"))
+        assert rate == (after if is_head and after is not None else 1e-2), name
+
+
+def moments_of(made: QuietStarTrainer) -> dict[str, Tensor]:
+    """Name of a parameter -> the mean of its gradients that AdamW has."""
+    state = made.optimizer.state
+    return {name: state[each]["exp_avg"].clone() for name, each in made.model.named_parameters() if each in state}
 
 
 def test_evaluation_loss_has_no_policy_term(tmp_path):

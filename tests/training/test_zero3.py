@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from quietstar import QuietStarForCausalLM
+from quietstar import objective
 from quietstar.errors import BadStepsError
+from quietstar.output import QuietStarOutput
 from tests.several import Pair
 from tests.training.test_several import CASES, learn
 from tests.training.test_trainer import LENGTHS, rows, with_thoughts
@@ -56,16 +57,16 @@ def test_a_run_goes_on_bit_by_bit(pair: Pair, tmp_path: Path):
 
 
 def learn_from_a_bad_batch(*args: Any, **kwargs: Any) -> str:
-    learned, calls = QuietStarForCausalLM._learn, []
+    right, calls = objective.fill_in_losses, []
 
-    def broken(self: QuietStarForCausalLM, output: Any, *of: Any) -> None:
-        learned(self, output, *of)
+    def broken(output: QuietStarOutput, *of: Any, **how: Any) -> None:
+        right(output, *of, **how)
         calls.append(1)
         if len(calls) == 2 and os.environ["RANK"] == "1":
             output.loss = output.loss * float("nan")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(QuietStarForCausalLM, "_learn", broken)
+        patch.setattr("quietstar.model.fill_in_losses", broken)
         try:
             learn_under_zero3(*args, **kwargs)
         except BadStepsError as error:

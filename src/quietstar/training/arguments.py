@@ -1,5 +1,6 @@
 """What a training run is: the method's settings, the recipe, and everything that transformers' Trainer takes."""
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,7 +88,9 @@ class ModelArguments:
                 "rank of at least 1, a scale above 0 and a dropout from 0 to below 1"
             )
         if self.load_in_4bit and not (self.lora or self.freeze_base):
-            raise SettingsError("load_in_4bit was given without lora, and weights in 4 bits do not train; add --lora")
+            raise SettingsError(
+                "load_in_4bit was given without lora, and weights in 4 bits do not train; add --lora, or --freeze_base"
+            )
         if self.freeze_base and self.lora:
             raise SettingsError(
                 "freeze_base and lora were both given, and adapters of lora change the base pass; give "
@@ -266,7 +269,7 @@ class QuietStarTrainingArguments(TrainingArguments):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least 1")
         for name in ("learning_rate", "head_learning_rate", "weight_decay", "skip_spikes"):
-            if getattr(self, name) is not None and not getattr(self, name) >= 0:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least 0")
         if self.max_steps < 1 and self.max_steps != -1:
             raise SettingsError(

@@ -13,18 +13,23 @@ def parts_made_new(model: QuietStarForCausalLM) -> list[nn.Parameter]:
     return [*model.mixing_head.parameters(), *model.thought_embeddings.parameters()]
 
 
-def give_own_rate(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+def give_own_rate(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], learning_rate: float | None
+) -> None:
     """Move parameters of an optimizer into groups with another learning rate; their other settings stay.
+
+    None moves them, too, and leaves the rate: what an optimizer has saved fits its groups, whatever their rates are.
 
     Args:
         optimizer: before its first step, and before a scheduler is made for it.
         parameters: those that it does not have are left out.
-        learning_rate: of the new groups.
+        learning_rate: of the new groups; None for that of the old ones.
     """
     moved = {id(parameter) for parameter in parameters}
     for group in list(optimizer.param_groups):
         own = [parameter for parameter in group["params"] if id(parameter) in moved]
         if own:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in moved]
-            optimizer.add_param_group({**group, "params": own, "lr": learning_rate})
+            rate = group["lr"] if learning_rate is None else learning_rate
+            optimizer.add_param_group({**group, "params": own, "lr": rate})
     optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]

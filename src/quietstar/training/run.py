@@ -132,6 +132,7 @@ def prepare(
         model.set_attention_backend(model_args.attention_backend)
     check_fit(model, tokenizer, data_args.max_length)
     if model_args.original:
+        model.drop_branch_adapters()  # which are no part of a plain model
         for part in (model.mixing_head, model.thought_embeddings):
             part.requires_grad_(False)
     try:

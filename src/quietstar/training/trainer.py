@@ -272,10 +272,9 @@ class QuietStarTrainer(StreamingTrainer):
         """As transformers' Trainer; mixing head and thought embeddings learn at head_learning_rate, where given."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        rate = self.args.head_learning_rate
-        if is_new and rate is not None:
+        if is_new:
             model: QuietStarForCausalLM = self.accelerator.unwrap_model(args[0] if args else self.model)
-            give_own_rate(optimizer, parts_made_new(model), rate)
+            give_own_rate(optimizer, parts_made_new(model), self.args.head_learning_rate)
         return optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
@@ -283,12 +282,13 @@ class QuietStarTrainer(StreamingTrainer):
 
         DeepSpeed clips by itself, and a loss scale can be taken out of gradients once: both clip all as one.
         """
-        if not self.args.clip_heads_apart or self.is_deepspeed_enabled or self.args.fp16:
+        new = {id(parameter) for parameter in parts_made_new(self.accelerator.unwrap_model(model))}
+        learning = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        parts = [[each for each in learning if (id(each) in new) == is_new] for is_new in (False, True)]
+        as_one = not self.args.clip_heads_apart or self.is_deepspeed_enabled or self.args.fp16
+        if as_one or not all(parts):  # of no gradients torch makes a norm on the CPU, wherever the model is
             return super()._clip_grad_norm(model)
-        new = parts_made_new(self.accelerator.unwrap_model(model))
-        apart = {id(parameter) for parameter in new}
-        rest = [parameter for parameter in model.parameters() if id(parameter) not in apart]
-        norms = [self.accelerator.clip_grad_norm_(of, self.args.max_grad_norm) for of in (rest, new)]
+        norms = [self.accelerator.clip_grad_norm_(part, self.args.max_grad_norm) for part in parts]
         return torch.stack([getattr(norm, "full_tensor", lambda norm=norm: norm)() for norm in norms]).norm()
 
     def _task_figures(self, tasks: TaskFigures, prefix: str) -> dict[str, float]:
