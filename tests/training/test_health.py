@@ -79,16 +79,18 @@ def test_a_reward_that_rises_as_the_base_pass_falls_is_called_what_it_is() -> No
 @pytest.mark.parametrize(
     ("changed", "collapses"),
     [
-        ({"distinct_thoughts": 0.49}, True),
-        ({"distinct_thoughts": 0.51}, False),
+        ({"distinct_thoughts": 0.39}, True),
+        ({"distinct_thoughts": 0.41}, False),
         ({"thought_entropy": 0.45}, True),
         ({"thought_entropy": 0.55}, False),
         ({"thought_entropy": 0.01, "thought_gain": 0.06}, False),
         ({"thought_entropy": 0.01, "thought_gain": 0.04}, True),
     ],
 )
-def test_collapse_is_told_by_distinctness_or_by_entropy_beside_the_first_line(changed: dict, collapses: bool) -> None:
-    assert said_of([training(10), training(20, **changed)]) == ({20: ["collapse"]} if collapses else {})
+def test_collapse_is_told_by_distinctness_or_entropy_beside_the_first_line(changed: dict, collapses: bool) -> None:
+    assert said_of([training(10, distinct_thoughts=0.8), training(20, **changed)]) == (
+        {20: ["collapse"]} if collapses else {}
+    )
 
 
 @pytest.mark.parametrize(("share", "drowns"), [(0.89, False), (0.91, True)])

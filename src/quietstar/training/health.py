@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FEWEST_DISTINCT = 0.5
-"""share of distinct thoughts below which they have collapsed, where a thought has several tokens"""
+"""share of the distinct thoughts in the run's first line below which they have collapsed"""
 LOWEST_ENTROPY = 0.2
 """share of the entropy of thought tokens in the run's first line below which they have collapsed"""
 HELPFUL = 0.05
@@ -29,6 +29,8 @@ class HealthChecks:
     """names of the checks that have warned"""
     first_entropy: float | None = None
     """entropy of thought tokens in the run's first line"""
+    first_distinct: float | None = None
+    """share of distinct thoughts there: of one token, or of many texts, they repeat without being ill"""
     reward_mean: float | None = None
     """of the latest line of training figures"""
 
@@ -51,8 +53,8 @@ class HealthChecks:
         self.warned += new
         if "reward_mean" in figures:
             self.reward_mean = figures["reward_mean"]
-        if self.first_entropy is None:
-            self.first_entropy = figures.get("thought_entropy")
+        if self.first_entropy is None and "thought_entropy" in figures:
+            self.first_entropy, self.first_distinct = figures["thought_entropy"], figures["distinct_thoughts"]
         return [f"step {step}: {words}" for words in new.values()]
 
     def drift(self, figures: dict[str, float]) -> str | None:
@@ -73,16 +75,16 @@ class HealthChecks:
     def collapse(self, figures: dict[str, float]) -> str | None:
         """Thoughts are all alike, or their tokens certain though they do not help: thoughts that do may be certain."""
         distinct, entropy = figures.get("distinct_thoughts"), figures.get("thought_entropy")
-        if distinct is None or entropy is None or self.first_entropy is None:
+        if distinct is None or entropy is None or self.first_entropy is None or self.first_distinct is None:
             return None
         is_certain = entropy < LOWEST_ENTROPY * self.first_entropy and figures["thought_gain"] < HELPFUL
-        if distinct >= FEWEST_DISTINCT and not is_certain:
+        if distinct >= FEWEST_DISTINCT * self.first_distinct and not is_certain:
             return None
         return (
-            f"thoughts collapse: {100 * distinct:.3g} % of them are distinct, and their tokens have an entropy of "
-            f"{entropy:.3g} nats ({self.first_entropy:.3g} at first). Lower --policy_weight (balanced:0.1 holds its "
-            "gradient to a tenth of the nll's) or --learning_rate, and score thoughts as they are sampled: "
-            "--reinforce_temperature 1"
+            f"thoughts collapse: {100 * distinct:.3g} % of them are distinct ({100 * self.first_distinct:.3g} % at first), and "
+            f"their tokens have an entropy of {entropy:.3g} nats ({self.first_entropy:.3g} at first). Lower --policy_weight "
+            "(balanced:0.1 holds its gradient to a tenth of the nll's) or --learning_rate, and score thoughts as they are "
+            "sampled: --reinforce_temperature 1"
         )
 
     def drowning(self, figures: dict[str, float]) -> str | None:
@@ -117,7 +119,7 @@ class HealthChecks:
 
     def state(self) -> dict[str, Any]:
         """To go on from after a restart."""
-        return {name: getattr(self, name) for name in ("warned", "first_entropy", "reward_mean")}
+        return {name: getattr(self, name) for name in ("warned", "first_entropy", "first_distinct", "reward_mean")}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a `state`."""
