@@ -81,8 +81,8 @@ class HealthChecks:
         if distinct >= FEWEST_DISTINCT * self.first_distinct and not is_certain:
             return None
         return (
-            f"thoughts collapse: {100 * distinct:.3g} % of them are distinct ({100 * self.first_distinct:.3g} % at first), "
-            f"and their tokens have an entropy of {entropy:.3g} nats ({self.first_entropy:.3g} at first). Lower "
+            f"thoughts collapse: {distinct:.1%} of them are distinct ({self.first_distinct:.1%} at first), and their "
+            f"tokens have an entropy of {entropy:.3g} nats ({self.first_entropy:.3g} at first). Lower "
             "--policy_weight (balanced:0.1 holds its gradient to a tenth of the nll's) or --learning_rate, and score "
             "thoughts as they are sampled: --reinforce_temperature 1"
         )
