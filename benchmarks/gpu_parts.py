@@ -39,7 +39,7 @@ def golden(setting: Setting) -> Iterator[dict[str, Any]]:
     for name, (dtype, autocast) in PRECISIONS.items():
         worst, n = 0.0, 0
         for file in files[: 2 if setting.dry_run else None]:
-            case = load_case(file.parent, file.stem)
+            case = load_case(file.stem)
             with tempfile.TemporaryDirectory() as folder:
                 model = case.load(Path(folder))
             model.base_lm.to(dtype)

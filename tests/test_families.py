@@ -48,7 +48,8 @@ class Case:
 
 @cache
 def case_of(family: str) -> Case:
-    model = tiny_model(family, n_ahead=5, n_ahead_talk=3, n_passes=2, policy_weight=1.0)
+    settings = dict(n_ahead=5, n_ahead_talk=3, n_passes=2, policy_weight=1.0, reinforce_temperature=3.0)
+    model = tiny_model(family, **settings)
     inputs = texts(*LENGTHS)
     inputs["thoughts"] = random_thoughts(model, len(LENGTHS), max(LENGTHS), P=2)
     plain = plain_loop(model, **inputs, n_ahead_talk=3)

@@ -143,6 +143,7 @@ def flops(shape: Shape, step: Step) -> Flops:
     head = 2.0 * shape.n_table
     scored = step.base_states + step.talk_states + step.word_states
     vocabulary = head * (step.drawing_states + scored * (2 if shape.lora else 3))
+    vocabulary += head * 2 * step.word_states  # a balanced policy weight measures the policy term's gradient first
     mixing = 6.0 * step.P * step.C * step.M * (3 * shape.D**2 + shape.D)
     return Flops(layers=layers, attention=attention, vocabulary=vocabulary, mixing=mixing)
 
