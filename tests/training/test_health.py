@@ -131,3 +131,30 @@ def test_each_check_warns_once_and_remembers_over_a_restart() -> None:
     again.restore(json.loads(json.dumps(checks.state())))
     assert again.look(40, training(40, policy_share=0.95)) == []
     assert len(again.look(50, training(50, thought_entropy=0.1))) == 1, "the first line's entropy is remembered"
+
+
+# ---------------------------------------------------------------------- recorded runs
+
+
+def test_the_papers_weight_is_warned_of_at_its_first_line_with_rewards() -> None:
+    assert said_of(recorded("policy-weight-1e6"), warmup_steps=5) == {4: ["drowning"]}
+
+
+@pytest.mark.parametrize(("name", "warmup_steps"), [("defaults", 20), ("balanced-0.3", 5), ("original", 5)])
+def test_healthy_runs_are_not_warned_of(name: str, warmup_steps: int) -> None:
+    lines = recorded(name)
+    assert len(lines) > 10
+    assert said_of(lines, warmup_steps) == {}
+
+
+def test_a_healthy_run_whose_held_out_text_gets_worse_is_ill() -> None:
+    """The recorded figures, with the drift turned round from its last evaluation on."""
+    lines = recorded("defaults")
+    last = max(line["step"] for line in lines if "eval_drift" in line)
+
+    def is_last(line: dict[str, float]) -> bool:
+        return line["step"] == last and "eval_drift" in line
+
+    turned = {"eval_drift": "eval_drift", "eval_drift_low": "eval_drift_high", "eval_drift_high": "eval_drift_low"}
+    worse = [line | {name: -line[of] for name, of in turned.items()} if is_last(line) else line for line in lines]
+    assert said_of(worse, warmup_steps=20) == {last: ["drift"]}
