@@ -73,6 +73,7 @@ class DemoArguments:
             "n_ahead_talk": 1,  # what a thought is for, the answer, is one letter
             "n_passes": self.n_passes,
             "policy_weight": self.policy_weight,
+            "reinforce_temperature": 3.0,
             "initial_thought_text": DASH,
             # at the demo's learning rate, 100 times a step of Adam would throw the dash away in its first steps
             "embedding_scale": 1.0,

@@ -99,6 +99,7 @@ def learn_to_think(
             learning_rate=args.thought_learning_rate,
             warmup_steps=0.1,
             gradient_accumulation_steps=1,
+            clip_heads_apart=False,  # the demo trains as the paper does
             eval_strategy="no",
             **common_settings(args),
         ),
