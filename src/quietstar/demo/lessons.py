@@ -129,7 +129,7 @@ def common_settings(args: DemoArguments) -> dict[str, Any]:
 def train(trainer: Trainer) -> None:
     """Without the lines that a trainer prints where it shows no bar.
 
-    And without health checks: the demo uses the paper's policy weight, which they warn of, and itself tells what comes of it.
+    And without health checks: they warn of the paper's policy weight, and the demo itself tells what comes of it.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(WatchHealth)
