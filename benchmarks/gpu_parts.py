@@ -152,7 +152,8 @@ def kernels(setting: Setting) -> Iterator[dict[str, Any]]:
     marked = re.compile(r"^@pytest\.mark\.gpu\n(?:@.*\n)*def (test_\w+)", re.MULTILINE)
     files = sorted((root / "tests").rglob("test_*.py"))
     names = [f"{file}::{name}" for file in files for name in marked.findall(file.read_text(encoding="utf-8"))]
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-o", "addopts=", "-p", "no:cacheprovider", "-q", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=short"]
+    command += ["-o", "addopts=", "-p", "no:cacheprovider"]
     for name in names[-1:] if setting.dry_run else reversed(names):
         done = subprocess.Popen([*command, name], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         last = ""
