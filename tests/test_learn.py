@@ -199,10 +199,13 @@ def test_nothing_to_learn_is_a_loss_of_zero() -> None:
 # ---------------------------------------------------------------------- in the model
 
 
+@pytest.mark.parametrize(("policy_weight", "loss_only"), [(1.0, False), ("balanced:0.5", True)])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "in parts"])
-def test_batches_that_share_their_counts_add_up(checkpointing: bool) -> None:
+def test_batches_that_share_their_counts_add_up(
+    checkpointing: bool, policy_weight: float | str, loss_only: bool
+) -> None:
     """Loss and gradients of one batch of four rows are the sums of those of two batches, unequal in labels."""
-    model = tiny_model(n_ahead=4, n_ahead_talk=3, n_passes=2, policy_weight=1.0).train()
+    model = tiny_model(n_ahead=4, n_ahead_talk=3, n_passes=2, policy_weight=policy_weight).train()
     if checkpointing:
         model.gradient_checkpointing_enable()
     inputs = texts(9, 4, 2, 7)
@@ -212,7 +215,8 @@ def test_batches_that_share_their_counts_add_up(checkpointing: bool) -> None:
     parameters = list(model.parameters())
 
     def run(part: slice, counts: Counts | None = None) -> tuple[Tensor, list[Tensor]]:
-        loss = model(**{name: value[part] for name, value in inputs.items()}, counts=counts).loss
+        batch = {name: value[part] for name, value in inputs.items()}
+        loss = model(**batch, counts=counts, loss_only=loss_only).loss
         return loss.detach(), torch.autograd.grad(loss, parameters)
 
     def count(part: slice) -> Counts:

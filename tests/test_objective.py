@@ -6,7 +6,7 @@ from torch import Tensor
 
 from quietstar import QuietStarForCausalLM, objective
 from quietstar.errors import SettingsError
-from quietstar.learn import HIGHEST_BALANCED_WEIGHT, IGNORED, Counts, Labels, PolicyWeight
+from quietstar.learn import HIGHEST_BALANCED_WEIGHT, IGNORED, Labels, PolicyWeight
 from quietstar.output import QuietStarOutput
 from tests.tiny import random_thoughts, texts, tiny_model
 
@@ -94,27 +94,6 @@ def counted_columns(inputs: dict[str, Tensor]) -> Tensor:
     everywhere = torch.ones_like(inputs["labels"], dtype=torch.bool)
     labels = Labels.look_ahead(inputs["labels"], everywhere, 2, inputs["attention_mask"])
     return labels.policy[:, None].expand(-1, 2, -1)
-
-
-def test_rows_are_balanced_alike_wherever_they_stand() -> None:
-    """One batch of three rows has the loss and gradients of two batches, as with a fixed weight."""
-    model = tiny_model(n_ahead=4, n_ahead_talk=2, policy_weight="balanced:0.5").train()
-    inputs = inputs_of(model, 9, 4, 7)
-
-    def run(part: slice, counts: Counts | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        output = model(**{name: value[part] for name, value in inputs.items()}, counts=counts, loss_only=True)
-        return output.loss.detach(), torch.autograd.grad(output.loss, list(model.parameters()))
-
-    def count(part: slice) -> Counts:
-        mask = inputs["attention_mask"][part]
-        return Labels.look_ahead(inputs["labels"][part], mask.bool(), 2, mask).count()
-
-    counts = count(slice(0, 1)) + count(slice(1, 3))
-    whole, gradients = run(slice(0, 3))
-    first, second = run(slice(0, 1), counts), run(slice(1, 3), counts)
-    torch.testing.assert_close(first[0] + second[0], whole)
-    for one, other, expected in zip(first[1], second[1], gradients, strict=True):
-        torch.testing.assert_close(one + other, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_thoughts_with_one_reward_are_not_reinforced() -> None:

@@ -94,7 +94,12 @@ def _inject(base_lm: PreTrainedModel, settings: dict[str, Any], name: str) -> di
 
 
 def branch_layers(base_lm: PreTrainedModel) -> list[Any]:
-    """PEFT's layers that have adapters of branches."""
+    """PEFT's layers that have adapters of branches.
+
+    Every forward pass asks, so PEFT's own record is read first: walking through all modules is slow.
+    """
+    if BRANCH not in getattr(base_lm, "peft_config", {}):
+        return []
     return [module for module in base_lm.modules() if BRANCH in _adapters(module)]
 
 
@@ -188,5 +193,5 @@ def drop_branch_adapters(base_lm: PreTrainedModel) -> None:
 
 
 def _take_out(base_lm: PreTrainedModel, name: str) -> None:
-    """Put the layer that one of PEFT's is around back in its place."""
+    """Replace a PEFT layer by the layer that it wraps."""
     base_lm.set_submodule(name, base_lm.get_submodule(name).get_base_layer())

@@ -56,8 +56,7 @@ class ModelArguments:
     )
     branch_adapters: bool = option(
         False,
-        "train low-rank adapters that act in branches alone: the base pass runs without them, so that what thoughts "
-        "learn cannot change what is predicted without them through the adapters",
+        "train low-rank adapters that act in branches alone; the base pass runs without them",
         LORA,
     )
     freeze_base: bool = option(

@@ -56,7 +56,7 @@ class ProgressLines(ProgressCallback):
 
 
 class WatchHealth(TrainerCallback):
-    """Warns where the figures of a run are ill, once of each illness; `stop_when_unhealthy` ends the run there.
+    """Warns once of each fault that a run's figures show; `stop_when_unhealthy` ends the run there.
 
     Args:
         checks: what looks at the figures.

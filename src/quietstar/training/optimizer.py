@@ -18,7 +18,7 @@ def give_own_rate(
 ) -> None:
     """Move parameters of an optimizer into groups with another learning rate; their other settings stay.
 
-    None moves them, too, and leaves the rate: what an optimizer has saved fits its groups, whatever their rates are.
+    Without a rate they are moved all the same, so that a saved optimizer can be loaded whichever rate is given later.
 
     Args:
         optimizer: before its first step, and before a scheduler is made for it.
