@@ -181,3 +181,14 @@ def test_float16_gradients_survive_a_loss_scale() -> None:
     logprob = (exact[0] @ exact[1].T).log_softmax(-1)[torch.arange(20), torch.arange(20)]
     for own, expected in zip(found, torch.autograd.grad(4 * logprob.sum(), exact), strict=True):
         torch.testing.assert_close(own.float(), expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+
+
+def test_gradients_made_afterwards_are_the_same_in_a_compiled_function() -> None:
+    tokens, hidden = torch.arange(5), torch.randn(5, 8, generator=seeded()).requires_grad_()
+
+    def loss(states: Tensor, lm_head: LMHead) -> Tensor:
+        return token_logprob(lm_head, 2 * states, tokens).sum()
+
+    (found,) = torch.autograd.grad(torch.compile(loss, backend="eager")(hidden, head()), hidden)
+    (expected,) = torch.autograd.grad(loss(hidden, head()), hidden)
+    torch.testing.assert_close(found, expected)

@@ -18,6 +18,7 @@ from quietstar.precision import product_dtype
 from quietstar.vocabulary import STATES, Blocks, LMHead
 
 
+@torch.compiler.disable  # dynamo cannot trace an autograd.Function that leaves memory to the head for the next block
 def token_logprob(
     head: LMHead, hidden: Tensor, tokens: Tensor, temperature: float = 1.0, suppressed: Tensor | None = None
 ) -> Tensor:

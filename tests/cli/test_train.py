@@ -184,6 +184,7 @@ BAD_OPTIONS = [
     ("--report_to wandb", "wandb"),
     ("--streaming true --max_steps -1 --max_length 9", "max_steps"),
     ("--original --think_fraction 0.5", "original"),
+    ("--original --head_learning_rate 1e-3", "but head_learning_rate was given; leave one out"),
 ]
 
 

@@ -203,6 +203,7 @@ def train_without_thoughts(args: QuietStarTrainingArguments) -> None:
     """Settings under which a thinking model learns exactly as its base model would."""
     given = sorted(args.method_settings()) + ["think_fraction"] * (args.think_fraction != 1)
     given += ["eval_report_rows"] * (args.eval_report_rows > 0)
+    given += ["head_learning_rate"] * (args.head_learning_rate is not None)
     if given:
         raise SettingsError(f"original trains without thoughts, but {', '.join(given)} was given; leave one out")
     args.think_fraction, args.base_loss_weight, args.n_ahead_talk, args.thoughts_shown = 0.0, 1.0, 1, 0
