@@ -11,6 +11,7 @@ VENV ?= .venv
 # the rows that take under five minutes; all: make bench BENCH_OPTIONS=
 BENCH_OPTIONS ?= --rows train train-512 train-11 train-checkpointing score score-answer
 BIN := $(VENV)/bin
+SOURCES := src tests benchmarks docs/pictures.py
 # Byte code is written when a module is first imported: compiling all of torch beforehand takes a minute.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
@@ -29,8 +30,8 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(TEST_OPTIONS)
 
 check: $(VENV)/installed-dev
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
 bench: $(VENV)/installed-dev
@@ -40,8 +41,8 @@ browser:
 	@command -v chromium > /dev/null || { apt-get update -qq && apt-get install -yqq --no-install-recommends chromium > /dev/null; }
 
 format: $(VENV)/installed-dev
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
 
 clean:
 	rm -rf $(VENV)

@@ -1,6 +1,7 @@
 """The page at / in a real browser, over a real server: what it shows is what the server says."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -75,6 +76,24 @@ def test_tokens_arrive_in_both_columns_as_the_server_writes_them(browser: Any, s
             assert said[column].startswith(f"12 tokens, {n_thoughts or 'no'} thoughts")
         assert page.locator("#alert").text_content() == ""
         expect(page.locator("#stop")).to_be_disabled()
+
+
+def test_colours_reach_as_far_as_the_largest_mixing_weight(browser: Any, server: tuple[str, Server]) -> None:
+    """Real weights are small: on a scale up to 1 they would have no colour at all."""
+    address, _ = server
+    entries = answered(address, prompt="Two dozen eggs", think="always")["choices"][0]["thoughts"]
+    weights = [entry["mixing_weight"] for entry in entries]
+    end = next((end for end in (0.02, 0.05, 0.1, 0.2, 0.5) if max(map(abs, weights)) <= end), 1)
+    with watched(browser, address + "/") as page:
+        ask(page, "Two dozen eggs", max_tokens=12, think="always")
+        finished(page, "on")
+        assert float(page.locator("#legend").inner_text().split()[0][1:]) == end
+        steps = pieces(page, "on").evaluate_all("all => all.map(each => each.dataset.step)")
+    sizes = [math.floor(5 * min(1, abs(weight) / end) + 0.5) for weight in weights]
+    assert steps == [
+        f"m{size}" if weight < 0 < size else str(size) for weight, size in zip(weights, sizes, strict=True)
+    ]
+    assert len(set(steps)) > 1
 
 
 def test_a_token_opens_its_thought_and_another_thought_can_be_tried(browser: Any, server: tuple[str, Server]) -> None:

@@ -2,7 +2,8 @@
 // The server's page: a prompt is continued with thoughts and without, token by token; each token's thought can be
 // opened, and another one tried in its place.
 {
-  const LIMIT = 1; // of the colours: a mixing weight of 1 is the thought alone
+  // Ends of the colour scale: the first that holds all mixing weights so far. A weight of 1 is the thought alone.
+  const LIMITS = [0.02, 0.05, 0.1, 0.2, 0.5, 1];
   const field = (id) => QS.get(id).value;
   let running = null; // aborts what is being written
   let trying = null; // aborts the last "what if"
@@ -26,6 +27,7 @@
       this.entries = [];
       this.shown = [];
       this.promptIds = [];
+      this.limit = LIMITS[0];
       this.prompt = prompt;
       this.status.textContent = "";
       this.atEnd = true;
@@ -56,13 +58,27 @@
       entries.forEach((entry, index) => {
         const piece = apart ? entry.token : index === entries.length - 1 ? text : "";
         this.list.add(this.run, piece);
-        const value = entry.thought ? entry.mixing_weight : null;
-        const said = value === null ? "no thought" : `mixing weight ${QS.number(value, { sign: true })}`;
-        this.list.paint(this.entries.length, piece, QS.step(value, LIMIT), said);
         this.entries.push(entry);
         this.shown.push(piece);
+        this.paint(this.entries.length - 1);
+        if (entry.thought) this.widen(Math.abs(entry.mixing_weight));
       });
       this.follow();
+    }
+
+    paint(index) {
+      const entry = this.entries[index];
+      const value = entry.thought ? entry.mixing_weight : null;
+      const said = value === null ? "no thought" : `mixing weight ${QS.number(value, { sign: true })}`;
+      this.list.paint(index, this.shown[index], QS.step(value, this.limit), said);
+    }
+
+    // Make room on the colour scale for a weight of such a size.
+    widen(size) {
+      if (size <= this.limit || this.limit === LIMITS.at(-1)) return;
+      this.limit = LIMITS.find((end) => size <= end) ?? LIMITS.at(-1);
+      this.entries.forEach((_, index) => this.paint(index));
+      legend();
     }
 
     // Once a frame: the height of a long text takes long to find.
@@ -90,6 +106,10 @@
 
   const columns = { on: new Column("on", {}), off: new Column("off", { think: "never" }) };
   let chosen = null;
+
+  function legend() {
+    QS.legend(QS.get("legend"), columns.on.limit, "against", "for the thought");
+  }
 
   function choose(column, index) {
     const entry = column.entries[index];
@@ -176,6 +196,7 @@
     QS.get("detail").replaceChildren(QS.el("p", { class: "note" }, "Choose a token to open its thought."));
     const both = compare ? [columns.on, columns.off] : [columns.on];
     for (const column of both) column.begin(prompt);
+    legend();
     QS.get("stop").disabled = false;
     const stopped = (column) => () => {
       if (running === mine) column.status.textContent = `stopped; ${column.summary(null, null)}`;
@@ -214,7 +235,6 @@
   }
 
   QS.theme();
-  QS.legend(QS.get("legend"), LIMIT, "against", "for the thought");
   listen("ask", start);
   listen("what-if", whatIf);
   QS.get("stop").addEventListener("click", () => running?.abort());
