@@ -213,6 +213,24 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(base, texts, tmp_path, kind,
     assert lines_of(logs[0]) == lines_of(logs[1])
 
 
+def test_the_log_is_written_while_a_run_goes_on(base, texts, tmp_path, monkeypatch):
+    """Also the lines of before a stop; the file that a run ends with is the same."""
+    log, settings = tmp_path / "run" / "log.jsonl", dict(save_strategy="steps", save_steps=2, logging_steps=1)
+    logs = []
+    write_figures = run.write_figures
+
+    def look(*args: Any) -> None:
+        logs.append(log.read_text())
+        write_figures(*args)
+        logs.append(log.read_text())
+
+    monkeypatch.setattr(run, "write_figures", look)
+    train(base, texts, tmp_path / "run", **settings, max_steps=2)
+    train(base, texts, tmp_path / "run", **settings, max_steps=4, resume=True)
+    assert logs[0] == logs[1] != logs[2] == logs[3]
+    assert [line["step"] for line in map(json.loads, logs[2].splitlines()) if "loss" in line] == [1, 2, 3, 4]
+
+
 CLOCKS = ("runtime", "per_second")
 """in names of figures that say how long something took"""
 

@@ -1,6 +1,9 @@
 """What a run shows while it goes on: a line of figures, and a sample of thoughts at every evaluation."""
 
+import contextlib
+import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,6 +78,32 @@ class WatchHealth(TrainerCallback):
                 logger.warning(words)
         if args.stop_when_unhealthy:
             control.should_training_stop = control.should_save = True
+
+
+class KeepLog(TrainerCallback):
+    """Adds each line of figures to log.jsonl as it comes; a run that is resumed begins with those of its checkpoint.
+
+    Where a line cannot be written, the run goes on: checkpoints have all lines, and its end writes the file anew.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "log.jsonl"
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin the file."""
+        self._write("w", state, state.log_history)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add a line."""
+        self._write("a", state, state.log_history[-1:])
+
+    def _write(self, mode: str, state: Any, lines: list[dict[str, float]]) -> None:
+        if state.is_world_process_zero:
+            with contextlib.suppress(OSError), self.file.open(mode, encoding="utf-8") as file:
+                file.writelines(f"{json.dumps(line)}\n" for line in lines)
 
 
 class FollowEpoch(TrainerCallback):

@@ -23,6 +23,7 @@ from quietstar.model import QuietStarForCausalLM
 from quietstar.sharding import is_sharded
 from quietstar.training import checkpoints
 from quietstar.training.arguments import ModelArguments, QuietStarTrainingArguments
+from quietstar.training.callbacks import KeepLog
 from quietstar.training.data import DataArguments, build_datasets
 from quietstar.training.dry_run import dry_run
 from quietstar.training.model import thinking_model
@@ -141,6 +142,7 @@ def prepare(
         )
     except (ValueError, RuntimeError, ImportError) as error:  # such as a tracker that is not installed
         raise SettingsError(f"transformers' Trainer refuses these options: {first_line(error)}") from error
+    trainer.add_callback(KeepLog(Path(str(args.output_dir))))
     trainer.settings = {name: value for of in (model_args, data_args) for name, value in vars(of).items()}
     for name in UNDECISIVE:
         del trainer.settings[name]
