@@ -5,6 +5,7 @@ of the tokenizer and the special tokens is compared with what the file says of t
 """
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from quietstar.config import packing_of
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError, UnsupportedModelError
 from quietstar.gguf.header import GGUFHeader, read_header
+from quietstar.gguf.rope import FREQUENCIES, rope_scaling
 from quietstar.gguf.tokens import TRANSFORMERS, checked, set_special_ids, special_ids
 from quietstar.sources import Source
 from quietstar.untrusted import check_alone, check_fields, check_size, reason, shown
@@ -78,15 +80,7 @@ def gguf_model(source: Source, **kwargs: Any) -> PreTrainedModel:
         )
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{source.name} lacks {len(missing)} of the model's weights, first {missing[0]}")
-    if (n := header.n_weights - sum(parameter.numel() for parameter in model.parameters())) > 0:
-        logger.warning(
-            "%s holds %s weights for which %s has no place%s: what they do is lost, and predictions may differ from "
-            "the original's; its own folder has them all",
-            source.name,
-            f"{n:,}",
-            TRANSFORMERS,
-            f" ({named})" if (named := ", ".join(name for name in header.shapes if "rope" in name)) else "",
-        )
+    _warn_of_unread(header, model)
     model.name_or_path = model.config.name_or_path = source.name
     set_special_ids(model, header)
     return model
@@ -138,6 +132,24 @@ def _header(source: Source) -> GGUFHeader:
     return header
 
 
+def _warn_of_unread(header: GGUFHeader, model: PreTrainedModel) -> None:
+    """Warn of weights that the model has no place for: what they do is lost."""
+    scaling = rope_scaling(header) or {}
+    read = {FREQUENCIES} if scaling.get("rope_type") == "llama3" else set()
+    n_read = sum(parameter.numel() for parameter in model.parameters())
+    n_read += sum(math.prod(header.shapes.get(name, (0,))) for name in read)
+    if (n := header.n_weights - n_read) > 0:
+        named = ", ".join(name for name in header.shapes if "rope" in name and name not in read)
+        logger.warning(
+            "%s holds %s weights for which %s has no place%s: what they do is lost, and predictions may differ from "
+            "the original's; its own folder has them all",
+            header.file,
+            f"{n:,}",
+            TRANSFORMERS,
+            f" ({named})" if named else "",
+        )
+
+
 @contextmanager
 def _loading(header: GGUFHeader) -> Iterator[None]:
     """Say in one line of our own errors why a file whose header is sound cannot be loaded."""
@@ -160,6 +172,8 @@ def _config(source: Source, header: GGUFHeader) -> PreTrainedConfig:
     with _loading(header):
         fields, _ = PreTrainedConfig.get_config_dict(source.folder, gguf_file=source.gguf_file)
         fields.pop("_model_name_or_path", None)  # the metadata's title, which is no name that can be loaded
+        if (scaling := rope_scaling(header)) is not None:
+            fields["rope_scaling"] = scaling
         check_fields(fields, source.name)
         config = AutoConfig.for_model(**fields)
         config.name_or_path = source.name

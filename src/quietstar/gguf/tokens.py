@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from quietstar.errors import CheckpointError
-from quietstar.gguf.header import ADD_BOS, CHAT_TEMPLATE, TOKEN_TYPES, GGUFHeader
+from quietstar.gguf.header import ADD_BOS, CHAT_TEMPLATE, TOKEN_TYPES, WORDS, GGUFHeader
+from quietstar.gguf.words import BEGINS, set_words
 from quietstar.untrusted import is_whole, shown
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def checked(tokenizer: Tokenizer, header: GGUFHeader) -> Tokenizer:
     """
     ids = special_ids(header)
     tokenizer = _of_these_tokens(tokenizer, header, ids)
+    set_words(tokenizer, header)
     _check_special(tokenizer, header, ids)
     _check_others(tokenizer, header, ids)
     return tokenizer
@@ -141,7 +143,7 @@ def _check_others(tokenizer: Tokenizer, header: GGUFHeader, ids: dict[str, int])
             f"{len(strange):,}",
             shown(strange[0]),
         )
-    begins = header.fields.get(ADD_BOS)
+    begins = header.fields.get(ADD_BOS, True if header.fields.get(WORDS) in BEGINS else None)
     if begins is not None and "bos" in ids and begins != (tokenizer("a")["input_ids"][:1] == [ids["bos"]]):
         tokenizer.add_bos_token = bool(begins)
     template = header.fields.get(CHAT_TEMPLATE) or ""
