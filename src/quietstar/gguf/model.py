@@ -4,9 +4,10 @@ transformers unpacks the weights. What it leaves behind of how they were packed 
 of the tokenizer and the special tokens is compared with what the file says of them.
 """
 
+import copy
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +27,7 @@ from quietstar.errors import CheckpointError, QuietStarError, SettingsError, Uns
 from quietstar.gguf.header import GGUFHeader, read_header
 from quietstar.gguf.rope import FREQUENCIES, rope_scaling
 from quietstar.gguf.tokens import TRANSFORMERS, checked, set_special_ids, special_ids
+from quietstar.sharding import is_partitioned
 from quietstar.sources import Source
 from quietstar.untrusted import check_alone, check_fields, check_size, reason, shown
 
@@ -68,9 +70,13 @@ def gguf_model(source: Source, **kwargs: Any) -> PreTrainedModel:
         how["dtype"] = torch.float32
     header = _header(source)
     how["config"] = how.get("config") or _config(source, header)
+
+    def skeleton() -> PreTrainedModel:
+        return AutoModelForCausalLM.from_config(copy.deepcopy(how["config"]))
+
     with _loading(header):
         check_alone(source.folder)
-        check_size(source.name, source.file.stat().st_size, lambda: AutoModelForCausalLM.from_config(how["config"]))
+        check_size(source.name, source.file.stat().st_size, skeleton)
         model, info = AutoModelForCausalLM.from_pretrained(
             source.folder,
             gguf_file=source.gguf_file,
@@ -80,6 +86,7 @@ def gguf_model(source: Source, **kwargs: Any) -> PreTrainedModel:
         )
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{source.name} lacks {len(missing)} of the model's weights, first {missing[0]}")
+    _check_shapes(header, model, skeleton)
     _warn_of_unread(header, model)
     model.name_or_path = model.config.name_or_path = source.name
     set_special_ids(model, header)
@@ -130,6 +137,18 @@ def _header(source: Source) -> GGUFHeader:
     if header.tokens:
         special_ids(header)
     return header
+
+
+def _check_shapes(header: GGUFHeader, model: PreTrainedModel, skeleton: Callable[[], PreTrainedModel]) -> None:
+    """Raise CheckpointError where weights are not as the config has them: some versions of transformers let it pass."""
+    with torch.device("meta"):
+        described = {name: parameter.shape for name, parameter in skeleton().named_parameters()}
+    for name, parameter in model.named_parameters():
+        if parameter.shape != described[name] and not is_partitioned(parameter):
+            raise CheckpointError(
+                f"{header.file} describes a model whose {name} is {list(described[name])}, and holds one of "
+                f"{list(parameter.shape)}; get it again, or give another one"
+            )
 
 
 def _warn_of_unread(header: GGUFHeader, model: PreTrainedModel) -> None:

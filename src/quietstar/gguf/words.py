@@ -61,6 +61,7 @@ def set_words(tokenizer: Tokenizer, header: GGUFHeader) -> None:
 
 def _set_rule(tokenizer: Tokenizer, header: GGUFHeader) -> None:
     backend, name = tokenizer.backend_tokenizer, header.fields.get(WORDS)
+    backend.decoder = decoders.ByteLevel()  # some versions of transformers leave the first space out
     if name in RULES:
         backend.pre_tokenizer = RULES[name]
     elif (rule := _rule(backend)) is not None and rule["type"] == "ByteLevel" and rule["use_regex"]:
