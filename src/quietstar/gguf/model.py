@@ -66,8 +66,8 @@ def gguf_model(source: Source, **kwargs: Any) -> PreTrainedModel:
             f"an ordinary folder first (quietstar convert {source.name} FOLDER), and load that"
         )
     how: dict[str, Any] = {name: value for name, value in kwargs.items() if name not in PLACES}
-    if how.get("dtype") in (None, "auto"):
-        how["dtype"] = torch.float32
+    dtype = how.pop("torch_dtype", None) or how.get("dtype")
+    how["dtype"] = torch.float32 if dtype in (None, "auto") else dtype
     header = _header(source)
     how["config"] = how.get("config") or _config(source, header)
 
