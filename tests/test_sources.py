@@ -51,12 +51,18 @@ def test_gguf_files(here, name, gguf_file, expected):
     assert find_source(name, gguf_file).file.is_file()
 
 
-@pytest.mark.parametrize("beside", ["config.json", "model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("beside", ["model.safetensors", "pytorch_model.bin"])
 def test_a_folder_that_holds_a_model_as_well(here, beside):
     """It is the model's, and the file a copy."""
     Path("one", beside).write_text("{}")
     assert find_source("one").gguf_file is None
     assert find_source("one/a.gguf").gguf_file == "a.gguf"
+
+
+def test_a_folder_with_the_config_of_the_original_alone(here):
+    """As hubs hand out many GGUF files."""
+    Path("one", "config.json").write_text("{}")
+    assert of_file(find_source("one")) == "one|a.gguf"
 
 
 def test_a_folder_with_several_files(here):

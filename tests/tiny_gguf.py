@@ -66,7 +66,7 @@ def metadata_of(model: PreTrainedModel) -> Changes:
         "llama.rope.dimension_count": config.hidden_size // config.num_attention_heads,
         "llama.vocab_size": config.vocab_size,
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": WORDS,
         "tokenizer.ggml.token_type": [CONTROL] * 3 + [NORMAL] * (len(WORDS) - 3),
         "tokenizer.ggml.merges": [" ".join(pair) for pair in MERGES],

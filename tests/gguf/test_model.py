@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GgufConfig
 from quietstar import QuietStarForCausalLM
 from quietstar.base import load_base, load_tokenizer
 from quietstar.errors import CheckpointError, SettingsError, UnsupportedModelError
-from tests.tiny_gguf import WORDS, reference_tokenizer, tiny_llama, write_gguf
+from tests.tiny_gguf import TITLE, WORDS, reference_tokenizer, tiny_llama, write_gguf
 
 IDS = torch.randint(3, len(WORDS), (2, 20), generator=torch.Generator().manual_seed(0))
 
@@ -31,6 +31,7 @@ def test_it_predicts_as_the_model_that_the_file_was_made_of(tmp_path, tied):
 def test_weights_are_float32_unless_asked_otherwise(file):
     assert load_base(file).dtype == load_base(file, dtype="auto").dtype == torch.float32
     assert load_base(file, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert load_base(file, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_nothing_of_the_file_is_left_in_the_model(file):
@@ -84,8 +85,12 @@ def test_a_model_that_the_caller_has_loaded(file, tmp_path):
     assert base_lm.is_quantized
     model = QuietStarForCausalLM.from_base(base_lm, tokenizer=reference_tokenizer(), n_ahead=4)
     assert not model.base_lm.is_quantized
-    model.save_pretrained(tmp_path)
-    assert torch.equal(logits_of(QuietStarForCausalLM.from_pretrained(tmp_path)), logits_of(model))
+    model.save_pretrained(tmp_path / "thinking")
+    model.base_lm.save_pretrained(tmp_path / "plain")
+    for kind in ("thinking", "plain"):
+        said = (tmp_path / kind / "config.json").read_text()
+        assert not any(word in said for word in ("gguf", "quantization", TITLE))
+    assert torch.equal(logits_of(QuietStarForCausalLM.from_pretrained(tmp_path / "thinking")), logits_of(model))
 
 
 def test_a_model_whose_weights_are_still_packed(file):
@@ -121,8 +126,8 @@ def test_weights_that_are_missing(tmp_path):
 
 
 def test_weights_that_transformers_has_no_place_for(tmp_path, caplog):
-    """Scaled rotary embeddings, say: it reads the file without them, and says nothing."""
-    file = write_gguf(tmp_path / "more.gguf", tiny_llama(), tensors={"rope_freqs.weight": torch.ones(4)})
+    """Frequencies divided in a way that is not known, say: it reads the file without them, and says nothing."""
+    file = write_gguf(tmp_path / "more.gguf", tiny_llama(), tensors={"rope_freqs.weight": torch.arange(1.0, 5.0)})
     with caplog.at_level(logging.WARNING, "quietstar"):
         load_base(file)
     (said,) = [record.message for record in caplog.records]

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from quietstar.base import load_base, load_tokenizer
 from quietstar.errors import CheckpointError
@@ -94,6 +95,23 @@ def test_special_tokens_that_the_tokenizer_does_not_know(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "quietstar"):
         checked(reference_tokenizer(), header)
     assert "has special tokens (1, first '<→end→>') that transformers' tokenizer does not know" in caplog.text
+
+
+def test_tokens_that_are_never_cut(tmp_path, caplog):
+    """Some versions of transformers add none of those that a user has defined."""
+    words = [*WORDS, "<think>", "<|end|>"]
+    types = [CONTROL] * 3 + [1] * (len(WORDS) - 3) + [4, CONTROL]
+    fields = {"tokenizer.ggml.tokens": words, "tokenizer.ggml.token_type": types, "llama.vocab_size": len(words)}
+    file = write_gguf(tmp_path / "m.gguf", tiny_llama(vocab_size=len(words)), fields)
+    vocabulary = {word: id for id, word in enumerate(words)}
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary, merges=[])))
+    with caplog.at_level(logging.WARNING, "quietstar"):
+        tokenizers = [load_tokenizer(file), checked(bare, read_header(file))]
+    for tokenizer in tokenizers:
+        ids = tokenizer("ab<think><|end|>", add_special_tokens=False)["input_ids"]
+        assert ids[-2:] == [len(WORDS), len(WORDS) + 1]
+        assert tokenizer.decode(ids[-2:], skip_special_tokens=True) == "<think>"
+    assert "cuts into pieces" not in caplog.text
 
 
 @pytest.mark.parametrize(("template", "warned"), [("<s>{{ m }}</s>", False), ("{{ eos_token }}", False), ("ab", True)])

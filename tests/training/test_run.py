@@ -414,6 +414,29 @@ def test_merged_weights_say_the_same(base, texts, tmp_path, made, monkeypatch):
     assert {name.removeprefix("base_lm.") for name in weights(tmp_path / "run")} >= weights(base).keys()
 
 
+@pytest.mark.parametrize(("dtype", "is_kept"), [("auto", True), ("bfloat16", False)])
+@pytest.mark.parametrize("how", [{}, ORIGINAL], ids=["thinking", "original"])
+def test_what_adapters_add_to_weights_stored_in_bfloat16(stored_in_bfloat16, texts, tmp_path, dtype, is_kept, how):
+    """It is less than bfloat16 can tell, and kept unless 16 bits are asked for."""
+    pytest.importorskip("peft", reason="peft is not installed (extra: lora)")
+    settings = {**SMALL_STEPS, "learning_rate": 1e-4, "dtype": dtype, "lora": True, "lora_r": 2, **how}
+    train(stored_in_bfloat16 / "half", texts, tmp_path / "run", **settings, **({} if how else {"merge": True}))
+    before, after = weights(stored_in_bfloat16 / "half"), weights(tmp_path / "run")
+    adapted = {name: value for name, value in before.items() if "_proj" in name}
+    assert (share_moved(adapted, after) > 0.9) is is_kept
+    assert {value.dtype for name, value in after.items() if "_proj" in name} == {
+        torch.float32 if is_kept else torch.bfloat16
+    }
+
+
+def test_a_resumed_run_misses_no_weights_that_are_tied(texts, tmp_path, caplog):
+    base = tiny_folder(tmp_path / "base", "llama", tie_word_embeddings=True)
+    often = dict(save_strategy="steps", save_steps=1)
+    train(base, texts, tmp_path / "run", max_steps=1, **often)
+    train(base, texts, tmp_path / "run", max_steps=2, resume=True, **often)
+    assert "missing keys" not in caplog.text
+
+
 # ---------------------------------------------------------------------- the baseline
 
 

@@ -14,17 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from quietstar.errors import CheckpointError
 from quietstar.extras import need
 from quietstar.untrusted import first_line, shown
 
 VERSIONS = (2, 3)
 STRING, ARRAY = 8, 9
+FLOAT32 = 0
+"""type of a tensor of 32-bit numbers"""
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """types of a value, as `struct` calls them"""
 MOST_DIMENSIONS = 4
 ARCHITECTURE, N_PARTS, ALIGNMENT = "general.architecture", "split.count", "general.alignment"
 TOKENS, TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+TOKENIZER, WORDS = "tokenizer.ggml.model", "tokenizer.ggml.pre"
+SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 ADD_BOS, CHAT_TEMPLATE = "tokenizer.ggml.add_bos_token", "tokenizer.chat_template"
 KINDS = {
     ARCHITECTURE: str,
@@ -32,6 +39,8 @@ KINDS = {
     ALIGNMENT: int,
     TOKENS: list,
     TOKEN_TYPES: list,
+    TOKENIZER: str,
+    WORDS: str,
     ADD_BOS: int,
     CHAT_TEMPLATE: str,
 }
@@ -47,6 +56,8 @@ class GGUFHeader:
     """all metadata, under the file's names"""
     shapes: Mapping[str, tuple[int, ...]]
     """of each tensor, as the file has them: the fastest dimension first"""
+    floats_at: Mapping[str, int]
+    """the tensors of 32-bit numbers, and the byte where each begins"""
 
     @property
     def architecture(self) -> str:
@@ -57,6 +68,18 @@ class GGUFHeader:
     def tokens(self) -> list[str]:
         """The string of each token id; empty where the file has no tokenizer."""
         return self.fields.get(TOKENS) or []
+
+    def of_model(self, name: str) -> Any:
+        """A field of the model's architecture; None where the file has none of that name."""
+        return self.fields.get(f"{self.architecture}.{name}")
+
+    def floats(self, name: str) -> Tensor | None:
+        """A tensor of one dimension, read from the file; None where there is none of 32-bit numbers."""
+        if name not in self.floats_at or len(shape := self.shapes[name]) != 1:
+            return None
+        with self.file.open("rb") as opened:
+            opened.seek(self.floats_at[name])
+            return torch.frombuffer(bytearray(opened.read(4 * shape[0])), dtype=torch.float32)
 
     @property
     def n_weights(self) -> int:
@@ -159,23 +182,27 @@ def _read(file: Path, cursor: _Cursor, sizes: Mapping[int, tuple[int, int]]) -> 
             raise ValueError(f"its {name} is {shown(fields[name])}")
     if not all(isinstance(token, str) for token in fields.get(TOKENS, [])):
         raise ValueError(f"its {TOKENS} are no texts")
-    tensors: dict[str, tuple[tuple[int, ...], int]] = {}  # shape, and the byte after its last one
+    shapes: dict[str, tuple[int, ...]] = {}
+    floats_at: dict[str, int] = {}
+    n_bytes = 0  # of all tensors
     for _ in range(n_tensors):
         name, n_dimensions = cursor.string(), cursor.value("I")
-        if name in tensors or n_dimensions > MOST_DIMENSIONS:
+        if name in shapes or n_dimensions > MOST_DIMENSIONS:
             raise ValueError(f"tensor {shown(name)} is there twice, or has {n_dimensions} dimensions")
         shape = cursor.values("Q", n_dimensions)
         kind, begin = cursor.value("I"), cursor.value("Q")
         if kind not in sizes:
             raise ValueError(f"tensor {shown(name)} has type {kind}, which the package gguf does not know")
-        block, n_bytes = sizes[kind]
-        tensors[name] = shape, begin + math.prod(shape) // block * n_bytes
+        block, of_block = sizes[kind]
+        n_bytes = max(n_bytes, begin + math.prod(shape) // block * of_block)
+        shapes[name] = shape
+        if kind == FLOAT32:
+            floats_at[name] = begin
     if (alignment := fields.get(ALIGNMENT, 32)) < 1:
         raise ValueError(f"its {ALIGNMENT} is {alignment}")
     begin = -(-cursor.at // alignment) * alignment
-    end = begin + max((end for _, end in tensors.values()), default=0)
-    if end > len(cursor.data):
-        raise ValueError(f"it has {len(cursor.data):,} bytes, and its tensors need {end:,}")
-    if not tensors:
+    if begin + n_bytes > len(cursor.data):
+        raise ValueError(f"it has {len(cursor.data):,} bytes, and its tensors need {begin + n_bytes:,}")
+    if not shapes:
         raise ValueError("it holds no weights")
-    return GGUFHeader(file, fields, {name: shape for name, (shape, _) in tensors.items()})
+    return GGUFHeader(file, fields, shapes, {name: begin + at for name, at in floats_at.items()})

@@ -4,8 +4,10 @@ transformers unpacks the weights. What it leaves behind of how they were packed 
 of the tokenizer and the special tokens is compared with what the file says of them.
 """
 
+import copy
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +25,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from quietstar.config import packing_of
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError, UnsupportedModelError
 from quietstar.gguf.header import GGUFHeader, read_header
+from quietstar.gguf.rope import FREQUENCIES, rope_scaling
 from quietstar.gguf.tokens import TRANSFORMERS, checked, set_special_ids, special_ids
+from quietstar.sharding import is_partitioned
 from quietstar.sources import Source
 from quietstar.untrusted import check_alone, check_fields, check_size, reason, shown
 
@@ -62,13 +66,17 @@ def gguf_model(source: Source, **kwargs: Any) -> PreTrainedModel:
             f"an ordinary folder first (quietstar convert {source.name} FOLDER), and load that"
         )
     how: dict[str, Any] = {name: value for name, value in kwargs.items() if name not in PLACES}
-    if how.get("dtype") in (None, "auto"):
-        how["dtype"] = torch.float32
+    dtype = how.pop("torch_dtype", None) or how.get("dtype")
+    how["dtype"] = torch.float32 if dtype in (None, "auto") else dtype
     header = _header(source)
     how["config"] = how.get("config") or _config(source, header)
+
+    def skeleton() -> PreTrainedModel:
+        return AutoModelForCausalLM.from_config(copy.deepcopy(how["config"]))
+
     with _loading(header):
         check_alone(source.folder)
-        check_size(source.name, source.file.stat().st_size, lambda: AutoModelForCausalLM.from_config(how["config"]))
+        check_size(source.name, source.file.stat().st_size, skeleton)
         model, info = AutoModelForCausalLM.from_pretrained(
             source.folder,
             gguf_file=source.gguf_file,
@@ -78,15 +86,8 @@ def gguf_model(source: Source, **kwargs: Any) -> PreTrainedModel:
         )
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{source.name} lacks {len(missing)} of the model's weights, first {missing[0]}")
-    if (n := header.n_weights - sum(parameter.numel() for parameter in model.parameters())) > 0:
-        logger.warning(
-            "%s holds %s weights for which %s has no place%s: what they do is lost, and predictions may differ from "
-            "the original's; its own folder has them all",
-            source.name,
-            f"{n:,}",
-            TRANSFORMERS,
-            f" ({named})" if (named := ", ".join(name for name in header.shapes if "rope" in name)) else "",
-        )
+    _check_shapes(header, model, skeleton)
+    _warn_of_unread(header, model)
     model.name_or_path = model.config.name_or_path = source.name
     set_special_ids(model, header)
     return model
@@ -138,6 +139,36 @@ def _header(source: Source) -> GGUFHeader:
     return header
 
 
+def _check_shapes(header: GGUFHeader, model: PreTrainedModel, skeleton: Callable[[], PreTrainedModel]) -> None:
+    """Raise CheckpointError where weights are not as the config has them: some versions of transformers let it pass."""
+    with torch.device("meta"):
+        described = {name: parameter.shape for name, parameter in skeleton().named_parameters()}
+    for name, parameter in model.named_parameters():
+        if parameter.shape != described[name] and not is_partitioned(parameter):
+            raise CheckpointError(
+                f"{header.file} describes a model whose {name} is {list(described[name])}, and holds one of "
+                f"{list(parameter.shape)}; get it again, or give another one"
+            )
+
+
+def _warn_of_unread(header: GGUFHeader, model: PreTrainedModel) -> None:
+    """Warn of weights that the model has no place for: what they do is lost."""
+    scaling = rope_scaling(header) or {}
+    read = {FREQUENCIES} if scaling.get("rope_type") == "llama3" else set()
+    n_read = sum(parameter.numel() for parameter in model.parameters())
+    n_read += sum(math.prod(header.shapes.get(name, (0,))) for name in read)
+    if (n := header.n_weights - n_read) > 0:
+        named = ", ".join(name for name in header.shapes if "rope" in name and name not in read)
+        logger.warning(
+            "%s holds %s weights for which %s has no place%s: what they do is lost, and predictions may differ from "
+            "the original's; its own folder has them all",
+            header.file,
+            f"{n:,}",
+            TRANSFORMERS,
+            f" ({named})" if named else "",
+        )
+
+
 @contextmanager
 def _loading(header: GGUFHeader) -> Iterator[None]:
     """Say in one line of our own errors why a file whose header is sound cannot be loaded."""
@@ -160,6 +191,8 @@ def _config(source: Source, header: GGUFHeader) -> PreTrainedConfig:
     with _loading(header):
         fields, _ = PreTrainedConfig.get_config_dict(source.folder, gguf_file=source.gguf_file)
         fields.pop("_model_name_or_path", None)  # the metadata's title, which is no name that can be loaded
+        if (scaling := rope_scaling(header)) is not None:
+            fields["rope_scaling"] = scaling
         check_fields(fields, source.name)
         config = AutoConfig.for_model(**fields)
         config.name_or_path = source.name

@@ -7,12 +7,14 @@ import json
 import logging
 
 import transformers
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as BackendTokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from quietstar.errors import CheckpointError
-from quietstar.gguf.header import ADD_BOS, CHAT_TEMPLATE, TOKEN_TYPES, GGUFHeader
+from quietstar.gguf.header import ADD_BOS, CHAT_TEMPLATE, TOKEN_TYPES, WORDS, GGUFHeader
+from quietstar.gguf.words import BEGINS, set_words
 from quietstar.untrusted import is_whole, shown
 
 logger = logging.getLogger(__name__)
@@ -23,8 +25,9 @@ SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 """special tokens as transformers calls them, and as the file does"""
 ENDS = ("eos", "eot", "eom")
 """tokens that end a text, a turn or a message: at each of them llama.cpp stops"""
-CONTROL = 3
-"""type of a token that is no text"""
+CONTROL, USER_DEFINED = 3, 4
+NEVER_CUT = (CONTROL, USER_DEFINED)
+"""types of tokens that are found whole in a text: those that are no text, and words such as <think>"""
 
 
 def checked(tokenizer: Tokenizer, header: GGUFHeader) -> Tokenizer:
@@ -35,6 +38,7 @@ def checked(tokenizer: Tokenizer, header: GGUFHeader) -> Tokenizer:
     """
     ids = special_ids(header)
     tokenizer = _of_these_tokens(tokenizer, header, ids)
+    set_words(tokenizer, header)
     _check_special(tokenizer, header, ids)
     _check_others(tokenizer, header, ids)
     return tokenizer
@@ -121,7 +125,7 @@ def _check_special(tokenizer: Tokenizer, header: GGUFHeader, ids: dict[str, int]
 
 
 def _check_others(tokenizer: Tokenizer, header: GGUFHeader, ids: dict[str, int]) -> None:
-    """Compare the rest of a tokenizer with the file: its size, its tokens that are no text, bos, the chat template.
+    """Compare the rest of a tokenizer with the file: its size, its tokens that are never cut, bos, the chat template.
 
     Raises:
         CheckpointError: it has tokens for which the model has no embeddings.
@@ -132,16 +136,19 @@ def _check_others(tokenizer: Tokenizer, header: GGUFHeader, ids: dict[str, int])
             f"{header.file} has {n_rows} embeddings, and the tokenizer that {TRANSFORMERS} makes of it has tokens up "
             f"to id {highest}; give the model's own folder or hub name"
         )
-    types = header.fields.get(TOKEN_TYPES) or []
-    control = [id for id, kind in enumerate(types[: len(tokens)]) if kind == CONTROL]
-    if strange := [tokens[id] for id in control if tokenizer.convert_ids_to_tokens(id) != tokens[id]]:
+    types = (header.fields.get(TOKEN_TYPES) or [])[: len(tokens)]
+    whole = tokenizer.added_tokens_decoder.keys()
+    cut = [id for id, kind in enumerate(types) if kind in NEVER_CUT and id not in whole]
+    known = [id for id in cut if tokenizer.convert_tokens_to_ids(tokens[id]) == id]
+    tokenizer.add_tokens([AddedToken(tokens[id], special=types[id] == CONTROL, normalized=False) for id in known])
+    if strange := [tokens[id] for id in cut if id not in known]:
         logger.warning(
             "%s has special tokens (%s, first %s) that transformers' tokenizer does not know, and cuts into pieces",
             header.file,
             f"{len(strange):,}",
             shown(strange[0]),
         )
-    begins = header.fields.get(ADD_BOS)
+    begins = header.fields.get(ADD_BOS, True if header.fields.get(WORDS) in BEGINS else None)
     if begins is not None and "bos" in ids and begins != (tokenizer("a")["input_ids"][:1] == [ids["bos"]]):
         tokenizer.add_bos_token = bool(begins)
     template = header.fields.get(CHAT_TEMPLATE) or ""

@@ -118,6 +118,13 @@ class DurableTrainer(SavingTrainer):
         with going_on_from(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Leave out what is tied: it is stored once, under its other name."""
+        named = dict(self.model.named_parameters())
+        tied = {name for name, _ in self.model.named_parameters(remove_duplicate=False)} - named.keys()
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with going_on_from(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -234,7 +241,8 @@ class DurableTrainer(SavingTrainer):
             logs["bad_steps"] = self.bad_steps.count
             self._logged_at, self._bad_at_log = self.state.global_step, self.bad_steps.count
         if "train_loss" in logs:
-            n = self.state.global_step - self._initial_global_step
+            # older versions of transformers divide by all steps, also of a run that was resumed
+            n = self.state.global_step - getattr(self, "_initial_global_step", 0)
             _of_good_steps(logs, "train_loss", n, self.bad_steps.count)
         if "train_runtime" in logs:
             now, whole = logs["train_runtime"], logs["train_runtime"] + self._seconds_before

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -73,7 +74,14 @@ def run_training(
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         figures = result.metrics | last_evaluation(trainer)
         with writing(Path(str(args.output_dir))):
-            save(trainer, tokenizer, plain=model_args.original, merge=model_args.merge or model_args.original)
+            dtype = model_args.dtype if model_args.dtype != "auto" else "float32"
+            save(
+                trainer,
+                tokenizer,
+                plain=model_args.original,
+                merge=model_args.merge or model_args.original,
+                dtype=dtype,
+            )
             write_figures(trainer, figures)
         trainer.accelerator.wait_for_everyone()
     return figures
@@ -223,8 +231,13 @@ def check_fit(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, m
     check_reach(model.base_lm, max_length, model.config.n_ahead + model.config.n_ahead_talk - 1)
 
 
-def save(trainer: QuietStarTrainer, tokenizer: PreTrainedTokenizerBase, *, plain: bool, merge: bool) -> None:
-    """Write the model into the run's folder: thinking, or its base model alone; adapters beside or merged."""
+def save(
+    trainer: QuietStarTrainer, tokenizer: PreTrainedTokenizerBase, *, plain: bool, merge: bool, dtype: str
+) -> None:
+    """Write the model into the run's folder: thinking, or its base model alone; adapters beside or merged.
+
+    Weights that adapters are merged into have that dtype: most of what adapters add is lost in 16 bits.
+    """
     model: QuietStarForCausalLM = trainer.accelerator.unwrap_model(trainer.model)
     folder = Path(str(trainer.args.output_dir))
     if is_sharded(model):
@@ -232,12 +245,13 @@ def save(trainer: QuietStarTrainer, tokenizer: PreTrainedTokenizerBase, *, plain
         if not (plain or merge) or not trainer.is_world_process_zero():
             return
         unset_hf_deepspeed_config()  # or it would be spread once more
-        model = QuietStarForCausalLM.from_pretrained(folder)
+        model = QuietStarForCausalLM.from_pretrained(folder, dtype=dtype)
         for file in folder.glob("model*.safetensors*"):
             file.unlink()
     elif getattr(model.base_lm, "is_quantized", False):
         model.base_lm.dequantize()
-    if merge:
+    if merge and model.config.lora is not None:
+        model.to("cpu", getattr(torch, dtype))  # float32 may need more memory than the run did
         model.merge_lora()
     if not plain and not is_sharded(trainer.model):
         trainer.save_model()
