@@ -51,7 +51,8 @@ def test_the_same_run(before: dict) -> None:
     [
         (NOW | {"row_digest": "y"}, "the rows to train on are not those that it had;"),
         (NOW | {"row_digest": "y", "dataset": "b"}, "rows to train on .*dataset is 'a.jsonl' and was 'b'"),
-        (NOW | {"weight_digest": "y"}, "the weights of the model are not those"),
+        (NOW | {"weight_digest": "y", "dataset": "b"}, "settings: the weights of the model are not those that it had;"),
+        (NOW | {"weight_digest": "y", "model": "n"}, "weights of the model .*, model is 'm' and was 'n';"),
         (NOW | {"weight_digest": None, "model": "n"}, "model is 'm' and was 'n'"),
         ({"dataset": "./a.jsonl"}, r"dataset is 'a.jsonl' and was './a.jsonl'"),
         (NOW | {"seed": 2}, "seed is 1 and was 2"),
