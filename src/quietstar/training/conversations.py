@@ -72,9 +72,8 @@ class ConversationEncoder:
 
     def _for_template(self, message: Any) -> dict[str, Any]:
         """A message without keys that are null, the texts of its parts joined."""
-        given = (
-            {name: value for name, value in message.items() if value is not None} if isinstance(message, dict) else {}
-        )
+        items = message.items() if isinstance(message, dict) else ()
+        given = {name: value for name, value in items if value is not None}
         if not isinstance(given.get("role"), str) or given.keys().isdisjoint(("content", "tool_calls")):
             raise DataError(
                 f'{self.source!r} has a message {shown(message)}: give each as {{"role": "user", "content": "..."}}'

@@ -213,7 +213,7 @@ def packed_with_places(
         while len(rest) + len(tokens) - offset >= max_length:
             end = offset + max_length - len(rest)
             row = rest + tokens[offset:end]
-            if any(token >= 0 for token in row[1:] or row):
+            if any(token >= 0 for token in row[1:] or row):  # the first is not predicted
                 yield (row, n_used, 0) if end == len(tokens) else (row, n_before, end)
             rest, offset, first = [], end, False
         rest.extend(tokens[offset:])
