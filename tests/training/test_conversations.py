@@ -105,6 +105,15 @@ def test_a_conversation_without_an_assistant_is_skipped(tmp_path):
     assert build_datasets(args, chat_tokenizer(), 0)[0].n_skipped == 2
 
 
+def test_an_assistant_may_speak_first(tmp_path):
+    """Its first token is predicted by nothing: alone, it is nothing to learn."""
+    template = "{{ 's' if messages[0]['role'] == 'system' }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer = chat_tokenizer(template)
+    rows = [[{"role": "assistant", "content": said}, {"role": "user", "content": "no"}] for said in ("a", "ab")]
+    (row,) = rows_of(written(tmp_path, rows), tokenizer, assistant_only_loss=True)
+    assert learned(tokenizer, row) == "ab.."
+
+
 @pytest.mark.parametrize(
     ("template", "rows", "assistant_only", "says"),
     [

@@ -100,7 +100,7 @@ class ConversationEncoder:
             if message["role"] == "assistant":
                 before = render(messages[:i], tokenize=False, add_generation_prompt=True) if i else ""
                 after = render(messages[: i + 1], tokenize=False)
-                if not (text.startswith(before) and text.startswith(after) and len(before) <= len(after)):
+                if not (text.startswith(before) and text.startswith(after)):
                     raise DataError(
                         f"the chat template renders message {i + 1} of a conversation of {self.source!r} otherwise "
                         "when others follow, so that the assistant's tokens cannot be told: put {% generation %} "
