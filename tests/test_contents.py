@@ -42,6 +42,17 @@ def test_weights_are_a_models(tmp_path: Path) -> None:
     digest = digest_of_model(tmp_path)
     (tmp_path / "README.md").write_text("about it")
     assert digest == digest_of_model(f"{tmp_path}/") == digest_of_model(tmp_path / "model.safetensors") is not None
+    (tmp_path / "copy.gguf").write_bytes(b"the same weights")
+    assert digest_of_model(tmp_path) == digest
     (tmp_path / "adapter.safetensors").write_bytes(b"more")
     assert digest_of_model(tmp_path) != digest
     assert digest_of_model("an/name-of-the-hub") is None
+
+
+def test_a_gguf_file_is_known_by_its_path_and_by_its_folder(tmp_path: Path) -> None:
+    file = tmp_path / "a.gguf"
+    file.write_bytes(b"weights")
+    digest = digest_of_files([file])
+    assert digest_of_model(file) == digest_of_model(tmp_path) == digest
+    file.write_bytes(b"others!")
+    assert digest_of_model(tmp_path) != digest

@@ -170,6 +170,13 @@ def test_lines_of_json_have_the_numbers_of_the_file(tmp_path: Path) -> None:
     assert [number for number, _ in json_values(file)] == [2, 5]
 
 
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_marks_of_files_that_were_put_together_are_not_json(end: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf[]\n" * 2 + b"\xef\xbb\xbf" + end)
+    assert [*json_values(file)] == [(1, []), (2, [])]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [

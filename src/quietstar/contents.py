@@ -15,8 +15,8 @@ WHOLE = 2**26
 PARTS, PART = 64, 2**20
 """how many parts of a larger file are read, and how many bytes each has"""
 
-WEIGHTS = (".safetensors", ".bin", ".gguf")
-"""endings of files of weights"""
+WEIGHTS = (".safetensors", ".bin")
+"""endings of files of weights in an ordinary folder; GGUF files beside them are only copies"""
 
 
 def digest_of_files(files: Iterable[str | Path]) -> str:

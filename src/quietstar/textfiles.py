@@ -33,6 +33,9 @@ BYTE_ORDER_MARKS = {
 SPACE = re.compile(r"[ \t\n\r]*")
 """of JSON"""
 
+MARK = "\ufeff"
+"""a byte-order mark that has been decoded; files put together have one at later lines, too"""
+
 CHUNK = 2**20
 """bytes that are decoded at once where lines cannot be found before"""
 
@@ -149,9 +152,10 @@ def json_values(file: str | Path) -> Iterator[tuple[int, Any]]:
             yield from enumerate(_values_in(text), start=1)
         return
     for number, line in enumerate(read_lines(file), start=1):
-        if line.strip():
+        row = line.removeprefix(MARK)
+        if row.strip():
             with _is_json(f"line {number} of {file}"):
-                value = _DECODER.decode(line)
+                value = _DECODER.decode(row)
             yield number, value
 
 

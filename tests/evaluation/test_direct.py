@@ -297,7 +297,7 @@ REFUSED = {
     "a row that is none": ("a.jsonl", "[1]\n", "row 1 of"),
     "a value of another type": ("a.jsonl", '{"question": "x", "answer": 4}\n', "no item of gsm8k"),
     "an answer without a number": ("a.jsonl", '{"question": "x", "answer": "#### four"}\n', "no number"),
-    "a question of another type": ("a.jsonl", '{"question": null, "answer": "#### 4"}\n', "NoneType"),
+    "a question of another type": ("a.jsonl", '{"question": null, "answer": "#### 4"}\n', "question is None, not text"),
     "a broken Parquet file": ("a.parquet", "no parquet", "no Parquet"),
     "an empty question": ("a.jsonl", '{"question": " ", "answer": "#### 4"}\n', "empty question"),
     "no rows": ("a.jsonl", "\n", "has no items"),

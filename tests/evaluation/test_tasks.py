@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from quietstar.errors import DataError
 from quietstar.evaluation.tasks import TASKS, load_items
+
+from ..elsewhere import refused
+from ..test_textfiles import zst
 
 GSM8K = {"question": "How many on 2021-03-04?\u2028And then?", "answer": "Some.\n#### 18"}
 
@@ -25,6 +29,23 @@ def test_files_in_any_encoding_hold_the_same_items(name: str, encoding: str, tmp
         (0, GSM8K["question"], " 18"),
         (1, "Why?", " 18"),
     ]
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "test.json.gz", "test.jsonl.zst"])
+def test_a_folder_may_hold_the_split_compressed(name: str, tmp_path: Path) -> None:
+    data = json.dumps(GSM8K).encode()
+    compress = {".gz": gzip.compress, ".zst": zst}.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(compress(data))
+    assert [item.answer for item in load_items(TASKS["gsm8k"], str(tmp_path))] == [" 18"]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [({"question": "x", "answer": 18}, "its answer is 18, not text"), ({**GSM8K, "question": 2.5}, "question is 2.5,")],
+)
+def test_a_number_is_no_question_and_no_answer(row: dict, says: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    refused(lambda: load_items(TASKS["gsm8k"], str(tmp_path / "a.jsonl")), says, DataError)
 
 
 def test_values_of_choices_are_as_they_were_written(tmp_path: Path) -> None:

@@ -105,19 +105,81 @@ def test_a_conversation_without_an_assistant_is_skipped(tmp_path):
     assert build_datasets(args, chat_tokenizer(), 0)[0].n_skipped == 2
 
 
+def test_an_assistant_may_speak_first(tmp_path):
+    """Its first token is predicted by nothing: alone, it is nothing to learn."""
+    template = "{{ 's' if messages[0]['role'] == 'system' }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer = chat_tokenizer(template)
+    rows = [[{"role": "assistant", "content": said}, {"role": "user", "content": "no"}] for said in ("a", "ab")]
+    (row,) = rows_of(written(tmp_path, rows), tokenizer, assistant_only_loss=True)
+    assert learned(tokenizer, row) == "ab.."
+
+
 @pytest.mark.parametrize(
     ("template", "rows", "assistant_only", "says"),
     [
         (None, CONVERSATIONS, False, "no chat template"),
         (FORGETS, CONVERSATIONS, True, r"message 2 of a conversation .*\{% generation %\}"),
         ("{{ raise_exception('no\nsystem') }}", CONVERSATIONS, False, "chat template refuses .*no system"),
+        ("{{ raise_exception('no system') }}", CONVERSATIONS[1:], False, "leave out the row with .*'role': 'system'"),
         (PLAIN, [["hello"]], False, "has a message 'hello'"),
+        (PLAIN, [[{"role": "user", "value": "x"}]], False, "has a message .*'value': 'x'"),
+        (PLAIN, [[{"role": None, "content": "x"}]], False, "has a message .*'role': None"),
+        (PLAIN, [[{"role": "user", "content": [{"type": "image"}]}]], False, "content .*'image'.*: give a text, or"),
+        (PLAIN, [[{"role": "user", "content": "\ud83d"}]], False, "line 1' holds half a character"),
+        (
+            PLAIN,
+            [[{"role": "user", "content": "x"}, {"role": "model", "content": "y"}]],
+            True,
+            "1 conversations .*role",
+        ),
     ],
 )
 def test_what_cannot_be_rendered_is_one_line(tmp_path, template, rows, assistant_only, says):
     with pytest.raises(DataError, match=says) as raised:
         rows_of(written(tmp_path, rows), chat_tokenizer(template), assistant_only_loss=assistant_only)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_messages_are_those_that_a_server_would_hand_on(tmp_path, streaming):
+    """Parts of text are joined, and what is null is not there."""
+    template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{{ 'calls' if 'tool_calls' in m }}{% endfor %}"
+        "{{ tools[0]['name'] if tools is not none else '' }}"
+    )
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    rows = [
+        {"role": "user", "content": parts, "tool_calls": None},
+        {"role": "assistant", "content": None, "tool_calls": [{}]},
+    ]
+    tokenizer = chat_tokenizer(template)
+    for tools, shown in ((None, ""), ([{"name": "sum"}], "sum"), ('[{"name": "sum"}]', "sum")):
+        (row,) = rows_of(written(tmp_path, [rows], tools=tools), tokenizer, streaming=streaming)
+        assert "".join(tokenizer.convert_ids_to_tokens(row["input_ids"])) == f"[user]ab[assistant]calls{shown}"
+
+
+@pytest.mark.parametrize("tools", ["[", "{}", 3])
+def test_tools_that_are_none_are_one_line(tmp_path, tools):
+    with pytest.raises(DataError, match=r"column 'tools' of .*line 1' holds "):
+        rows_of(written(tmp_path, tools=tools), chat_tokenizer())
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("packing", [False, True])
+def test_every_row_has_something_to_learn(tmp_path, streaming, packing):
+    """Also where what the assistant says is a small part of a long conversation."""
+    row = [{"role": "user", "content": "q" * 150}, {"role": "assistant", "content": "yes"}]
+    settings = {"streaming": streaming, "packing": packing, "max_length": 10, "assistant_only_loss": True}
+    tokenizer = chat_tokenizer()
+    dataset = written(tmp_path, [row, [*row, *row[:1]]] * 10)
+    rows = rows_of(dataset, tokenizer, **settings)
+    assert len(rows) >= 20
+    for row in rows:
+        assert any(label != -100 for label in row["labels"][1:])
+    seen = [learned(tokenizer, row) for row in rows]
+    if not packing:  # in other places, and cut
+        assert len(set(seen)) > 5
+    assert any("yes</s>" in each for each in seen)
 
 
 def test_plain_texts_have_no_assistant(tmp_path):
@@ -143,5 +205,6 @@ def test_numbers_in_messages_are_numbers():
     """As a tool's arguments have them."""
     template = "{% for m in messages %}{{ m['n'] + 1 }}{{ m['content'] }}{% endfor %}"
     tokenizer = chat_tokenizer(template)
-    (ids,) = ConversationEncoder(tokenizer)([json.dumps([{"role": "user", "n": 2, "content": "x"}])])
+    conversation = {"messages": [{"role": "user", "n": 2, "content": "x"}], "tools": None}
+    (ids,) = ConversationEncoder(tokenizer)([json.dumps(conversation)])
     assert "".join(tokenizer.convert_ids_to_tokens(ids)) == "3x"

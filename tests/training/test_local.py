@@ -31,7 +31,19 @@ VALUES = [
     "nan",
     "",
 ]
-WRITTEN = ["18", "2.5", "18.0", "12345678901234567890123", "1.2345678901234568e+22", "1E3", "-0.10", "true", "false"]
+WRITTEN = [
+    "18",
+    "2.5",
+    "18.0",
+    "12345678901234567890123",
+    "1.2345678901234568e+22",
+    "1E3",
+    "-0.10",
+    "true",
+    "false",
+    "NaN",
+    "-Infinity",
+]
 
 
 @BOTH
@@ -87,6 +99,19 @@ def test_texts_keep_their_own_line_ends(sample_by: str, streaming: bool, tmp_pat
 
 
 @BOTH
+def test_a_row_without_a_value_of_the_template_has_no_text(streaming: bool, tmp_path: Path) -> None:
+    rows = [
+        {"a": "x", "b": {"c": ["y"]}},
+        {"a": "x"},
+        {"b": {"c": ["y"]}},
+        {"a": "x", "b": {"c": []}},
+        {"a": "x", "b": {}},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert texts_of(tmp_path, template="{a}{b[c][0]}", streaming=streaming) == ["xy", None, None, None, None]
+
+
+@BOTH
 def test_a_column_that_most_rows_lack(streaming: bool, tmp_path: Path) -> None:
     rows = [{"a": "x"}] * LOOKED_AT + [{"b": "y"}, {"a": "z"}]
     file = tmp_path / "a.jsonl"
@@ -100,10 +125,11 @@ def test_a_column_that_most_rows_lack(streaming: bool, tmp_path: Path) -> None:
 
 
 def test_a_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
-    """Also one of the same size; one that has not changed is not."""
+    """Also one of the same size and with the same time; one that has not changed is not."""
     file = tmp_path / "a.jsonl"
     for text in ("one", "two"):
         file.write_text(json.dumps({"text": text}))
+        os.utime(file, ns=(0, 0))
         assert texts_of(file, streaming=False) == [text]
     n_kept = len([*datasets.config.HF_DATASETS_CACHE.rglob("*.arrow")])
     assert texts_of(file, streaming=False) == ["two"]

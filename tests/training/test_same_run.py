@@ -9,10 +9,11 @@ import pytest
 import transformers
 from packaging.version import Version
 
+from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.training import checkpoints, same_run
 from quietstar.training.arguments import METHOD_SETTINGS, QuietStarTrainingArguments
-from quietstar.training.same_run import FREE, TRAINING, refuse_changes
+from quietstar.training.same_run import FREE, TRAINING, refuse_changes, what_matters
 
 from .test_killed import train
 
@@ -51,7 +52,8 @@ def test_the_same_run(before: dict) -> None:
     [
         (NOW | {"row_digest": "y"}, "the rows to train on are not those that it had;"),
         (NOW | {"row_digest": "y", "dataset": "b"}, "rows to train on .*dataset is 'a.jsonl' and was 'b'"),
-        (NOW | {"weight_digest": "y"}, "the weights of the model are not those"),
+        (NOW | {"weight_digest": "y", "dataset": "b"}, "settings: the weights of the model are not those that it had;"),
+        (NOW | {"weight_digest": "y", "model": "n"}, "weights of the model .*, model is 'm' and was 'n';"),
         (NOW | {"weight_digest": None, "model": "n"}, "model is 'm' and was 'n'"),
         ({"dataset": "./a.jsonl"}, r"dataset is 'a.jsonl' and was './a.jsonl'"),
         (NOW | {"seed": 2}, "seed is 1 and was 2"),
@@ -61,6 +63,13 @@ def test_the_same_run(before: dict) -> None:
 def test_another_run(before: dict, says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         refuse_changes(before, NOW | {"dataloader_num_workers": 0}, "checkpoint-1")
+
+
+@pytest.mark.parametrize(("schedule", "matters"), [("cosine", True), ("linear", True), ("constant_with_warmup", False)])
+def test_the_last_step_matters_where_the_learning_rate_moves_towards_it(schedule, matters, tmp_path):
+    args = QuietStarTrainingArguments(output_dir=str(tmp_path), lr_scheduler_type=schedule, max_steps=7, use_cpu=True)
+    found = what_matters(args, QuietStarConfig(), {})
+    assert found.get("max_steps") == (7 if matters else None)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

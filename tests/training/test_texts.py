@@ -135,7 +135,7 @@ def test_template_reaches_into_nested_columns(folder):
     path = jsonl(folder / "a.jsonl", rows)
     assert load(path, template="{question[stem]} {question[choices][0][text]}")[0] == ["why? so"]
     refused(["{question}", "dict", "column[key]"], path, template="{question}")
-    refused(["{question[stam]}", "stam"], path, template="{question[stam]}")
+    refused(["{question[stam]}", "each lacks one"], path, template="{question[stam]}")
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -42,6 +42,11 @@ def test_window_start_keeps_inside():
     assert {window_start(7, 5, 0, 0, i) for i in range(50)} == {0, 1, 2}
 
 
+def test_a_window_has_a_token_to_learn_after_its_first():
+    tokens = [~1] * 10 + [1] + [~1] * 10
+    assert {window_start(21, 5, 0, 0, i, tokens) for i in range(200)} == {6, 7, 8, 9}
+
+
 @pytest.mark.parametrize("cls", [TextWindows, StreamedTextWindows])
 def test_seed_epoch_and_index_decide_the_window(cls):
     texts = ["abcdefghijklmnopqrstuvwxyz" * 4] * 20

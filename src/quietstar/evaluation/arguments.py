@@ -26,7 +26,7 @@ class EvaluateArguments(UseArguments):
 
     tasks: list[str] = option([], f"tasks: {', '.join(TASKS)}", WHAT)
     data: list[str] = option(
-        [], "local files in place of the hub's: gsm8k=FILE csqa=FILE (.jsonl .json .parquet)", WHAT
+        [], "local files in place of the hub's: gsm8k=FILE csqa=FILE (.jsonl .json, also .gz .zst, .parquet)", WHAT
     )
     limit: int | None = option(None, "items of each task, or windows of a text, at most", WHAT)
     perplexity: str | None = option(None, "text file whose perplexity is measured, by difficulty of the token", WHAT)

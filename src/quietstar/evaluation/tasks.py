@@ -19,7 +19,7 @@ from quietstar.checks import half_character
 from quietstar.errors import DataError, SettingsError
 from quietstar.extras import need
 from quietstar.rows import as_stored
-from quietstar.textfiles import as_written, json_values, kind_of
+from quietstar.textfiles import COMPRESSED, as_written, json_values, kind_of
 from quietstar.untrusted import first_line, reason, shown
 
 MARKER = "\nA:"
@@ -69,6 +69,8 @@ class Task:
 
 
 def _gsm8k(row: dict[str, Any]) -> tuple[str, str]:
+    if not isinstance(row["answer"], str):
+        raise ValueError(f"its answer is {shown(row['answer'])}, not text")
     answer = row["answer"].split("####")[-1].rstrip("\n")
     if not any(character.isdigit() for character in answer):
         raise ValueError(f"its answer {answer!r} has no number")
@@ -162,7 +164,7 @@ def load_items(task: Task, path: str | None = None, limit: int | None = None) ->
         DataError: the file cannot be read, or a row is none of this task.
         MissingExtraError: the hub, or Parquet, is asked for without the datasets library.
     """
-    rows = _from_hub(task) if path is None else _from_file(task, Path(path))
+    rows = _from_hub(task) if path is None else _from_file(task, Path(path).expanduser())
     items = []
     for index, row in enumerate(rows):
         if limit is not None and index == limit:
@@ -180,7 +182,7 @@ def load_items(task: Task, path: str | None = None, limit: int | None = None) ->
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
             raise DataError(f"{where} is no item of {task.name}: {reason(error)}") from error
         if not isinstance(question, str):
-            raise DataError(f"{where} is no item of {task.name}: its question is {type(question).__name__}; mend it")
+            raise DataError(f"{where} is no item of {task.name}: its question is {shown(question)}, not text")
         if not question.strip() or not answer.strip():
             raise DataError(f"{where} has an empty question or answer; take it out")
         if half_character(question + answer) is not None:
@@ -193,7 +195,8 @@ def load_items(task: Task, path: str | None = None, limit: int | None = None) ->
 
 def _from_file(task: Task, path: Path) -> Iterator[Any]:
     if path.is_dir():
-        found = [path / f"{task.split}{ending}" for ending in FILES if (path / f"{task.split}{ending}").is_file()]
+        names = [f"{task.split}{ending}{packed}" for ending in FILES for packed in ("", *COMPRESSED)]
+        found = [path / name for name in names if (path / name).is_file()]
         if not found:
             raise DataError(f"folder {path} has no {task.split} file ({', '.join(FILES)}); give the file itself")
         path = found[0]

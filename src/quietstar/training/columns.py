@@ -14,6 +14,9 @@ from quietstar.untrusted import shown
 MESSAGES = "messages"
 """the column of a conversation, a list of {"role": ..., "content": ...}, in the rows of a chat dataset"""
 
+TOOLS = "tools"
+"""the column beside it that says what the assistant may call"""
+
 
 @dataclass(frozen=True, slots=True)
 class Columns:
@@ -67,7 +70,7 @@ class TextOf:
     Args:
         template: see `template`; None for a column.
         column: its name, where there is no template.
-        holds_messages: the column holds lists of messages, whose text is JSON; strings otherwise.
+        holds_messages: the column holds lists of messages, whose text is JSON, with the row's tools; strings otherwise.
     """
 
     template: str | None = None
@@ -94,12 +97,13 @@ class TextOf:
         value = row.get(self.column)
         if value is None:
             return None
-        if self.holds_messages and isinstance(value, list):
-            return json.dumps(value, default=_plain)
         if self.holds_messages:
-            raise DataError(
-                f"column {self.column!r} of {source!r} holds {shown(value)}, not a list of messages: fix it"
-            )
+            if not isinstance(value, list):
+                raise DataError(
+                    f"column {self.column!r} of {source!r} holds {shown(value)}, not a list of messages: fix it"
+                )
+            conversation = {"messages": value, "tools": _tools(row.get(TOOLS), source)}
+            value = json.dumps(conversation, default=_plain, ensure_ascii=False)
         if not isinstance(value, str):
             raise DataError(
                 f"column {self.column!r} of {source!r} holds {shown(value)} ({type(value).__name__}), not text: "
@@ -110,6 +114,20 @@ class TextOf:
                 f"column {self.column!r} of {source!r} holds half a character, no whole Unicode text: fix it"
             )
         return value
+
+
+def _tools(value: Any, source: str) -> list[Any] | None:
+    """What the assistant may call, of a list or of its JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"column {TOOLS!r} of {source!r} holds {shown(value)}, which is not JSON: fix it"
+            ) from error
+    if value is not None and not isinstance(value, list):
+        raise DataError(f"column {TOOLS!r} of {source!r} holds {shown(value)}, not a list of tools: fix it")
+    return value
 
 
 def _plain(value: Any) -> Any:

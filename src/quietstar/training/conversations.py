@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,9 @@ from quietstar.untrusted import reason, shown
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """marks in a chat template where what the assistant says begins, as transformers looks for it"""
 
+Render = Callable[..., Any]
+"""messages -> what the chat template makes of them"""
+
 
 class ConversationEncoder:
     """Makes tokens of conversations, as the chat template renders them: nothing is added, no eos either.
@@ -20,6 +24,8 @@ class ConversationEncoder:
     With `assistant_only`, tokens of what the assistant says are learned, and no others: those between {% generation %}
     and {% endgeneration %} where the template has them, and else all after the prompt for an answer up to the end of
     the message, its closing tokens included.
+
+    Messages reach the template as a server hands them on: without keys that are null, and parts of text joined.
 
     Args:
         tokenizer: has a chat template.
@@ -44,38 +50,57 @@ class ConversationEncoder:
         self._is_marked = isinstance(template, str) and GENERATION.search(template) is not None
 
     def __call__(self, texts: Sequence[str | None]) -> list[list[int]]:
-        """Tokens of each conversation in JSON; ~id is one that is not learned. None where nothing can be learned."""
-        return [self._encode(json.loads(text)) if text else [] for text in texts]
+        """Tokens of each conversation; ~id is one that is not learned. None where nothing can be learned.
 
-    def _encode(self, messages: list[Any]) -> list[int]:
-        if wrong := next((each for each in messages if not isinstance(each, dict) or "role" not in each), None):
-            raise DataError(
-                f'{self.source!r} has a message {shown(wrong)}: give each as {{"role": "user", "content": "..."}}'
-            )
+        Args:
+            texts: JSON of {"messages": [...], "tools": [...]}; tools may be null.
+        """
+        return [self._encode(**json.loads(text)) if text else [] for text in texts]
+
+    def _encode(self, messages: list[Any], tools: list[Any] | None) -> list[int]:
+        messages = [self._for_template(each) for each in messages]
         if not messages:
             return []
+        render = partial(self._render, tools=tools)
         if not self.has_labels:
-            ids = list(self._render(messages, tokenize=True, return_dict=False))
+            ids = list(render(messages, tokenize=True, return_dict=False))
             return ids if len(ids) > 1 else []
-        ids, learned = self._marked(messages) if self._is_marked else self._compared(messages)
+        ids, learned = self._marked(messages, render) if self._is_marked else self._compared(messages, render)
         if not any(learned[1:]):
             return []
         return [token if is_learned else ~token for token, is_learned in zip(ids, learned, strict=True)]
 
-    def _marked(self, messages: list[dict[str, Any]]) -> tuple[list[int], list[bool]]:
+    def _for_template(self, message: Any) -> dict[str, Any]:
+        """A message without keys that are null, the texts of its parts joined."""
+        items = message.items() if isinstance(message, dict) else ()
+        given = {name: value for name, value in items if value is not None}
+        if not isinstance(given.get("role"), str) or given.keys().isdisjoint(("content", "tool_calls")):
+            raise DataError(
+                f'{self.source!r} has a message {shown(message)}: give each as {{"role": "user", "content": "..."}}'
+            )
+        if isinstance(parts := given.get("content"), list):
+            if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
+                raise DataError(
+                    f"{self.source!r} has a message with content {shown(parts)}: give a text, or a list of "
+                    '{"type": "text", "text": "..."}'
+                )
+            given["content"] = "".join(part["text"] for part in parts)
+        return given
+
+    def _marked(self, messages: list[dict[str, Any]], render: Render) -> tuple[list[int], list[bool]]:
         """Ids [S], and which of them the template marks as the assistant's."""
-        found = self._render(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        found = render(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         return list(found["input_ids"]), [bool(each) for each in found["assistant_masks"]]
 
-    def _compared(self, messages: list[dict[str, Any]]) -> tuple[list[int], list[bool]]:
+    def _compared(self, messages: list[dict[str, Any]], render: Render) -> tuple[list[int], list[bool]]:
         """Ids [S], and which of them are in what an assistant's message adds to the text before it."""
-        text = self._render(messages, tokenize=False)
+        text = render(messages, tokenize=False)
         spans = []
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
-                before = self._render(messages[:i], tokenize=False, add_generation_prompt=True) if i else ""
-                after = self._render(messages[: i + 1], tokenize=False)
-                if not (text.startswith(before) and text.startswith(after) and len(before) <= len(after)):
+                before = render(messages[:i], tokenize=False, add_generation_prompt=True) if i else ""
+                after = render(messages[: i + 1], tokenize=False)
+                if not (text.startswith(before) and text.startswith(after)):
                     raise DataError(
                         f"the chat template renders message {i + 1} of a conversation of {self.source!r} otherwise "
                         "when others follow, so that the assistant's tokens cannot be told: put {% generation %} "
@@ -98,5 +123,5 @@ class ConversationEncoder:
         except Exception as error:  # a template may raise anything
             raise DataError(
                 f"the tokenizer's chat template refuses messages of {self.source!r} ({reason(error)}): fix or leave "
-                "out that row"
+                f"out the row with {shown(messages)}"
             ) from error

@@ -18,7 +18,7 @@ from quietstar.untrusted import shown
 LOOKED_AT = 1000
 """rows by which the columns of JSON are known: each row may leave some out"""
 
-READER = 1
+READER = 2
 """another number when this code makes other texts of the same files, which the datasets library may have kept"""
 
 
@@ -83,12 +83,12 @@ def look_at(files: list[str], loader: str, sample_by: str, wanted: list[str], *,
 
 
 def texts_in(
-    files: list[tuple[str, int, int]], loader: str, sample_by: str, to_text: TextOf, reader: int
+    files: list[tuple[str, int, int, int]], loader: str, sample_by: str, to_text: TextOf, reader: int
 ) -> Iterator[dict[str, str | None]]:
     """Yield the text of each row of files, in a row of its own.
 
     Args:
-        files: path, size and time of change of each.
+        files: path, size, and times of change of each: a file's own, which may be set, and the system's.
         loader: "text" or "json".
         sample_by: see `rows_in`.
         to_text: makes a text of a row.
@@ -118,7 +118,7 @@ def load_files(
     """
     datasets = _datasets()
     features = datasets.Features({to_text.name: datasets.Value("string")})
-    stamps = [(file, (found := os.stat(file)).st_size, found.st_mtime_ns) for file in files]
+    stamps = [(file, (found := os.stat(file)).st_size, found.st_mtime_ns, found.st_ctime_ns) for file in files]
     given = {"files": stamps, "loader": loader, "sample_by": sample_by, "to_text": to_text, "reader": READER}
     if streaming and split != "train":
         raise DataError(

@@ -132,12 +132,11 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], checkpoint: str)
     known = [name for name in CONTENTS if before.get(name) is not None and now.get(name) is not None]
     if "weight_digest" in now and not any(name in before for name in CONTENTS):
         _say_names_are_compared(checkpoint)
-    implied = {name for digest in known for name in CONTENTS[digest][1]}
     changed = [name for name in before if name in now and not _same(name, before[name], now[name])]
     told = [f"{CONTENTS[name][0]} are not those that it had" for name in known if name in changed]
-    # names of what has changed are told, too, and no others
-    silent = CONTENTS.keys() | (implied if not told else set())
-    told += [f"{name} is {now[name]!r} and was {before[name]!r}" for name in changed if name not in silent]
+    implied = {name for digest in known if digest not in changed for name in CONTENTS[digest][1]}
+    others = [name for name in changed if name not in implied | CONTENTS.keys()]
+    told += [f"{name} is {now[name]!r} and was {before[name]!r}" for name in others]
     if told:
         raise SettingsError(
             f"{checkpoint} is of a run with other settings: {', '.join(told)}; give what it was, or --allow_changes to "

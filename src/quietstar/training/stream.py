@@ -180,7 +180,7 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
             yield row_of(row, self.encode.has_labels) | {"place": place}
         # A worker, or a rank, may have nothing in its share of a short stream; that is no error if another has.
         if empty and not any(token_lists(self._read(epoch), self.encode)):
-            raise none_usable(sum(1 for _ in self._read(epoch)), self.source)
+            raise none_usable(sum(1 for _ in self._read(epoch)), self.source, self.encode.has_labels)
 
     def _take_start(self, slot: int, n_workers: int) -> tuple[int, int, int, int, int]:
         """Which worker's texts the process in a slot reads, and the place where it starts."""
@@ -215,7 +215,8 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
         """A window of each usable text, how many texts are used up after it, and 0 for tokens of the next."""
         for i, tokens in enumerate(lists):
             if tokens:
-                start = window_start(len(tokens), self.max_length, self.seed, epoch, index + i * step)
+                some = tokens if self.encode.has_labels else None
+                start = window_start(len(tokens), self.max_length, self.seed, epoch, index + i * step, some)
                 yield tokens[start : start + self.max_length], i + 1, 0
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from quietstar.checks import half_character
 from quietstar.errors import DataError, SettingsError
 from quietstar.textfiles import as_written
 from quietstar.untrusted import reason
@@ -60,12 +61,12 @@ def _pieces(template: str) -> list[tuple[str, _Field | None]]:
 
 
 def fill_template(template: str, row: Mapping[str, Any], source: str) -> str | None:
-    """Fill a template with the values of a row; None where a value is None.
+    """Fill a template with the values of a row; None where a value is None or missing.
 
     Only items are looked up, by key or index: no attribute of a value is read.
 
     Raises:
-        DataError: a value is a list or a dictionary, or does not have the item that the template names.
+        DataError: a value is no text and no number, is not whole Unicode, or has no items where the template names one.
         SettingsError: as `template_columns`.
     """
     text = ""
@@ -74,30 +75,38 @@ def fill_template(template: str, row: Mapping[str, Any], source: str) -> str | N
         if field is None:
             continue
         try:
-            value = row[field.column]
+            value = row.get(field.column)
             for key in field.keys:
                 value = _item(value, key)
             if value is None:
                 return None
-            if isinstance(value, list | dict):
+            if isinstance(value, list | dict | bytes):
                 raise TypeError(f"it holds a {type(value).__name__}")
             if isinstance(value, bool) and not (field.spec or field.conversion):
                 value = as_written(value)
             words = format(string.Formatter().convert_field(value, field.conversion), field.spec)
-            words.encode()  # raises at halves of characters
-            text += words
         except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"template {template!r} cannot be filled at {{{field.name}}} with a row of {source!r} "
                 f"({reason(error)}): write an item of a nested column as {{column[key]}} "
                 "or {column[0]}"
             ) from error
+        if half_character(words) is not None:
+            raise DataError(
+                f"{{{field.name}}} of template {template!r} is half a character in {source!r}, no whole Unicode text: "
+                "fix it"
+            )
+        text += words
     return text
 
 
 def _item(value: Any, key: str) -> Any:
+    """The item of a value; None where the value, or the item, is None or missing."""
+    if value is None:
+        return None
     if isinstance(value, dict):
-        return value[key]
+        return value.get(key)
     if isinstance(value, list | str):
-        return value[int(key)]
+        index = int(key)
+        return value[index] if -len(value) <= index < len(value) else None
     raise TypeError(f"{type(value).__name__} has no items")

@@ -20,7 +20,7 @@ from quietstar.rows import as_stored
 from quietstar.training.columns import Columns, TextOf, pick_column
 from quietstar.training.files import LOADERS, find_files, is_local
 from quietstar.training.local import load_files, look_at
-from quietstar.training.shards import TextShards, column_of
+from quietstar.training.shards import TextShards, column_of, each_text
 from quietstar.training.template import template_columns
 
 if TYPE_CHECKING:
@@ -81,7 +81,17 @@ def is_stream(texts: Any) -> bool:
 
 
 def _texts_of(source: str, split: str, config: str | None, args: DataArguments) -> Any:
-    """Load a dataset and reduce it to its column of texts."""
+    """Load a dataset and reduce it to its column of texts, one of which at least is there (unless it is a stream)."""
+    texts = _column_of_texts(source, split, config, args)
+    is_whole = not is_stream(texts) and len(texts) > 0
+    if args.template is not None and is_whole and all(text is None for text in each_text(texts)):
+        raise DataError(
+            f"no row of {source!r} has all values of template {args.template!r}, each lacks one: check the names in it"
+        )
+    return texts
+
+
+def _column_of_texts(source: str, split: str, config: str | None, args: DataArguments) -> Any:
     if not is_local(source):
         streaming = args.streaming is not False
         with readable(source):

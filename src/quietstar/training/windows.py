@@ -6,7 +6,7 @@ import hashlib
 import random
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -107,7 +107,7 @@ class TextWindows(Dataset[dict[str, list[int]]]):
             self._tokens.extend(row)
             self._starts.append(len(self._tokens))
         if not len(self):
-            raise none_usable(self.n_skipped, source)
+            raise none_usable(self.n_skipped, source, self.has_labels)
         digest = hashlib.blake2b(self._tokens, digest_size=16)
         digest.update(self._starts)
         self.contents = {"row_digest": digest.hexdigest()}
@@ -130,7 +130,8 @@ class TextWindows(Dataset[dict[str, list[int]]]):
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         index = range(len(self))[index]
         first, end = self._starts[index], self._starts[index + 1]
-        first += window_start(end - first, self.max_length, self.seed, int(self._epoch), index)
+        tokens = self._tokens[first:end] if self.has_labels else None
+        first += window_start(end - first, self.max_length, self.seed, int(self._epoch), index, tokens)
         return row_of(self._tokens[first : min(end, first + self.max_length)].tolist(), self.has_labels)
 
 
@@ -165,15 +166,28 @@ def token_lists(texts: Iterable[str | None], encode: Encoder, batch_size: int = 
         yield from encode(batch)
 
 
-def window_start(n_tokens: int, max_length: int, seed: int, epoch: int, index: int) -> int:
-    """Draw where a window of `max_length` tokens starts, each equally likely; 0 in a text that fits."""
+def window_start(
+    n_tokens: int, max_length: int, seed: int, epoch: int, index: int, tokens: Sequence[int] | None = None
+) -> int:
+    """Draw where a window of `max_length` tokens starts; 0 in a text that fits.
+
+    Each start is equally likely or, where `tokens` are given, some of which are not learned, each start of a window
+    that has one to learn.
+    """
     if n_tokens <= max_length:
         return 0
-    return random.Random(f"{seed} {epoch} {index}").randint(0, n_tokens - max_length)
+    starts: Sequence[int] = range(n_tokens - max_length + 1)
+    if tokens is not None:
+        n_learned = [0, *accumulate(token >= 0 for token in tokens)]
+        starts = [start for start in starts if n_learned[start + max_length] > n_learned[start + 1]]
+    return starts[random.Random(f"{seed} {epoch} {index}").randint(0, len(starts) - 1)]
 
 
 def packed(lists: Iterable[list[int]], max_length: int) -> Iterator[list[int]]:
-    """Fill rows of exactly `max_length` tokens; drop an incomplete last row unless it is the only one."""
+    """Fill rows of exactly `max_length` tokens; drop an incomplete last row unless it is the only one.
+
+    Rows without a token to learn are left out.
+    """
     for row, _, _ in packed_with_places(lists, max_length):
         yield row
 
@@ -199,7 +213,8 @@ def packed_with_places(
         while len(rest) + len(tokens) - offset >= max_length:
             end = offset + max_length - len(rest)
             row = rest + tokens[offset:end]
-            yield (row, n_used, 0) if end == len(tokens) else (row, n_before, end)
+            if any(token >= 0 for token in row[1:] or row):  # the first is not predicted
+                yield (row, n_used, 0) if end == len(tokens) else (row, n_before, end)
             rest, offset, first = [], end, False
         rest.extend(tokens[offset:])
         offset = 0
@@ -207,8 +222,13 @@ def packed_with_places(
         yield rest, n_used, 0
 
 
-def none_usable(n_read: int, source: str = "dataset") -> DataError:
-    """The error of texts that give no row."""
+def none_usable(n_read: int, source: str = "dataset", has_labels: bool = False) -> DataError:
+    """The error of texts that give no row; has_labels: of conversations of which the assistant's tokens are learned."""
+    if has_labels:
+        return DataError(
+            f"none of the {n_read} conversations of {source!r} has an answer to learn, by the role 'assistant' and the "
+            "chat template: leave --assistant_only_loss out, or give messages of that role"
+        )
     return DataError(
         f"none of the {n_read} texts of {source!r} has the two tokens that a prediction needs, all were "
         "skipped: choose another column by --text_column or --template, or pass longer texts"
