@@ -1,11 +1,12 @@
 """The whole model: what forward returns and refuses, and `generate` with everything that belongs to it."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, Trainer, TrainingArguments
 
 from quietstar import QuietStarForCausalLM, QuietStarOutput
 from quietstar.errors import SettingsError
@@ -541,3 +542,19 @@ def test_the_model_as_an_object() -> None:
     assert model.get_output_embeddings() is model.base_lm.lm_head
     assert model.can_generate()
     assert model.generation_config.eos_token_id == 2
+
+
+def test_accumulated_batches_are_averaged_by_any_trainer(tmp_path: Path) -> None:
+    """A trainer that is not ours makes of eight batches of one row what it makes of one batch of eight."""
+    rows = [{"input_ids": row, "labels": row} for row in texts(*[12] * 8)["input_ids"]]
+    norms = []
+    for batch_size in (8, 2, 1):
+        how = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": 8 // batch_size}
+        args = TrainingArguments(
+            str(tmp_path), max_steps=1, logging_steps=1, report_to=[], use_cpu=True, save_strategy="no", **how
+        )
+        model = tiny_model(n_ahead=4, n_passes=1, policy_weight=0.0, thought_temperature=0.0)
+        trainer = Trainer(model=model, args=args, train_dataset=rows)
+        trainer.train()
+        norms.append((trainer.state.log_history[0]["loss"], trainer.state.log_history[0]["grad_norm"]))
+    assert norms[1:] == [pytest.approx(norms[0], rel=1e-3)] * 2

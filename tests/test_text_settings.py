@@ -146,6 +146,6 @@ def test_models_without_such_settings_have_none_to_set_aside(tmp_path: Path) -> 
     assert set_aside(tiny_base("gpt2")) == {}
     model, tokenizer = load_model(thinking_folders(tmp_path, n_ahead=4) / "thinking", GenerateArguments())
     assert set_aside(model) == {}
-    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "min_p": None}
     tokens = {"eos_token_id": [2], "pad_token_id": 2, "suppress_tokens": None}
     assert text_settings(model, tokenizer, 0.0) == greedy | tokens

@@ -84,7 +84,7 @@ def text_settings(
     ends["suppress_tokens"] = never or None
     neutral = {name: NEUTRAL.get(name) for name in set_aside(model)}
     if temperature == 0:
-        return {**neutral, **ends, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return {**neutral, **ends, "do_sample": False, **dict.fromkeys(("temperature", "top_p", "top_k", "min_p"))}
     return {**neutral, **ends, "do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
 
 

@@ -55,7 +55,7 @@ WRONG: dict[str, list[Any]] = {
     "temperature": ["1", True, -0.1, 2.1, [1], float("nan"), float("inf")],
     "top_p": ["1", False, 0, 1.1, -1, float("nan")],
     "n": ["1", 0, -3, 1.5, True],
-    "stop": ["", [""], ["a"] * 5, 3, ["a", 1], {"a": 1}, "a" * 501, "\ud800"],
+    "stop": [[""], ["a"] * 5, 3, ["a", 1], {"a": 1}, "a" * 501, "\ud800"],
     "seed": ["1", 1.5, True, 2**63, -(2**63) - 1, 10**400],
     "stream": ["true", 1, 0],
     "stream_options": [{"include_usage": "yes"}, {"other": True}, True, {"include_usage": True}],
@@ -101,7 +101,7 @@ def test_wrong_types_and_ranges_are_refused(client: TestClient, path: str, name:
             {"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]},
             "tool_calls is a list of 1: it is",
         ),
-        (CHAT, {"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "tool_call_id is no field here"),
+        (CHAT, {"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "give null, or leave it out"),
         (THOUGHTS, {}, "one of prompt and token_ids"),
         (THOUGHTS, {"prompt": "x", "token_ids": [1]}, "one of prompt and token_ids"),
         (THOUGHTS, {"token_ids": [True]}, "give a list of token ids"),
@@ -133,6 +133,9 @@ def test_fields_that_are_not_known_are_named(client: TestClient, path: str, name
 
 
 NEUTRAL: dict[str, tuple[list[Any], list[Any]]] = {
+    "repetition_penalty": ([1, 1.0], [1.2, 0, True]),
+    "min_p": ([0, 0.0], [0.1, False]),
+    "top_k": ([0, -1], [50, 1]),
     "frequency_penalty": ([0, 0.0], [0.5, -1, False, "0"]),
     "presence_penalty": ([0, 0.0], [0.5, True]),
     "logit_bias": ([{}], [{"5": 1}, []]),
@@ -189,10 +192,22 @@ def test_every_field_is_supported_or_neutral(kind: type[CompletionRequest | Chat
     assert set(kind.model_fields) - set(supported(kind)) <= NEUTRAL.keys()
 
 
+@pytest.mark.parametrize("path", WRITING)
+def test_supported_fields_ask_for_nothing_by_their_value_too(path: str) -> None:
+    """No text ends an answer, and usage is asked for by nobody."""
+    nothing = {"stop": "", "stream": False, "stream_options": {"include_usage": False}}
+    request = KINDS[path].model_validate(GOOD[path] | nothing)
+    assert (request.stop, request.wants_usage) == ((), False)
+
+
+def test_a_neutral_field_of_one_request_is_named_where_another_has_it(client: TestClient) -> None:
+    assert "did you mean top_k?" in refused(client, THOUGHTS, {"prompt": "x", "top_kk": 5})["message"]
+
+
 def test_an_answer_may_be_sent_back_as_it_came() -> None:
     """With its thoughts, which are not read again, and the fields in which OpenAI's client has nothing."""
     own = {"role": "assistant", "content": "yes", "reasoning_content": "12+12"}
-    own |= dict.fromkeys(["refusal", "annotations", "audio", "function_call", "tool_calls"])
+    own |= dict.fromkeys(["refusal", "annotations", "audio", "function_call", "tool_calls", "tool_call_id"])
     (message,) = ChatRequest.model_validate({"messages": [own]}).messages
     assert message.for_template == {"role": "assistant", "content": "yes"}
 
@@ -270,7 +285,7 @@ def test_no_value_is_more_than_the_models_can_say(path: str, name: str, value: A
     except ValueError:
         return
     assert name in kind.model_fields
-    assert request.model_dump()[name] == value or value is None or name in ("stop", "think", "prompt")
+    assert request.model_dump(exclude_unset=True)[name] == value or value is None or name in ("stop", "think", "prompt")
 
 
 def test_null_is_as_good_as_nothing() -> None:

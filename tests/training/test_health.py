@@ -1,6 +1,7 @@
 """Health checks warn of ill runs at the step where it shows, and are silent about healthy ones."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,25 @@ def test_rewards_that_are_all_zero_are_told(step: int, is_told: bool) -> None:
     """Not in the first steps, before the mixing head can have moved."""
     found = said_of([training(step, reward_mean=0.0, reward_std=0.0)], warmup_steps=20)
     assert found == ({step: ["no_rewards"]} if is_told else {})
+
+
+def test_rewards_that_have_become_zero_need_another_change() -> None:
+    """There was a learning rate; and where the head is open, only this line's rows are too short for a reward."""
+    checks, none = HealthChecks(), {"reward_mean": 0.0, "reward_std": 0.0}
+    (words,) = HealthChecks().look(30, training(**none))
+    assert words.endswith("Check that --learning_rate is above 0 and that rows are longer than n_ahead_talk")
+    assert checks.look(20, training(20)) == []
+    assert checks.look(24, training(24, **none)) == checks.look(25, training(25, **none)) == []
+    (words,) = checks.look(30, training(**none, mixing_weight_rms=0.0))
+    assert words.endswith("the mixing head has shut. Lower --head_learning_rate or --learning_rate")
+
+
+def test_figures_that_are_no_numbers_say_nothing_but_that_predictions_are_worse() -> None:
+    nothing = dict.fromkeys(training(), math.nan)
+    assert said_of([training(10), nothing | {"step": 100}]) == {}
+    assert said_of([held_out(base_nll=math.nan, drift=math.nan, drift_low=math.nan, drift_high=math.nan)]) == {
+        50: ["drift"]
+    }
 
 
 def test_a_run_without_thoughts_can_only_drift() -> None:

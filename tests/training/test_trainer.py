@@ -304,6 +304,7 @@ def test_a_ruined_run_is_told_so_once_and_can_be_stopped_there(tmp_path, caplog)
         tmp_path / "stopped", rows(*LENGTHS), model_of(policy_weight=0.0), stop_when_unhealthy=True, **how
     )
     assert stopped.state.global_step == first
+    assert warnings_of(caplog)[-1] == f"step {first} of 6: the run ends here (stop_when_unhealthy)"
     best = min(range(1, first + 1), key=lambda step: losses_of(stopped, "eval_loss")[step])
     assert stopped.state.best_model_checkpoint == str(tmp_path / "stopped" / f"checkpoint-{best}")
 

@@ -9,6 +9,7 @@ scored, texts that are generated at every token, each as the policy says.
 
 import math
 from collections.abc import Callable
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from quietstar.errors import DataError, MissingExtraError, SettingsError
+from quietstar.evaluation.hf_arguments import without_defaults
 from quietstar.evaluation.interval import Estimate, bootstrap, bootstrap_ratios, share_of
 from quietstar.evaluation.report import Figure
 from quietstar.evaluation.scoring import Continuation, Speaker, Stopwatch, score
@@ -63,7 +65,10 @@ class QuietStarLM(HFLM):
         device: auto, cpu, cuda, ...
         seed: of sampled thoughts.
         trust_remote_code: run code that lies beside the model.
-        kwargs: as lm-eval's `hf` model takes them.
+        kwargs: as lm-eval's `hf` model takes them, as far as they do not load a model in another way.
+
+    Raises:
+        SettingsError: an argument that is not known, or would load something else than `pretrained`.
 
     Where a launcher has started several processes, lm-eval gives each a share of the items, as of any model.
     """
@@ -93,9 +98,11 @@ class QuietStarLM(HFLM):
         )
         self.processes = Processes.launched(use_cpu=args.device == "cpu")
         model = pretrained
+        tokenizer = kwargs.pop("tokenizer", None) if not isinstance(model, str) else None
+        kwargs = without_defaults(kwargs, signature(HFLM.__init__).parameters)
         if isinstance(model, str):
-            model, kwargs["tokenizer"] = load_model(model, args, original=original)
-        super().__init__(pretrained=model, backend="causal", **kwargs)
+            model, tokenizer = load_model(model, args, original=original)
+        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", **kwargs)
         self._rank, self._world_size = self.processes.rank, self.processes.n
         thinks = isinstance(model, QuietStarForCausalLM) and not original
         self.thoughts = {"think": think, **args.thought_settings} if thinks else {}

@@ -1,6 +1,7 @@
-"""Fields of OpenAI's protocol that are not supported: accepted where they ask for nothing, refused with other values.
+"""Fields that are not supported: accepted where they ask for nothing, refused with other values.
 
-Clients send them unasked, with the value that changes nothing. Null changes nothing in any of them.
+Clients send them unasked, with the value that changes nothing. Null changes nothing in any of them. They are OpenAI's,
+and those of vLLM's that change how tokens are chosen.
 """
 
 import json
@@ -52,6 +53,11 @@ class Neutral(BaseModel):
     logit_bias: Annotated[Any, only({})] = None
     logprobs: Annotated[Any, only(False)] = None
 
+    repetition_penalty: Annotated[Any, only(1)] = None
+    min_p: Annotated[Any, only(0)] = None
+    top_k: Annotated[Any, only(0, -1)] = None
+    """-1 and 0: among all tokens"""
+
 
 class NeutralCompletion(Neutral):
     """Of completions."""
@@ -96,4 +102,5 @@ class NeutralMessage(BaseModel):
     function_call: Annotated[Any, only()] = None
     reasoning_content: RecordedText = None
     refusal: Annotated[Any, only()] = None
+    tool_call_id: Annotated[Any, only()] = None
     tool_calls: NoTools = None

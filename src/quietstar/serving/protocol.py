@@ -36,7 +36,7 @@ def _check_prompt(value: Any) -> Any:
 
 
 def _check_stop(value: Any) -> Any:
-    if value is None:
+    if value is None or value == "":
         return ()
     stops = [value] if isinstance(value, str) else value
     if (
@@ -139,7 +139,7 @@ class Writing(_Request, Neutral):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Writing":
-        if self.stream_options is not None and not self.stream:
+        if self.wants_usage and not self.stream:
             raise ValueError("stream_options was given without stream; leave it out, or set stream to true")
         return self
 
@@ -216,8 +216,8 @@ class ThoughtRequest(_Request):
 
 def supported(request: type[BaseModel]) -> list[str]:
     """Fields of a request that something is done for."""
-    neutral = NeutralCompletion.model_fields.keys() | NeutralChat.model_fields.keys()
-    return [name for name in request.model_fields if name not in neutral]
+    kinds = [kind for kind in (NeutralCompletion, NeutralChat) if issubclass(request, kind)]
+    return [name for name in request.model_fields if not any(name in kind.model_fields for kind in kinds)]
 
 
 class Problem(BaseModel):

@@ -73,11 +73,12 @@ class WatchHealth(TrainerCallback):
         told = self.checks.look(state.global_step, logs or {}, args.get_warmup_steps(state.max_steps))
         if not told:
             return
+        if args.stop_when_unhealthy:
+            told.append(f"step {state.global_step} of {state.max_steps}: the run ends here (stop_when_unhealthy)")
+            control.should_training_stop = control.should_save = True
         if state.is_world_process_zero:
             for words in told:
                 logger.warning(words)
-        if args.stop_when_unhealthy:
-            control.should_training_stop = control.should_save = True
 
 
 class KeepLog(TrainerCallback):

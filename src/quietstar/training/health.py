@@ -32,7 +32,7 @@ class HealthChecks:
     first_distinct: float | None = None
     """share of distinct thoughts there: of one token, or of many texts, they repeat without being ill"""
     reward_mean: float | None = None
-    """of the latest line of training figures"""
+    """of the latest line of training figures that had any reward"""
 
     def look(self, step: int, figures: dict[str, float], warmup_steps: int = 0) -> list[str]:
         """What is to be warned of at this step, each told once.
@@ -51,7 +51,7 @@ class HealthChecks:
         }
         new = {name: words for name, words in found.items() if words is not None and name not in self.warned}
         self.warned += new
-        if "reward_mean" in figures:
+        if figures.get("reward_mean"):
             self.reward_mean = figures["reward_mean"]
         if self.first_entropy is None and "thought_entropy" in figures:
             self.first_entropy, self.first_distinct = figures["thought_entropy"], figures["distinct_thoughts"]
@@ -60,7 +60,7 @@ class HealthChecks:
     def drift(self, figures: dict[str, float]) -> str | None:
         """The base pass predicts held-out text worse than before training, by more than its 95 % interval."""
         low = figures.get("eval_drift_low")
-        if low is None or low <= 0:
+        if low is None or low <= 0:  # predictions that are no numbers are worse, too
             return None
         rewards = ""
         if self.reward_mean is not None and self.reward_mean > 0:
@@ -77,8 +77,9 @@ class HealthChecks:
         distinct, entropy = figures.get("distinct_thoughts"), figures.get("thought_entropy")
         if distinct is None or entropy is None or self.first_entropy is None or self.first_distinct is None:
             return None
+        are_alike = distinct < FEWEST_DISTINCT * self.first_distinct
         is_certain = entropy < LOWEST_ENTROPY * self.first_entropy and figures["thought_gain"] < HELPFUL
-        if distinct >= FEWEST_DISTINCT * self.first_distinct and not is_certain:
+        if not (are_alike or is_certain):
             return None
         return (
             f"thoughts collapse: {distinct:.1%} of them are distinct ({self.first_distinct:.1%} at first), and their "
@@ -90,7 +91,7 @@ class HealthChecks:
     def drowning(self, figures: dict[str, float]) -> str | None:
         """The policy term sets the direction of a step nearly alone."""
         share = figures.get("policy_share")
-        if share is None or share <= HIGHEST_POLICY_SHARE:
+        if share is None or not share > HIGHEST_POLICY_SHARE:  # a share that is no number says nothing
             return None
         return (
             f"the policy term's gradient drowns the nll's: {100 * share:.4g} % of their lengths is the policy's, and "
@@ -101,7 +102,7 @@ class HealthChecks:
     def shut_head(self, figures: dict[str, float]) -> str | None:
         """The mixing head has stayed near the zero that it began at: thoughts count for nothing."""
         weight = figures.get("mixing_weight_rms")
-        if weight is None or weight >= LOWEST_MIXING_WEIGHT:
+        if weight is None or not weight < LOWEST_MIXING_WEIGHT:
             return None
         return (
             f"the mixing head has not opened: its weights are {weight:.2g} (root mean square), so that thoughts change "
@@ -112,10 +113,12 @@ class HealthChecks:
         """Every thought has the reward 0."""
         if "policy_loss" not in figures or figures["reward_std"] > 0 or figures["reward_mean"] != 0:
             return None
-        return (
-            "all rewards are 0: no thought changes any prediction, and the policy loss has nothing to reinforce. Check "
-            "that --learning_rate is above 0 and that rows are longer than n_ahead_talk"
-        )
+        said = "all rewards are 0: no thought changes any prediction, and the policy loss has nothing to reinforce. "
+        if not self.reward_mean:
+            return f"{said}Check that --learning_rate is above 0 and that rows are longer than n_ahead_talk"
+        if figures["mixing_weight_rms"] >= LOWEST_MIXING_WEIGHT:
+            return None  # a line of rows that are too short for a reward
+        return f"{said}It had before: the mixing head has shut. Lower --head_learning_rate or --learning_rate"
 
     def state(self) -> dict[str, Any]:
         """To go on from after a restart."""

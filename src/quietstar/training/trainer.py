@@ -84,6 +84,7 @@ class QuietStarTrainer(StreamingTrainer):
             data_collator=data_collator or TextCollator(pad_token_id(processing_class) if processing_class else 0),
             **kwargs,
         )
+        self.model_accepts_loss_kwargs = True  # its losses are shares of the step's already: not divided again
         self.add_callback(FollowEpoch(self.train_dataset))
         self.add_callback(WatchHealth(self.health))
         if self.pop_callback(ProgressCallback):
