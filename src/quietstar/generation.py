@@ -114,9 +114,8 @@ class ThinkingGeneration(GenerationMixin):
         prepare = self.base_lm.prepare_inputs_for_generation if prepares else super().prepare_inputs_for_generation
         inputs = prepare(input_ids, *args, attention_mask=attention_mask, **kwargs)
         dropped = [name for name in ("cache", "past_key_values") if kwargs.get(name) and inputs.get(name) is None]
-        if (
-            dropped and inputs["input_ids"].shape[1] < input_ids.shape[1]
-        ):  # some versions of transformers hand on the last token alone all the same
+        # older versions of transformers hand on the last token alone all the same
+        if dropped and inputs["input_ids"].shape[1] < input_ids.shape[1]:
             kwargs |= {**dict.fromkeys(dropped), "next_sequence_length": None}
             inputs = prepare(input_ids, *args, attention_mask=attention_mask, **kwargs)
         return {**inputs, "attention_mask": attention_mask}

@@ -74,14 +74,9 @@ def run_training(
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         figures = result.metrics | last_evaluation(trainer)
         with writing(Path(str(args.output_dir))):
-            dtype = model_args.dtype if model_args.dtype != "auto" else "float32"
-            save(
-                trainer,
-                tokenizer,
-                plain=model_args.original,
-                merge=model_args.merge or model_args.original,
-                dtype=dtype,
-            )
+            plain, merge = model_args.original, model_args.merge or model_args.original
+            dtype = "float32" if model_args.dtype == "auto" else model_args.dtype
+            save(trainer, tokenizer, plain=plain, merge=merge, dtype=dtype)
             write_figures(trainer, figures)
         trainer.accelerator.wait_for_everyone()
     return figures
