@@ -156,25 +156,18 @@ def test_each_check_warns_once_and_remembers_over_a_restart() -> None:
 # ---------------------------------------------------------------------- recorded runs
 
 
-def test_the_papers_weight_is_warned_of_at_its_first_line_with_rewards() -> None:
-    assert said_of(recorded("policy-weight-1e6"), warmup_steps=5) == {4: ["drowning"]}
+def test_an_ill_run_is_warned_of_at_each_step_where_it_shows() -> None:
+    """Its rewards rise to +2.8 nats, as the base pass that they compare with falls faster."""
+    lines = recorded("policy-weight-1e6")
+    assert said_of(lines, warmup_steps=5) == {4: ["drowning"], 28: ["collapse"], 40: ["drift"]}
+    assert lines[-3]["reward_mean"] > 2
+    assert lines[-2]["eval_drift"] > 10
 
 
-@pytest.mark.parametrize(("name", "warmup_steps"), [("defaults", 20), ("balanced-0.3", 5), ("original", 5)])
+@pytest.mark.parametrize(
+    ("name", "warmup_steps"), [("defaults", 20), ("balanced-0.3", 5), ("frozen-base", 5), ("original", 5)]
+)
 def test_healthy_runs_are_not_warned_of(name: str, warmup_steps: int) -> None:
     lines = recorded(name)
     assert len(lines) > 10
     assert said_of(lines, warmup_steps) == {}
-
-
-def test_a_healthy_run_whose_held_out_text_gets_worse_is_ill() -> None:
-    """The recorded figures, with the drift turned round from its last evaluation on."""
-    lines = recorded("defaults")
-    last = max(line["step"] for line in lines if "eval_drift" in line)
-
-    def is_last(line: dict[str, float]) -> bool:
-        return line["step"] == last and "eval_drift" in line
-
-    turned = {"eval_drift": "eval_drift", "eval_drift_low": "eval_drift_high", "eval_drift_high": "eval_drift_low"}
-    worse = [line | {name: -line[of] for name, of in turned.items()} if is_last(line) else line for line in lines]
-    assert said_of(worse, warmup_steps=20) == {last: ["drift"]}
