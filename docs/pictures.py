@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from playwright.sync_api import Page, expect, sync_playwright
@@ -59,8 +58,7 @@ def main() -> None:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": WIDTH, "height": 860})
             report(page)
-            while "http" not in server.stderr.readline():
-                time.sleep(0.1)
+            next(line for line in server.stderr if "http" in line)  # it listens
             served(page)
     finally:
         server.terminate()

@@ -9,14 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from quietstar.sources import find_source
+from quietstar.untrusted import WEIGHTS
 
 WHOLE = 2**26
 """bytes up to which a file is read whole"""
 PARTS, PART = 64, 2**20
 """how many parts of a larger file are read, and how many bytes each has"""
-
-WEIGHTS = (".safetensors", ".bin")
-"""endings of files of weights in an ordinary folder; GGUF files beside them are only copies"""
 
 
 def digest_of_files(files: Iterable[str | Path]) -> str:

@@ -68,7 +68,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
     base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # of num_items_in_batch nothing follows for labels after thoughts
+    accepts_loss_kwargs = False  # num_items_in_batch is ignored: a trainer averages accumulated batches itself
     _supports_sdpa = True
     _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012  (how transformers declares it)
     _keep_in_fp32_modules_strict = ["mixing_head", "thought_embeddings", "lora_A", "lora_B"]  # noqa: RUF012

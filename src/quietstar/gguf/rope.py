@@ -15,8 +15,8 @@ from quietstar.untrusted import is_number, shown
 
 FREQUENCIES = "rope_freqs.weight"
 LENGTH, LOW, HIGH = 8192, 1.0, 4.0
-"""of the published models, Llama 3.1 to 3.3: the original context, and how often a frequency must turn in it to be
-divided by less than the factor, and not at all"""
+"""of Llama 3.1 to 3.3: the original context; a frequency that turns fewer than LOW times in it is divided by the whole
+factor, one that turns more than HIGH times is left as it is"""
 
 
 def rope_scaling(header: GGUFHeader) -> dict[str, Any] | None:
@@ -25,7 +25,7 @@ def rope_scaling(header: GGUFHeader) -> dict[str, Any] | None:
     Linear scaling and YaRN are fields of the file; Llama 3's is a tensor, by whose values the frequencies are divided.
 
     Raises:
-        CheckpointError: the factor is no number that scales.
+        CheckpointError: the factor is not a number of at least 1.
     """
     kind = header.of_model("rope.scaling.type")
     if kind not in ("linear", "yarn"):

@@ -25,7 +25,7 @@ DIGITS_AT_A_TIME = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""rule of Llama 3 and Qwen 2, but for how many digits are taken together"""
+"""the rule of Llama 3 and Qwen 2; %s says how many digits are taken together"""
 
 
 def _by(pattern: str) -> PreTokenizer:

@@ -118,7 +118,7 @@ class HealthChecks:
             return f"{said}Check that --learning_rate is above 0 and that rows are longer than n_ahead_talk"
         if figures["mixing_weight_rms"] >= LOWEST_MIXING_WEIGHT:
             return None  # a line of rows that are too short for a reward
-        return f"{said}It had before: the mixing head has shut. Lower --head_learning_rate or --learning_rate"
+        return f"{said}There were some before: the mixing head has shut. Lower --head_learning_rate or --learning_rate"
 
     def state(self) -> dict[str, Any]:
         """To go on from after a restart."""
