@@ -11,7 +11,7 @@ VENV ?= .venv
 # the rows that take under five minutes; all: make bench BENCH_OPTIONS=
 BENCH_OPTIONS ?= --rows train train-512 train-11 train-checkpointing score score-answer
 BIN := $(VENV)/bin
-SOURCES := src tests benchmarks docs/pictures.py
+SOURCES := src tests benchmarks docs
 # Byte code is written when a module is first imported: compiling all of torch beforehand takes a minute.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 

@@ -218,7 +218,7 @@ def qlora(setting: Setting) -> Iterator[dict[str, Any]]:
 
 def lora_on_smollm2(setting: Setting) -> Iterator[dict[str, Any]]:
     """The README's first training line on a real model: text of this project's pages, an eighth held out."""
-    from quietstar.base import load_tokenizer
+    from quietstar.base.loading import load_tokenizer
     from quietstar.training.model import thinking_model
 
     with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from .several import Pair
+from tests.several import Pair
 
 PREFIXES = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "ACCELERATE_", "QUIETSTAR_")
 NAMES = ("COLUMNS", "LINES", "FORCE_COLOR", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -59,7 +59,7 @@ def pair():
 @pytest.fixture(scope="module")
 def browser():
     """One browser for all tests of a module that need it; they are skipped where there is none."""
-    from .browser import CHROMIUM, chromium
+    from tests.browser import CHROMIUM, chromium
 
     if CHROMIUM is None:
         pytest.skip("there is no Chromium; make browser installs it")

@@ -14,10 +14,9 @@ from transformers import DynamicCache, StaticCache
 
 from quietstar import QuietStarForCausalLM
 from quietstar.attention.fork import ForkedCache, ForkLayer
+from quietstar.base.trunk import Trunk
 from quietstar.output import CACHE
-from quietstar.trunk import Trunk
-
-from .tiny import FAMILIES, texts, tiny_model
+from tests.tiny import FAMILIES, texts, tiny_model
 
 ASKED = ["llama", "mistral-window", "qwen3", "gemma3_text", "gpt2"]
 FREE = {"eos_token_id": None, "pad_token_id": 0, "output_logits": True, "output_thoughts": True}

@@ -20,9 +20,9 @@ import quietstar.objective
 import quietstar.predict
 from quietstar import QuietStarForCausalLM, QuietStarOutput, ThoughtEmbeddings, ThoughtGrid
 from quietstar.attention import two_parts
+from quietstar.base.trunk import Trunk
 from quietstar.errors import UnsupportedModelError
 from quietstar.learn import Labels
-from quietstar.trunk import Trunk
 from tests.plain_loop import Plain, mismatches, plain_loop
 from tests.tiny import FAMILIES, WINDOWED, random_thoughts, texts, tiny_base, tiny_model, to_left
 

@@ -12,10 +12,9 @@ from quietstar import QuietStarForCausalLM
 from quietstar.errors import SettingsError
 from quietstar.journal import FINISHED, Journal
 from quietstar.policy import Moment, ThinkPolicy
-
-from .test_decode import prompts
-from .tiny import VOCABULARY, tiny_model
-from .tiny_tokenizer import byte_tokenizer
+from tests.test_decode import prompts
+from tests.tiny import VOCABULARY, tiny_model
+from tests.tiny_tokenizer import byte_tokenizer
 
 PLAIN: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 6}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from .golden import FOLDER, Case, load_case, original_losses, original_names
+from tests.golden import FOLDER, Case, load_case, original_losses, original_names
 
 LOSS = dict(rtol=1e-5, atol=1e-6)
 REWARD = dict(rtol=0, atol=1e-4)

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from quietstar.errors import SettingsError
 from quietstar.policy import Moment, ThinkPolicy, entropy, margin
-
-from .tiny import texts, tiny_model
+from tests.tiny import texts, tiny_model
 
 LOGITS = torch.tensor([[0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0], [3.0, 3.0, 0.0, 0.0], [2.0, 1.0, 0.0, 0.0]])
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from quietstar.cli import main
-
-from .tiny import tiny_model
-from .tiny_tokenizer import tiny_folder
+from tests.tiny import tiny_model
+from tests.tiny_tokenizer import tiny_folder
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 QUICK = "--max_steps 1 --gradient_accumulation_steps 1 --eval_size 2 --thoughts_shown 1 --use_cpu"
@@ -87,12 +86,22 @@ def test_the_python_runs(here: Path) -> None:
     assert torch.isfinite(output.reward).all()
 
 
-def test_every_path_in_the_tree_exists() -> None:
+def test_the_map_is_the_tree() -> None:
+    """Every room and every file at the top of the package stands in README's map, and nothing else does."""
     tree = next(block for block in blocks("") if block.startswith("src/quietstar/"))
     root = Path(__file__).parents[1]
+    named: dict[bool, set[str]] = {True: set(), False: set()}
     for line in tree.splitlines():
         indented = line.startswith("  ")
-        for name in re.findall(r"(?:^|(?<=\s))([\w/]+(?:\.py|/))", line):
-            assert ((root / "src/quietstar" / name) if indented else (root / name)).exists(), name
+        named[indented].update(re.findall(r"(?:^|(?<=\s))([\w/]+(?:\.py|/))", line.partition(":")[0]))
+    package = root / "src/quietstar"
+    rooms = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    files = {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
+    assert named[True] - {"data/"} == rooms | files
+    assert all((root / name).exists() for name in named[False])
+
+
+def test_every_link_leads_somewhere() -> None:
+    root = Path(__file__).parents[1]
     for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (root / link).exists(), link

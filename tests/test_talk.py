@@ -8,8 +8,8 @@ from transformers import DynamicCache
 
 from quietstar import ThoughtGrid
 from quietstar.attention import BranchCache, DenseAttention
+from quietstar.base.trunk import Trunk
 from quietstar.talk import branch_embeds, finish_branches, mixed_states, split_branches, talk
-from quietstar.trunk import Trunk
 from tests.plain_loop import mismatches, plain_loop
 from tests.tiny import random_thoughts, texts, tiny_model
 

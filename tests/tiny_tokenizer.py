@@ -6,8 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from quietstar import QuietStarForCausalLM
-
-from .tiny import FAMILIES, loud, make_thoughtful
+from tests.tiny import FAMILIES, loud, make_thoughtful
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

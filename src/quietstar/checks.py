@@ -1,11 +1,9 @@
 """What a forward pass refuses, each in one line."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from quietstar.config import QuietStarConfig
@@ -78,38 +76,6 @@ def check_sampling(thought_temperature: float | None, thought_top_p: float | Non
         raise SettingsError(f"thought_temperature is {thought_temperature}; give a number of at least 0")
     if thought_top_p is None or not 0 < thought_top_p <= 1:
         raise SettingsError(f"thought_top_p is {thought_top_p}; give a number above 0, at most 1")
-
-
-def n_embeddings(model: PreTrainedModel) -> int:
-    """Tokens that a model has embeddings of: its tokenizer may know more."""
-    weight = model.get_input_embeddings().weight
-    return len(weight) or int(getattr(weight, "ds_shape", (0,))[0])  # ZeRO-3 keeps the shape of what it has spread
-
-
-def check_ids(model: PreTrainedModel, ids: Iterable[int], what: str) -> None:
-    """Raise SettingsError where a text has a token that the model has no embedding of."""
-    n_rows = n_embeddings(model)
-    if (highest := max(ids, default=0)) >= n_rows:
-        raise SettingsError(
-            f"{what} has token {highest}, and the model has {n_rows} embeddings; give the tokenizer that belongs to it"
-        )
-
-
-def half_character(text: str) -> int | None:
-    """Where the first lone surrogate stands, which neither a file nor an answer can hold; None where there is none."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return error.start
-    return None
-
-
-def check_text(name: str, text: str | None) -> None:
-    """Raise SettingsError where a text holds halves of characters: bytes of a command line that are no UTF-8, say."""
-    if (index := half_character(text or "")) is not None:
-        raise SettingsError(
-            f"{name} is no whole Unicode text: character {index + 1} is {(text or '')[index]!a}; give text in UTF-8"
-        )
 
 
 def check_thoughts(config: QuietStarConfig, words: Tensor) -> None:

@@ -7,18 +7,9 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from quietstar.errors import CheckpointError, QuietStarError, SettingsError
+from quietstar.base.untrusted import check_fields, check_there, is_number, is_whole, loading, without_pointers
+from quietstar.errors import CheckpointError, QuietStarError, SettingsError, reason, shown
 from quietstar.learn import PolicyWeight
-from quietstar.untrusted import (
-    check_fields,
-    check_there,
-    is_number,
-    is_whole,
-    loading,
-    reason,
-    shown,
-    without_pointers,
-)
 
 INNER_IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
 HOW_LOADED = frozenset({"_name_or_path", "_model_name_or_path", "gguf_file"})

@@ -21,8 +21,8 @@ from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
 from quietstar.attention.fork import ForkedCache
+from quietstar.base.trunk import Trunk
 from quietstar.heads import ThoughtEmbeddings
-from quietstar.trunk import Trunk
 
 
 @dataclass(slots=True)

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quietstar.errors import SettingsError
-from quietstar.untrusted import shown
+from quietstar.errors import SettingsError, shown
 
 IGNORED = -100
 """label of a token that is not to be predicted"""

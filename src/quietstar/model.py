@@ -21,7 +21,19 @@ from transformers import (
 from transformers.cache_utils import Cache
 
 from quietstar.attention import attention_backend, default_backend
-from quietstar.base import best_backend, check_base, give_thoughts, hub_arguments
+from quietstar.base.loading import best_backend, check_base, give_thoughts, hub_arguments
+from quietstar.base.lora import (
+    add_branch_adapters,
+    add_lora,
+    drop_branch_adapters,
+    freeze_base,
+    merge_lora,
+    train_adapters_only,
+)
+from quietstar.base.rope import check_cached
+from quietstar.base.ties import say_whether_tied
+from quietstar.base.trunk import Trunk, check_reach
+from quietstar.base.untrusted import check_alone, check_folder, loading
 from quietstar.checks import check_arguments, check_thoughts
 from quietstar.config import QuietStarConfig, check_unpacked
 from quietstar.errors import CheckpointError, SettingsError
@@ -30,14 +42,6 @@ from quietstar.grid import default_position_ids
 from quietstar.heads import MixingHead, ThoughtEmbeddings
 from quietstar.journal import Journal
 from quietstar.learn import Counts, Labels
-from quietstar.lora import (
-    add_branch_adapters,
-    add_lora,
-    drop_branch_adapters,
-    freeze_base,
-    merge_lora,
-    train_adapters_only,
-)
 from quietstar.objective import fill_in_losses
 from quietstar.output import CACHE, QuietStarOutput
 from quietstar.policy import Decider, ThinkPolicy
@@ -48,10 +52,6 @@ from quietstar.predict import (
     predict_over_grid,
     where_thoughts_count,
 )
-from quietstar.rope import check_cached
-from quietstar.ties import say_whether_tied
-from quietstar.trunk import Trunk, check_reach
-from quietstar.untrusted import check_alone, check_folder, loading
 
 if TYPE_CHECKING:
     from quietstar.inspection.trace import Trace
@@ -336,7 +336,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         """Give a base model thoughts. A fresh model predicts exactly as its base model does.
 
         Args:
-            base: hub name, folder or GGUF file of a decoder-only model, `smollm2-135m` (see `quietstar.sources`), or
+            base: hub name, folder or GGUF file of a decoder-only model, `smollm2-135m` (see `base.sources`), or
                 the model itself, which becomes `base_lm`.
             tokenizer: finds the token that start and end begin as; None loads the base model's own.
             settings: fields of QuietStarConfig; where `base` is a name, the rest goes to

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from quietstar import learn
+from quietstar.base.logprob import Descent, Scored, masked_logprob, squared_gradient
 from quietstar.config import QuietStarConfig
 from quietstar.grid import ThoughtGrid
 from quietstar.learn import Counts, Labels, PolicyWeight
-from quietstar.logprob import Descent, Scored, masked_logprob, squared_gradient
 from quietstar.output import QuietStarOutput
 from quietstar.predict import Predictions
 

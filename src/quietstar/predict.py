@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
+from quietstar.base.trunk import Trunk
+from quietstar.base.vocabulary import draw
 from quietstar.decode import decode
 from quietstar.grid import ThoughtGrid
 from quietstar.journal import Journal
@@ -30,8 +32,6 @@ from quietstar.talk import (
     talk,
 )
 from quietstar.think import think
-from quietstar.trunk import Trunk
-from quietstar.vocabulary import draw
 
 if TYPE_CHECKING:
     from quietstar.model import QuietStarForCausalLM

@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 
 from quietstar.attention import BranchCache
+from quietstar.base.trunk import Trunk
 from quietstar.grid import ThoughtGrid
 from quietstar.heads import MixingHead, ThoughtEmbeddings, mix
-from quietstar.trunk import Trunk
 
 SHARDED_PARTS = 4
 """parts in which branches are made under gradient checkpointing where weights are sharded"""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from quietstar.attention import BranchCache
+from quietstar.base.trunk import Trunk
+from quietstar.base.vocabulary import draw
 from quietstar.grid import ThoughtGrid
 from quietstar.heads import ThoughtEmbeddings
-from quietstar.trunk import Trunk
-from quietstar.vocabulary import draw
 
 
 @dataclass(slots=True)

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from quietstar.cli.options import LONGEST, from_yaml, make_parser
 from quietstar.cli.train import CLASSES
-
-from ..elsewhere import only_our_errors
-from . import call, no_progress_bars
+from tests.cli import call, no_progress_bars
+from tests.elsewhere import only_our_errors
 
 PARSER = make_parser("quietstar train", "Teach.", *CLASSES, config=True)
 OPTIONS = [action.dest for action in PARSER._actions if action.dest not in ("help", "config")]

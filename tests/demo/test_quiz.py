@@ -7,9 +7,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from quietstar import QuietStarForCausalLM
 from quietstar.demo.language import DASH, END, LETTERS, Language, build_tokenizer, every_problem
 from quietstar.demo.quiz import Quiz
-from quietstar.evaluation.interval import Share
-
-from ..tiny import loud
+from quietstar.reporting.interval import Share
+from tests.tiny import loud
 
 PROBLEMS = every_problem()[::97]
 

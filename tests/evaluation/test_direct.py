@@ -16,10 +16,9 @@ from quietstar.evaluation.scoring import Continuation, Speaker, score
 from quietstar.evaluation.sweep import sweep, swept_rule
 from quietstar.evaluation.tasks import TASKS, Item, find_task, load_items, parse_data
 from quietstar.policy import ThinkPolicy
-
-from ..elsewhere import with_images
-from ..tiny import tiny_model
-from ..tiny_tokenizer import byte_tokenizer
+from tests.elsewhere import with_images
+from tests.tiny import tiny_model
+from tests.tiny_tokenizer import byte_tokenizer
 
 DATA = Path(__file__).parents[1] / "data"
 TOKENIZER = byte_tokenizer()

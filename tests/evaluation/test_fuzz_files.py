@@ -14,9 +14,8 @@ from quietstar.evaluation.baseline import Baseline
 from quietstar.evaluation.run import refuse_changed
 from quietstar.evaluation.tasks import TASKS, Item, load_items
 from quietstar.evaluation.voting import LINE, Ledger, digest
-from quietstar.folders import MARKER
-
-from ..elsewhere import only_our_errors, refused
+from quietstar.runs.folders import MARKER
+from tests.elsewhere import only_our_errors, refused
 
 ANSWER = {
     "index": 0,

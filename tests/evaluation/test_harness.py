@@ -16,10 +16,9 @@ from lm_eval.utils import simple_parse_args_string
 
 from quietstar.evaluation.__main__ import main
 from quietstar.evaluation.harness import QuietStarLM
-
-from ..tiny import tiny_model
-from ..tiny_tokenizer import byte_tokenizer, thinking_folders
-from .test_run import run
+from tests.evaluation.test_run import run
+from tests.tiny import tiny_model
+from tests.tiny_tokenizer import byte_tokenizer, thinking_folders
 
 CHOICE = """
 task: local_choice

@@ -9,9 +9,8 @@ from quietstar.errors import DataError
 from quietstar.evaluation.perplexity import EDGES, measure_perplexity, windows
 from quietstar.evaluation.scoring import Speaker
 from quietstar.policy import ThinkPolicy
-
-from ..tiny import tiny_model
-from ..tiny_tokenizer import byte_tokenizer
+from tests.tiny import tiny_model
+from tests.tiny_tokenizer import byte_tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog, again and again, until both of them are tired of it."
 

@@ -8,9 +8,8 @@ import pytest
 from quietstar.cli import main
 from quietstar.errors import SettingsError
 from quietstar.evaluation.run import refuse_changed
-from quietstar.folders import MARKER
-
-from ..tiny_tokenizer import thinking_folders
+from quietstar.runs.folders import MARKER
+from tests.tiny_tokenizer import thinking_folders
 
 GSM8K = [{"question": f"{n} + {n}?", "answer": f"so #### {2 * n}"} for n in range(1, 13)]
 SHORT = ["--cot_tokens", "5", "--answer_tokens", "3", "--votes", "2"]

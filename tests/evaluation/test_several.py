@@ -10,10 +10,9 @@ import pytest
 from quietstar.evaluation import voting
 from quietstar.evaluation.arguments import EvaluateArguments
 from quietstar.evaluation.run import evaluate
-
-from ..several import Pair
-from ..tiny_tokenizer import thinking_folders
-from .test_harness import write_tasks
+from tests.evaluation.test_harness import write_tasks
+from tests.several import Pair
+from tests.tiny_tokenizer import thinking_folders
 
 GSM8K = [{"question": f"{n} + {n}?", "answer": f"so #### {2 * n}"} for n in range(1, 8)]
 """an odd number of them: the two processes have unequal shares"""

@@ -8,9 +8,8 @@ import pytest
 
 from quietstar.errors import DataError
 from quietstar.evaluation.tasks import TASKS, load_items
-
-from ..elsewhere import refused
-from ..test_textfiles import zst
+from tests.elsewhere import refused
+from tests.text.test_files import zst
 
 GSM8K = {"question": "How many on 2021-03-04?\u2028And then?", "answer": "Some.\n#### 18"}
 

@@ -21,9 +21,8 @@ from quietstar.evaluation.voting import (
     vote,
     vote_on,
 )
-
-from ..tiny import tiny_model
-from ..tiny_tokenizer import byte_tokenizer
+from tests.tiny import tiny_model
+from tests.tiny_tokenizer import byte_tokenizer
 
 NUMBERS = {
     " 18.": "18",

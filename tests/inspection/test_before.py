@@ -14,10 +14,9 @@ from quietstar.inspection.before import ADAPTERS_OFF
 from quietstar.inspection.observe import trace
 from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
-
-from ..test_lora import perturb
-from ..tiny import make_thoughtful, tiny_base
-from ..tiny_tokenizer import byte_tokenizer, tiny_folder
+from tests.base.test_lora import perturb
+from tests.tiny import make_thoughtful, tiny_base
+from tests.tiny_tokenizer import byte_tokenizer, tiny_folder
 
 TEXT = "What is 2 and 2? It is 4, as it always was, and as it will be."
 TOKENIZER = byte_tokenizer()

@@ -21,8 +21,7 @@ from quietstar.inspection.figures import (
     lay_out,
 )
 from quietstar.web import scale
-
-from .payloads import HOSTILE, payload
+from tests.inspection.payloads import HOSTILE, payload
 
 ASCII = set(range(32, 127))
 

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietstar.inspection.trace import Trace
-
-from ..elsewhere import Surprise, only_our_errors
-from .test_observe import IDS, thinker, traced
+from tests.elsewhere import Surprise, only_our_errors
+from tests.inspection.test_observe import IDS, thinker, traced
 
 NAMES = st.sampled_from(
     ["row", "gain", "removed_delta", "filler_kl", "_delta", "x_delta", "x\ny_delta", "x\u2028", "", "\0"]

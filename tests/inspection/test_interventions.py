@@ -21,8 +21,7 @@ from quietstar.inspection.interventions import (
     truncated,
     typed_thought,
 )
-
-from ..tiny_tokenizer import byte_tokenizer
+from tests.tiny_tokenizer import byte_tokenizer
 
 WORDS = torch.arange(3, 40)
 

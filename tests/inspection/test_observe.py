@@ -12,10 +12,9 @@ from quietstar.inspection import schema
 from quietstar.inspection.observe import trace
 from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
-
-from ..plain_loop import plain_loop
-from ..tiny import tiny_model
-from ..tiny_tokenizer import byte_tokenizer
+from tests.plain_loop import plain_loop
+from tests.tiny import tiny_model
+from tests.tiny_tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 SIZE = {"vocab_size": len(TOKENIZER)}

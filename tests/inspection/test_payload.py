@@ -5,9 +5,8 @@ import re
 
 from quietstar.inspection.payload import payload_of
 from quietstar.inspection.report import report_html
-
-from ..tiny import tiny_base
-from .test_observe import IDS, SIZE, TOKENIZER, thinker, traced
+from tests.inspection.test_observe import IDS, SIZE, TOKENIZER, thinker, traced
+from tests.tiny import tiny_base
 
 
 def test_the_first_thing_that_a_report_says_is_the_verdict() -> None:

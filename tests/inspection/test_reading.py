@@ -8,8 +8,7 @@ from quietstar.inspection import reading
 from quietstar.inspection.reading import Reading
 from quietstar.policy import ThinkPolicy
 from quietstar.predict import Sampling
-
-from ..tiny import FAMILIES, random_thoughts, seeded, texts, tiny_model
+from tests.tiny import FAMILIES, random_thoughts, seeded, texts, tiny_model
 
 S, N_AHEAD = 13, 6
 NOW_AND_THEN = torch.tensor([0, 1, 4, 7, 11, 12])

@@ -14,10 +14,9 @@ from quietstar.inspection.figures import draw_distributions
 from quietstar.inspection.payload import shown
 from quietstar.inspection.report import report_html, script_json
 from quietstar.web import scale
-
-from ..browser import watched
-from .payloads import HOSTILE, payload
-from .test_observe import IDS, thinker, traced
+from tests.browser import watched
+from tests.inspection.payloads import HOSTILE, payload
+from tests.inspection.test_observe import IDS, thinker, traced
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 

@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from quietstar.cli import main
 from quietstar.errors import SettingsError
 from quietstar.inspection.trace import Trace
-
-from ..tiny_tokenizer import thinking_folders
+from tests.tiny_tokenizer import thinking_folders
 
 TEXT = "What is 2 and 2? It is 4."
 

@@ -10,8 +10,7 @@ from quietstar.inspection.interventions import CHOICES
 from quietstar.inspection.summary import summarize
 from quietstar.inspection.tables import effects_table, summary_markdown
 from quietstar.inspection.words import nats
-
-from .test_observe import thinker, traced
+from tests.inspection.test_observe import thinker, traced
 
 
 def columns(gain: list[float | None], base_nll: float = 2.0, **delta: list[float | None]) -> dict[str, list[Any]]:

@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quietstar.errors import DataError, SettingsError
-from quietstar.folders import claim
 from quietstar.inspection import schema
 from quietstar.inspection.results import write_results
 from quietstar.inspection.trace import Trace
-
-from .test_observe import IDS, thinker, traced
+from quietstar.runs.folders import claim
+from tests.inspection.test_observe import IDS, thinker, traced
 
 
 @pytest.fixture(scope="module")

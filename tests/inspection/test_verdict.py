@@ -7,8 +7,7 @@ import pytest
 
 from quietstar.inspection.findings import Summary
 from quietstar.inspection.summary import summarize
-
-from .test_summary import columns
+from tests.inspection.test_summary import columns
 
 UNSURE = 0.05
 """nats: a mean so near to 0 is not told from it, beside how far the values of `spread` lie apart"""

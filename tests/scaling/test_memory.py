@@ -11,8 +11,7 @@ from quietstar.scaling.memory import Numbers, highest
 from quietstar.scaling.shape import shape_of
 from quietstar.scaling.step import flops
 from quietstar.scaling.strategies import ONE, held_by
-
-from .counting import Operations
+from tests.scaling.counting import Operations
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL = {

@@ -5,8 +5,8 @@ import torch
 from transformers import AutoConfig
 
 from quietstar import QuietStarForCausalLM
+from quietstar.base.lora import add_lora
 from quietstar.errors import CheckpointError, SettingsError, UnsupportedModelError
-from quietstar.lora import add_lora
 from quietstar.scaling import shape
 from quietstar.scaling.shape import PUBLISHED, read_config, shape_of
 from tests.tiny import FAMILIES, tiny_base

@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset
 
 from quietstar.training import QuietStarTrainer, QuietStarTrainingArguments
 from quietstar.training.callbacks import ProgressLines, ShowThoughts, thought_table
-from quietstar.training.data import TextCollator
+from quietstar.training.data.datasets import TextCollator
 from tests.tiny import tiny_model
 from tests.tiny_tokenizer import byte_tokenizer
 

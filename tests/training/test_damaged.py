@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from quietstar.errors import CheckpointError
 from quietstar.training import checkpoints
 from tests.elsewhere import Surprise, refused
-
-from .test_killed import train
+from tests.training.test_killed import train
 
 
 @pytest.fixture(scope="module")

@@ -351,7 +351,7 @@ def test_a_signal_after_the_last_step_lets_the_run_end(inputs, tmp_path, monkeyp
 
 def test_two_runs_do_not_work_in_one_folder(inputs, tmp_path):
     """Nor is the one that comes second told to empty it."""
-    held = "import sys; from quietstar.folders import alone_in\nwith alone_in(sys.argv[1]): print(); input()"
+    held = "import sys; from quietstar.runs.folders import alone_in\nwith alone_in(sys.argv[1]): print(); input()"
     words = [sys.executable, "-c", held, str(tmp_path / "run")]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

@@ -9,9 +9,8 @@ import torch
 from quietstar.errors import SettingsError
 from quietstar.inspection.trace import Trace
 from quietstar.training import QuietStarTrainer, QuietStarTrainingArguments
-
-from ..tiny import tiny_model
-from ..tiny_tokenizer import byte_tokenizer
+from tests.tiny import tiny_model
+from tests.tiny_tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 TEXTS = ["What is it?", "Two dozen eggs.", "a"]

@@ -18,7 +18,7 @@ from quietstar import QuietStarForCausalLM
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError
 from quietstar.training import DataArguments, QuietStarTrainer, QuietStarTrainingArguments, run
 from quietstar.training.arguments import ModelArguments
-from quietstar.training.data import TextCollator, build_datasets
+from quietstar.training.data.datasets import TextCollator, build_datasets
 from quietstar.training.run import default_folder, run_training
 from tests.tiny_tokenizer import tiny_folder
 

@@ -14,8 +14,7 @@ from quietstar.errors import SettingsError
 from quietstar.training import checkpoints, same_run
 from quietstar.training.arguments import METHOD_SETTINGS, QuietStarTrainingArguments
 from quietstar.training.same_run import FREE, TRAINING, refuse_changes, what_matters
-
-from .test_killed import train
+from tests.training.test_killed import train
 
 
 def test_no_argument_both_matters_and_does_not() -> None:

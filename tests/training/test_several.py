@@ -16,8 +16,8 @@ from quietstar.interop.convert import convert
 from quietstar.interop.shards import consolidate
 from quietstar.training import DataArguments, QuietStarTrainer
 from quietstar.training.arguments import ModelArguments
+from quietstar.training.data.stream import StreamedTextWindows
 from quietstar.training.run import run_training
-from quietstar.training.stream import StreamedTextWindows
 from tests.elsewhere import refused
 from tests.several import Pair
 from tests.tiny import loud, tiny_model

@@ -16,8 +16,7 @@ from quietstar.policy import ThinkPolicy
 from quietstar.training import QuietStarTrainer
 from tests.tiny import tiny_model
 from tests.tiny_tokenizer import byte_tokenizer
-
-from .test_trainer import arguments, rows
+from tests.training.test_trainer import arguments, rows
 
 GSM8K = [{"question": f"{n} + {n}?", "answer": f"#### {2 * n}"} for n in range(1, 8)]
 

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from quietstar import QuietStarForCausalLM
 from quietstar.errors import BadStepsError, SettingsError
 from quietstar.training import QuietStarTrainer, QuietStarTrainingArguments, trainer
-from quietstar.training.data import TextCollator
+from quietstar.training.data.datasets import TextCollator
 from tests.tiny import VOCABULARY, tiny_base, tiny_model
 from tests.tiny_tokenizer import byte_tokenizer, tiny_folder
 

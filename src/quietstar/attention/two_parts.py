@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from quietstar.attention.sight import Place, Sight
-from quietstar.precision import product_dtype
+from quietstar.base.precision import product_dtype
 
 BITS = 1 / math.log(2)
 """in a nat"""

@@ -3,8 +3,8 @@
 from quietstar.cli.options import make_parser, parse, say
 from quietstar.evaluation.arguments import RUN, VOTES, WHAT, EvaluateArguments
 from quietstar.evaluation.run import evaluate
-from quietstar.loading import MODEL, THOUGHTS
-from quietstar.processes import Processes, part_ways
+from quietstar.inference.loading import MODEL, THOUGHTS
+from quietstar.runs.processes import Processes, part_ways
 
 
 def main(argv: list[str]) -> None:

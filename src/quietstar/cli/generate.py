@@ -1,8 +1,8 @@
 """`quietstar generate`: continue a prompt, thinking before each token."""
 
 from quietstar.cli.options import make_parser, parse
-from quietstar.loading import MODEL, THOUGHTS
-from quietstar.speak import TEXT, GenerateArguments, speak
+from quietstar.inference.loading import MODEL, THOUGHTS
+from quietstar.inference.speak import TEXT, GenerateArguments, speak
 
 
 def main(argv: list[str]) -> None:

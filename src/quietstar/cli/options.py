@@ -13,9 +13,8 @@ from typing import Any, NoReturn, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from quietstar.checks import half_character
-from quietstar.errors import QuietStarError, SettingsError
-from quietstar.untrusted import shown
+from quietstar.errors import QuietStarError, SettingsError, shown
+from quietstar.text.unicode import half_character
 
 INHERITED = "further options, as transformers' Trainer takes them"
 RUNS_CODE = frozenset({"trust_remote_code", "lm_eval_path"})
@@ -70,7 +69,7 @@ def make_parser(
 ) -> OneLineParser:
     """A parser with an option for every field of the dataclasses.
 
-    A field's help text may name the group it is listed under, as `quietstar.fields.Help` does, or its
+    A field's help text may name the group it is listed under, as `quietstar.runs.fields.Help` does, or its
     class does in `_argument_group_name`, as HfArgumentParser has it; what is left goes last.
 
     Args:

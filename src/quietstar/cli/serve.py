@@ -1,7 +1,7 @@
 """`quietstar serve`: a thinking model over HTTP."""
 
 from quietstar.cli.options import make_parser, parse, say
-from quietstar.loading import MODEL, THOUGHTS
+from quietstar.inference.loading import MODEL, THOUGHTS
 from quietstar.serving.arguments import LIMITS, SERVER, ServeArguments
 
 

@@ -1,9 +1,9 @@
 """`quietstar train`: teach a model to think from plain text."""
 
 from quietstar.cli.options import make_parser, parse, say
-from quietstar.processes import part_ways
+from quietstar.runs.processes import part_ways
 from quietstar.training.arguments import GROUPS, ModelArguments, QuietStarTrainingArguments
-from quietstar.training.data import DataArguments
+from quietstar.training.data.datasets import DataArguments
 from quietstar.training.run import held_out_words, run_training
 
 CLASSES = (ModelArguments, DataArguments, QuietStarTrainingArguments)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from quietstar.demo.language import CHANCE
 from quietstar.demo.report import Figures, percent
-from quietstar.extras import need
+from quietstar.errors import need
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

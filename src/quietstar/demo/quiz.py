@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from quietstar.demo.language import DASH, LETTERS, N_STOPS, Language, question
-from quietstar.evaluation.interval import Share
 from quietstar.model import QuietStarForCausalLM
+from quietstar.reporting.interval import Share
 
 
 @dataclass(frozen=True)

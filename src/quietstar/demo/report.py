@@ -4,7 +4,7 @@ from rich.table import Table
 
 from quietstar.demo.language import CHANCE, Language, question
 from quietstar.demo.quiz import Answers, Quiz
-from quietstar.evaluation.interval import Share
+from quietstar.reporting.interval import Share
 
 Figures = dict[str, Share]
 

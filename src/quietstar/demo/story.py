@@ -19,10 +19,10 @@ from quietstar.demo.lessons import learn_language, learn_to_think
 from quietstar.demo.quiz import Quiz
 from quietstar.demo.thoughts import trace_answers
 from quietstar.demo.watch import Line, Watch, progress_bar
-from quietstar.evaluation.interval import Share
-from quietstar.folders import claim, refuse_full, versions
 from quietstar.inspection.results import write_results
 from quietstar.model import QuietStarForCausalLM
+from quietstar.reporting.interval import Share
+from quietstar.runs.folders import claim, refuse_full, versions
 
 __all__ = ["DemoArguments", "tell"]
 

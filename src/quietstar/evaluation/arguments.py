@@ -7,8 +7,8 @@ from quietstar.evaluation.direct import MAX_LENGTH
 from quietstar.evaluation.sweep import swept_rule
 from quietstar.evaluation.tasks import TASKS, find_task, parse_data
 from quietstar.evaluation.voting import VotingSettings
-from quietstar.fields import option
-from quietstar.loading import UseArguments
+from quietstar.inference.loading import UseArguments
+from quietstar.runs.fields import option
 
 WHAT = "what to evaluate"
 VOTES = "chain of thought with a majority vote"

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quietstar.base.untrusted import is_number
 from quietstar.errors import CheckpointError, DataError
 from quietstar.evaluation.tasks import Item
 from quietstar.evaluation.voting import digest
-from quietstar.textfiles import read_lines
-from quietstar.untrusted import is_number
+from quietstar.text.files import read_lines
 
 MODES = ("original", "base")
 """whose answers are compared with: those of a plain model, or of a thinking one without its thoughts"""

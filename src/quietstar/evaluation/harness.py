@@ -16,16 +16,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quietstar.errors import DataError, MissingExtraError, SettingsError
+from quietstar.errors import DataError, MissingExtraError, SettingsError, reason
 from quietstar.evaluation.hf_arguments import without_defaults
-from quietstar.evaluation.interval import Estimate, bootstrap, bootstrap_ratios, share_of
 from quietstar.evaluation.report import Figure
 from quietstar.evaluation.scoring import Continuation, Speaker, Stopwatch, score
-from quietstar.loading import UseArguments, context_length, load_model
+from quietstar.inference.loading import UseArguments, context_length, load_model
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
-from quietstar.processes import Processes
-from quietstar.untrusted import reason
+from quietstar.reporting.interval import Estimate, bootstrap, bootstrap_ratios, share_of
+from quietstar.runs.processes import Processes
 
 try:
     import lm_eval

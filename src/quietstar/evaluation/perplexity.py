@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.errors import DataError
-from quietstar.evaluation.interval import Estimate, bootstrap
 from quietstar.evaluation.scoring import Continuation, Scores, Speaker, Stopwatch, score
 from quietstar.evaluation.sweep import pyplot
-from quietstar.tokens import token_ids
+from quietstar.reporting.interval import Estimate, bootstrap
+from quietstar.text.tokens import token_ids
 
 EDGES = (0.0, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0, float("inf"))
 """of bins, in nats"""

@@ -8,9 +8,11 @@ from typing import Any
 
 from rich.table import Table
 
-from quietstar.evaluation.interval import Estimate
 from quietstar.evaluation.perplexity import Bin, Perplexity
 from quietstar.evaluation.sweep import Point
+from quietstar.reporting.interval import Estimate
+from quietstar.reporting.tables import finite, markdown
+from quietstar.runs.folders import write_whole
 
 HEADINGS = (
     "task",
@@ -111,17 +113,6 @@ def table(figures: list[Figure]) -> Table:
     return made
 
 
-def markdown(headings: tuple[str, ...], rows: list[tuple[str, ...]], n_left: int = 1) -> str:
-    """A Markdown table; all columns but the first few are aligned to the right."""
-    lines = [headings, tuple("---" if index < n_left else "---:" for index in range(len(headings))), *rows]
-    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """In one line, and with no end of a cell in it."""
-    return " ".join(text.split()).replace("|", "\\|")
-
-
 def perplexity_markdown(found: Perplexity) -> str:
     """By difficulty of the token."""
     text = ""
@@ -176,14 +167,5 @@ def write(
         **({"sweep": {task: [asdict(point) for point in points] for task, points in sweeps.items()}} if sweeps else {}),
         **further,
     }
-    (folder / "results.json").write_text(json.dumps(finite(results), indent=2, default=str) + "\n")
-    (folder / "results.md").write_text(text)
-
-
-def finite(value: Any) -> Any:
-    """The same without infinities and NaN, which JSON does not know: null in their place."""
-    if isinstance(value, dict):
-        return {key: finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    write_whole(folder / "results.json", json.dumps(finite(results), indent=2, default=str) + "\n")
+    write_whole(folder / "results.md", text)

@@ -15,24 +15,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quietstar.contents import digest_of_model
-from quietstar.errors import CheckpointError, SettingsError
+from quietstar.errors import CheckpointError, SettingsError, first_line, shown
 from quietstar.evaluation import perplexity, report, sweep, voting
 from quietstar.evaluation.arguments import EvaluateArguments
 from quietstar.evaluation.baseline import Baseline
 from quietstar.evaluation.direct import DirectScores, alphabet_of, encode, score_items
-from quietstar.evaluation.interval import Estimate, bootstrap, share_of
 from quietstar.evaluation.report import Figure
 from quietstar.evaluation.scoring import Continuation, Speaker
 from quietstar.evaluation.tasks import Item, Task, find_task, load_items, parse_data
-from quietstar.folders import MARKER, alone_in, claim, refuse_full, refuse_holding, versions
-from quietstar.loading import context_length, load_model, name_of
+from quietstar.inference.loading import context_length, load_model, name_of
+from quietstar.inference.text_settings import say_what_is_set_aside
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
-from quietstar.processes import Processes
-from quietstar.text_settings import say_what_is_set_aside
-from quietstar.textfiles import read_text
-from quietstar.untrusted import first_line, shown
+from quietstar.reporting.interval import Estimate, bootstrap, share_of
+from quietstar.runs.contents import digest_of_model
+from quietstar.runs.folders import MARKER, alone_in, claim, refuse_full, refuse_holding, versions
+from quietstar.runs.processes import Processes
+from quietstar.text.files import read_text
 
 FREE = frozenset(
     {"overwrite", "resume", "output_dir", "batch_size", "device", "trust_remote_code", "data"}

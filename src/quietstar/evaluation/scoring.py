@@ -13,12 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from quietstar.attention import attention_backend
+from quietstar.base.trunk import Trunk
 from quietstar.grid import default_position_ids
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import KINDS, Moment, ThinkPolicy
 from quietstar.predict import Sampling, Text, predict_over_grid
-from quietstar.processes import ALONE, Processes
-from quietstar.trunk import Trunk
+from quietstar.runs.processes import ALONE, Processes
 
 STATES = 64
 """predictions over the vocabulary that are made at once"""

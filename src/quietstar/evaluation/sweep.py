@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from quietstar.errors import SettingsError
+from quietstar.errors import SettingsError, need
 from quietstar.evaluation.direct import DirectScores
-from quietstar.extras import need
 from quietstar.policy import KINDS, ThinkPolicy
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)

@@ -15,12 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from quietstar.checks import half_character
-from quietstar.errors import DataError, SettingsError
-from quietstar.extras import need
-from quietstar.rows import as_stored
-from quietstar.textfiles import COMPRESSED, as_written, json_values, kind_of
-from quietstar.untrusted import first_line, reason, shown
+from quietstar.errors import DataError, SettingsError, first_line, need, reason, shown
+from quietstar.text.files import COMPRESSED, as_written, json_values, kind_of
+from quietstar.text.rows import as_stored
+from quietstar.text.unicode import half_character
 
 MARKER = "\nA:"
 """what an answer stands after"""

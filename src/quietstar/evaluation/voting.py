@@ -21,10 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from quietstar.errors import CheckpointError, DataError
 from quietstar.evaluation.scoring import Stopwatch
 from quietstar.evaluation.tasks import Item, Task
-from quietstar.folders import write_whole
-from quietstar.loading import context_length, prompt_ids, text_after
-from quietstar.processes import ALONE, Processes
-from quietstar.text_settings import text_settings
+from quietstar.inference.loading import context_length, prompt_ids, text_after
+from quietstar.inference.text_settings import text_settings
+from quietstar.runs.folders import write_whole
+from quietstar.runs.processes import ALONE, Processes
 
 STOPS = ("Q:", "\n\n\n")
 """where a worked answer ends, as the model has begun with another question"""

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-from quietstar.checks import check_text
 from quietstar.errors import SettingsError
-from quietstar.fields import option
+from quietstar.inference.loading import MODEL, THOUGHTS
+from quietstar.inference.speak import TEXT, SpeakArguments
 from quietstar.inspection.interventions import CHOICES
 from quietstar.inspection.settings import TraceSettings
 from quietstar.inspection.trace import FORMATS
-from quietstar.loading import MODEL, THOUGHTS
-from quietstar.speak import TEXT, SpeakArguments
+from quietstar.runs.fields import option
+from quietstar.text.unicode import check_text
 
 WHAT_IF = "are they used?"
 RUN = "run"

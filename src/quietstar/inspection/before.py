@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quietstar.base import check_head, holds_thinking_model
-from quietstar.checks import n_embeddings
+from quietstar.base.ids import n_embeddings
+from quietstar.base.loading import check_head, holds_thinking_model
+from quietstar.base.lora import without_adapters
+from quietstar.base.trunk import check_reach
 from quietstar.errors import SettingsError
 from quietstar.evaluation.scoring import Speaker
+from quietstar.inference.loading import UseArguments, load_model
 from quietstar.inspection.measure import true_logprob
 from quietstar.inspection.reading import Reading
-from quietstar.loading import UseArguments, load_model
-from quietstar.lora import without_adapters
 from quietstar.model import QuietStarForCausalLM
-from quietstar.trunk import check_reach
 
 ADAPTERS_OFF = "the base model with its adapters switched off"
 

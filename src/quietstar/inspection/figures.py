@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quietstar.extras import need
+from quietstar.errors import need
 from quietstar.web import scale
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from quietstar.evaluation.interval import Estimate
+from quietstar.reporting.interval import Estimate
 
 FEWEST = 30
 """positions below which nothing is concluded, and a mean's interval is the whole line: it would be too narrow"""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quietstar.checks import check_ids
+from quietstar.base.ids import check_ids
 from quietstar.errors import SettingsError
-from quietstar.evaluation.report import finite
+from quietstar.inference.loading import name_of
 from quietstar.inspection.before import check_texts, description, logprob_before
 from quietstar.inspection.interventions import (
     FILLER,
@@ -31,11 +31,11 @@ from quietstar.inspection.reading import Reading
 from quietstar.inspection.schema import EFFECTS, schema_of
 from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
-from quietstar.loading import name_of
 from quietstar.model import QuietStarForCausalLM
-from quietstar.pieces import decoded, pieces_of, token_text
 from quietstar.policy import ThinkPolicy
 from quietstar.predict import Sampling
+from quietstar.reporting.tables import finite
+from quietstar.text.pieces import decoded, pieces_of, token_text
 
 Columns = dict[str, list[Any]]
 

@@ -3,10 +3,10 @@
 from dataclasses import asdict
 from typing import Any
 
-from quietstar.evaluation.report import finite
 from quietstar.inspection.interventions import is_truncated
 from quietstar.inspection.schema import interventions_in
 from quietstar.inspection.trace import Trace
+from quietstar.reporting.tables import finite
 
 SAME = ("thought", "reason", "reward", "gain", "before_logprob", "base_entropy")
 """columns that keep their names"""

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from quietstar.base.logprob import token_logprob
+from quietstar.base.trunk import check_reach
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid, default_position_ids
-from quietstar.logprob import token_logprob
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
 from quietstar.predict import Sampling, Text, decide_over
 from quietstar.talk import branch_embeds, finish_branches, split_branches, talk
 from quietstar.think import think
-from quietstar.trunk import check_reach
 
 BRANCH_TOKENS = 4096
 """tokens of branches that go through the model at once"""

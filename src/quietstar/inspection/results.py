@@ -4,12 +4,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from quietstar.evaluation.report import finite
 from quietstar.inspection.figures import draw_figures
 from quietstar.inspection.payload import payload_of
 from quietstar.inspection.report import report_html
 from quietstar.inspection.tables import summary_markdown
 from quietstar.inspection.trace import Trace
+from quietstar.reporting.tables import finite
 
 REPORT = "report.html"
 FIGURES = "figures"

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from quietstar.errors import DataError
-from quietstar.folders import claim, refuse_full, refuse_holding
+from quietstar.inference.loading import load_model, name_of
+from quietstar.inference.text_settings import say_what_is_set_aside
 from quietstar.inspection.arguments import InspectArguments
 from quietstar.inspection.before import load_before
 from quietstar.inspection.figures import need_matplotlib
@@ -18,10 +19,9 @@ from quietstar.inspection.settings import TextToTrace
 from quietstar.inspection.tables import effects_table
 from quietstar.inspection.texts import windows, written
 from quietstar.inspection.trace import check_format
-from quietstar.loading import load_model, name_of
 from quietstar.model import QuietStarForCausalLM
-from quietstar.text_settings import say_what_is_set_aside
-from quietstar.textfiles import read_text
+from quietstar.runs.folders import claim, refuse_full, refuse_holding
+from quietstar.text.files import read_text
 
 
 def inspect(

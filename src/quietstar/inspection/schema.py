@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quietstar.checks import half_character
 from quietstar.errors import DataError
+from quietstar.text.unicode import half_character
 
 
 @dataclass(frozen=True, slots=True)

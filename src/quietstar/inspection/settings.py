@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quietstar.checks import check_sampling, check_text
+from quietstar.checks import check_sampling
 from quietstar.errors import SettingsError
 from quietstar.inspection.interventions import CHOICES, FILLER, interventions_of
 from quietstar.policy import Decider, ThinkPolicy
+from quietstar.text.unicode import check_text
 
 
 @dataclass(slots=True, kw_only=True)

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quietstar.evaluation.interval import Estimate, bootstrap_ratios, share_of
 from quietstar.evaluation.perplexity import EDGES
 from quietstar.inspection.findings import FEWEST, NEGLIGIBLE, Difficulty, Effects, Summary
 from quietstar.inspection.interventions import FILLER
 from quietstar.inspection.schema import interventions_in
 from quietstar.inspection.verdict import sentences
+from quietstar.reporting.interval import Estimate, bootstrap_ratios, share_of
 
 Figures = dict[str, Tensor]
 """[n] each, in float64; NaN where there is none"""

@@ -6,10 +6,10 @@ from math import isfinite, isinf
 
 from rich.table import Table
 
-from quietstar.evaluation.interval import Estimate
-from quietstar.evaluation.report import markdown
 from quietstar.inspection.findings import FEWEST, Difficulty, Effects, Summary
 from quietstar.inspection.words import nats, plain
+from quietstar.reporting.interval import Estimate
+from quietstar.reporting.tables import markdown
 
 HEADINGS = ("in the thought's place", "positions", "log p of what follows, nats", "KL, nats", "top word flips")
 NOTHING = "\N{EN DASH}"

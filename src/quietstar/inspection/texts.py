@@ -6,18 +6,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quietstar.checks import check_ids, check_text
+from quietstar.base.ids import check_ids
+from quietstar.base.rope import steady_length
 from quietstar.errors import DataError, SettingsError
+from quietstar.inference.loading import context_length, prompt_ids
+from quietstar.inference.text_settings import text_settings
 from quietstar.inspection.before import load_before
 from quietstar.inspection.interventions import typed_thought
 from quietstar.inspection.observe import trace
 from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
-from quietstar.loading import context_length, prompt_ids
 from quietstar.model import QuietStarForCausalLM
-from quietstar.rope import steady_length
-from quietstar.text_settings import text_settings
-from quietstar.tokens import token_ids
+from quietstar.text.tokens import token_ids
+from quietstar.text.unicode import check_text
 
 MAX_LENGTH = 2048
 """tokens of a window, unless the model's context is shorter"""

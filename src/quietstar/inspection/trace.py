@@ -9,14 +9,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from quietstar.errors import DataError, SettingsError
-from quietstar.evaluation.report import finite
-from quietstar.extras import need
-from quietstar.folders import MARKER, claim, versions
+from quietstar.errors import DataError, SettingsError, first_line, need
 from quietstar.inspection import schema
 from quietstar.inspection.findings import Summary
 from quietstar.inspection.summary import summarize
-from quietstar.untrusted import first_line
+from quietstar.reporting.tables import finite
+from quietstar.runs.folders import MARKER, claim, versions
 
 if TYPE_CHECKING:
     import pandas

@@ -1,9 +1,9 @@
 """What a summary says, the whole verdict first: thoughts beside none, beside filler, and beside the untrained model."""
 
-from quietstar.evaluation.interval import Estimate
 from quietstar.inspection.findings import NEGLIGIBLE, Effects, Summary
 from quietstar.inspection.interventions import FILLER, REMOVED, is_truncated
 from quietstar.inspection.words import details, is_known, plain, sign, with_interval
+from quietstar.reporting.interval import Estimate
 
 
 def sentences(found: Summary, *, changes_nothing: bool) -> list[str]:

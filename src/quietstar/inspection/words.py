@@ -3,9 +3,9 @@
 from math import isfinite
 from typing import TypeGuard
 
-from quietstar.evaluation.interval import Estimate
 from quietstar.inspection.findings import FEWEST, NEGLIGIBLE, Effects, Summary
 from quietstar.inspection.interventions import FILLER, GIVEN, is_truncated
+from quietstar.reporting.interval import Estimate
 
 MOST = 0.9
 """share of the gain by which a shortened thought is said to have most of it"""

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from quietstar.base import holds_thinking_model, load_base, load_tokenizer
+from quietstar.base.loading import holds_thinking_model, load_base, load_tokenizer
+from quietstar.base.sources import find_source
 from quietstar.errors import CheckpointError
 from quietstar.interop.shards import consolidate, is_sharded_checkpoint
 from quietstar.model import QuietStarForCausalLM
-from quietstar.sources import find_source
 
 
 def convert(source: str, target: str | Path, **settings: Any) -> str:

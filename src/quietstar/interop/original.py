@@ -21,11 +21,11 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from quietstar.attention import attention_backend
-from quietstar.base import HUB_ARGUMENTS, best_backend, load_base, load_tokenizer
+from quietstar.base.loading import HUB_ARGUMENTS, best_backend, load_base, load_tokenizer
+from quietstar.base.ties import is_tied
+from quietstar.base.untrusted import check_fields, loading, shards_of
 from quietstar.config import QuietStarConfig
-from quietstar.errors import CheckpointError, UnsupportedModelError
-from quietstar.ties import is_tied
-from quietstar.untrusted import check_fields, first_line, loading, shards_of, shown
+from quietstar.errors import CheckpointError, UnsupportedModelError, first_line, shown
 
 if TYPE_CHECKING:
     from quietstar.model import QuietStarForCausalLM

@@ -8,10 +8,10 @@ import torch.distributed.checkpoint as distributed_checkpoint
 from torch import nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
+from quietstar.base.untrusted import loading
 from quietstar.config import QuietStarConfig
-from quietstar.errors import CheckpointError
+from quietstar.errors import CheckpointError, reason
 from quietstar.model import QuietStarForCausalLM
-from quietstar.untrusted import loading, reason
 
 MODEL = "model-shards"
 """folder of a checkpoint with the shards of the model, as safetensors"""

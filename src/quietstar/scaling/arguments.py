@@ -7,8 +7,8 @@ import torch
 
 from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
-from quietstar.fields import option
-from quietstar.loading import DTYPES
+from quietstar.inference.loading import DTYPES
+from quietstar.runs.fields import option
 from quietstar.scaling.memory import Numbers
 from quietstar.scaling.shape import Shape
 from quietstar.scaling.step import Step

@@ -20,9 +20,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from quietstar.attention.hook import AttentionFunction, hooked, no_mask
 from quietstar.attention.windows import LayerWindows
-from quietstar.errors import QuietStarError, UnsupportedModelError
-from quietstar.lora import add_lora
-from quietstar.untrusted import first_line
+from quietstar.base.lora import add_lora
+from quietstar.errors import QuietStarError, UnsupportedModelError, first_line
 
 TOKENS = (64, 128)
 """two lengths tell what grows with the tokens from what does not"""

@@ -13,10 +13,10 @@ from dataclasses import dataclass, fields
 import torch
 
 from quietstar.attention.sight import SCORES_AT_ONCE
+from quietstar.base.vocabulary import BYTES_AT_ONCE, STATES
 from quietstar.scaling.kept import Kept
 from quietstar.scaling.shape import Shape
 from quietstar.scaling.step import Step
-from quietstar.vocabulary import BYTES_AT_ONCE, STATES
 
 FLOAT = 4
 """bytes of a float32"""
@@ -260,7 +260,7 @@ def scored_states(shape: Shape, step: Step, kept: Kept) -> float:
 
 
 def block_of_logits(shape: Shape, n_states: int, device: str) -> float:
-    """Numbers in the logits of so many states, a block at most; see `quietstar.vocabulary`."""
+    """Numbers in the logits of so many states, a block at most; see `quietstar.base.vocabulary`."""
     fitting = BYTES_AT_ONCE.get(device, BYTES_AT_ONCE["cpu"]) // (FLOAT * shape.V)
     return float(min(max(STATES, fitting - fitting % STATES), n_states) * shape.V)
 

@@ -13,16 +13,16 @@ from transformers.pytorch_utils import Conv1D
 
 from quietstar.attention import default_backend
 from quietstar.attention.hook import own_implementation
-from quietstar.base import holds_thinking_model, loading
+from quietstar.base.gguf import gguf_config
+from quietstar.base.loading import holds_thinking_model, loading
+from quietstar.base.lora import add_lora
+from quietstar.base.sources import find_source
+from quietstar.base.ties import is_tied
+from quietstar.base.untrusted import check_config
 from quietstar.config import packing_of
 from quietstar.errors import SettingsError, UnsupportedModelError
-from quietstar.gguf import gguf_config
 from quietstar.heads import MixingHead, ThoughtEmbeddings
-from quietstar.lora import add_lora
 from quietstar.scaling.kept import Kept, count_kept, counting, with_layers
-from quietstar.sources import find_source
-from quietstar.ties import is_tied
-from quietstar.untrusted import check_config
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen/Qwen3-0.6B-Base": dict(

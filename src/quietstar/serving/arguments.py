@@ -4,11 +4,11 @@ import os
 import re
 from dataclasses import dataclass
 
-from quietstar.checks import check_text
 from quietstar.errors import DataError, SettingsError
-from quietstar.fields import option
-from quietstar.loading import UseArguments
-from quietstar.textfiles import read_text
+from quietstar.inference.loading import UseArguments
+from quietstar.runs.fields import option
+from quietstar.text.files import read_text
+from quietstar.text.unicode import check_text
 
 SERVER = "server"
 LIMITS = "limits"

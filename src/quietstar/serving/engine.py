@@ -14,9 +14,10 @@ from collections.abc import Callable, Generator
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.loading import context_length
+from quietstar.base.rope import steady_length
+from quietstar.inference.loading import context_length
+from quietstar.inference.text_settings import eos_ids, suppressed_ids
 from quietstar.model import QuietStarForCausalLM
-from quietstar.rope import steady_length
 from quietstar.serving.arguments import ServeArguments
 from quietstar.serving.batch import Thinking
 from quietstar.serving.faults import busy, stopping
@@ -24,7 +25,6 @@ from quietstar.serving.group import Group, Speaker
 from quietstar.serving.jobs import Errand, Event, Job, Returned, Ticket, attempt
 from quietstar.serving.metrics import Metrics
 from quietstar.serving.prompts import Prompt, Prompts
-from quietstar.text_settings import eos_ids, suppressed_ids
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.evaluation.report import finite
 from quietstar.journal import Step
 from quietstar.model import QuietStarForCausalLM
-from quietstar.pieces import decoded, token_text
+from quietstar.reporting.tables import finite
 from quietstar.serving.batch import Batch, Thinking
 from quietstar.serving.faults import failed
 from quietstar.serving.jobs import Job, Ticket, Written, attempt
@@ -19,6 +18,7 @@ from quietstar.serving.metrics import Metrics
 from quietstar.serving.prompts import Prompt
 from quietstar.serving.sampling import NOTHING, Drawing, choose
 from quietstar.serving.text import StoppingText, one_line
+from quietstar.text.pieces import decoded, token_text
 
 logger = logging.getLogger(__name__)
 

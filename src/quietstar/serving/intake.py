@@ -6,8 +6,8 @@ from inspect import signature
 
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.checks import n_embeddings
-from quietstar.loading import prompt_ids
+from quietstar.base.ids import n_embeddings
+from quietstar.inference.loading import prompt_ids
 from quietstar.policy import ThinkPolicy
 from quietstar.serving.arguments import ServeArguments
 from quietstar.serving.batch import Thinking

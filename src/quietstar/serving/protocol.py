@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from quietstar.checks import half_character
 from quietstar.policy import ThinkPolicy
 from quietstar.serving.faults import RequestError
 from quietstar.serving.neutral import Neutral, NeutralChat, NeutralCompletion, NeutralMessage, only
+from quietstar.text.unicode import half_character
 
 MOST_STOPS = 4
 LONGEST_STOP = 500

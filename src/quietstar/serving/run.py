@@ -10,12 +10,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.checks import check_text
 from quietstar.errors import MissingExtraError, SettingsError
-from quietstar.loading import load_model, name_of
+from quietstar.inference.loading import load_model, name_of
+from quietstar.inference.text_settings import say_what_is_set_aside
 from quietstar.model import QuietStarForCausalLM
 from quietstar.serving.arguments import ServeArguments
-from quietstar.text_settings import say_what_is_set_aside
+from quietstar.text.unicode import check_text
 
 try:
     import uvicorn

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.pieces import Pieces
+from quietstar.text.pieces import Pieces
 
 
 class StoppingText:

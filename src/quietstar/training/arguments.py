@@ -10,12 +10,11 @@ from transformers import BitsAndBytesConfig, TrainingArguments
 
 from quietstar.attention import BACKENDS
 from quietstar.config import QuietStarConfig
-from quietstar.errors import SettingsError
+from quietstar.errors import SettingsError, need
 from quietstar.evaluation.tasks import TASKS, find_task, parse_data
-from quietstar.extras import need
-from quietstar.fields import Help, option
+from quietstar.inference.loading import DTYPES
 from quietstar.learn import PolicyWeight
-from quietstar.loading import DTYPES
+from quietstar.runs.fields import Help, option
 
 MODEL = "model"
 LORA = "low-rank adapters"

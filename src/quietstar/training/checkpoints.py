@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quietstar.errors import CheckpointError
-from quietstar.folders import flush, write_whole
+from quietstar.runs.folders import flush, write_whole
 
 logger = logging.getLogger(__name__)
 

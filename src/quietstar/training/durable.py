@@ -13,16 +13,23 @@ from torch import nn
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import SaveStrategy
 
-from quietstar.errors import CheckpointError, InterruptedRunError, OutOfMemoryError, QuietStarError, SettingsError
+from quietstar.base.untrusted import is_number, is_whole
+from quietstar.errors import (
+    CheckpointError,
+    InterruptedRunError,
+    OutOfMemoryError,
+    QuietStarError,
+    SettingsError,
+    reason,
+)
 from quietstar.training import checkpoints
 from quietstar.training.arguments import QuietStarTrainingArguments
+from quietstar.training.data.stream import StreamedTextWindows
+from quietstar.training.data.windows import TextWindows
 from quietstar.training.guarded import is_out_of_memory
 from quietstar.training.same_run import refuse_changes, what_matters
 from quietstar.training.saving import SavingTrainer
 from quietstar.training.signals import StopSignals
-from quietstar.training.stream import StreamedTextWindows
-from quietstar.training.windows import TextWindows
-from quietstar.untrusted import is_number, is_whole, reason
 
 
 class DurableTrainer(SavingTrainer):

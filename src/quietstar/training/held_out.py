@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from quietstar.evaluation.interval import bootstrap_ratios
+from quietstar.reporting.interval import bootstrap_ratios
 
 
 class HeldOut:

@@ -5,7 +5,7 @@ import logging
 import torch
 from torch import nn
 
-from quietstar.precision import trained_in_half
+from quietstar.base.precision import trained_in_half
 
 logger = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from quietstar.base import holds_thinking_model
+from quietstar.base.ids import suppress_padding
+from quietstar.base.loading import holds_thinking_model
+from quietstar.base.precision import train_in_float32
 from quietstar.errors import SettingsError
 from quietstar.model import QuietStarForCausalLM
-from quietstar.padding import suppress_padding
-from quietstar.precision import train_in_float32
 from quietstar.training.arguments import QuietStarTrainingArguments
 
 

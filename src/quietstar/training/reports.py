@@ -8,15 +8,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from quietstar.errors import DataError, SettingsError
-from quietstar.folders import claim
+from quietstar.errors import DataError, SettingsError, first_line
 from quietstar.inspection.observe import trace
 from quietstar.inspection.results import write_results
 from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
 from quietstar.learn import IGNORED
 from quietstar.model import QuietStarForCausalLM
-from quietstar.untrusted import first_line
+from quietstar.runs.folders import claim
 
 logger = logging.getLogger(__name__)
 

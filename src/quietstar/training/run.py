@@ -14,26 +14,25 @@ from transformers import PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import quietstar
-from quietstar.base import load_tokenizer
-from quietstar.checks import n_embeddings
-from quietstar.contents import digest_of_model
-from quietstar.errors import CheckpointError, SettingsError
-from quietstar.folders import alone_in, claim, is_empty, refuse_full, refuse_holding, versions, write_whole
-from quietstar.loading import name_of
+from quietstar.base.ids import n_embeddings
+from quietstar.base.loading import load_tokenizer
+from quietstar.base.sharding import is_sharded
+from quietstar.base.trunk import check_reach
+from quietstar.errors import CheckpointError, SettingsError, first_line
+from quietstar.inference.loading import name_of
 from quietstar.model import QuietStarForCausalLM
-from quietstar.sharding import is_sharded
+from quietstar.runs.contents import digest_of_model
+from quietstar.runs.folders import alone_in, claim, is_empty, refuse_full, refuse_holding, versions, write_whole
 from quietstar.training import checkpoints
 from quietstar.training.arguments import ModelArguments, QuietStarTrainingArguments
 from quietstar.training.callbacks import KeepLog
-from quietstar.training.data import DataArguments, build_datasets
+from quietstar.training.data.datasets import DataArguments, build_datasets
+from quietstar.training.data.stream import StreamedTextWindows
+from quietstar.training.data.windows import TextWindows
 from quietstar.training.dry_run import dry_run
 from quietstar.training.model import thinking_model
 from quietstar.training.signals import StopSignals
-from quietstar.training.stream import StreamedTextWindows
 from quietstar.training.trainer import QuietStarTrainer
-from quietstar.training.windows import TextWindows
-from quietstar.trunk import check_reach
-from quietstar.untrusted import first_line
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,9 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from quietstar.errors import CheckpointError
+from quietstar.errors import CheckpointError, first_line
 from quietstar.training import checkpoints
 from quietstar.training.guarded import GuardedTrainer
-from quietstar.untrusted import first_line
 
 
 class SavingTrainer(GuardedTrainer):

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 from transformers import trainer
 
 from quietstar.errors import DataError
+from quietstar.training.data.stream import StreamedTextWindows, worker_of
 from quietstar.training.durable import DurableTrainer
-from quietstar.training.stream import StreamedTextWindows, worker_of
 
 
 class StreamingTrainer(DurableTrainer):

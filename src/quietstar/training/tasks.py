@@ -7,7 +7,7 @@ from quietstar.evaluation.scoring import Continuation, Speaker
 from quietstar.evaluation.tasks import find_task, load_items, parse_data
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
-from quietstar.processes import Processes
+from quietstar.runs.processes import Processes
 
 
 class TaskFigures:

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
-from quietstar.base import load_tokenizer
+from quietstar.base.loading import load_tokenizer
 from quietstar.errors import SettingsError
 from quietstar.learn import IGNORED, Counts, Labels
 from quietstar.model import QuietStarForCausalLM, QuietStarOutput
-from quietstar.processes import Processes
+from quietstar.runs.processes import Processes
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.callbacks import FollowEpoch, ProgressLines, ShowThoughts, WatchHealth
-from quietstar.training.data import TextCollator, pad_token_id
+from quietstar.training.data.datasets import TextCollator, pad_token_id
 from quietstar.training.health import HealthChecks
 from quietstar.training.held_out import HeldOut
 from quietstar.training.masters import warn_of_lost_updates

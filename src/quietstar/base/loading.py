@@ -1,0 +1,288 @@
+"""Base models: how they are loaded and given thoughts, and the check that refuses one that cannot be served."""
+
+import copy
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from quietstar.attention import SplitAttention, attention_backend, default_backend
+from quietstar.base.gguf import gguf_model, gguf_tokenizer, unpacked
+from quietstar.base.ids import n_tokens
+from quietstar.base.rope import check_rope
+from quietstar.base.sharding import gathered, is_partitioned
+from quietstar.base.sources import find_source
+from quietstar.base.trunk import Trunk
+from quietstar.base.untrusted import check_alone, check_config, check_folder, loading
+from quietstar.config import QuietStarConfig
+from quietstar.errors import QuietStarError, SettingsError, UnsupportedModelError, first_line
+from quietstar.grid import ThoughtGrid
+
+if TYPE_CHECKING:
+    from quietstar.model import QuietStarForCausalLM
+
+logger = logging.getLogger(__name__)
+
+HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "token"})
+SETTINGS = frozenset(QuietStarConfig.__annotations__) - {"base_config"}
+"""names of the settings that make a base model a thinking one"""
+
+
+def give_thoughts(
+    cls: "type[QuietStarForCausalLM]",
+    base: str | Path | PreTrainedModel,
+    tokenizer: Tokenizer | None,
+    settings: dict[str, Any],
+) -> "QuietStarForCausalLM":
+    """See QuietStarForCausalLM.from_base."""
+    own = {name: settings[name] for name in SETTINGS & settings.keys()}
+    rest = {name: settings[name] for name in settings.keys() - own.keys()}
+    QuietStarConfig(**own)  # an impossible setting is said before gigabytes are read
+    if not isinstance(base, PreTrainedModel):
+        base_lm = load_base(base, **rest)
+    elif rest:
+        raise SettingsError(f"{', '.join(sorted(rest))} is no setting; choose from {', '.join(sorted(SETTINGS))}")
+    else:
+        base_lm = unpacked(base)
+    backend = best_backend(base_lm)
+    tokenizer = tokenizer or load_tokenizer(base_lm.name_or_path)
+    model = cls(QuietStarConfig(base_config=base_lm.config, **own), base_lm)
+    model.attention = attention_backend(backend, base_lm)
+    if tokenizer is not None:
+        model.config.n_tokens = n_tokens(base_lm, tokenizer)
+    if any(parameter.is_meta for parameter in base_lm.parameters()):
+        return model.train(base_lm.training)  # the first process has the weights, and hands them out when it shards
+    model.to(base_lm.device)
+    first = first_thought_vector(base_lm, model.config.initial_thought_text, tokenizer)
+    model.thought_embeddings.begin_as(first)
+    model.generation_config = copy.deepcopy(base_lm.generation_config)
+    return model.train(base_lm.training)
+
+
+@torch.no_grad()
+def first_thought_vector(base_lm: PreTrainedModel, text: str, tokenizer: Tokenizer | None) -> Tensor:
+    """[D]: embedding of the first token of a text; without a tokenizer, the mean embedding.
+
+    Raises:
+        SettingsError: the tokenizer makes no token of the text.
+    """
+    embeddings = base_lm.get_input_embeddings()
+    if tokenizer is None:
+        logger.warning(
+            "no tokenizer was given or found: start and end of a thought begin as the mean embedding, not as %r; "
+            "pass tokenizer= to change that",
+            text,
+        )
+        with gathered(embeddings):
+            return embeddings.weight.float().mean(0)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise SettingsError(f"the tokenizer makes no token of initial_thought_text {text!r}; choose another text")
+    with gathered(embeddings):
+        return embeddings(torch.tensor(ids[0], device=embeddings.weight.device))
+
+
+def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """An ordinary language model, by hub name, folder or GGUF file.
+
+    Args:
+        name: as `find_source` takes it.
+        kwargs: as `AutoModelForCausalLM.from_pretrained` takes them.
+
+    Raises:
+        CheckpointError: there is none of that name, or the hub cannot be reached, or it brings code of its own.
+        SettingsError: its config asks for what no model needs.
+        UnsupportedModelError: it is no decoder-only language model.
+    """
+    kwargs = {"trust_remote_code": False, **kwargs}
+    source = find_source(name, kwargs.pop("gguf_file", None), **hub_arguments(kwargs))
+    if source.gguf_file:
+        return gguf_model(source, **kwargs)
+    with loading(name):
+        check_alone(name, **hub_arguments(kwargs))
+        if not kwargs["trust_remote_code"]:
+            _check_before_loading(str(name), **kwargs)
+        return AutoModelForCausalLM.from_pretrained(str(name), **kwargs)
+
+
+def hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of `from_pretrained` that say where a file lies."""
+    return {key: kwargs[key] for key in (HUB_ARGUMENTS | {"subfolder"}) & kwargs.keys()}
+
+
+def _check_before_loading(
+    name: str, config: PreTrainedConfig | None = None, subfolder: str = "", **kwargs: Any
+) -> None:
+    """Raise where a base model's config and files ask for what they should not; see `quietstar.base.untrusted`."""
+    check_config(name, subfolder=subfolder, **hub_arguments(kwargs))
+    if Path(name, subfolder).is_dir():
+        no_code = {"trust_remote_code": False}
+        config = config or AutoConfig.from_pretrained(name, subfolder=subfolder, **no_code)
+        check_folder(Path(name, subfolder), lambda: AutoModelForCausalLM.from_config(copy.deepcopy(config), **no_code))
+
+
+def holds_thinking_model(name: str | Path) -> bool:
+    """Whether a folder or hub name holds a thinking model; a GGUF file never does.
+
+    Raises:
+        CheckpointError: a folder's config.json cannot be read.
+    """
+    if find_source(name).gguf_file:
+        return False
+    with loading(name) if Path(name, "config.json").is_file() else suppress(Exception):
+        fields, _ = PreTrainedConfig.get_config_dict(str(name))
+        return fields.get("model_type") == QuietStarConfig.model_type
+    return False  # whoever loads it will say what is wrong
+
+
+def load_tokenizer(name: str | Path, **kwargs: Any) -> Tokenizer | None:
+    """The tokenizer of that hub name, folder or GGUF file; None where there is none that can be read.
+
+    Raises:
+        CheckpointError: a GGUF file is damaged, or its tokenizer is another one than it says.
+    """
+    if not str(name):
+        return None
+    source = find_source(name, kwargs.pop("gguf_file", None), **hub_arguments(kwargs))
+    if source.gguf_file:
+        return gguf_tokenizer(source, **kwargs)
+    try:
+        return AutoTokenizer.from_pretrained(str(name), **{"trust_remote_code": False, **kwargs})
+    except Exception:  # the tokenizers library raises no other
+        return None
+
+
+def best_backend(base_lm: PreTrainedModel) -> str:
+    """The name of the attention backend to give a base model: the default one, or dense where only that is right.
+
+    Raises:
+        UnsupportedModelError: neither is right.
+    """
+    backend = default_backend(base_lm)
+    try:
+        check_base(base_lm, backend)
+    except UnsupportedModelError as error:
+        if backend == "dense":
+            raise
+        check_base(base_lm, "dense")
+        backend = "dense"
+        logger.warning("%s; dense masks are used instead, slower", error)
+    return backend
+
+
+@torch.no_grad()
+def check_base(base_lm: PreTrainedModel, backend: str) -> None:
+    """Compare a small thought grid with a plain loop that grows one branch at a time as an ordinary sequence.
+
+    Two rows of a few tokens, one padded on the left, step by step and in one pass: a base
+    model that ignores its mask, its positions or its cache shows it here.
+
+    Args:
+        base_lm: the base model, left as it was.
+        backend: the attention backend that the grid is attended over with.
+
+    Raises:
+        UnsupportedModelError: they differ, or the model does not take what a grid needs.
+    """
+    family = base_lm.config.model_type
+    cannot = f"base model family {family!r} cannot be served with {backend} attention"
+    if getattr(base_lm.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{cannot}: it is an encoder-decoder; choose a decoder-only model")
+    if any(parameter.is_meta or is_partitioned(parameter) for parameter in base_lm.parameters()):
+        return
+    check_rope(base_lm)
+    was_training = base_lm.training
+    base_lm.eval()
+    try:
+        differences = _grid_differences(base_lm, backend)
+    except QuietStarError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{cannot}: it does not take the embeddings, positions, masks or caches that a thought grid needs "
+            f"({type(error).__name__}: {first_line(error)}); choose another base model"
+        ) from error
+    finally:
+        base_lm.train(was_training)
+    half = base_lm.dtype in (torch.float16, torch.bfloat16)
+    for what, difference in differences.items():
+        if not difference <= (0.1 if half else 1e-3):
+            raise UnsupportedModelError(
+                f"{cannot}: {what} differs from the model's own by {difference:.1g} of its size; "
+                "choose another base model"
+            )
+
+
+@torch.no_grad()
+def check_head(base_lm: PreTrainedModel) -> None:
+    """Raise UnsupportedModelError where a model does more to its last hidden state than `Trunk.logits` knows."""
+    input_ids = torch.arange(1, 5, device=base_lm.get_input_embeddings().weight.device)[None]
+    was_training = base_lm.training
+    base_lm.eval()
+    trunk = Trunk(base_lm, attention_backend("dense", base_lm))
+    ours = trunk.logits(base_lm.base_model(input_ids=input_ids, use_cache=False).last_hidden_state)
+    own = base_lm(input_ids=input_ids, use_cache=False).logits
+    base_lm.train(was_training)
+    if not _relative(ours, own) <= (0.1 if base_lm.dtype in (torch.float16, torch.bfloat16) else 1e-3):
+        raise UnsupportedModelError(
+            f"the LM head of family {base_lm.config.model_type!r} does something to its logits that is not known here; "
+            "choose another model"
+        )
+
+
+def _grid_differences(base_lm: PreTrainedModel, backend: str) -> dict[str, float]:
+    attention = attention_backend(backend, base_lm)
+    if isinstance(attention, SplitAttention):
+        attention.few_branches = 0  # so few as here would not be split
+    trunk = Trunk(base_lm, attention, adapts_branches=False)  # the loop has one set of weights for all tokens
+    device = base_lm.get_input_embeddings().weight.device
+    V = base_lm.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    S, L, n_padded = 5, 3, 2
+    input_ids = torch.randint(V, (2, S), generator=generator).to(device)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, :n_padded] = 0
+    branches = trunk.embed(torch.randint(V, (L, 1, 3), generator=generator).to(device))  # [L, P, C, D]
+    think_at = torch.zeros_like(input_ids)
+    think_at[0, S - 3] = think_at[:, S - 1] = 1
+    grid = ThoughtGrid.grow(think_at, attention_mask, n_passes=1, branch_length=L)
+    embeds = trunk.embed(input_ids)
+
+    cache = DynamicCache()
+    h_base = trunk.base_pass(embeds, attention_mask, grid.base_position_ids, cache)
+    grown = trunk.branch_cache(cache, grid)
+    cached = torch.cat(
+        [trunk.branch_pass(grid, range(step, step + 1), branches[step : step + 1], grown) for step in range(L)]
+    )
+    at_once = trunk.branch_pass(grid, range(L), branches, trunk.branch_cache(cache, grid))
+
+    def plain(n: int) -> Tensor:
+        row = int(grid.rows[n])
+        text = embeds[row, (n_padded if row == 1 else 0) : int(grid.columns[n]) + 1]
+        sequence = torch.cat([text, branches[:, 0, n]])[None]
+        return base_lm.base_model(inputs_embeds=sequence).last_hidden_state[0, -L:]
+
+    loop = torch.stack([plain(n) for n in range(grid.n_columns)], 1)[:, None]
+    own_logits = base_lm(input_ids=input_ids, attention_mask=attention_mask).logits[0]
+    return {
+        "a branch grown step by step": _relative(cached, loop),
+        "a branch grown in one pass": _relative(at_once, loop),
+        "a prediction from the last hidden state": _relative(trunk.logits(h_base)[0], own_logits),
+    }
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    difference = (ours.float() - theirs.float()).abs().max() / theirs.float().abs().max()
+    return float(difference)

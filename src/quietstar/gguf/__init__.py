@@ -1,5 +1,0 @@
-"""Models in GGUF files, the format of llama.cpp."""
-
-from quietstar.gguf.model import gguf_config, gguf_model, gguf_tokenizer, unpacked
-
-__all__ = ["gguf_config", "gguf_model", "gguf_tokenizer", "unpacked"]

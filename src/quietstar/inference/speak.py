@@ -1,0 +1,196 @@
+"""Continue prompts from a command line, token by token, with the thoughts shown where they are asked for."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from quietstar.base.ids import check_ids
+from quietstar.errors import DataError, SettingsError
+from quietstar.inference.loading import UseArguments, context_length, load_model, prompt_ids
+from quietstar.inference.text_settings import say_what_is_set_aside, text_settings
+from quietstar.journal import Journal
+from quietstar.model import QuietStarForCausalLM
+from quietstar.policy import ThinkPolicy
+from quietstar.runs.fields import option
+from quietstar.text.files import lines_of, read_lines
+from quietstar.text.pieces import Pieces
+from quietstar.text.unicode import check_text
+
+TEXT = "text"
+
+
+@dataclass(kw_only=True)
+class SpeakArguments(UseArguments):
+    """How visible tokens are chosen.
+
+    Raises:
+        SettingsError: a value is impossible.
+    """
+
+    temperature: float = option(0.0, "temperature of the text; 0 takes the likeliest tokens", TEXT)
+    top_p: float = option(1.0, "tokens are drawn among the likeliest that together reach this probability", TEXT)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature >= 0:
+            raise SettingsError(f"temperature is {self.temperature}; give a number of at least 0")
+        if not 0 < self.top_p <= 1:
+            raise SettingsError(f"top_p is {self.top_p}; give a number above 0, at most 1")
+        if self.top_p < 1 and not self.temperature:
+            raise SettingsError("top_p was given with a temperature of 0, which draws nothing; give a temperature, too")
+
+
+@dataclass(kw_only=True)
+class GenerateArguments(SpeakArguments):
+    """What to continue, and how.
+
+    Raises:
+        SettingsError: a value is impossible.
+    """
+
+    prompts_file: str | None = option(None, "read prompts from this file, one in each line; - is standard input", TEXT)
+    max_new_tokens: int = option(128, "tokens to write at most", TEXT)
+    stop: list[str] = option([], "strings that end the text", TEXT)
+    original: bool = option(False, "let a plain model speak, or a thinking one's base model: no thoughts", "model")
+    show_thoughts: bool = option(False, "show each token's thought before it, in grey", "thoughts")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_new_tokens < 1:
+            raise SettingsError(f"max_new_tokens is {self.max_new_tokens}; give a number of at least 1")
+        if self.original and self.show_thoughts:
+            raise SettingsError("show_thoughts was given with original, which has no thoughts; leave one out")
+
+
+def read_prompts(prompt: str | None, file: str | None, stdin: TextIO) -> Iterator[str]:
+    """The prompt that was given, or those of a file or of standard input: one in each line.
+
+    Raises:
+        DataError: there is none, one is empty, or the file cannot be read.
+    """
+    if prompt is not None and file is not None:
+        raise SettingsError("a prompt and prompts_file were both given; give one of them")
+    if prompt is not None:
+        yield _not_empty(prompt, "the prompt")
+        return
+    if file is None and stdin.isatty():
+        raise DataError('no prompt was given; write it after the model ("..."), or give --prompts_file, or pipe it in')
+    name = "standard input" if file in (None, "-") else str(file)
+    lines = list(lines_of(stdin.buffer, name) if file in (None, "-") else read_lines(name))
+    if not any(map(str.strip, lines)):
+        raise DataError(f"{name} holds no prompt; give one in each line")
+    for number, line in enumerate(lines, start=1):
+        yield _not_empty(line, f"line {number} of {name}")
+
+
+def _not_empty(prompt: str, what: str) -> str:
+    check_text(what, prompt)
+    if not prompt.strip():
+        raise DataError(f"{what} is empty; give some text to go on from")
+    return prompt
+
+
+def speak(model_name: str, prompt: str | None, args: GenerateArguments, out: TextIO | None = None) -> None:
+    """Continue each prompt, and write it to `out` (standard output if None) as it comes.
+
+    Raises:
+        QuietStarError: something in the settings, the model or the prompts needs the user.
+    """
+    prompts = list(read_prompts(prompt, args.prompts_file, sys.stdin))
+    model, tokenizer = load_model(model_name, args, original=args.original)
+    encoded = [torch.tensor([prompt_ids(tokenizer, each)]) for each in prompts]
+    for each in encoded:
+        _check_length(model, each.shape[1])
+        check_ids(model, each[0].tolist(), "a prompt")
+    say_what_is_set_aside(model)
+    torch.manual_seed(args.seed)
+    console = Console(file=out or sys.stdout, highlight=False, soft_wrap=True)
+    for number, (text, ids) in enumerate(zip(prompts, encoded, strict=True)):
+        if number:
+            console.print()
+        console.print(Text(text), end="", style="bold")
+        continue_one(model, tokenizer, ids.to(model.device), args, console)
+        console.print()
+
+
+def _check_length(model: PreTrainedModel, n_tokens: int) -> None:
+    limit = context_length(model)
+    n_ahead = model.config.n_ahead if isinstance(model, QuietStarForCausalLM) else 0
+    if n_tokens == 0:
+        raise DataError("the tokenizer makes no token of the prompt; give some text to go on from")
+    if limit is not None and n_tokens + n_ahead > limit:
+        raise DataError(
+            f"a prompt has {n_tokens} tokens, and a thought {n_ahead}; the model's context is {limit}: "
+            f"give at most {limit - n_ahead} tokens"
+        )
+
+
+def continue_one(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    input_ids: Tensor,
+    args: GenerateArguments,
+    console: Console,
+) -> None:
+    """Write what follows a prompt [1, S] to the console, token by token."""
+    thoughts: dict[str, Any] = {}
+    journal = None
+    if isinstance(model, QuietStarForCausalLM):
+        journal = Journal(ThinkPolicy.parse(args.think), keep=args.show_thoughts, top_k=1)
+        thoughts = {**args.thought_settings, "output_thoughts": journal}
+    stop = {"stop_strings": args.stop, "tokenizer": tokenizer} if args.stop else {}
+    model.generate(
+        input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        max_new_tokens=args.max_new_tokens,
+        streamer=Writer(tokenizer, console, journal if args.show_thoughts else None),
+        **text_settings(model, tokenizer, args.temperature, args.top_p),
+        **thoughts,
+        **stop,
+    )
+
+
+class Writer(BaseStreamer):
+    """Writes tokens as they come, each after its thought where there is a journal.
+
+    Args:
+        tokenizer: turns them into text.
+        console: where to.
+        journal: of the call of `generate` that is followed.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, console: Console, journal: Journal | None) -> None:
+        self.tokenizer, self.console, self.journal = tokenizer, console, journal
+        self.pieces: Pieces | None = None
+
+    def put(self, value: Tensor) -> None:
+        """The prompt first, then a token at a time."""
+        if self.pieces is None:
+            self.pieces = Pieces(self.tokenizer, value.flatten().tolist(), skip_special_tokens=True)
+            return
+        if self.journal is not None and bool(self.journal.steps[-1].thought[0]):
+            thought = self.tokenizer.decode(self.journal.steps[-1].tokens[0])
+            self.console.print(Text(f"⟨{_one_line(thought)}⟩", style="bright_black"), end="")
+        for token in value.flatten().tolist():
+            self._write(self.pieces.add(token))
+
+    def end(self) -> None:
+        """What is left."""
+        if self.pieces is not None:
+            self._write(self.pieces.rest())
+
+    def _write(self, text: str) -> None:
+        self.console.print(Text(text), end="")
+        self.console.file.flush()
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", "⏎")

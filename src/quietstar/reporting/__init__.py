@@ -1,0 +1,1 @@
+"""What every report is made of: intervals, tables, and numbers that JSON can hold."""

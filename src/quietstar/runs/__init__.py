@@ -1,0 +1,1 @@
+"""A run of any command: its options, its folder, its inputs known by their contents, its processes."""

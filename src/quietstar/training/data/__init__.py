@@ -1,0 +1,1 @@
+"""Text to train on: found, read, encoded, cut into windows, whole or as a stream."""

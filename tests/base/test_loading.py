@@ -1,0 +1,250 @@
+"""How base models are found, checked and given their first thought, and that the check notices what it should."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import MethodType
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from quietstar import QuietStarConfig, QuietStarForCausalLM
+from quietstar.attention.hook import own_implementation
+from quietstar.base.loading import best_backend, check_base
+from quietstar.errors import CheckpointError, SettingsError, UnsupportedModelError
+from tests.tiny import FAMILIES, tiny_base, tiny_model
+
+
+def tokenizer_of(*words: str) -> PreTrainedTokenizerFast:
+    """One word a token, by its place; anything else makes no token."""
+    inner = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+# ---------------------------------------------------------------------- the first thought
+
+
+def test_start_and_end_begin_as_three_dashes() -> None:
+    base_lm = tiny_base()
+    model = QuietStarForCausalLM.from_base(base_lm, tokenizer=tokenizer_of("so", "it", "---", "goes"))
+    expected = base_lm.get_input_embeddings().weight[2]
+    for side in ("start", "end"):
+        torch.testing.assert_close(getattr(model.thought_embeddings, side), expected)
+        torch.testing.assert_close(getattr(model.thought_embeddings, f"{side}_embedding"), expected / 100)
+
+
+def test_another_text_begins_as_its_first_token() -> None:
+    base_lm = tiny_base()
+    tokenizer = tokenizer_of("so", "it", "---", "goes")
+    model = QuietStarForCausalLM.from_base(base_lm, tokenizer=tokenizer, initial_thought_text="goes so")
+    torch.testing.assert_close(model.thought_embeddings.start, base_lm.get_input_embeddings().weight[3])
+
+
+def test_a_text_without_a_token_is_refused() -> None:
+    with pytest.raises(SettingsError, match="initial_thought_text ' '"):
+        QuietStarForCausalLM.from_base(tiny_base(), tokenizer=tokenizer_of("so"), initial_thought_text=" ")
+
+
+def test_the_base_models_own_tokenizer_is_found(tmp_path: Path) -> None:
+    base_lm = tiny_base()
+    base_lm.save_pretrained(tmp_path)
+    tokenizer_of("so", "---").save_pretrained(tmp_path)
+    model = QuietStarForCausalLM.from_base(tmp_path)
+    torch.testing.assert_close(model.thought_embeddings.start, base_lm.get_input_embeddings().weight[1])
+
+
+def test_without_a_tokenizer_the_mean_is_taken_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    base_lm = tiny_base()
+    with caplog.at_level(logging.WARNING, logger="quietstar"):
+        model = QuietStarForCausalLM.from_base(base_lm)
+    assert "no tokenizer" in caplog.text
+    torch.testing.assert_close(model.thought_embeddings.start, base_lm.get_input_embeddings().weight.mean(0))
+
+
+# ---------------------------------------------------------------------- from_base
+
+
+def test_the_base_model_is_used_as_it_is() -> None:
+    base_lm = tiny_base()
+    before = {name: tensor.clone() for name, tensor in base_lm.state_dict().items()}
+    model = QuietStarForCausalLM.from_base(base_lm)
+    assert model.base_lm is base_lm
+    assert model.config.base_config is base_lm.config
+    assert base_lm.state_dict().keys() == before.keys()
+    assert all(torch.equal(base_lm.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_training_or_not_stays_as_it_was(training: bool) -> None:
+    model = QuietStarForCausalLM.from_base(tiny_base().train(training))
+    assert model.training is training
+    assert model.base_lm.training is training
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"n_ahead": 1},
+        {"n_ahead": 2.5},
+        {"n_ahead": True},
+        {"n_ahead_talk": 0},
+        {"n_passes": 0},
+        {"reinforce_temperature": 0},
+        {"embedding_scale": 0},
+        {"thought_temperature": -1},
+        {"policy_weight": -1.0},
+        {"base_loss_weight": 1.5},
+        {"initial_thought_text": ""},
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_refused_by_name(settings: dict) -> None:
+    (name,) = settings
+    for make in (QuietStarConfig, lambda **given: QuietStarForCausalLM.from_base("no-such-model", **given)):
+        with pytest.raises(SettingsError, match=name) as refusal:
+            make(**settings)
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_setting_that_is_none_is_refused() -> None:
+    with pytest.raises(SettingsError, match="n_ahaed is no setting"):
+        QuietStarForCausalLM.from_base(tiny_base(), n_ahaed=4)
+
+
+def test_a_base_config_needs_its_kind() -> None:
+    with pytest.raises(SettingsError, match="model_type"):
+        QuietStarConfig(base_config={"hidden_size": 32})
+    config = QuietStarConfig(base_config={"model_type": "llama", **FAMILIES["llama"]})
+    assert config.hidden_size == 32
+
+
+def test_a_config_keeps_the_inner_attention() -> None:
+    """transformers resets it to None, and attention then runs without its mask."""
+    base_lm = tiny_base()
+    assert own_implementation(base_lm) == "sdpa"
+    QuietStarConfig(base_config=base_lm.config)
+    assert own_implementation(base_lm) == "sdpa"
+
+
+# ---------------------------------------------------------------------- loading
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    for name in (tmp_path / "nowhere", "no-such-organisation/no-such-model"):
+        with pytest.raises(CheckpointError, match="no model could be loaded") as refusal:
+            QuietStarForCausalLM.from_base(name)
+        assert "\n" not in str(refusal.value)
+
+
+def test_an_empty_folder_holds_no_model(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+        QuietStarForCausalLM.from_base(tmp_path)
+
+
+@pytest.mark.slow  # transformers imports every family to list them in its message
+def test_a_folder_of_an_encoder_decoder(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("t5", vocab_size=61, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError) as refusal:
+        QuietStarForCausalLM.from_base(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+# ---------------------------------------------------------------------- the check bites
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_passes_and_is_left_as_it_was(family: str) -> None:
+    base_lm = tiny_base(family).train()
+    assert best_backend(base_lm) == "split"
+    check_base(base_lm, "dense")
+    assert base_lm.training
+
+
+def instead(base_lm: PreTrainedModel, change: Callable[[dict], None]) -> PreTrainedModel:
+    """The trunk's forward, with its keyword arguments changed."""
+    trunk = base_lm.base_model
+    right = trunk.forward
+
+    def forward(self: object, **kwargs: object) -> object:
+        change(kwargs)
+        return right(**kwargs)
+
+    trunk.forward = MethodType(forward, trunk)
+    return base_lm
+
+
+def without_position_ids(kwargs: dict) -> None:
+    kwargs.pop("position_ids", None)
+
+
+def without_four_dimensional_masks(kwargs: dict) -> None:
+    mask = kwargs.get("attention_mask")
+    if mask is not None and mask.dim() == 4:
+        kwargs["attention_mask"] = None
+
+
+def without_the_grid(kwargs: dict) -> None:
+    """Its layers then find no mask but the one of NaN, so that nothing is silently wrong."""
+    kwargs.pop("over_grid", None)
+
+
+def positions_in_a_row(kwargs: dict) -> None:
+    ids = kwargs.get("position_ids")
+    if ids is not None:
+        kwargs["position_ids"] = torch.arange(ids.shape[1])[None]
+
+
+@pytest.mark.parametrize(
+    ("change", "backend"),
+    [
+        (without_position_ids, "dense"),
+        (without_position_ids, "split"),
+        (without_four_dimensional_masks, "dense"),
+        (without_the_grid, "split"),
+        (positions_in_a_row, "dense"),
+        (positions_in_a_row, "split"),
+    ],
+)
+def test_a_model_that_ignores_what_it_is_given_is_refused(change: Callable[[dict], None], backend: str) -> None:
+    check_base(tiny_base(), backend)
+    with pytest.raises(UnsupportedModelError, match=f"'llama' cannot be served with {backend} attention"):
+        check_base(instead(tiny_base(), change), backend)
+
+
+def test_where_only_dense_masks_are_right_they_are_used_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = QuietStarForCausalLM.from_base(instead(tiny_base(), without_the_grid), n_ahead=4)
+    assert model.attention.name == "dense"
+    said = [record.getMessage() for record in caplog.records if "dense masks are used instead" in record.getMessage()]
+    assert len(said) == 1
+    with pytest.raises(UnsupportedModelError, match="with split attention"):
+        model.set_attention_backend("split")
+    assert model.attention.name == "dense"
+
+
+def test_a_model_with_logits_of_its_own_is_refused() -> None:
+    """Whatever it does to logits after its head, and that we do not know of."""
+    base_lm = tiny_base()
+    base_lm.lm_head.register_forward_hook(lambda module, given, logits: logits)
+    check_base(base_lm, "split")
+    right = base_lm.forward
+
+    def forward(self: object, **kwargs: object) -> object:
+        outputs = right(**kwargs)
+        outputs.logits = outputs.logits + torch.arange(61)
+        return outputs
+
+    base_lm.forward = MethodType(forward, base_lm)
+    with pytest.raises(UnsupportedModelError, match="prediction from the last hidden state"):
+        check_base(base_lm, "split")
+
+
+def test_the_check_is_made_when_loading_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    seen = []
+    monkeypatch.setattr("quietstar.base.loading.check_base", lambda *given: seen.append(given))
+    loaded = QuietStarForCausalLM.from_pretrained(tmp_path)
+    assert seen == [(loaded.base_lm, "split")]
