@@ -392,7 +392,7 @@ def test_a_folder_with_a_run_is_left_alone_unless_overwritten(place, refused):
     words += ("--thoughts_shown", 0, "--save_strategy", "no")
     assert train(*words) == 0
     line = refused("train", *LOCAL, *TEXT, *words)
-    assert line.endswith("holds a run already; give another folder, or --overwrite to empty this one")
+    assert line.endswith("already has a run; give another folder, or --overwrite to empty this one")
     Path("run/of_old").write_text("old")
     assert train(*words, "--overwrite") == 0
     assert not Path("run/of_old").exists()
@@ -403,7 +403,7 @@ def test_a_folder_with_foreign_files_is_always_left_alone(place, refused, also):
     Path("run").mkdir()
     Path("run/thesis.txt").write_text("years of work")
     line = refused("train", *LOCAL, *TEXT, *also)
-    assert "output_dir run holds " in line
+    assert line.startswith("quietstar train: output_dir run ")
 
 
 def test_an_output_dir_that_is_a_file(place, refused):
@@ -415,7 +415,7 @@ def test_an_output_dir_that_is_a_file(place, refused):
 def test_the_folder_of_the_model_is_no_place_for_a_run(place, refused):
     copy_of_base(place)
     words = ("--model", "model", "--output_dir", "model", "--overwrite")
-    assert "holds files that are no run of ours" in refused("train", *LOCAL, *TEXT, *words)
+    assert "is not empty, and not created by quietstar" in refused("train", *LOCAL, *TEXT, *words)
 
 
 # ---------------------------------------------------------------------- losses that are not finite

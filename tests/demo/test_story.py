@@ -158,7 +158,7 @@ def test_a_run_is_left_alone(short: Told, monkeypatch: pytest.MonkeyPatch, capsy
     assert main(["demo", "--output_dir", str(folder)]) == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
-    assert "holds a run already" in error
+    assert "already has a run" in error
     assert "--overwrite" in error
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 

@@ -202,7 +202,7 @@ def test_a_sweep_equals_runs_with_each_threshold(rule: str) -> None:
 @pytest.mark.parametrize("policy", ["always", "every:2", "entropy:1,budget:2", "probability:0.5"])
 def test_a_sweep_needs_one_threshold(policy: str) -> None:
     """Said in one line."""
-    with pytest.raises(SettingsError, match="one threshold"):
+    with pytest.raises(SettingsError, match="single threshold"):
         swept_rule(policy)
 
 
@@ -288,16 +288,16 @@ def test_what_a_row_names_is_not_opened(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "no file": ("nothing.jsonl", None, "there is no file"),
-    "another ending": ("a.csv", "question,answer\n", "no .jsonl"),
+    "no file": ("nothing.jsonl", None, "does not exist"),
+    "another ending": ("a.csv", "question,answer\n", "unknown suffix"),
     "no JSON": ("a.jsonl", "{'question'}\n", "line 1 of"),
     "no JSON list": ("a.json", '{"question": 1}', "no column answer"),
     "a column that is missing": ("a.jsonl", '{"question": "x", "reply": "4"}\n', "no column answer"),
     "a row that is none": ("a.jsonl", "[1]\n", "row 1 of"),
-    "a value of another type": ("a.jsonl", '{"question": "x", "answer": 4}\n', "no item of gsm8k"),
+    "a value of another type": ("a.jsonl", '{"question": "x", "answer": 4}\n', "not a valid gsm8k"),
     "an answer without a number": ("a.jsonl", '{"question": "x", "answer": "#### four"}\n', "no number"),
     "a question of another type": ("a.jsonl", '{"question": null, "answer": "#### 4"}\n', "question is None, not text"),
-    "a broken Parquet file": ("a.parquet", "no parquet", "no Parquet"),
+    "a broken Parquet file": ("a.parquet", "no parquet", "not a valid Parquet"),
     "an empty question": ("a.jsonl", '{"question": " ", "answer": "#### 4"}\n', "empty question"),
     "no rows": ("a.jsonl", "\n", "has no items"),
     "a folder without it": (".", None, "no test file"),
@@ -334,7 +334,7 @@ def test_the_hub_cannot_be_reached() -> None:
 )
 def test_hidden_labels_are_no_answers(task: str, row: dict, tmp_path: Path) -> None:
     """As unlabelled splits have them."""
-    with pytest.raises(DataError, match=f"no item of {task}"):
+    with pytest.raises(DataError, match=f"not a valid {task}"):
         load_items(TASKS[task], write(tmp_path / "a.jsonl", [row]))
 
 
@@ -342,11 +342,11 @@ def test_a_line_must_end_with_a_token_of_its_own() -> None:
     """One that merges with digits, or is a space, would make answers likely that are not."""
     merged = byte_tokenizer()
     merged.add_tokens(["1\n"])
-    with pytest.raises(SettingsError, match="line's end alone"):
+    with pytest.raises(SettingsError, match="newline token of its own"):
         digits(merged)
     merged = byte_tokenizer()
     merged.add_tokens(["4\n"])
-    with pytest.raises(DataError, match="not in the task's alphabet"):
+    with pytest.raises(DataError, match="outside the task's alphabet"):
         encode([Item(0, "x", " 4")], merged, digits(merged))
 
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from quietstar.errors import CheckpointError, SettingsError
 from quietstar.evaluation.baseline import Baseline
+from quietstar.evaluation.ledger import LINE, Ledger
 from quietstar.evaluation.run import refuse_changed
 from quietstar.evaluation.tasks import TASKS, Item, load_items
-from quietstar.evaluation.voting import LINE, Ledger, digest
+from quietstar.evaluation.voting import digest
 from quietstar.runs.folders import MARKER
 from tests.elsewhere import only_our_errors, refused
 
@@ -102,7 +103,7 @@ def test_the_end_of_a_file_is_taken_away_only_where_it_is_a_torn_answer(
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
     if left is None:
-        refused(lambda: Ledger(path), "line 1 of .* is no answer", CheckpointError)
+        refused(lambda: Ledger(path), "line 1 of .* is not an answer", CheckpointError)
     else:
         Ledger(path)
     assert path.read_bytes() == (content if left is None else left)

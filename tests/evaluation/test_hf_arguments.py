@@ -41,6 +41,6 @@ def test_defaults_of_others_are_no_wishes() -> None:
 )
 def test_what_would_be_ignored_is_refused(given: dict[str, Any], says: str) -> None:
     """In one line, before a model is loaded."""
-    with pytest.raises(SettingsError, match=re.escape(f"model_args hold {says}")) as raised:
+    with pytest.raises(SettingsError, match=re.escape(f"model_args has {says}")) as raised:
         QuietStarLM("no/such/model", device="cpu", **given)
     assert "\n" not in str(raised.value)

@@ -144,7 +144,7 @@ def test_a_stopped_run_is_resumed_and_not_mixed(folder: Path, tmp_path: Path, ca
     for name, lines in whole.items():
         (out / name).write_text("".join(lines.splitlines(keepends=True)[:1]))
     assert run(folder, out, *options) == 2
-    assert "holds a run already" in capfd.readouterr().err
+    assert "already has a run" in capfd.readouterr().err
     for other, name in ((["--seed", "3"], "seed"), (["--votes", "3"], "votes"), (["--think", "never"], "think")):
         assert run(folder, out, *options, "--resume", *other) == 2
         assert f"holds answers with {name}" in capfd.readouterr().err
@@ -163,7 +163,7 @@ def test_other_questions_are_not_mixed_in(folder: Path, tmp_path: Path, capfd: p
     assert run(folder, tmp_path / "out", *options) == 0
     (tmp_path / "b.jsonl").write_text('{"question": "5 * 5?", "answer": "#### 25"}\n' * 2)
     assert run(folder, tmp_path / "out", *options, "--resume", "--data", f"gsm8k={tmp_path / 'b.jsonl'}") == 2
-    assert "another question 1" in capfd.readouterr().err
+    assert "question 1 that belongs to other data" in capfd.readouterr().err
 
 
 def test_overwriting_deletes_nothing_that_is_read_or_before_all_is_checked(
@@ -199,16 +199,16 @@ def test_results_that_cannot_be_written_are_one_line(
 
 REFUSED = {
     "no task": (["--tasks", "gsm9k"], "choose from gsm8k"),
-    "data of another task": (["--data", "csqa=x.jsonl"], "not among the tasks"),
+    "data of another task": (["--data", "csqa=x.jsonl"], "but not the task"),
     "data without a file": (["--data", "gsm8k"], "give a task and a file"),
-    "no file": (["--data", "gsm8k=nowhere.jsonl"], "there is no file"),
+    "no file": (["--data", "gsm8k=nowhere.jsonl"], "does not exist"),
     "limit": (["--limit", "0"], "at least 1"),
     "batch_size": (["--batch_size", "0"], "at least 1"),
     "max_length": (["--max_length", "1000"], "context 512"),
     "policy": (["--think", "often"], "choose from"),
-    "sweep of nothing": (["--sweep"], "one threshold"),
+    "sweep of nothing": (["--sweep"], "single threshold"),
     "sweep without thoughts": (["--sweep", "--think", "entropy:2", "--original"], "needs a model that thinks"),
-    "resuming nothing": (["--resume"], "holds no run"),
+    "resuming nothing": (["--resume"], "has no run"),
     "perplexity of nothing": (["--perplexity", "nowhere.txt"], "cannot be read"),
     "temperature": (["--cot_temperature", "-1"], "at least 0"),
 }

@@ -128,7 +128,7 @@ def test_bad_input_is_one_line(what: str, folder: Path, capfd: pytest.CaptureFix
 
 def test_a_file_without_a_prompt_is_refused(tmp_path: Path) -> None:
     """Empty, with an empty line, or no text at all."""
-    for content, says in ((b"\n", "holds no prompt"), (b"a\n\nb", "line 2 of"), (b"a\n\xff", "byte 1 of line 2")):
+    for content, says in ((b"\n", "has no prompts"), (b"a\n\nb", "line 2 of"), (b"a\n\xff", "byte 1 of line 2")):
         (tmp_path / "prompts.txt").write_bytes(content)
         with pytest.raises(QuietStarError, match=says):
             list(read_prompts(None, str(tmp_path / "prompts.txt"), piped(b"")))
