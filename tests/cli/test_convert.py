@@ -1,4 +1,4 @@
-"""`quietstar convert`: both ways from the command line, and one line where it cannot."""
+"""`quietstar convert`: both directions from the command line, and its errors of one line."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A file of options from elsewhere: whatever it says, one line comes out of every command, and no code runs."""
+"""Untrusted YAML files: whatever they contain, commands report one line and run no code."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def test_what_is_no_file_of_options(words: list[str], kind: str, tmp_path: Path,
     assert err.startswith(f"quietstar {words[0]}: config {file} ")
     assert err.count("\n") == 1
     assert len(err) < 600
-    if words == ["train"]:  # the others do not have all of these options
+    if words == ["train"]:  # the others lack some of these options
         assert said in err
     assert [path.name for path in tmp_path.iterdir()] == ["options.yaml"], "nor did a tag run anything"
 
@@ -103,7 +103,7 @@ def test_flags_or_one_line_come_of_whatever_is_in_a_file(
 def test_a_command_says_one_line_whatever_is_in_a_file(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, words: list[str]
 ) -> None:
-    """There is no model: what is not wrong with the file is wrong with that."""
+    """The model does not exist, so that a valid file leads to an error, too."""
     no_progress_bars()
     file = tmp_path_factory.mktemp("yaml") / "options.yaml"
     file.write_bytes(content)

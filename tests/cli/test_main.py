@@ -1,4 +1,4 @@
-"""The command itself, as a process and in this one."""
+"""The command itself, in its own process and in this one."""
 
 import os
 import runpy
@@ -17,7 +17,7 @@ CONSOLE = Path(sys.executable).with_name("quietstar")
 
 
 def test_as_a_module(monkeypatch, capsys):
-    """What `python -m quietstar` runs, without the seconds that another process takes to import torch."""
+    """Run what `python -m quietstar` runs, without importing torch again in another process."""
     monkeypatch.setattr(sys, "argv", ["quietstar", "trian", "--n_ahead", "4"])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module("quietstar", run_name="__main__")

@@ -1,4 +1,4 @@
-"""Options: ours first, each with a help text; a YAML file beside the flags, and flags go before it."""
+"""Options: our own first, each with a help text; a YAML file, and flags that override it."""
 
 import dataclasses
 from pathlib import Path
@@ -18,7 +18,7 @@ def parser_of_train():
 
 
 def parsed(*argv: object) -> dict[str, Any]:
-    """What a command line gives each field of each class."""
+    """Return the value of every field that a command line sets."""
     values: dict[str, Any] = {}
     for made in parse(parser_of_train(), ["--use_cpu", *map(str, argv)], *CLASSES):
         values |= vars(made)
@@ -27,7 +27,7 @@ def parsed(*argv: object) -> dict[str, Any]:
 
 @pytest.fixture
 def config(tmp_path):
-    """Writes a YAML file: its path."""
+    """Write a YAML file and return its path."""
 
     def write(text: str) -> Path:
         path = tmp_path / "recipe.yaml"
@@ -190,7 +190,7 @@ def test_a_file_gives_what_flags_would(config):
         merge=False,
         eval_on_start=False,
         streaming=False,
-        bf16=False,  # as without it, on a CPU
+        bf16=False,  # the default on a CPU
         lora_target_modules=["q_proj", "v_proj"],
         template="Q: {question}\nA: {answer}",
         lr_scheduler_kwargs={"num_cycles": 2},

@@ -1,4 +1,4 @@
-"""`quietstar train`: the lines that people type start and finish, and bad input is one line that changes nothing."""
+"""`quietstar train`: documented command lines work, and invalid input gives one line and changes nothing."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ SMALL = ("--use_cpu", "--report_to", "none")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A base model in `base`, texts of questions and answers in `qa.jsonl`, both made once."""
+    """A base model in `base`, and questions with answers in `qa.jsonl`, both made once."""
     folder = tmp_path_factory.mktemp("made")
     tiny_folder(folder / "base")
     lines = [
@@ -38,7 +38,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def place(made, tmp_path, monkeypatch) -> Path:
-    """A working directory with them, and nothing else."""
+    """A working directory with a copy of them, and nothing else."""
     folder = tmp_path / "place"
     folder.mkdir()
     for name in ("base", "qa.jsonl"):
@@ -123,7 +123,7 @@ def test_a_run_can_be_resumed_and_a_finished_one_stays_as_it_is(place):
 
 @pytest.fixture
 def refused(place, capfd, caplog, monkeypatch) -> Callable[..., str]:
-    """Calls the command. Exit code 2, one line, and nothing written, neither here nor in what was given: the line."""
+    """Call the command, check for exit code 2, one line and unchanged files, and return the line."""
 
     def check(*argv: object) -> str:
         before = files_of(place), sorted(place.rglob("*"))
@@ -451,7 +451,7 @@ def test_a_model_that_blows_up_is_one_line(place, capfd):
 
 
 def lines_of_errors(capfd) -> list[str]:
-    """Lines on stderr; figures go to stdout where there is no bar."""
+    """Messages go to stderr; figures go to stdout if there is no progress bar."""
     return capfd.readouterr().err.strip().splitlines()
 
 

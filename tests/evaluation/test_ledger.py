@@ -1,4 +1,4 @@
-"""A ledger keeps every finished answer, whichever process wrote it, and refuses files that it did not write."""
+"""A ledger keeps every finished answer, whichever process wrote it, and refuses files of other kinds."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def answer(index: int) -> dict[str, Any]:
 
 
 def test_answers_are_kept(tmp_path: Path) -> None:
-    """By the next ledger of the same file, without an incomplete last line."""
+    """In the next ledger of the same file, without an incomplete last line."""
     path = tmp_path / "a.jsonl"
     for index in range(2):
         Ledger(path).add(answer(index))
@@ -41,7 +41,7 @@ def test_files_of_several_processes_become_one(tmp_path: Path) -> None:
 
 
 def test_a_file_of_something_else_is_not_written_to(tmp_path: Path) -> None:
-    """One line, and the file as it was."""
+    """There is one line, and the file does not change."""
     (tmp_path / "a.jsonl").write_text('{"name": 1}\n')
     with pytest.raises(CheckpointError, match="line 1"):
         Ledger(tmp_path / "a.jsonl")

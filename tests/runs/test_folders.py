@@ -1,4 +1,4 @@
-"""Nothing that lies in a folder is overwritten unasked."""
+"""Nothing in a folder is overwritten without `--overwrite`."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def a_run(tmp_path) -> Path:
-    """A folder with a run of ours."""
+    """A folder with a quietstar run."""
     folder = claim(tmp_path / "run", {"seed": 1})
     (folder / "checkpoint-3").mkdir()
     (folder / "checkpoint-3" / "weights").write_text("trained for days")
@@ -24,7 +24,7 @@ def a_run(tmp_path) -> Path:
 
 @pytest.fixture
 def foreign(tmp_path) -> Path:
-    """A folder with somebody else's files."""
+    """A folder with other files."""
     (tmp_path / "foreign" / "deep").mkdir(parents=True)
     (tmp_path / "foreign" / "deep" / "thesis.txt").write_text("years of work")
     return tmp_path / "foreign"

@@ -40,7 +40,7 @@ class Language:
     moves: Mapping[str, Mapping[str, str]]
 
     @classmethod
-    def draw(cls, seed: int) -> "Language":
+    def sample(cls, seed: int) -> "Language":
         """Return a language with random permutations, determined by the seed."""
         source = random.Random(f"moves {seed}")
         return cls({move: dict(zip(LETTERS, source.sample(LETTERS, len(LETTERS)), strict=True)) for move in MOVES})

@@ -56,7 +56,7 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
     console = console or Console(highlight=False)
     clock, diary, figures = Clock(), list[Line](), dict[str, Share]()
 
-    language = Language.draw(args.seed)
+    language = Language.sample(args.seed)
     tokenizer = build_tokenizer()
     problems, held_out = split_problems(args.seed, args.held_out)
     quiz = Quiz(held_out, language, tokenizer)
