@@ -105,8 +105,8 @@ def test_an_earlier_evaluation_is_compared_with(folder: Path, tmp_path: Path, ca
     for each in results:
         gained = each["estimate"]["value"] - old[each["measure"]]["estimate"]["value"]
         assert each["beside_baseline"]["value"] == pytest.approx(gained, abs=1e-6)
-    assert "beside baseline" in (tmp_path / "after" / "results.md").read_text()
-    assert "beside baseline" not in (before / "results.md").read_text()
+    assert "vs baseline" in (tmp_path / "after" / "results.md").read_text()
+    assert "vs baseline" not in (before / "results.md").read_text()
     for wrong, says in ((["--limit", "5"], "no answer to item 5"), (["--baseline", str(folder)], "no results.json")):
         assert run(folder, tmp_path / "wrong", "--baseline", str(before), *wrong) == 2
         assert says in capfd.readouterr().err

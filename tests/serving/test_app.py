@@ -16,7 +16,7 @@ from quietstar.serving.arguments import ServeArguments
 from quietstar.serving.batch import Batch
 from quietstar.serving.engine import Engine
 from quietstar.serving.intake import Intake
-from quietstar.serving.text import one_line
+from quietstar.text.pieces import one_line
 from tests.serving.running import CONTEXT, NAME, a_job, alone, running_engine, speaking_model
 from tests.tiny_tokenizer import byte_tokenizer
 

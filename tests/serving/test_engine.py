@@ -13,7 +13,7 @@ from quietstar.serving import what_if
 from quietstar.serving.batch import Batch
 from quietstar.serving.faults import RequestError
 from quietstar.serving.jobs import Job, Returned, Written
-from quietstar.serving.text import one_line
+from quietstar.text.pieces import one_line
 from tests.serving.running import CONTEXT, a_job, alone, driven, running_engine, speaking_model
 from tests.tiny_tokenizer import byte_tokenizer
 

@@ -1,10 +1,9 @@
 """Decoding token by token: complete characters, and nothing of a stop string."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietstar.serving.text import StoppingText, one_line
+from quietstar.serving.text import StoppingText
 from tests.tiny_tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -52,10 +51,3 @@ def test_half_a_character_at_the_end_is_shown_as_such() -> None:
     stream = StoppingText(TOKENIZER, [], ())
     assert [stream.add(token) for token in ids_of("😀")[:3]] == ["", "", ""]
     assert stream.rest() == UNFINISHED
-
-
-@pytest.mark.parametrize("between", ["\n", "\r\n", "\r", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"])
-def test_a_thought_is_one_line(between: str) -> None:
-    """For every kind of line break."""
-    assert one_line(f"a{between}b{between}") == "a⏎b⏎"
-    assert len(one_line(f"a{between}b").splitlines()) == 1

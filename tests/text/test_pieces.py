@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from quietstar.text.pieces import Pieces, pieces_of, token_text
+from quietstar.text.pieces import Pieces, one_line, pieces_of, token_text
 from tests.tiny_tokenizer import byte_tokenizer
 
 HOSTILE = "a<b> \u202e\u2066 👩‍👩‍👧 \x00 日本 e\u0301\n\t  end"
@@ -130,3 +130,10 @@ def test_a_token_alone() -> None:
     assert token_text(llama, llama.convert_tokens_to_ids("▁a")) == " a"
     assert token_text(llama, llama.convert_tokens_to_ids("<0xF0>")) == "<0xF0>"
     assert token_text(bytes_, bytes_.eos_token_id) == "</s>"
+
+
+@pytest.mark.parametrize("between", ["\n", "\r\n", "\r", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_a_thought_is_one_line(between: str) -> None:
+    """For every kind of line break."""
+    assert one_line(f"a{between}b{between}") == "a⏎b⏎"
+    assert len(one_line(f"a{between}b").splitlines()) == 1

@@ -21,9 +21,9 @@ HEADINGS = (
     "n",
     "value",
     "95 % interval",
-    "beside base",
-    "beside baseline",
-    "thought at",
+    "vs base",
+    "vs baseline",
+    "with thoughts",
     "items/s",
 )
 
@@ -131,7 +131,7 @@ def _bin_cells(each: Bin) -> tuple[str, ...]:
 def sweep_markdown(points: list[Point]) -> str:
     """Return a table with a row per threshold."""
     return markdown(
-        ("policy", "thought at", "answer probability", "exact match"),
+        ("policy", "with thoughts", "answer probability", "exact match"),
         [
             (
                 point.policy,
@@ -157,7 +157,7 @@ def write(
     if notes := dict.fromkeys(f"{figure.task}: {figure.notes}" for figure in figures if figure.notes):
         text += "\n" + "".join(f"- {note}\n" for note in notes)
     for task, points in sweeps.items():
-        text += f"\n## {task} by share of positions thought at\n\n" + sweep_markdown(points)
+        text += f"\n## {task} by share of positions with a thought\n\n" + sweep_markdown(points)
     if perplexity is not None and perplexity.by_nll:
         text += "\n## Gain by difficulty of the token\n" + perplexity_markdown(perplexity)
     results = {

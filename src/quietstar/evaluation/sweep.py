@@ -91,7 +91,7 @@ def picture(points: dict[str, list[Point]], path: Path) -> None:
             marker="o",
             label=name,
         )
-    axes.set(xlabel="positions thought at, %", ylabel="answer probability, %", xlim=(-2, 102))
+    axes.set(xlabel="positions with a thought, %", ylabel="answer probability, %", xlim=(-2, 102))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -21,7 +21,7 @@ from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
 from quietstar.runs.fields import option
 from quietstar.text.files import lines_of, read_lines
-from quietstar.text.pieces import Pieces
+from quietstar.text.pieces import Pieces, one_line
 from quietstar.text.unicode import check_text
 
 TEXT = "text"
@@ -183,7 +183,7 @@ class Writer(BaseStreamer):
             return
         if self.journal is not None and bool(self.journal.steps[-1].thought[0]):
             thought = self.tokenizer.decode(self.journal.steps[-1].tokens[0])
-            self.console.print(Text(f"⟨{_one_line(thought)}⟩", style="bright_black"), end="")
+            self.console.print(Text(f"⟨{one_line(thought)}⟩", style="bright_black"), end="")
         for token in value.flatten().tolist():
             self._write(self.pieces.add(token))
 
@@ -195,7 +195,3 @@ class Writer(BaseStreamer):
     def _write(self, text: str) -> None:
         self.console.print(Text(text), end="")
         self.console.file.flush()
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\n", "⏎")

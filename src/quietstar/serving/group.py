@@ -17,8 +17,8 @@ from quietstar.serving.jobs import Job, Ticket, Written, attempt
 from quietstar.serving.metrics import Metrics
 from quietstar.serving.prompts import Prompt
 from quietstar.serving.sampling import NO_TOKEN, Sampling, choose
-from quietstar.serving.text import StoppingText, one_line
-from quietstar.text.pieces import decoded, token_text
+from quietstar.serving.text import StoppingText
+from quietstar.text.pieces import decoded, one_line, token_text
 
 logger = logging.getLogger(__name__)
 

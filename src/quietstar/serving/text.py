@@ -1,6 +1,5 @@
 """Decodes tokens one at a time into complete characters, up to a stop string."""
 
-import re
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -51,12 +50,3 @@ def _overlap(text: str, stop: str) -> int:
     """Return how many characters at the end of a text are the beginning of a stop string, but not all of it."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
-
-
-def one_line(text: str) -> str:
-    """Return a thought's text with its line breaks made visible, so that it fits on one line."""
-    return _BREAK.sub("⏎", text)
-
-
-_BREAK = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
-"""line breaks of str.splitlines"""

@@ -1,6 +1,7 @@
 """The text that each token adds. A character may take several tokens; until it is complete they add nothing."""
 
 import codecs
+import re
 from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerBase
@@ -10,6 +11,8 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """what tokenizers write for bytes that do not make up a character"""
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """how SentencePiece writes a space"""
+LINE_BREAK = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+"""line breaks of str.splitlines"""
 LONGEST = 8
 """tokens after which text that ends in UNFINISHED is taken as it is: no character has more than four bytes"""
 
@@ -96,6 +99,11 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     if not text or UNFINISHED in text:
         return _of_bytes(name) or name
     return f" {text}" if name.startswith(SPACE) and not text.startswith(" ") else text
+
+
+def one_line(text: str) -> str:
+    """Return a thought's text with its line breaks made visible, so that it fits on one line."""
+    return LINE_BREAK.sub("⏎", text)
 
 
 def _of_bytes(name: str) -> str:
