@@ -5,7 +5,7 @@ import logging
 import sys
 
 COMMANDS = {
-    "demo": "the whole story in minutes: a tiny model learns a small language, then learns to think",
+    "demo": "the whole method in minutes: a tiny model learns a small language, then learns to think",
     "plan": "what a training step takes, and how to run it on given GPUs",
     "train": "teach a model to think from plain text",
     "generate": "continue a prompt, thinking before each token",

@@ -42,8 +42,8 @@ class Listing(argparse.HelpFormatter):
             return text
         if action.option_strings[0].startswith("--no_"):
             return f"disable --{action.option_strings[0].removeprefix('--no_')}"
-        silent = action.default in (None, False, argparse.SUPPRESS) or "default" in text.lower()
-        return text if silent else f"{text} (default: %(default)s)"
+        has_none = action.default is None or action.default is False or action.default in ([], argparse.SUPPRESS)
+        return text if has_none or "default" in text.lower() else f"{text} (default: %(default)s)"
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -90,7 +90,7 @@ def make_app(
     @app.post("/v1/thoughts")
     async def thoughts(body: ThoughtRequest, request: Request) -> Response:
         question = await run_in_threadpool(intake.question, body)
-        events = Events(engine, lambda: question.answer(engine.model, engine.speaker.tokenizer), request)
+        events = Events(engine, lambda: question.answer(engine.model, engine.served.tokenizer), request)
         (answer,) = [each async for each in events]
         engine.metrics.tokens("prompt", len(question.token_ids))
         engine.metrics.tokens("thought", len(answer["thought"]["ids"]))
@@ -98,13 +98,13 @@ def make_app(
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_described(engine, settings, name)]}
+        return {"object": "list", "data": [_model_info(engine, settings, name)]}
 
     @app.get("/v1/models/{requested:path}")
     async def model(requested: str) -> dict[str, Any]:
         if requested != name:
             raise RequestError(404, f"unknown model {requested[:60]!r}; give {name!r}", code="model_not_found")
-        return _described(engine, settings, name)
+        return _model_info(engine, settings, name)
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
@@ -148,7 +148,7 @@ def _json(body: dict[str, Any]) -> Response:
     return Response(to_json(body), media_type="application/json")
 
 
-def _described(engine: Engine, settings: ServeArguments, name: str) -> dict[str, Any]:
+def _model_info(engine: Engine, settings: ServeArguments, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",

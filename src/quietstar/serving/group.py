@@ -27,7 +27,7 @@ TOP_K = 5
 
 
 @dataclass(slots=True, frozen=True)
-class Speaker:
+class ServedModel:
     """Model and tokenizer, and what they say about special tokens."""
 
     model: QuietStarForCausalLM
@@ -56,16 +56,16 @@ class Group:
     """A batch, and the texts in its rows.
 
     Args:
-        speaker: model and tokenizer.
+        served: model and tokenizer.
         thinking: how to think about all of them.
         metrics: counts tokens.
         generator: random number generator if thinking is random; the group then has only one row.
     """
 
     def __init__(
-        self, speaker: Speaker, thinking: Thinking, metrics: Metrics, generator: torch.Generator | None = None
+        self, served: ServedModel, thinking: Thinking, metrics: Metrics, generator: torch.Generator | None = None
     ) -> None:
-        self.speaker, self.thinking, self.metrics, self.generator = speaker, thinking, metrics, generator
+        self.served, self.thinking, self.metrics, self.generator = served, thinking, metrics, generator
         self.rows: list[Row] = []
         self.batch = self._new_batch()
 
@@ -73,7 +73,7 @@ class Group:
         return len(self.rows)
 
     def _new_batch(self) -> Batch:
-        return Batch(self.speaker.model, self.thinking, self.generator)
+        return Batch(self.served.model, self.thinking, self.generator)
 
     def join(self, prompt: Prompt, choices: range) -> None:
         """Add choices of a request whose prompt has been read; the prompt's batch does not change."""
@@ -85,9 +85,9 @@ class Group:
 
     def _row(self, ticket: Ticket, job: Job, choice: int) -> Row:
         # if thinking is random, text and thoughts share a generator, as in `generate`
-        generator = self.generator or torch.Generator(self.speaker.model.device)
+        generator = self.generator or torch.Generator(self.served.model.device)
         sampling = Sampling(job.temperature, job.top_p, generator.manual_seed((job.seed + choice) % 2**64))
-        text = StoppingText(self.speaker.tokenizer, job.prompt_ids, job.stop)
+        text = StoppingText(self.served.tokenizer, job.prompt_ids, job.stop)
         return Row(ticket, job, choice, sampling, text, last=job.prompt_ids[-1])
 
     def turn(self) -> None:
@@ -127,17 +127,17 @@ class Group:
 
     def _write(self) -> None:
         self.metrics.step(len(self.rows))
-        input_ids = torch.tensor([[row.last] for row in self.rows], device=self.speaker.model.device)
+        input_ids = torch.tensor([[row.last] for row in self.rows], device=self.served.model.device)
         top_k = TOP_K if any(row.job.wants_thoughts for row in self.rows) else 0
         logits, step = self.batch.read(input_ids, top_k)
-        self._keep(self._report(self.rows, logits, step))
+        self._keep(self._report(logits, step))
 
-    def _report(self, rows: list[Row], logits: Tensor, step: Step) -> list[int]:
+    def _report(self, logits: Tensor, step: Step) -> list[int]:
         """Sample and report each row's next token; return the rows that continue."""
-        tokens = choose(logits, [row.sampling for row in rows], self.speaker.suppressed)
+        tokens = choose(logits, [row.sampling for row in self.rows], self.served.suppressed)
         has_thought, thoughts = step.thought.tolist(), step.tokens.tolist()
         continuing = []
-        for n, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+        for n, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
             if token == NO_TOKEN:
                 logger.error("the model's logits are not finite")
                 row.ticket.report(failed())
@@ -155,12 +155,12 @@ class Group:
 
     def _written(self, row: Row, token: int, thought: list[int] | None) -> Written:
         row.last, row.n_written = token, row.n_written + 1
-        is_eos = token in self.speaker.eos_ids
+        is_eos = token in self.served.eos_ids
         is_last = is_eos or row.n_written >= row.job.max_tokens
         text = "" if is_eos else row.text.add(token)
         text += row.text.rest() if is_last else ""
         reason = "stop" if is_eos or row.text.stopped else "length" if is_last else None
-        thought_text = one_line(decoded(self.speaker.tokenizer, thought)) if thought and row.job.wants_reasoning else ""
+        thought_text = one_line(decoded(self.served.tokenizer, thought)) if thought and row.job.wants_reasoning else ""
         return Written(row.choice, token, text, len(thought or ()), thought_text, finish_reason=reason)
 
     def _details(self, token: int, thought: list[int] | None, step: Step, row: int) -> dict:
@@ -168,16 +168,16 @@ class Group:
 
         def likeliest(index: int) -> list[dict]:
             top = step.top[index]
-            return described(self.speaker.tokenizer, top.ids[row].tolist(), top.logprob[row].tolist())
+            return described(self.served.tokenizer, top.ids[row].tolist(), top.logprob[row].tolist())
 
         return {
             "id": token,
-            "token": token_text(self.speaker.tokenizer, token),
+            "token": token_text(self.served.tokenizer, token),
             "thought": thought is not None,
             "reason": self.batch.journal.reason(step, row),
             "thought_ids": thought or [],
-            "thought_tokens": [token_text(self.speaker.tokenizer, id) for id in thought or ()],
-            "thought_text": decoded(self.speaker.tokenizer, thought or []),
+            "thought_tokens": [token_text(self.served.tokenizer, id) for id in thought or ()],
+            "thought_text": decoded(self.served.tokenizer, thought or []),
             "mixing_weight": None if thought is None else finite(float(step.mixing_weight[row])),
             "base": likeliest(0),
             "thought_alone": [] if thought is None else likeliest(1),

@@ -26,7 +26,7 @@ class Intake:
         tokenizer: a tokenizer that nobody else uses, since two threads may not use one at once.
         settings: options of the server.
         name: the model's name.
-        draw_seed: returns a seed for requests without one.
+        next_seed: returns a seed for requests without one.
     """
 
     def __init__(
@@ -35,10 +35,10 @@ class Intake:
         tokenizer: PreTrainedTokenizerBase,
         settings: ServeArguments,
         name: str,
-        draw_seed: Callable[[], int],
+        next_seed: Callable[[], int],
     ) -> None:
         self.engine, self.tokenizer, self.settings, self.name = engine, tokenizer, settings, name
-        self.draw_seed = draw_seed
+        self.next_seed = next_seed
         self.think = ThinkPolicy.parse(settings.think)
         self.n_tokens = n_embeddings(engine.model)
         self._one_at_a_time = threading.Lock()
@@ -68,7 +68,7 @@ class Intake:
             prompt_ids=ids,
             thinking=self._thinking(request),
             max_tokens=room if most is None else min(most, room),
-            seed=self.draw_seed() if request.seed is None else request.seed,
+            seed=self.next_seed() if request.seed is None else request.seed,
             n=n,
             temperature=1.0 if request.temperature is None else request.temperature,
             top_p=1.0 if request.top_p is None else request.top_p,
