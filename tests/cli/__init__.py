@@ -1,4 +1,4 @@
-"""The command line: what it accepts, and how it says what it does not."""
+"""The command line: its options and its errors."""
 
 import logging
 from pathlib import Path
@@ -9,11 +9,11 @@ from transformers.utils import logging as transformers_logging
 from quietstar.cli import main
 
 ROWS = ("rows to train on", "rows held out", "training on a stream")
-"""lines that a run says while it reads its text; progress, as bars are"""
+"""messages of progress while a run reads its text"""
 
 
 def call(*argv: object) -> int:
-    """Run the command in this process: its exit code."""
+    """Run the command in this process, and return its exit code."""
     try:
         return main([str(word) for word in argv])
     except SystemExit as stop:
@@ -21,13 +21,13 @@ def call(*argv: object) -> int:
 
 
 def no_progress_bars() -> None:
-    """Bars of the libraries below are progress, not lines; a command draws them in a terminal."""
+    """Turn off progress bars of other libraries, which are not messages."""
     transformers_logging.disable_progress_bar()
     pytest.importorskip("datasets", reason="datasets is not installed (extra: data)").disable_progress_bars()
 
 
 def lines_of(capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What a person at the terminal reads, progress left out: errors, and what is logged."""
+    """Return what the user reads on the terminal, without progress: errors and log messages."""
     logged = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
     out, err = capfd.readouterr()
     assert out == ""
@@ -35,5 +35,5 @@ def lines_of(capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture) -> 
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file in a folder, with its content."""
+    """Return every file in a folder with its content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

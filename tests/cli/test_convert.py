@@ -1,4 +1,4 @@
-"""`quietstar convert`: both ways from the command line, and one line where it cannot."""
+"""`quietstar convert`: both directions from the command line, and its errors of one line."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def test_out_and_in_again(place, capfd, caplog):
     assert call("convert", "ours", "theirs") == 0
     assert lines_of(capfd, caplog) == ["wrote theirs, a checkpoint of the released code"]
     assert call("convert", "theirs", "again", "--n_ahead", 5, "--n_ahead_talk", 2) == 0
-    assert lines_of(capfd, caplog)[-1] == "wrote again, a checkpoint of ours"
+    assert lines_of(capfd, caplog)[-1] == "wrote again, a quietstar checkpoint"
     again = AutoModelForCausalLM.from_pretrained("again")
     assert isinstance(again, QuietStarForCausalLM)
     assert (again.config.n_ahead, again.config.n_ahead_talk) == (5, 2)

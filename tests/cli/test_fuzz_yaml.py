@@ -1,4 +1,4 @@
-"""A file of options from elsewhere: whatever it says, one line comes out of every command, and no code runs."""
+"""Untrusted YAML files: whatever they contain, commands report one line and run no code."""
 
 from pathlib import Path
 
@@ -13,10 +13,6 @@ from tests.elsewhere import only_our_errors
 
 PARSER = make_parser("quietstar train", "Teach.", *CLASSES, config=True)
 OPTIONS = [action.dest for action in PARSER._actions if action.dest not in ("help", "config")]
-LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
-    for before, name in zip("abcdefghi", "bcdefghij", strict=True)
-)
 TAGS = [
     "python/object/apply:os.system ['touch WITNESS']",
     "python/name:os.system",
@@ -34,30 +30,26 @@ TAGS += [
     "set [a]",
 ]
 BAD = {
-    "laughs": (LAUGHS, "an alias; write the value out"),
-    "laughs in a value": (LAUGHS.replace("a: &a", "seed: &a", 1), "an alias; write the value out"),
-    "an endless list": ("seed: &a [*a]", "an alias; write the value out"),
-    "merged keys": ("seed: &a {x: 1}\noptim: {<<: *a}", "an alias; write the value out"),
-    "a key twice": ("n_ahead: 4\nn_ahead: 5", "'n_ahead' stands twice"),
-    "a key twice inside": ("lr_scheduler_kwargs: {a: 1, a: 2}", "'a' stands twice"),
+    "a key twice": ("n_ahead: 4\nn_ahead: 5", "'n_ahead' is given twice"),
+    "a key twice inside": ("lr_scheduler_kwargs: {a: 1, a: 2}", "'a' is given twice"),
     "too long": ("# " + "x" * LONGEST, f"is longer than {LONGEST} bytes"),
-    "too deep": ("seed: " + "[" * 30_000, "is no YAML"),
-    "many digits": ("seed: " + "9" * 5000, "is no YAML"),
+    "too deep": ("seed: " + "[" * 30_000, "is not valid YAML"),
+    "many digits": ("seed: " + "9" * 5000, "is not valid YAML"),
     "many hexadecimal digits": ("seed: 0x" + "f" * 5000, "has seed int of thousands of digits, which"),
-    "many digits of a key": ("? 0x" + "f" * 5000 + "\n: 1", "has int of thousands of digits, which is no option"),
+    "many digits of a key": ("? 0x" + "f" * 5000 + "\n: 1", "has unknown option int of thousands of digits"),
     "base sixty": ("seed: 1" + ":59" * 20_000, "has seed int of thousands of digits, which"),
-    "no day": ("seed: 2001-02-31", "is no YAML: day is out of range"),
-    "a null byte": ('model: "a\\0b"', "which would not stand on a command line"),
-    "half a character": ('model: "\\ud800"', "which would not stand on a command line"),
-    "lists in a list": ("lora_target_modules: [[a, b]]", "which would not stand on a command line"),
-    "bytes": ("model: !!binary AAAA", "which would not stand on a command line"),
-    "a set": ("model: !!set {a, b}", "which would not stand on a command line"),
-    "a date in a mapping": ("lr_scheduler_kwargs: {a: 2001-01-01}", "which would not stand on a command line"),
-    "two documents": ("seed: 1\n---\nseed: 2", "is no YAML"),
-    "a list for a key": ("? [a]\n: 1", "is no YAML"),
-    "UTF-16": ("seed: 1".encode("utf-16"), "is no YAML"),
-    "null bytes": (b"\0\0\0", "is no YAML"),
-} | {f"tag {tag}": (f"model: !!{tag}", "is no YAML") for tag in TAGS}
+    "no day": ("seed: 2001-02-31", "is not valid YAML: day is out of range"),
+    "a null byte": ('model: "a\\0b"', "which is not a valid value of an option"),
+    "half a character": ('model: "\\ud800"', "which is not a valid value of an option"),
+    "lists in a list": ("lora_target_modules: [[a, b]]", "which is not a valid value of an option"),
+    "bytes": ("model: !!binary AAAA", "which is not a valid value of an option"),
+    "a set": ("model: !!set {a, b}", "which is not a valid value of an option"),
+    "a date in a mapping": ("lr_scheduler_kwargs: {a: 2001-01-01}", "which is not a valid value of an option"),
+    "two documents": ("seed: 1\n---\nseed: 2", "is not valid YAML"),
+    "a list for a key": ("? [a]\n: 1", "is not valid YAML"),
+    "UTF-16": ("seed: 1".encode("utf-16"), "is not valid YAML"),
+    "null bytes": (b"\0\0\0", "is not valid YAML"),
+} | {f"tag {tag}": (f"model: !!{tag}", "is not valid YAML") for tag in TAGS}
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -75,7 +67,7 @@ def test_what_is_no_file_of_options(words: list[str], kind: str, tmp_path: Path,
     assert err.startswith(f"quietstar {words[0]}: config {file} ")
     assert err.count("\n") == 1
     assert len(err) < 600
-    if words == ["train"]:  # the others do not have all of these options
+    if words == ["train"]:  # the others lack some of these options
         assert said in err
     assert [path.name for path in tmp_path.iterdir()] == ["options.yaml"], "nor did a tag run anything"
 
@@ -111,7 +103,7 @@ def test_flags_or_one_line_come_of_whatever_is_in_a_file(
 def test_a_command_says_one_line_whatever_is_in_a_file(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, words: list[str]
 ) -> None:
-    """There is no model: what is not wrong with the file is wrong with that."""
+    """The model does not exist, so that a valid file leads to an error, too."""
     no_progress_bars()
     file = tmp_path_factory.mktemp("yaml") / "options.yaml"
     file.write_bytes(content)

@@ -1,4 +1,4 @@
-"""The command itself, as a process and in this one."""
+"""The command itself, in its own process and in this one."""
 
 import os
 import runpy
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import quietstar
-from quietstar.cli import VERBS
+from quietstar.cli import COMMANDS
 from tests.cli import call
 from tests.tiny_tokenizer import tiny_folder
 
@@ -17,12 +17,12 @@ CONSOLE = Path(sys.executable).with_name("quietstar")
 
 
 def test_as_a_module(monkeypatch, capsys):
-    """What `python -m quietstar` runs, without the seconds that another process takes to import torch."""
+    """Run what `python -m quietstar` runs, without importing torch again in another process."""
     monkeypatch.setattr(sys, "argv", ["quietstar", "trian", "--n_ahead", "4"])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module("quietstar", run_name="__main__")
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == f"quietstar: 'trian' is no verb; choose from {', '.join(VERBS)}\n"
+    assert capsys.readouterr().err == f"quietstar: unknown command 'trian'; choose from {', '.join(COMMANDS)}\n"
 
 
 def test_a_whole_run_in_a_process_of_its_own(tmp_path):
@@ -47,12 +47,12 @@ def test_a_whole_run_in_a_process_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("argv", [(), ("--help",), ("-h",), ("help",)], ids=str)
-def test_help_lists_every_verb(argv, capsys):
+def test_help_lists_every_command(argv, capsys):
     assert call(*argv) == 0
     said = capsys.readouterr().out
-    assert said.startswith("usage: quietstar VERB")
-    for verb, what in VERBS.items():
-        assert f"  {verb}" in said
+    assert said.startswith("usage: quietstar COMMAND")
+    for command, what in COMMANDS.items():
+        assert f"  {command}" in said
         assert what in said
 
 

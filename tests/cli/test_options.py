@@ -1,4 +1,4 @@
-"""Options: ours first, each with a help text; a YAML file beside the flags, and flags go before it."""
+"""Options: our own first, each with a help text; a YAML file, and flags that override it."""
 
 import dataclasses
 from pathlib import Path
@@ -18,7 +18,7 @@ def parser_of_train():
 
 
 def parsed(*argv: object) -> dict[str, Any]:
-    """What a command line gives each field of each class."""
+    """Return the value of every field that a command line sets."""
     values: dict[str, Any] = {}
     for made in parse(parser_of_train(), ["--use_cpu", *map(str, argv)], *CLASSES):
         values |= vars(made)
@@ -27,7 +27,7 @@ def parsed(*argv: object) -> dict[str, Any]:
 
 @pytest.fixture
 def config(tmp_path):
-    """Writes a YAML file: its path."""
+    """Write a YAML file and return its path."""
 
     def write(text: str) -> Path:
         path = tmp_path / "recipe.yaml"
@@ -190,7 +190,7 @@ def test_a_file_gives_what_flags_would(config):
         merge=False,
         eval_on_start=False,
         streaming=False,
-        bf16=False,  # as without it, on a CPU
+        bf16=False,  # the default on a CPU
         lora_target_modules=["q_proj", "v_proj"],
         template="Q: {question}\nA: {answer}",
         lr_scheduler_kwargs={"num_cycles": 2},
@@ -232,16 +232,16 @@ def test_values_that_look_like_something_else(config, line, name, value):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("n_ahed: 4", "has 'n_ahed', which is no option; did you mean n_ahead?"),
-        ("n_ahead: 4\nmax-length: 3", "has 'max-length', which is no option; did you mean max_length?"),
-        ("qqqq: 4", "has 'qqqq', which is no option"),
-        ("config: other.yaml", "has 'config', which is no option"),
-        ("help: true", "has 'help', which is no option"),
-        ("- n_ahead\n- 4", "holds list; give lines such as 'n_ahead: 8'"),
-        ("n_ahead 4", "holds str; give lines such as 'n_ahead: 8'"),
-        ("", "holds NoneType; give lines such as 'n_ahead: 8'"),
-        ("n_ahead: [4", "is no YAML: "),
-        ("a: b: c", "is no YAML: "),
+        ("n_ahed: 4", "has unknown option 'n_ahed'; did you mean n_ahead?"),
+        ("n_ahead: 4\nmax-length: 3", "has unknown option 'max-length'; did you mean max_length?"),
+        ("qqqq: 4", "has unknown option 'qqqq'"),
+        ("config: other.yaml", "has unknown option 'config'"),
+        ("help: true", "has unknown option 'help'"),
+        ("- n_ahead\n- 4", "is a list; give lines such as 'n_ahead: 8'"),
+        ("n_ahead 4", "is a str; give lines such as 'n_ahead: 8'"),
+        ("", "is a NoneType; give lines such as 'n_ahead: 8'"),
+        ("n_ahead: [4", "is not valid YAML: "),
+        ("a: b: c", "is not valid YAML: "),
     ],
 )
 def test_a_file_that_is_wrong_is_one_line(config, text, expected, capfd):
@@ -259,7 +259,7 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path, capfd):
     assert capfd.readouterr().err == f"quietstar train: config {tmp_path / 'no.yaml'} {expected}\n"
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
     assert call("train", "--config", tmp_path / "binary.yaml") == 2
-    assert "is no YAML" in capfd.readouterr().err
+    assert "is not valid YAML" in capfd.readouterr().err
 
 
 def test_a_value_of_the_wrong_kind_in_a_file_is_one_line(config, capfd):

@@ -1,4 +1,4 @@
-"""`quietstar plan`: what it prints for a case, and one line where it cannot."""
+"""`quietstar plan`: what it prints for a configuration, and its errors of one line."""
 
 import re
 

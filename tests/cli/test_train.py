@@ -1,4 +1,4 @@
-"""`quietstar train`: the lines that people type start and finish, and bad input is one line that changes nothing."""
+"""`quietstar train`: documented command lines work, and invalid input gives one line and changes nothing."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ SMALL = ("--use_cpu", "--report_to", "none")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A base model in `base`, texts of questions and answers in `qa.jsonl`, both made once."""
+    """A base model in `base`, and questions with answers in `qa.jsonl`, both made once."""
     folder = tmp_path_factory.mktemp("made")
     tiny_folder(folder / "base")
     lines = [
@@ -38,7 +38,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def place(made, tmp_path, monkeypatch) -> Path:
-    """A working directory with them, and nothing else."""
+    """A working directory with a copy of them, and nothing else."""
     folder = tmp_path / "place"
     folder.mkdir()
     for name in ("base", "qa.jsonl"):
@@ -123,7 +123,7 @@ def test_a_run_can_be_resumed_and_a_finished_one_stays_as_it_is(place):
 
 @pytest.fixture
 def refused(place, capfd, caplog, monkeypatch) -> Callable[..., str]:
-    """Calls the command. Exit code 2, one line, and nothing written, neither here nor in what was given: the line."""
+    """Call the command, check for exit code 2, one line and unchanged files, and return the line."""
 
     def check(*argv: object) -> str:
         before = files_of(place), sorted(place.rglob("*"))
@@ -392,7 +392,7 @@ def test_a_folder_with_a_run_is_left_alone_unless_overwritten(place, refused):
     words += ("--thoughts_shown", 0, "--save_strategy", "no")
     assert train(*words) == 0
     line = refused("train", *LOCAL, *TEXT, *words)
-    assert line.endswith("holds a run already; give another folder, or --overwrite to empty this one")
+    assert line.endswith("already has a run; give another folder, or --overwrite to empty this one")
     Path("run/of_old").write_text("old")
     assert train(*words, "--overwrite") == 0
     assert not Path("run/of_old").exists()
@@ -403,7 +403,7 @@ def test_a_folder_with_foreign_files_is_always_left_alone(place, refused, also):
     Path("run").mkdir()
     Path("run/thesis.txt").write_text("years of work")
     line = refused("train", *LOCAL, *TEXT, *also)
-    assert "output_dir run holds " in line
+    assert line.startswith("quietstar train: output_dir run ")
 
 
 def test_an_output_dir_that_is_a_file(place, refused):
@@ -415,7 +415,7 @@ def test_an_output_dir_that_is_a_file(place, refused):
 def test_the_folder_of_the_model_is_no_place_for_a_run(place, refused):
     copy_of_base(place)
     words = ("--model", "model", "--output_dir", "model", "--overwrite")
-    assert "holds files that are no run of ours" in refused("train", *LOCAL, *TEXT, *words)
+    assert "is not empty, and not created by quietstar" in refused("train", *LOCAL, *TEXT, *words)
 
 
 # ---------------------------------------------------------------------- losses that are not finite
@@ -451,7 +451,7 @@ def test_a_model_that_blows_up_is_one_line(place, capfd):
 
 
 def lines_of_errors(capfd) -> list[str]:
-    """Lines on stderr; figures go to stdout where there is no bar."""
+    """Messages go to stderr; figures go to stdout if there is no progress bar."""
     return capfd.readouterr().err.strip().splitlines()
 
 

@@ -1,4 +1,4 @@
-"""The language: walks are walks, what is held out is held out, and text survives the tokenizer."""
+"""The language: walks are right, held-out problems are held out, and the tokenizer round-trips text."""
 
 import random
 from itertools import pairwise
@@ -24,21 +24,21 @@ SEEDS = range(5)
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_moves_permute_the_letters(seed):
-    language = Language.draw(seed)
+    language = Language.sample(seed)
     assert set(language.moves) == set(MOVES)
     for move in language.moves.values():
         assert sorted(move) == sorted(move.values()) == list(LETTERS)
 
 
 def test_moves_are_the_same_for_a_seed_and_others_for_another():
-    drawn = [Language.draw(seed) for seed in SEEDS]
-    assert drawn == [Language.draw(seed) for seed in SEEDS]
+    drawn = [Language.sample(seed) for seed in SEEDS]
+    assert drawn == [Language.sample(seed) for seed in SEEDS]
     assert all(a != b for a, b in pairwise(drawn))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_spelled_line_walks_step_by_step_from_its_start_to_its_answer(seed):
-    language = Language.draw(seed)
+    language = Language.sample(seed)
     for problem in random.Random(seed).sample(every_problem(), 100):
         asked, way, answer = language.line(problem, spelled=True).split("~")
         assert asked == question(problem)
@@ -65,7 +65,7 @@ def test_split_is_the_same_for_a_seed_and_another_for_another():
 def test_tokenizer_has_a_token_for_each_character_and_gives_the_text_back(tmp_path):
     built = build_tokenizer()
     built.save_pretrained(tmp_path)
-    line = Language.draw(0).line(every_problem()[777], spelled=True) + END
+    line = Language.sample(0).line(every_problem()[777], spelled=True) + END
     for tokenizer in (built, AutoTokenizer.from_pretrained(tmp_path)):
         ids = tokenizer(line)["input_ids"]
         assert len(ids) == len(line)

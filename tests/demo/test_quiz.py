@@ -1,4 +1,4 @@
-"""Answers are marked by what the language says, and a thought counts only through the mixing head."""
+"""Answers are marked right or wrong by the language, and a thought only acts through the mixing head."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def tokenizer():
 
 @pytest.fixture
 def quiz(tokenizer):
-    return Quiz(PROBLEMS, Language.draw(0), tokenizer)
+    return Quiz(PROBLEMS, Language.sample(0), tokenizer)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def base_lm(tokenizer):
 
 
 class Reciter(torch.nn.Module):
-    """Writes given lines, whatever it is asked: stands in for a model that knows them."""
+    """A stand-in for a model that knows the language: it writes given lines."""
 
     def __init__(self, lines, tokenizer):
         super().__init__()
@@ -57,7 +57,7 @@ class Reciter(torch.nn.Module):
 
 
 def test_a_model_that_knows_the_lines_is_right(quiz, tokenizer):
-    language = Language.draw(0)
+    language = Language.sample(0)
     short = Reciter([language.line(problem, spelled=False) for problem in PROBLEMS], tokenizer)
     spelled = Reciter([language.line(problem, spelled=True) for problem in PROBLEMS], tokenizer)
     for answers in (quiz.without_thoughts(short), quiz.spelled_out(spelled)):
@@ -66,7 +66,7 @@ def test_a_model_that_knows_the_lines_is_right(quiz, tokenizer):
 
 
 def test_a_model_of_another_language_is_marked_by_what_it_gets_right(quiz, tokenizer):
-    other = Language.draw(1)
+    other = Language.sample(1)
     wanted = sum(other.answer(problem) == answer for problem, answer in zip(PROBLEMS, quiz.answers, strict=True))
     spelled = Reciter([other.line(problem, spelled=True) for problem in PROBLEMS], tokenizer)
     assert quiz.spelled_out(spelled).right == Share(wanted, len(PROBLEMS))

@@ -1,4 +1,4 @@
-"""The story as a whole, told in seconds: too short to learn anything, and it says so."""
+"""The whole demo in seconds: too short to learn anything, and its figures show it."""
 
 import io
 import json
@@ -35,7 +35,7 @@ Told = tuple[Path, dict, str]
 
 
 def told(folder: Path, **settings: object) -> Told:
-    """The folder, what `tell` returns, and what it shows."""
+    """The folder, what `tell` returns, and what it prints."""
     shown = io.StringIO()
     results = tell(DemoArguments(output_dir=str(folder), **(SHORT | settings)), Console(file=shown, width=100))
     return folder, results, shown.getvalue()
@@ -69,12 +69,12 @@ def test_the_table_on_the_terminal_and_in_the_folder_has_the_figures(short: Told
 
 
 def test_the_figures_are_those_of_the_model_in_the_folder(short: Told) -> None:
-    """Asked again, from the folder alone, the model answers as the figures say."""
+    """Loaded from the folder, the model gives the answers of the figures."""
     folder, results, _ = short
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert isinstance(model, QuietStarForCausalLM)
     _, held_out = split_problems(0, SHORT["held_out"])
-    quiz = Quiz(held_out, Language.draw(0), AutoTokenizer.from_pretrained(folder))
+    quiz = Quiz(held_out, Language.sample(0), AutoTokenizer.from_pretrained(folder))
     own = quiz.with_thoughts(model)
     random_thoughts = quiz.random_thoughts(model.config.n_thought_tokens, 0)
     again = {
@@ -97,7 +97,7 @@ def test_the_log_has_a_line_for_each_step(short: Told) -> None:
     assert [line["step"] for line in base] == list(range(1, SHORT["steps"] + 1))
     assert [line["step"] for line in thoughts] == list(range(SHORT["thought_steps"] + 1))
     assert all("reward_mean" in line for line in thoughts[1:])
-    # fewer problems are held out here than the log measures on, so that its ends are the table's figures
+    # there are fewer held-out problems than the log measures on, so that its last line has the table's figures
     first, last, figures = thoughts[0], thoughts[-1], results["figures"]
     assert first["held_out_own_thoughts"] == first["held_out_base_pass"] == figures["base"]["share"]
     assert last["held_out_own_thoughts"] == figures["own_thoughts"]["share"]
@@ -113,7 +113,7 @@ def test_a_run_repeats_and_another_seed_is_another_run(short: Told, tmp_path: Pa
 
 
 def test_untaught_thoughts_change_nothing(tmp_path: Path) -> None:
-    """The mixing head begins at zero: no figure can say that thoughts help before they were taught."""
+    """The mixing head starts at zero, so thoughts cannot help before training."""
     figures = told(tmp_path / "run", thought_steps=0)[1]["figures"]
     assert figures["own_thoughts"] == figures["random_thoughts"] == figures["base_pass"] == figures["base"]
 
@@ -158,7 +158,7 @@ def test_a_run_is_left_alone(short: Told, monkeypatch: pytest.MonkeyPatch, capsy
     assert main(["demo", "--output_dir", str(folder)]) == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
-    assert "holds a run already" in error
+    assert "already has a run" in error
     assert "--overwrite" in error
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 

@@ -1,4 +1,4 @@
-"""Direct answers: tasks as they are read, the released metric by hand, and what scoring may not depend on."""
+"""Direct answers: reading tasks, the released metric computed by hand, and what scores must not depend on."""
 
 import json
 from pathlib import Path
@@ -31,13 +31,13 @@ ITEMS = [
 
 
 def thinking(**how: object) -> QuietStarForCausalLM:
-    """Speaks bytes."""
+    """A thinking model over bytes."""
     base = {"vocab_size": len(TOKENIZER), "max_position_embeddings": 512}
     return tiny_model("llama", n_ahead=4, base=base, **how)
 
 
 def mistral_like() -> PreTrainedTokenizerFast:
-    """As Mistral's: a bare space before a number, single digits, a token for each letter after a space."""
+    """A tokenizer like Mistral's: a bare space before a number, single digits, one token per letter after a space."""
     pieces = [
         "<unk>",
         "<s>",
@@ -67,7 +67,7 @@ def mistral_like() -> PreTrainedTokenizerFast:
 
 
 def by_hand(model: QuietStarForCausalLM, item: Item, alphabet: set[int], thoughts: bool) -> tuple[float, bool]:
-    """The released metric in its plainest form: one row, all logits, a product over tokens of the alphabet."""
+    """The released metric in its simplest form: one sequence, all logits, a product over tokens of the alphabet."""
     before = TOKENIZER(f"Q: {item.question}\nA:")["input_ids"]
     ids = TOKENIZER(f"Q: {item.question}\nA:{item.answer}\n")["input_ids"]
     row = torch.tensor([ids])
@@ -86,7 +86,7 @@ def by_hand(model: QuietStarForCausalLM, item: Item, alphabet: set[int], thought
 @pytest.mark.parametrize("thoughts", [False, True], ids=["base", "thinking"])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_released_metric(thoughts: bool, batch_size: int) -> None:
-    """Answers with commas, minus signs, several digits, and a question that holds the marker itself."""
+    """Answers with commas, minus signs and several digits, and a question that contains the marker itself."""
     model = thinking()
     alphabet = digits(TOKENIZER)
     sequences, n_cut = encode(ITEMS, TOKENIZER, alphabet)
@@ -102,7 +102,7 @@ def test_the_released_metric(thoughts: bool, batch_size: int) -> None:
 
 
 def test_exact_match_is_what_greedy_decoding_writes() -> None:
-    """For answers of its own that the model would write, and for any other."""
+    """For answers that the model would write, and for others."""
     model = thinking()
     written = []
     for item in ITEMS:
@@ -115,7 +115,7 @@ def test_exact_match_is_what_greedy_decoding_writes() -> None:
 
 
 def test_alphabets() -> None:
-    """Single digits and the line's end; letters as they follow a space. Bytes are no digits, merged digits are told."""
+    """Digits or letters after a space, and the newline. Byte tokens are not digits; merged digits cause a note."""
     tokenizer = mistral_like()
     vocabulary = tokenizer.get_vocab()
     assert set(digits(tokenizer).ids) == {vocabulary[str(digit)] for digit in range(10)} | {vocabulary["\n"]}
@@ -128,7 +128,7 @@ def test_alphabets() -> None:
 
 
 def test_an_answer_begins_after_its_marker() -> None:
-    """The last one, whatever comes before; a bare space is passed over as it is no digit."""
+    """It starts after the last marker; a bare space is skipped, as it is not a digit."""
     tokenizer = mistral_like()
     ids, first = after_marker("Q: A:\nA:x\nA: 12\n", tokenizer)
     assert tokenizer.convert_ids_to_tokens(ids[first:]) == ["▁", "1", "2", "\n"]
@@ -137,7 +137,7 @@ def test_an_answer_begins_after_its_marker() -> None:
 
 
 def test_a_long_item_loses_its_beginning() -> None:
-    """And an answer that does not fit is refused."""
+    """An answer that does not fit is refused."""
     item = Item(0, "x" * 300, " 4")
     (sequence,), n_cut = encode([item], TOKENIZER, digits(TOKENIZER), 64)
     assert n_cut == 1
@@ -149,7 +149,7 @@ def test_a_long_item_loses_its_beginning() -> None:
 
 
 def test_scores_do_not_depend_on_the_batch() -> None:
-    """Each alone, all together, in another order; with thoughts at some positions only."""
+    """One at a time, all together, in another order; with thoughts at some positions only."""
     model = thinking()
     sequences, _ = encode(ITEMS, TOKENIZER, digits(TOKENIZER))
     speaker = Speaker(model, ThinkPolicy.parse("entropy:3,budget:2"))
@@ -164,7 +164,7 @@ def test_scores_do_not_depend_on_the_batch() -> None:
 
 
 def test_thoughts_are_written_at_scored_positions_only() -> None:
-    """As many columns as tokens that are scored."""
+    """There are as many columns as scored tokens."""
     sequences, _ = encode(ITEMS, TOKENIZER, digits(TOKENIZER))
     found = score(Speaker(thinking(), ThinkPolicy.parse("always")), sequences, 4)
     assert [len(each.thought) for each in found] == [len(item.answer) + 1 for item in ITEMS]
@@ -172,7 +172,7 @@ def test_thoughts_are_written_at_scored_positions_only() -> None:
 
 
 def test_a_plain_model_is_scored_as_the_thinking_ones_base() -> None:
-    """`--original` and the mode `base` are one computation."""
+    """`--original` and the mode `base` do the same computation."""
     model = thinking()
     sequences, _ = encode(ITEMS, TOKENIZER, digits(TOKENIZER))
     plain, base = (score_items(Speaker(of), sequences, 2) for of in (model.base_lm, model))
@@ -181,7 +181,7 @@ def test_a_plain_model_is_scored_as_the_thinking_ones_base() -> None:
 
 @pytest.mark.parametrize("rule", ["entropy", "margin", "mixing_head"])
 def test_a_sweep_equals_runs_with_each_threshold(rule: str) -> None:
-    """Put together from two passes, it is what a run with that policy gives."""
+    """Its points, computed from two passes, equal runs with that policy."""
     model = thinking()
     sequences, _ = encode(ITEMS, TOKENIZER, digits(TOKENIZER))
     base = score_items(Speaker(model), sequences, 4, measure=rule)
@@ -193,7 +193,7 @@ def test_a_sweep_equals_runs_with_each_threshold(rule: str) -> None:
     assert len(set(shares)) > 4
     for point in points:
         direct: DirectScores = score_items(Speaker(model, ThinkPolicy.parse(point.policy)), sequences, 4)
-        assert abs(direct.share_thought - point.share_thought) < 0.1  # thresholds are written with four digits
+        assert abs(direct.share_thought - point.share_thought) < 0.1  # thresholds are rounded to four digits
         if direct.share_thought == point.share_thought:
             assert float(direct.answer_probability.mean()) == pytest.approx(point.answer_probability, rel=1e-4)
             assert float(direct.exact_match.float().mean()) == pytest.approx(point.exact_match)
@@ -201,8 +201,8 @@ def test_a_sweep_equals_runs_with_each_threshold(rule: str) -> None:
 
 @pytest.mark.parametrize("policy", ["always", "every:2", "entropy:1,budget:2", "probability:0.5"])
 def test_a_sweep_needs_one_threshold(policy: str) -> None:
-    """Said in one line."""
-    with pytest.raises(SettingsError, match="one threshold"):
+    """The error has one line."""
+    with pytest.raises(SettingsError, match="single threshold"):
         swept_rule(policy)
 
 
@@ -224,13 +224,13 @@ CSQA = [
 
 
 def write(path: Path, rows: list) -> str:
-    """As JSON lines."""
+    """Write rows as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
 
 def test_tasks_are_read(tmp_path: Path) -> None:
-    """Every task, csqa in both nestings, as the paper puts them."""
+    """Every task, csqa in both layouts, in the paper's format."""
     items = load_items(TASKS["csqa"], write(tmp_path / "csqa.jsonl", CSQA))
     assert {item.text for item in items} == {"Q: Where?\n(A) here\n(B) there\nA: B\n"}
     gsm8k = [{"question": "How many?", "answer": "2+2=<<2+2=4>>4\n#### 4"}]
@@ -256,7 +256,7 @@ def test_real_data_are_read() -> None:
 
 
 def test_real_data_read_the_same_as_the_hub_nests_them(tmp_path: Path) -> None:
-    """There the question is a string, and choices are two lists."""
+    """On the hub the question is a string, and choices are two lists."""
 
     def on_the_hub(row: dict) -> dict:
         choices = row["question"]["choices"]
@@ -270,14 +270,14 @@ def test_real_data_read_the_same_as_the_hub_nests_them(tmp_path: Path) -> None:
 
 
 def test_files_of_other_formats_are_read_or_refused(tmp_path: Path) -> None:
-    """JSON and Parquet; anything else in one line."""
+    """From JSON and Parquet; other files give one line."""
     (tmp_path / "a.json").write_text(json.dumps(CSQA))
     assert len(load_items(TASKS["csqa"], str(tmp_path / "a.json"))) == 3
     import datasets
 
     datasets.Dataset.from_list(CSQA[1:2]).to_parquet(str(tmp_path / "a.parquet"))
     assert load_items(TASKS["csqa"], str(tmp_path / "a.parquet"))[0].answer == " B"
-    # as a pattern, the name of this one is that of the other
+    # as a glob pattern, this name would match the other file
     datasets.Dataset.from_list([CSQA[1] | {"question": "Who?"}]).to_parquet(str(tmp_path / "[a].parquet"))
     assert load_items(TASKS["csqa"], str(tmp_path / "[a].parquet"))[0].question.startswith("Who?")
 
@@ -288,16 +288,16 @@ def test_what_a_row_names_is_not_opened(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "no file": ("nothing.jsonl", None, "there is no file"),
-    "another ending": ("a.csv", "question,answer\n", "no .jsonl"),
+    "no file": ("nothing.jsonl", None, "does not exist"),
+    "another ending": ("a.csv", "question,answer\n", "unknown suffix"),
     "no JSON": ("a.jsonl", "{'question'}\n", "line 1 of"),
     "no JSON list": ("a.json", '{"question": 1}', "no column answer"),
     "a column that is missing": ("a.jsonl", '{"question": "x", "reply": "4"}\n', "no column answer"),
     "a row that is none": ("a.jsonl", "[1]\n", "row 1 of"),
-    "a value of another type": ("a.jsonl", '{"question": "x", "answer": 4}\n', "no item of gsm8k"),
+    "a value of another type": ("a.jsonl", '{"question": "x", "answer": 4}\n', "not a valid gsm8k"),
     "an answer without a number": ("a.jsonl", '{"question": "x", "answer": "#### four"}\n', "no number"),
     "a question of another type": ("a.jsonl", '{"question": null, "answer": "#### 4"}\n', "question is None, not text"),
-    "a broken Parquet file": ("a.parquet", "no parquet", "no Parquet"),
+    "a broken Parquet file": ("a.parquet", "no parquet", "not a valid Parquet"),
     "an empty question": ("a.jsonl", '{"question": " ", "answer": "#### 4"}\n', "empty question"),
     "no rows": ("a.jsonl", "\n", "has no items"),
     "a folder without it": (".", None, "no test file"),
@@ -307,7 +307,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_bad_data_are_refused_in_one_line(what: str, tmp_path: Path) -> None:
-    """Saying where, and what to do."""
+    """With the position, and what to do."""
     name, content, says = REFUSED[what]
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -317,7 +317,7 @@ def test_bad_data_are_refused_in_one_line(what: str, tmp_path: Path) -> None:
 
 
 def test_the_hub_cannot_be_reached() -> None:
-    """One line that names the local way."""
+    """The error has one line, and mentions local files."""
     with pytest.raises(DataError, match="--data gsm8k=FILE"):
         load_items(TASKS["gsm8k"])
 
@@ -333,20 +333,20 @@ def test_the_hub_cannot_be_reached() -> None:
     ],
 )
 def test_hidden_labels_are_no_answers(task: str, row: dict, tmp_path: Path) -> None:
-    """As unlabelled splits have them."""
-    with pytest.raises(DataError, match=f"no item of {task}"):
+    """Splits without labels have such values."""
+    with pytest.raises(DataError, match=f"not a valid {task}"):
         load_items(TASKS[task], write(tmp_path / "a.jsonl", [row]))
 
 
 def test_a_line_must_end_with_a_token_of_its_own() -> None:
-    """One that merges with digits, or is a space, would make answers likely that are not."""
+    """Otherwise answers would get probability that belongs to other text."""
     merged = byte_tokenizer()
     merged.add_tokens(["1\n"])
-    with pytest.raises(SettingsError, match="line's end alone"):
+    with pytest.raises(SettingsError, match="newline token of its own"):
         digits(merged)
     merged = byte_tokenizer()
     merged.add_tokens(["4\n"])
-    with pytest.raises(DataError, match="not in the task's alphabet"):
+    with pytest.raises(DataError, match="outside the task's alphabet"):
         encode([Item(0, "x", " 4")], merged, digits(merged))
 
 

@@ -1,4 +1,4 @@
-"""Files of questions and of answers from elsewhere: items and answers, or one line of our own errors."""
+"""Untrusted files of questions and answers: they give items and answers, or one of our errors."""
 
 import json
 import math
@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from quietstar.errors import CheckpointError, SettingsError
 from quietstar.evaluation.baseline import Baseline
+from quietstar.evaluation.ledger import LINE, Ledger
 from quietstar.evaluation.run import refuse_changed
 from quietstar.evaluation.tasks import TASKS, Item, load_items
-from quietstar.evaluation.voting import LINE, Ledger, digest
+from quietstar.evaluation.voting import digest
 from quietstar.runs.folders import MARKER
 from tests.elsewhere import only_our_errors, refused
 
@@ -53,7 +54,7 @@ LINES = st.one_of(
 
 
 def changes(fields: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """These fields, some of them changed, added or taken out."""
+    """These fields, some of them changed, added or removed."""
     names = st.sampled_from([*fields, "x\ny", "__class__"])
     taken = st.sets(st.sampled_from(list(fields)), max_size=1)
     return st.tuples(st.dictionaries(names, VALUES, max_size=2), taken).map(
@@ -64,7 +65,7 @@ def changes(fields: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
 @given(first=changes(ANSWER) | LINES, second=changes(ANSWER) | LINES)
 @settings(max_examples=150)
 def test_whatever_is_in_a_file_of_answers(tmp_path_factory: pytest.TempPathFactory, first: Any, second: Any) -> None:
-    """What is read is of the types that a run goes on with."""
+    """All values that are read have the types that a run expects."""
     path = tmp_path_factory.mktemp("answers") / "a.jsonl"
     lines = [each if isinstance(each, bytes) else json.dumps(each).encode() for each in (first, second)]
     path.write_bytes(b"\n".join(lines) + b"\n")
@@ -98,11 +99,11 @@ def test_an_answer_of_another_type_is_none(tmp_path: Path, name: str, value: obj
 def test_the_end_of_a_file_is_taken_away_only_where_it_is_a_torn_answer(
     tmp_path: Path, content: bytes, left: bytes | None
 ) -> None:
-    """None: refused, and as it was."""
+    """The file is refused, and does not change."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
     if left is None:
-        refused(lambda: Ledger(path), "line 1 of .* is no answer", CheckpointError)
+        refused(lambda: Ledger(path), "line 1 of .* is not an answer", CheckpointError)
     else:
         Ledger(path)
     assert path.read_bytes() == (content if left is None else left)

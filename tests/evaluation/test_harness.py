@@ -1,4 +1,4 @@
-"""lm-eval with thoughts, on a local task file without network."""
+"""lm-eval with thoughts, on local task files without network."""
 
 import json
 import os
@@ -56,7 +56,7 @@ metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bit
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A thinking model, and tasks of each kind."""
+    """A thinking model, and tasks of every kind."""
     where = thinking_folders(tmp_path_factory.mktemp("lm-eval"), {"max_position_embeddings": 512}, n_ahead=4)
     rows = [{"question": f"is {n} more than {7 - n}?", "label": n % 3} for n in range(6)]
     write_tasks(where, rows)
@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_tasks(where: Path, rows: list[dict[str, Any]]) -> None:
-    """A task of lm-eval of each kind, of these rows, in a folder `tasks`."""
+    """Write an lm-eval task of every kind, with these rows, to a folder `tasks`."""
     (where / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (where / "tasks").mkdir()
     for name, text in (("choice", CHOICE), ("write", WRITE), ("read", READ)):
@@ -73,13 +73,13 @@ def write_tasks(where: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def requests(*pairs: tuple[str, str]) -> list[Instance]:
-    """As lm-eval makes them."""
+    """Return requests as lm-eval makes them."""
     return [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
 
 
 @pytest.mark.parametrize("think", ["always", "never"])
 def test_loglikelihoods_are_those_of_a_forward_pass(think: str) -> None:
-    """Of the continuation alone, whatever else is in the batch."""
+    """Log-likelihoods are the continuation's only, whatever else is in the batch."""
     tokenizer = byte_tokenizer()
     model = tiny_model(n_ahead=4, base={"vocab_size": len(tokenizer)})
     pairs = [("one two", " three"), ("a longer context than that:", " x"), ("one", "s and twos")]
@@ -125,7 +125,7 @@ def test_its_own_functions_know_the_name(folder: Path) -> None:
 
 
 def test_thoughts_change_what_is_written(folder: Path) -> None:
-    """generate_until is `generate` with the policy, and batches do not matter."""
+    """generate_until is `generate` with the policy, and does not depend on batches."""
     texts = []
     for think, batch_size in (("always", 1), ("always", 3), ("never", 3)):
         asked = QuietStarLM(str(folder / "thinking"), think=think, batch_size=batch_size, device="cpu")
@@ -140,7 +140,7 @@ def test_thoughts_change_what_is_written(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "options", "expected"),
     [
-        ("", {"device": "cuda:0", "batch_size": 1}, {"device": "auto"}),  # as lm-eval's command gives its defaults
+        ("", {"device": "cuda:0", "batch_size": 1}, {"device": "auto"}),  # the defaults of lm-eval's command
         ("", {"device": "cpu", "batch_size": 4, "max_batch_size": None}, {"device": "cpu", "batch_size": 4}),
         (",device=cpu,batch_size=2", {"device": "cuda:0", "batch_size": 1}, {"device": "cpu", "batch_size": 2}),
     ],
@@ -164,7 +164,7 @@ def test_what_lm_eval_hands_over_by_default_is_no_wish(
 def test_its_own_command_knows_the_name(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    """As the docs have it; an impossible policy is one line."""
+    """As documented; an invalid policy gives one line."""
     command = [sys.executable, "-m", "quietstar.evaluation", "run", "--model", "quietstar", "--tasks", "local_choice"]
     command += [
         "--include_path",
@@ -187,7 +187,7 @@ def test_its_own_command_knows_the_name(
 
 
 def test_evaluate_runs_it(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    """Figures with intervals and differences beside the others; an unknown task is named."""
+    """Figures have intervals and differences; an unknown task is named."""
     out = tmp_path / "out"
     tasks = "local_choice,local_write,local_read"
     options = ["--lm_eval", tasks, "--lm_eval_path", str(folder / "tasks"), "--limit", "5"]

@@ -1,4 +1,4 @@
-"""Arguments of lm-eval's `hf` model: held to, without effect, or refused; never ignored in silence."""
+"""Arguments of lm-eval's `hf` model: applied, without effect, or refused; never silently ignored."""
 
 import re
 from inspect import signature
@@ -15,7 +15,7 @@ KNOWN = signature(HFLM.__init__).parameters
 
 
 def test_defaults_of_others_are_no_wishes() -> None:
-    """Those of lm-eval's own model, None, and the one backend that there is."""
+    """lm-eval's own defaults, None, and the only backend."""
     loading = {name: each.default for name, each in KNOWN.items() if each.default is not each.empty} | {"peft": None}
     asked = {name: value for name, value in loading.items() if name not in HELD_TO} | {"backend": "causal"}
     assert "revision" in asked
@@ -40,7 +40,7 @@ def test_defaults_of_others_are_no_wishes() -> None:
     ids=str,
 )
 def test_what_would_be_ignored_is_refused(given: dict[str, Any], says: str) -> None:
-    """In one line, before a model is loaded."""
-    with pytest.raises(SettingsError, match=re.escape(f"model_args hold {says}")) as raised:
+    """With one line, before a model is loaded."""
+    with pytest.raises(SettingsError, match=re.escape(f"model_args has {says}")) as raised:
         QuietStarLM("no/such/model", device="cpu", **given)
     assert "\n" not in str(raised.value)

@@ -16,7 +16,7 @@ TEXT = "The quick brown fox jumps over the lazy dog, again and again, until both
 
 
 def test_it_is_the_mean_nll_of_the_labels() -> None:
-    """As the model's own losses have it, window by window; the gain is that of the talk loss over the base's."""
+    """They equal the model's own losses in each window; the gain is base loss minus talk loss."""
     tokenizer = byte_tokenizer()
     model = tiny_model(n_ahead=4, base={"vocab_size": len(tokenizer)})
     sequences = windows(TEXT, tokenizer, 16, None)
@@ -45,7 +45,7 @@ def test_it_is_the_mean_nll_of_the_labels() -> None:
 
 
 def test_a_fresh_models_thoughts_gain_exactly_nothing() -> None:
-    """Its mixing head says 0."""
+    """Its mixing head returns 0."""
     tokenizer = byte_tokenizer()
     model = tiny_model(n_ahead=4, base={"vocab_size": len(tokenizer)})
     torch.nn.init.zeros_(model.mixing_head.layers[-1].weight)

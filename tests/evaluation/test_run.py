@@ -1,4 +1,4 @@
-"""`quietstar evaluate`, from names to a folder of results."""
+"""`quietstar evaluate`, from its options to a folder of results."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, out: Path, *options: str, model: str = "thinking") -> int:
-    """The command's exit code."""
+    """Return the command's exit code."""
     given = [
         str(folder / model),
         "--output_dir",
@@ -42,7 +42,7 @@ def run(folder: Path, out: Path, *options: str, model: str = "thinking") -> int:
 
 
 def test_everything_at_once(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    """Direct answers, votes, perplexity and a sweep, in one folder; the same on the screen and in Markdown."""
+    """Direct answers, votes, perplexity and a sweep, in one folder; the terminal shows the same table as Markdown."""
     out = tmp_path / "out"
     options = [
         "--perplexity",
@@ -84,7 +84,7 @@ def test_everything_at_once(folder: Path, tmp_path: Path, capfd: pytest.CaptureF
 
 
 def test_a_plain_model_and_a_thinking_ones_base_are_original(folder: Path, tmp_path: Path) -> None:
-    """And equal each other, and the mode `base`."""
+    """They equal each other, and the mode `base`."""
     values = []
     for model, options in (("base", ["--original"]), ("thinking", ["--original"]), ("thinking", [])):
         out = tmp_path / f"{model}{len(options)}"
@@ -96,7 +96,7 @@ def test_a_plain_model_and_a_thinking_ones_base_are_original(folder: Path, tmp_p
 
 
 def test_an_earlier_evaluation_is_compared_with(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    """Item by item; other items, or another kind of answer, are refused before long work."""
+    """Item by item; other items, or other kinds of answers, are refused before long work."""
     before, options = tmp_path / "before", ["--limit", "4", "--cot", *SHORT]
     assert run(folder, before, *options, "--original", model="base") == 0
     assert run(folder, tmp_path / "after", *options, "--baseline", str(before)) == 0
@@ -105,8 +105,8 @@ def test_an_earlier_evaluation_is_compared_with(folder: Path, tmp_path: Path, ca
     for each in results:
         gained = each["estimate"]["value"] - old[each["measure"]]["estimate"]["value"]
         assert each["beside_baseline"]["value"] == pytest.approx(gained, abs=1e-6)
-    assert "beside baseline" in (tmp_path / "after" / "results.md").read_text()
-    assert "beside baseline" not in (before / "results.md").read_text()
+    assert "vs baseline" in (tmp_path / "after" / "results.md").read_text()
+    assert "vs baseline" not in (before / "results.md").read_text()
     for wrong, says in ((["--limit", "5"], "no answer to item 5"), (["--baseline", str(folder)], "no results.json")):
         assert run(folder, tmp_path / "wrong", "--baseline", str(before), *wrong) == 2
         assert says in capfd.readouterr().err
@@ -114,7 +114,7 @@ def test_an_earlier_evaluation_is_compared_with(folder: Path, tmp_path: Path, ca
 
 
 def test_answers_are_of_weights_and_not_of_a_name(tmp_path: Path) -> None:
-    """Where a run has no digest of its weights, its model is compared by name."""
+    """Models are compared by name if a run has no digest of its weights."""
     settings = {"seed": 0, "perplexity": "./a.txt", "baseline": "runs/a"}
     before = {"model": "./m/", "weight_digest": "x", "settings": settings}
     (tmp_path / MARKER).write_text(json.dumps(before))
@@ -136,7 +136,7 @@ def test_answers_are_of_weights_and_not_of_a_name(tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_is_resumed_and_not_mixed(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    """Answers that are there stay; another setting is refused by name."""
+    """Existing answers are kept; another setting is refused by name."""
     out = tmp_path / "out"
     options = ["--cot", *SHORT, "--limit", "3"]
     assert run(folder, out, *options) == 0
@@ -144,7 +144,7 @@ def test_a_stopped_run_is_resumed_and_not_mixed(folder: Path, tmp_path: Path, ca
     for name, lines in whole.items():
         (out / name).write_text("".join(lines.splitlines(keepends=True)[:1]))
     assert run(folder, out, *options) == 2
-    assert "holds a run already" in capfd.readouterr().err
+    assert "already has a run" in capfd.readouterr().err
     for other, name in ((["--seed", "3"], "seed"), (["--votes", "3"], "votes"), (["--think", "never"], "think")):
         assert run(folder, out, *options, "--resume", *other) == 2
         assert f"holds answers with {name}" in capfd.readouterr().err
@@ -158,18 +158,18 @@ def test_a_stopped_run_is_resumed_and_not_mixed(folder: Path, tmp_path: Path, ca
 
 
 def test_other_questions_are_not_mixed_in(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    """The same path, or another, with other data."""
+    """At the same path or another one."""
     options = ["--cot", *SHORT, "--limit", "2"]
     assert run(folder, tmp_path / "out", *options) == 0
     (tmp_path / "b.jsonl").write_text('{"question": "5 * 5?", "answer": "#### 25"}\n' * 2)
     assert run(folder, tmp_path / "out", *options, "--resume", "--data", f"gsm8k={tmp_path / 'b.jsonl'}") == 2
-    assert "another question 1" in capfd.readouterr().err
+    assert "question 1 that belongs to other data" in capfd.readouterr().err
 
 
 def test_overwriting_deletes_nothing_that_is_read_or_before_all_is_checked(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    """Not the model, and not an earlier run for one that cannot start."""
+    """Neither the model, nor an earlier run if the new one cannot start."""
     (folder / "thinking" / "run.json").write_text("{}")
     assert run(folder, folder / "thinking", "--overwrite") == 2
     assert "which this run reads" in capfd.readouterr().err
@@ -185,7 +185,7 @@ def test_overwriting_deletes_nothing_that_is_read_or_before_all_is_checked(
 def test_results_that_cannot_be_written_are_one_line(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    """And what was there stays."""
+    """Existing files do not change."""
     out = tmp_path / "out"
     assert run(folder, out, "--limit", "2") == 0
     (out / "gsm8k-base.jsonl").unlink()
@@ -199,16 +199,16 @@ def test_results_that_cannot_be_written_are_one_line(
 
 REFUSED = {
     "no task": (["--tasks", "gsm9k"], "choose from gsm8k"),
-    "data of another task": (["--data", "csqa=x.jsonl"], "not among the tasks"),
+    "data of another task": (["--data", "csqa=x.jsonl"], "but not the task"),
     "data without a file": (["--data", "gsm8k"], "give a task and a file"),
-    "no file": (["--data", "gsm8k=nowhere.jsonl"], "there is no file"),
+    "no file": (["--data", "gsm8k=nowhere.jsonl"], "does not exist"),
     "limit": (["--limit", "0"], "at least 1"),
     "batch_size": (["--batch_size", "0"], "at least 1"),
     "max_length": (["--max_length", "1000"], "context 512"),
     "policy": (["--think", "often"], "choose from"),
-    "sweep of nothing": (["--sweep"], "one threshold"),
+    "sweep of nothing": (["--sweep"], "single threshold"),
     "sweep without thoughts": (["--sweep", "--think", "entropy:2", "--original"], "needs a model that thinks"),
-    "resuming nothing": (["--resume"], "holds no run"),
+    "resuming nothing": (["--resume"], "has no run"),
     "perplexity of nothing": (["--perplexity", "nowhere.txt"], "cannot be read"),
     "temperature": (["--cot_temperature", "-1"], "at least 0"),
 }
@@ -228,6 +228,6 @@ def test_bad_input_is_one_line_and_writes_nothing(
 
 
 def test_nothing_to_evaluate(folder: Path, capfd: pytest.CaptureFixture) -> None:
-    """Is said."""
+    """There is a warning."""
     assert main(["evaluate", str(folder / "thinking")]) == 2
     assert "nothing to evaluate" in capfd.readouterr().err

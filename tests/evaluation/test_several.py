@@ -1,4 +1,4 @@
-"""An evaluation on two processes says what one says, and each of them did its share."""
+"""An evaluation with two processes gives the results of one, and each process does its share."""
 
 import json
 import shutil
@@ -15,12 +15,12 @@ from tests.several import Pair
 from tests.tiny_tokenizer import thinking_folders
 
 GSM8K = [{"question": f"{n} + {n}?", "answer": f"so #### {2 * n}"} for n in range(1, 8)]
-"""an odd number of them: the two processes have unequal shares"""
+"""an odd number, so that the two processes have unequal shares"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A thinking model, questions, a text, and a task of lm-eval of each kind."""
+    """A thinking model, questions, a text, and lm-eval tasks of every kind."""
     where = thinking_folders(tmp_path_factory.mktemp("several"), {"max_position_embeddings": 512}, n_ahead=4)
     (where / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GSM8K))
     (where / "text.txt").write_text("Some text of which the perplexity is measured. " * 20)
@@ -29,13 +29,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(folder: Path, out: Path, **more: Any) -> EvaluateArguments:
-    """Of a short evaluation."""
+    """Return the arguments of a short evaluation."""
     how = dict(data=[f"gsm8k={folder / 'gsm8k.jsonl'}"], tasks=["gsm8k"], device="cpu", output_dir=str(out))
     return EvaluateArguments(**(how | dict(cot=True, cot_tokens=5, answer_tokens=3, votes=2, batch_size=2) | more))
 
 
 def run(folder: Path, out: Path, **more: Any) -> tuple[dict[str, Any], int]:
-    """What an evaluation says, and how many questions this process asked."""
+    """Return the results of an evaluation, and how many questions this process asked."""
     asked, vote = [], voting.vote
 
     def counted(*args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def run(folder: Path, out: Path, **more: Any) -> tuple[dict[str, Any], int]:
 
 
 def without_clocks(value: Any) -> Any:
-    """What does not depend on the machine, and on the folder."""
+    """Return what depends neither on the machine nor on the folder."""
     if isinstance(value, dict):
         clocks = ("seconds", "samples_per_second", "output_dir")
         return {name: without_clocks(each) for name, each in value.items() if name not in clocks}
@@ -56,7 +56,7 @@ def without_clocks(value: Any) -> Any:
 
 
 def near(value: Any) -> Any:
-    """The same to a tolerance: batches are made up of other items."""
+    """Check that results are equal within a tolerance, as batches have other items."""
     if isinstance(value, dict):
         return {name: near(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -93,7 +93,7 @@ def test_everything_at_once(pair: Pair, folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n_processes", [1, 2])
 def test_votes_go_on_on_any_number_of_processes(pair: Pair, folder: Path, tmp_path: Path, n_processes: int) -> None:
-    """What two processes had written, each into its file, the second one's last line torn, is not asked again."""
+    """Answers that two processes wrote to their files are not asked again, except for an incomplete line."""
     whole, out = tmp_path / "whole", tmp_path / "out"
     run(folder, whole)
     shutil.copytree(whole, out)
@@ -109,7 +109,7 @@ def test_votes_go_on_on_any_number_of_processes(pair: Pair, folder: Path, tmp_pa
 
 
 def test_processes_draw_thoughts_of_their_own(pair: Pair, folder: Path, tmp_path: Path) -> None:
-    """Sampled thoughts repeat on as many processes, and need not be those of one."""
+    """Sampled thoughts are reproducible with the same number of processes, but differ from those of one process."""
     how = dict(thought_temperature=1.0, cot=False)
     first, second = (pair(run, folder, tmp_path / name, **how)[0][0]["results"] for name in ("a", "b"))
     assert without_clocks(first) == without_clocks(second)

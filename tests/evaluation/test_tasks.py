@@ -1,4 +1,4 @@
-"""Items of tasks, read from files as they were written."""
+"""Items of tasks, read from files exactly as written."""
 
 import gzip
 import json

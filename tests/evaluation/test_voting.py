@@ -1,4 +1,4 @@
-"""Chain of thought with a majority vote: answers found in texts, votes counted, and nothing lost when killed."""
+"""Chain of thought with a majority vote: answers found in texts, votes counted, and nothing lost by a kill."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,9 @@ import torch
 from tokenizers import decoders, processors
 
 from quietstar.errors import CheckpointError, DataError
+from quietstar.evaluation.ledger import Ledger
 from quietstar.evaluation.tasks import TASKS, Item
 from quietstar.evaluation.voting import (
-    Ledger,
     VotingSettings,
     _cut,
     check_context,
@@ -47,7 +47,7 @@ NUMBERS = {
 
 @pytest.mark.parametrize("text", NUMBERS)
 def test_the_first_number_of_an_answer(text: str) -> None:
-    """With commas, a minus sign, a fraction, or none at all."""
+    """With commas, a minus sign, a fraction, or without any number."""
     assert extract_number(text) == NUMBERS[text]
 
 
@@ -56,12 +56,12 @@ def test_the_first_number_of_an_answer(text: str) -> None:
     [(" B", "B"), (" (C) there", "C"), (" Apples, so D.", "D"), (" none", None), ("", None), ("I'D", None)],
 )
 def test_the_letter_of_an_answer(text: str, letter: str | None) -> None:
-    """One that stands alone."""
+    """It is a word of its own."""
     assert extract_letter(text) == letter
 
 
 def test_majorities() -> None:
-    """Votes without an answer do not count; of those that are level, the first."""
+    """Votes without an answer do not count; in a tie the first one wins."""
     assert majority(["4", "5", "4", None, None, None]) == "4"
     assert majority(["5", "4", "4", "5"]) == "5"
     assert majority([None, "1"]) == "1"
@@ -69,14 +69,14 @@ def test_majorities() -> None:
 
 
 def test_a_worked_answer_ends_where_another_question_begins() -> None:
-    """What the model wrote itself; the prompt's own question stays."""
+    """Only text that the model wrote is cut; the prompt's own question stays."""
     assert _cut(" so 4.\nQ: and?") == " so 4.\n"
     assert _cut(" so 4.\n\n\nMore Q:") == " so 4."
     assert _cut(" so 4.") == " so 4."
 
 
 def asked(**how: Any) -> dict[str, Any]:
-    """One question, of a tiny model that knows nothing."""
+    """Return a question for a tiny random model."""
     tokenizer = byte_tokenizer()
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
     model = tiny_model(n_ahead=4, base={"vocab_size": len(tokenizer), "max_position_embeddings": 512})
@@ -88,7 +88,7 @@ ITEMS = [Item(0, "2 + 2?", " 4"), Item(1, "3 + 3?", " 6"), Item(2, "4 + 4?", " 8
 
 
 def test_a_question_is_put_as_the_released_script_does() -> None:
-    """Reasoning after the prompt, the cut-over after that, a vote from each."""
+    """Reasoning after the prompt, then the text before the answer, and a vote from each."""
     found = vote(item=ITEMS[0], **asked(prompt="\nA: Think.", cut_over="\nSo it is"))
     assert found["gold"] == "4"
     assert len(found["votes"]) == len(found["texts"]) == 3
@@ -107,13 +107,13 @@ def test_a_question_is_put_as_the_released_script_does() -> None:
 
 
 def test_votes_at_temperature_zero_are_all_alike() -> None:
-    """And what follows the cut-over is greedy too: batched equals single."""
+    """The answers are greedy, too: batched equals single."""
     found = vote(item=ITEMS[0], **asked(temperature=0.0))
     assert len(set(found["texts"])) == 1
 
 
 def test_all_votes_are_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two calls of generate a question: the reasoning, and the answers."""
+    """A question takes two calls of generate: for the reasoning, and for the answers."""
     how, sizes = asked(), []
     right = type(how["model"]).generate
 
@@ -129,7 +129,7 @@ def test_all_votes_are_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("killed_after", [0, 1, 2])
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_killed_run_goes_on_where_it_was(killed_after: int, torn: bool, tmp_path: Path) -> None:
-    """The same answers as without the kill, none asked twice, a torn line asked again."""
+    """The answers equal those without a kill; no question is asked twice, except for an incomplete line."""
     whole = vote_on(items=ITEMS, ledger=Ledger(tmp_path / "whole.jsonl"), **asked())
     path = tmp_path / "killed.jsonl"
     vote_on(items=ITEMS[:killed_after], ledger=Ledger(path), **asked())
@@ -145,7 +145,7 @@ def test_a_killed_run_goes_on_where_it_was(killed_after: int, torn: bool, tmp_pa
 
 
 def test_an_answer_is_on_disk_before_the_next_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever happens then."""
+    """Even if the next question fails."""
 
     def failing(model: Any, tokenizer: Any, task: Any, item: Item, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if item.index == 2:
@@ -158,23 +158,15 @@ def test_an_answer_is_on_disk_before_the_next_question(tmp_path: Path, monkeypat
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_file_of_something_else_is_not_written_to(tmp_path: Path) -> None:
-    """One line, and the file as it was."""
-    (tmp_path / "a.jsonl").write_text('{"name": 1}\n')
-    with pytest.raises(CheckpointError, match="line 1"):
-        Ledger(tmp_path / "a.jsonl")
-    assert (tmp_path / "a.jsonl").read_text() == '{"name": 1}\n'
-
-
 def test_an_answer_belongs_to_its_question(tmp_path: Path) -> None:
-    """Other data under the same name are not mixed with what was answered."""
+    """Answers to other data under the same name are refused."""
     vote_on(items=ITEMS[:1], ledger=Ledger(tmp_path / "a.jsonl"), **asked())
-    with pytest.raises(CheckpointError, match="another question 1"):
+    with pytest.raises(CheckpointError, match="question 1 that belongs to other data"):
         vote_on(items=[Item(0, "5 + 5?", " 10")], ledger=Ledger(tmp_path / "a.jsonl"), **asked())
 
 
 def test_what_the_model_wrote_is_what_it_goes_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a tokenizer whose decoder drops the space in front, and one that ends every text with eos."""
+    """With a tokenizer whose decoder drops a leading space, and one that appends eos to every text."""
     tokenizer = byte_tokenizer()
     backend = tokenizer.backend_tokenizer
     backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
@@ -197,9 +189,9 @@ def test_what_the_model_wrote_is_what_it_goes_on_from(monkeypatch: pytest.Monkey
 
 
 def test_what_cannot_be_asked_is_refused() -> None:
-    """A question beyond the context, an item without an answer."""
+    """A question that exceeds the context, an item without an answer."""
     how = asked()
     with pytest.raises(DataError, match="context is 512"):
         check_context(how["model"], how["tokenizer"], [Item(0, "x" * 600, " 4")], how["settings"])
-    with pytest.raises(DataError, match="holds none"):
+    with pytest.raises(DataError, match="has no gsm8k answer"):
         vote(item=Item(0, "x", " four"), **asked())

@@ -1,4 +1,4 @@
-"""`quietstar generate`: prompts in, text out as it comes, thoughts shown where asked for."""
+"""`quietstar generate`: reads prompts, writes text token by token, and optionally shows thoughts."""
 
 import io
 from pathlib import Path
@@ -16,21 +16,21 @@ from tests.tiny_tokenizer import byte_tokenizer, thinking_folders
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A thinking model that speaks lower-case letters, and the base model it was made from beside it."""
+    """A thinking model that writes lower-case letters, and the base model it was made from."""
     tokenizer = byte_tokenizer()
     banned = [i for i in range(len(tokenizer)) if tokenizer.convert_ids_to_tokens(i) not in ascii_lowercase]
     return thinking_folders(tmp_path_factory.mktemp("models"), n_ahead=5, suppressed_token_ids=banned)
 
 
 def spoken(folder: Path, prompt: str | None = "one two", name: str = "thinking", **how: object) -> str:
-    """What is written."""
+    """Return the output."""
     out = io.StringIO()
     speak(str(folder / name), prompt, GenerateArguments(max_new_tokens=6, **how), out)
     return out.getvalue()
 
 
 def test_a_prompt_is_continued_as_generate_does(folder: Path) -> None:
-    """The prompt, what follows it, and a line's end."""
+    """The prompt, its continuation, and a newline."""
     model = QuietStarForCausalLM.from_pretrained(folder / "thinking")
     tokenizer = byte_tokenizer()
     ids = tokenizer("one two", return_tensors="pt")["input_ids"]
@@ -40,7 +40,7 @@ def test_a_prompt_is_continued_as_generate_does(folder: Path) -> None:
 
 
 def test_thoughts_stand_before_their_tokens(folder: Path) -> None:
-    """Without them the text is the same."""
+    """They do not change the text."""
     shown = spoken(folder, show_thoughts=True)
     assert shown.count("⟨") == shown.count("⟩") == 6
     parts = [part.partition("⟩") for part in shown.split("⟨")]
@@ -51,7 +51,7 @@ def test_thoughts_stand_before_their_tokens(folder: Path) -> None:
 def test_a_file_and_standard_input_hold_a_prompt_in_each_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One after the other, each as if alone."""
+    """Each is continued as if it were alone."""
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
     both = spoken(folder, None, prompts_file=str(tmp_path / "prompts.txt"))
     assert both == spoken(folder, "one") + "\n" + spoken(folder, "two")
@@ -60,14 +60,14 @@ def test_a_file_and_standard_input_hold_a_prompt_in_each_line(
 
 
 def piped(given: bytes) -> io.TextIOWrapper:
-    """Standard input as a pipe gives it."""
+    """Standard input from a pipe."""
     return io.TextIOWrapper(io.BytesIO(given))
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("from_file", [True, False])
 def test_prompts_are_the_lines_and_nothing_else(mark: bytes, from_file: bool, tmp_path: Path) -> None:
-    """Without a byte-order mark; a line ends at its end, not at form feeds and separators of Unicode."""
+    """Without a byte-order mark, and split at newlines only, not at form feeds or Unicode separators."""
     prompts = ["one\u2028two", "a\x0b\x0c\x1c\x85b", "c\rd", "last"]
     written = mark + "\r\n".join(prompts).encode()
     (tmp_path / "prompts.txt").write_bytes(written)
@@ -82,7 +82,7 @@ def test_a_line_has_the_number_that_an_editor_shows(tmp_path: Path) -> None:
 
 
 def test_sampling_repeats_with_its_seed_and_strings_stop_it(folder: Path) -> None:
-    """As `generate` has it."""
+    """As in `generate`."""
     assert spoken(folder, temperature=1.0) == spoken(folder, temperature=1.0) != spoken(folder, temperature=1.0, seed=1)
     free = spoken(folder).strip()
     stop = free[-4:-2]
@@ -90,7 +90,7 @@ def test_sampling_repeats_with_its_seed_and_strings_stop_it(folder: Path) -> Non
 
 
 def test_a_plain_model_speaks_as_it_is(folder: Path) -> None:
-    """The same by its own folder as inside the thinking one, whose suppressed tokens it may say."""
+    """The same from its own folder as from the thinking model, whose suppressed tokens it may write."""
     assert spoken(folder, name="base", original=True) == spoken(folder, original=True)
 
 
@@ -114,7 +114,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_bad_input_is_one_line(what: str, folder: Path, capfd: pytest.CaptureFixture, tmp_path: Path) -> None:
-    """Exit code 2, and what to do."""
+    """With exit code 2, and what to do."""
     (model, *rest), says = REFUSED[what]
     try:
         code = main(["generate", str(folder / model), *rest])
@@ -127,14 +127,14 @@ def test_bad_input_is_one_line(what: str, folder: Path, capfd: pytest.CaptureFix
 
 
 def test_a_file_without_a_prompt_is_refused(tmp_path: Path) -> None:
-    """Empty, with an empty line, or no text at all."""
-    for content, says in ((b"\n", "holds no prompt"), (b"a\n\nb", "line 2 of"), (b"a\n\xff", "byte 1 of line 2")):
+    """A file that is empty, has an empty line, or is not text."""
+    for content, says in ((b"\n", "has no prompts"), (b"a\n\nb", "line 2 of"), (b"a\n\xff", "byte 1 of line 2")):
         (tmp_path / "prompts.txt").write_bytes(content)
         with pytest.raises(QuietStarError, match=says):
             list(read_prompts(None, str(tmp_path / "prompts.txt"), piped(b"")))
 
 
 def test_the_device_and_dtype_are_the_users(folder: Path) -> None:
-    """bfloat16 on a CPU speaks too."""
+    """In bfloat16 on a CPU, too."""
     assert torch.get_default_dtype() == torch.float32
     assert spoken(folder, dtype="bfloat16", device="cpu").startswith("one two")

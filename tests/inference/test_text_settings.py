@@ -1,4 +1,4 @@
-"""Commands and the server choose tokens by their options alone, whatever the model's generation_config asks for."""
+"""Commands and the server choose tokens by their options alone, and ignore the model's generation_config."""
 
 import io
 import logging
@@ -82,13 +82,13 @@ COMMANDS = {"generate": by_command, "serve": by_server, "inspect": by_inspection
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("asks_for", ASKED)
 def test_what_a_model_asks_for_is_set_aside(asks_for: str, command: str) -> None:
-    """By all commands alike."""
+    """By all commands."""
     write = COMMANDS[command]
     assert write(model_that_asks(ASKED[asks_for]), 0.8) == write(model_that_asks({}), 0.8)
 
 
 def test_temperature_0_takes_the_likeliest_token() -> None:
-    """As `--help` says; a plain model's, too, and the server writes the same."""
+    """As documented by `--help`, also for a plain model; the server writes the same."""
     model = model_that_asks(ASKED["penalties"] | ASKED["sampling"])
     ids = byte_tokenizer()(PROMPT)["input_ids"]
     found = by_inspection(model, 0.0)
@@ -104,7 +104,7 @@ def test_temperature_0_takes_the_likeliest_token() -> None:
 
 
 def test_generate_in_python_obeys_the_model() -> None:
-    """As any Hugging Face model does."""
+    """Like any Hugging Face model."""
     ids = torch.tensor([byte_tokenizer()(PROMPT)["input_ids"]])
     free, bound = (model_that_asks(asked).generate(ids, max_new_tokens=N) for asked in ({}, ASKED["penalties"]))
     assert not torch.equal(free, bound)
@@ -112,7 +112,7 @@ def test_generate_in_python_obeys_the_model() -> None:
 
 @pytest.mark.parametrize("command", ["generate", "serve", "inspect"])
 def test_tokens_that_end_a_text_or_never_enter_it_are_kept(command: str) -> None:
-    """Of the generation_config; and the end of text that the tokenizer has."""
+    """Those of the generation_config, and the tokenizer's eos."""
     free = by_server(model_that_asks({}, eos_token_id=None), 0.0)
     n_prompt = len(byte_tokenizer()(PROMPT)["input_ids"])
     end, never = free[3], free[0]
@@ -142,7 +142,7 @@ def test_one_line_says_what_is_set_aside(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_models_without_such_settings_have_none_to_set_aside(tmp_path: Path) -> None:
-    """Among them those that come with a new base model, saved and loaded."""
+    """Including those of a new base model, saved and loaded."""
     assert set_aside(tiny_base("gpt2")) == {}
     model, tokenizer = load_model(thinking_folders(tmp_path, n_ahead=4) / "thinking", GenerateArguments())
     assert set_aside(model) == {}

@@ -141,11 +141,11 @@ def test_without_a_name_the_folder_is_named_after_the_model(
     [
         ([], "text and prompt are two ways to name what is read, and neither was given; give one of them"),
         (["--prompt", "a", "--text", "b"], "both were given"),
-        (["--text", "no-such.txt"], "no-such.txt cannot be read: No such file or directory; give a text file"),
+        (["--text", "no-such.txt"], "no-such.txt cannot be read: No such file or directory; give a readable text file"),
         (["--prompt", " "], "the prompt is empty; give some text to read"),
         (["--text", "b", "--generate", "3"], "generate was given without a prompt to go on from; add --prompt"),
         (["--prompt", "a", "--generate", "2", "--limit", "9"], "limit was given with generate, which reads the whole"),
-        (["--prompt", "a", "--top_p", "0.5"], "top_p was given with a temperature of 0, which draws nothing; give a"),
+        (["--prompt", "a", "--top_p", "0.5"], "top_p was given, but a temperature of 0 samples nothing; give a"),
         (
             ["--prompt", "a", "--temperature", "1"],
             "temperature was given without generate, and nothing is written",
@@ -160,9 +160,9 @@ def test_without_a_name_the_folder_is_named_after_the_model(
         (["--prompt", "a", "--n_ahead_talk", "1000"], "take up to 1004 tokens, and the model's context is 64; give a"),
         (["--prompt", "a", "--thought", "b" * 62], "take up to 64 tokens, and the model's context is 64; give a"),
         (["--prompt", "a", "--thought", ""], "thought is '', of which the tokenizer makes no token"),
-        (["--prompt", "a\udcff"], r"prompt is no whole Unicode text: character 2 is '\udcff'; give text in UTF-8"),
-        (["--prompt", "a", "--thought", "\udcff"], r"thought is no whole Unicode text: character 1 is '\udcff'"),
-        (["--prompt", "a", "--filler", "\udcff"], r"filler is no whole Unicode text: character 1 is '\udcff'"),
+        (["--prompt", "a\udcff"], r"prompt is not valid Unicode: character 2 is '\udcff'; give text in UTF-8"),
+        (["--prompt", "a", "--thought", "\udcff"], r"thought is not valid Unicode: character 1 is '\udcff'"),
+        (["--prompt", "a", "--filler", "\udcff"], r"filler is not valid Unicode: character 1 is '\udcff'"),
         (["--prompt", "a", "--filler", "hm"], "filler is 'hm', of which the tokenizer makes 2 tokens; give a text of"),
         (
             ["--prompt", "a", "--filler", "b", "--interventions", "removed"],
@@ -193,7 +193,7 @@ def test_nothing_is_overwritten_unasked(here: Path, tmp_path: Path, capsys: pyte
     assert inspect(here, out, "--prompt", "a b") == 0
     before = (out / "trace.jsonl").read_bytes()
     assert inspect(here, out, "--prompt", "c d") == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already has a run" in capsys.readouterr().err
     assert (out / "trace.jsonl").read_bytes() == before
     assert inspect(here, out, "--prompt", "c d", "--overwrite") == 0
     assert (out / "trace.jsonl").read_bytes() != before

@@ -89,11 +89,11 @@ def test_no_trace_is_written_over_another(found: Trace, tmp_path: Path) -> None:
     path = found.write(tmp_path / "run")
     before = path.read_bytes()
     for format in ("jsonl", "parquet"):
-        with pytest.raises(SettingsError, match="holds a run already"):
+        with pytest.raises(SettingsError, match="already has a run"):
             found.write(tmp_path / "run", format)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(SettingsError, match="holds files that are no run of ours"):
+    with pytest.raises(SettingsError, match="is not empty, and not created by quietstar"):
         found.write(tmp_path / "mine", overwrite=True)
     assert path.read_bytes() == before
     found.write(tmp_path / "run", "parquet", overwrite=True)

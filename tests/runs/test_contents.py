@@ -1,4 +1,4 @@
-"""Digests tell contents apart, whatever their files are called."""
+"""Digests depend on contents, not on names of files."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from quietstar.runs.contents import digest_of_files, digest_of_model
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of more than 1,000 bytes are large."""
+    """Treat files of more than 1,000 bytes as large."""
     for name, value in {"WHOLE": 1000, "PARTS": 8, "PART": 64}.items():
         monkeypatch.setattr(contents, name, value)
 

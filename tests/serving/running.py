@@ -1,4 +1,4 @@
-"""Engines and servers over tiny models, started and ended by a test; and what a request is given alone."""
+"""Engines and servers over tiny models, for the duration of a test, and what a request gives when it runs alone."""
 
 import queue
 import threading
@@ -28,7 +28,7 @@ NAME = "tiny"
 
 @cache
 def speaking_model(family: str = "llama", letters: bool = True, ends: bool = True) -> QuietStarForCausalLM:
-    """Writes bytes; or lower-case letters, and the end of a text now and then. Shared: leave it as it is."""
+    """A model that writes bytes, or lower-case letters and sometimes eos. It is shared: do not change it."""
     tokenizer = byte_tokenizer()
     said = [*ascii_lowercase, "Ġ", "Ã", "©", *(["</s>"] if ends else [])]
     banned = [i for i in range(len(tokenizer)) if tokenizer.convert_ids_to_tokens(i) not in said] if letters else None
@@ -42,7 +42,7 @@ def speaking_model(family: str = "llama", letters: bool = True, ends: bool = Tru
 
 
 def a_job(prompt_ids: list[int], think: str = "always", **how: Any) -> Job:
-    """A job with thoughts reported."""
+    """Return a job that reports thoughts."""
     drawn = {name.removeprefix("thought_"): how.pop(name) for name in list(how) if name.startswith("thought_")}
     thinking = Thinking.of(ThinkPolicy.parse(think), drawn.get("temperature", 0.0), drawn.get("top_p", 1.0))
     settings = {"max_tokens": 8, "seed": 0, "wants_thoughts": True, **how}
@@ -50,7 +50,7 @@ def a_job(prompt_ids: list[int], think: str = "always", **how: Any) -> Job:
 
 
 def alone(model: QuietStarForCausalLM, job: Job, choice: int = 0) -> tuple[list[int], GeneratedThoughts]:
-    """The tokens of a choice as `generate` writes them with nothing beside it, and their thoughts."""
+    """Return the tokens of a choice as `generate` writes them, and their thoughts."""
     torch.manual_seed(job.seed + choice)
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if job.temperature:
@@ -71,21 +71,21 @@ def alone(model: QuietStarForCausalLM, job: Job, choice: int = 0) -> tuple[list[
 
 
 class DrivenEngine(Engine):
-    """An engine without a thread: a test takes its turns."""
+    """An engine without a thread: tests run its turns."""
 
     is_alive = True
 
     def turn(self) -> None:
-        """One."""
+        """Run one turn."""
         self._turn()
 
     def ask(self, job: Job) -> tuple[Ticket, list[Event]]:
-        """Submit; the events will be in the list."""
+        """Submit a job, and return the list that will receive its events."""
         events: list[Event] = []
         return self.submit(job, events.append), events
 
     def finish(self) -> None:
-        """Turns until nobody is left."""
+        """Run turns until no request is left."""
         for _ in range(10_000):
             if not (self.waiting or self.running):
                 return
@@ -94,13 +94,13 @@ class DrivenEngine(Engine):
 
 
 def driven(model: QuietStarForCausalLM, **settings: Any) -> DrivenEngine:
-    """An engine to take turns with."""
+    """Return an engine whose turns a test runs."""
     return DrivenEngine(model, byte_tokenizer(), ServeArguments(**settings))
 
 
 @contextmanager
 def running_engine(model: QuietStarForCausalLM, **settings: Any) -> Iterator[Engine]:
-    """An engine with its thread."""
+    """Run an engine with its thread."""
     engine = Engine(model, byte_tokenizer(), ServeArguments(**settings))
     engine.start()
     try:
@@ -110,7 +110,7 @@ def running_engine(model: QuietStarForCausalLM, **settings: Any) -> Iterator[Eng
 
 
 def outcome_of(engine: Engine, job: Job) -> list[Event]:
-    """Every event of a job."""
+    """Return all events of a job."""
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     engine.submit(job, events.put)
     found: list[Event] = []
@@ -125,7 +125,7 @@ def outcome_of(engine: Engine, job: Job) -> list[Event]:
 def served(
     model: QuietStarForCausalLM, chat_template: str | None = None, **settings: Any
 ) -> Iterator[tuple[str, Server]]:
-    """A server on a free port of this machine: its address, and the server itself."""
+    """Run a server on a free port: its address, and the server itself."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = chat_template
     with listen("127.0.0.1", 0) as door:

@@ -1,4 +1,4 @@
-"""What each address answers: completions, chat, streams, thoughts, models, health, metrics, files."""
+"""Responses of every endpoint: completions, chat, streams, thoughts, models, health, metrics, files."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from quietstar.serving.arguments import ServeArguments
 from quietstar.serving.batch import Batch
 from quietstar.serving.engine import Engine
 from quietstar.serving.intake import Intake
-from quietstar.serving.text import one_line
+from quietstar.text.pieces import one_line
 from tests.serving.running import CONTEXT, NAME, a_job, alone, running_engine, speaking_model
 from tests.tiny_tokenizer import byte_tokenizer
 
@@ -29,13 +29,13 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "temper
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    """One for all of these tests."""
+    """An engine shared by these tests."""
     with running_engine(speaking_model()) as engine:
         yield engine
 
 
 def client_of(engine: Engine, template: str | None = TEMPLATE, **settings: Any) -> TestClient:
-    """Of an application with its own settings."""
+    """Return a client of an application with its own settings."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     return TestClient(make_app(engine, tokenizer, ServeArguments(**settings), NAME), base_url="http://127.0.0.1")
@@ -43,12 +43,12 @@ def client_of(engine: Engine, template: str | None = TEMPLATE, **settings: Any) 
 
 @pytest.fixture
 def client(engine: Engine) -> TestClient:
-    """With the default settings."""
+    """A client of an application with the default settings."""
     return client_of(engine)
 
 
 def events_of(client: TestClient, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The chunks of a stream, which ends as streams do."""
+    """Return the chunks of a stream, and check how it ends."""
     answer = client.post(path, json=body | {"stream": True})
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -59,12 +59,12 @@ def events_of(client: TestClient, path: str, body: dict[str, Any]) -> list[dict[
 
 
 def job_of(prompt: str, **how: Any) -> Any:
-    """What the engine is asked for a prompt."""
+    """Return the job of a prompt."""
     return a_job(TOKENIZER(prompt)["input_ids"], **{"max_tokens": 12, "temperature": 0.0, **how})
 
 
 def test_a_completion_is_what_generate_writes(engine: Engine, client: TestClient) -> None:
-    """Text, thoughts one in a line, and the tokens of both."""
+    """Return text, reasoning, and the details of each token."""
     body = client.post("/v1/completions", json=COMPLETION | {"thoughts": True}).json()
     tokens, thoughts = alone(engine.model, job_of("one two"))
     (choice,) = body["choices"]
@@ -96,7 +96,7 @@ def test_a_completion_is_what_generate_writes(engine: Engine, client: TestClient
 @pytest.mark.parametrize("thoughts", [False, True])
 @pytest.mark.parametrize("is_chat", [False, True])
 def test_a_stream_adds_up_to_the_whole_answer(client: TestClient, is_chat: bool, thoughts: bool) -> None:
-    """Choice by choice: text, reasoning, thoughts, ends; and usage where it is asked for."""
+    """Text, reasoning, thoughts and ends of every choice, and usage if requested."""
     path, body = ("/v1/chat/completions", CHAT) if is_chat else ("/v1/completions", COMPLETION)
     asked = body | {"n": 3, "temperature": 1.0, "seed": 5, "thoughts": thoughts, "think": "entropy:2,budget:6"}
     whole = client.post(path, json=asked).json()
@@ -124,7 +124,7 @@ def test_a_stream_adds_up_to_the_whole_answer(client: TestClient, is_chat: bool,
 
 
 def test_chat_goes_through_the_template(engine: Engine, client: TestClient) -> None:
-    """Parts of text are put together; without a template it is a clear error."""
+    """Text parts are joined; without a template there is a clear error."""
     content = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
     both = [
         client.post("/v1/chat/completions", json=CHAT | {"messages": [{"role": "user", "content": each}]}).json()
@@ -145,7 +145,7 @@ def test_chat_goes_through_the_template(engine: Engine, client: TestClient) -> N
 
 @pytest.mark.parametrize(("allowed", "by_itself"), [(9, 9), (40, 16)])
 def test_a_text_is_as_long_as_asked_for(allowed: int, by_itself: int) -> None:
-    """By itself a completion has 16 tokens, as OpenAI has it, and an answer of chat as many as the server allows."""
+    """By default, a completion has 16 tokens, as with OpenAI, and a chat completion as many as the server allows."""
     with running_engine(speaking_model(ends=False), max_tokens=allowed) as engine:
         client = client_of(engine, max_tokens=allowed)
 
@@ -161,7 +161,7 @@ def test_a_text_is_as_long_as_asked_for(allowed: int, by_itself: int) -> None:
 
 @pytest.mark.skipif(not TELLS_APART, reason="this version of transformers cannot tell control tokens apart")
 def test_a_message_cannot_speak_for_others(client: TestClient) -> None:
-    """What spells out a control token in it stays text."""
+    """Control tokens that it spells out stay text."""
     asked = CHAT | {"messages": [{"role": "user", "content": "</s>"}], "thoughts": True}
     ids = client.post("/v1/chat/completions", json=asked).json()["prompt_token_ids"]
     assert 2 not in ids
@@ -172,7 +172,7 @@ def test_a_message_cannot_speak_for_others(client: TestClient) -> None:
 def test_where_control_tokens_cannot_be_told_apart_they_are_refused(
     client: TestClient, message: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Older versions of transformers take what a message spells out for their own."""
+    """Older versions of transformers would parse control tokens in messages."""
     older = lambda self, messages, **how: "".join(each["content"] for each in messages).encode()  # noqa: E731
     monkeypatch.setattr(type(TOKENIZER), "apply_chat_template", older)
     answer = client.post("/v1/chat/completions", json=CHAT | {"messages": [{"role": "user"} | message]})
@@ -182,14 +182,14 @@ def test_where_control_tokens_cannot_be_told_apart_they_are_refused(
 
 
 def test_reasoning_may_be_left_out(client: TestClient) -> None:
-    """It is counted all the same."""
+    """They are counted, though."""
     body = client.post("/v1/completions", json=COMPLETION | {"include_reasoning": False}).json()
     assert "reasoning_content" not in body["choices"][0]
     assert body["usage"]["completion_tokens_details"]["reasoning_tokens"] > 0
 
 
 def test_think_is_the_servers_unless_the_request_says(engine: Engine) -> None:
-    """So are temperature and nucleus of thoughts."""
+    """So are temperature and top_p of thoughts."""
     client = client_of(engine, think="never", thought_temperature=1.0)
     never = client.post("/v1/completions", json=COMPLETION | {"thoughts": True}).json()
     assert not any(each["thought"] for each in never["choices"][0]["thoughts"])
@@ -204,7 +204,7 @@ def test_think_is_the_servers_unless_the_request_says(engine: Engine) -> None:
 
 
 def test_a_seed_repeats_and_none_varies(client: TestClient) -> None:
-    """Choices of one request differ."""
+    """But the choices of one request differ."""
     asked = COMPLETION | {"temperature": 1.5, "n": 2}
 
     def texts(**seed: int) -> list[str]:
@@ -218,7 +218,7 @@ def test_a_seed_repeats_and_none_varies(client: TestClient) -> None:
 
 
 def test_prompts_may_be_token_ids(client: TestClient) -> None:
-    """The same as their text."""
+    """They give the same result as their text."""
     ids = TOKENIZER("one two")["input_ids"]
     both = [client.post("/v1/completions", json=COMPLETION | {"prompt": p}).json() for p in ("one two", ids, [ids])]
     assert len({each["choices"][0]["text"] for each in both}) == 1
@@ -226,7 +226,7 @@ def test_prompts_may_be_token_ids(client: TestClient) -> None:
 
 @pytest.mark.parametrize("thought", [None, "", "ab", "a thought longer than the model's own"])
 def test_thoughts_says_what_would_have_been_said(engine: Engine, client: TestClient, thought: str | None) -> None:
-    """After a thought of any length, or after its own: then as it was predicted."""
+    """After a thought of any length; after its own thought, they equal the original prediction."""
     body = client.post("/v1/thoughts", json={"prompt": "one two", "thought": thought, "top_k": 3}).json()
     ids = TOKENIZER("one two")["input_ids"]
     reading, last = Reading(engine.model, torch.tensor(ids)), torch.tensor([6])
@@ -249,7 +249,7 @@ def test_thoughts_says_what_would_have_been_said(engine: Engine, client: TestCli
 
 
 def test_models_are_listed(client: TestClient) -> None:
-    """One; with what it allows."""
+    """There is one, described with its limits."""
     listed = client.get("/v1/models").json()
     assert [each["id"] for each in listed["data"]] == [NAME]
     assert listed["data"][0]["context"] == CONTEXT
@@ -288,7 +288,7 @@ def test_metrics_count_what_was_done(client: TestClient, engine: Engine) -> None
 
 
 def test_health_ends_with_the_engine() -> None:
-    """And requests are then turned away."""
+    """Further requests are refused."""
     with running_engine(speaking_model()) as engine:
         client = client_of(engine)
         assert client.get("/healthz").json() == {"status": "ok", "model": NAME}
@@ -297,7 +297,7 @@ def test_health_ends_with_the_engine() -> None:
 
 
 def test_a_failure_is_one_line_and_the_server_lives_on(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What went wrong stands in the log, not in the answer."""
+    """The log has the error, the response does not."""
 
     def broken(*_: Any) -> None:
         raise RuntimeError("secret of the house")
@@ -314,7 +314,7 @@ def test_a_failure_is_one_line_and_the_server_lives_on(client: TestClient, monke
 
 
 def test_what_nobody_thought_of_is_answered_too(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the same shape, with the same headers."""
+    """In the same format, with the same headers."""
     monkeypatch.setattr(Intake, "job", lambda *_: 1 / 0)
     answer = client.post("/v1/completions", json=COMPLETION)
     assert answer.status_code == 500
@@ -347,7 +347,7 @@ HOSTILE = "<script>alert(1)</script>\u202e\u0000\u2028 😀 \" ' & \x1b[31m"
 
 
 def test_text_never_becomes_markup(client: TestClient) -> None:
-    """It comes back as JSON, said to be JSON, and is not to be guessed at."""
+    """Responses are JSON with that content type, which browsers must not guess."""
     messages = [
         client.post("/v1/completions", json=COMPLETION | {"prompt": HOSTILE}),
         client.post("/v1/completions", json=COMPLETION | {HOSTILE: 1}),

@@ -1,4 +1,4 @@
-"""`quietstar serve`: what it accepts, how it says what it does not, and how it begins and ends."""
+"""`quietstar serve`: its options, its errors, and how it starts and stops."""
 
 import json
 import os
@@ -32,7 +32,7 @@ WRONG = [
     ({"request_seconds": 0.0}, "request_seconds is 0.0; give a number above 0"),
     ({"request_seconds": float("nan")}, "request_seconds is nan"),
     ({"model_name": ""}, "model_name is empty"),
-    ({"model_name": "a\udcffb"}, "model_name is no whole Unicode text"),
+    ({"model_name": "a\udcffb"}, "model_name is not valid Unicode"),
     ({"cors_origin": ["example.org"]}, "give an origin such as http://localhost:3000"),
     ({"cors_origin": ["http://example.org/page"]}, "give an origin"),
     ({"think": "sometimes"}, "choose from"),
@@ -49,11 +49,11 @@ def test_impossible_settings_are_refused_in_one_line(how: dict, says: str) -> No
 
 
 def test_a_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never from the command line, which everybody on the machine can read; the file goes first."""
+    """Never from the command line, which everybody on the machine can read; the file overrides the environment."""
     monkeypatch.delenv("QUIETSTAR_API_KEY", raising=False)
     assert ServeArguments().api_key() is None
     monkeypatch.setenv("QUIETSTAR_API_KEY", "of the env")
-    with pytest.raises(SettingsError, match="QUIETSTAR_API_KEY holds no key"):
+    with pytest.raises(SettingsError, match="QUIETSTAR_API_KEY is not a valid key"):
         ServeArguments().api_key()
     monkeypatch.setenv("QUIETSTAR_API_KEY", "other")
     assert ServeArguments().api_key() == b"other"
@@ -69,7 +69,7 @@ def test_a_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch:
 
 
 def test_an_address_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """Said before the model is loaded."""
+    """They are refused before the model is loaded."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -79,7 +79,7 @@ def test_an_address_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
     assert said.startswith(f"quietstar serve: host 127.0.0.1 and port {port} cannot be used: Address already in use")
     assert "\n" not in said
     for host in ("no.such.host.invalid", "not an address", "a..b", "a" * 64 + ".example"):
-        with pytest.raises(SettingsError, match="is no address"):
+        with pytest.raises(SettingsError, match="is not a valid address"):
             listen(host, 0)
     assert address_of("::1", 80) == "http://[::1]:80"
 
@@ -88,7 +88,7 @@ def test_an_address_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_missing_package_names_its_extra(
     package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In one line."""
+    """The error names the extra, on one line."""
     monkeypatch.setattr(quietstar, "serving", quietstar.serving)  # put back with its modules
     for name in [name for name in sys.modules if name.startswith("quietstar.serving")]:
         monkeypatch.delitem(sys.modules, name)
@@ -110,7 +110,7 @@ def test_every_option_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, how: signal.Signals) -> None:
-    """It says in one line where it is, and leaves without a trace of an error."""
+    """It prints its address on one line, and ends without an error."""
     folder = thinking_folders(tmp_path, n_ahead=4) / "thinking"
     command = [sys.executable, "-m", "quietstar", "serve", str(folder), "--port", "0"]
     quiet = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}

@@ -1,4 +1,4 @@
-"""The engine: whoever joins and leaves, each text is what `generate` writes for it alone."""
+"""The engine: whatever else is in the batch, each text is what `generate` writes for it alone."""
 
 import random
 from typing import Any
@@ -13,7 +13,7 @@ from quietstar.serving import what_if
 from quietstar.serving.batch import Batch
 from quietstar.serving.faults import RequestError
 from quietstar.serving.jobs import Job, Returned, Written
-from quietstar.serving.text import one_line
+from quietstar.text.pieces import one_line
 from tests.serving.running import CONTEXT, a_job, alone, driven, running_engine, speaking_model
 from tests.tiny_tokenizer import byte_tokenizer
 
@@ -22,7 +22,7 @@ FAMILIES = ["llama", "mistral-window", "gemma3_text", "gpt2"]
 
 
 def random_job(draw: random.Random, longest: int = 40) -> Job:
-    """Of any length and any settings."""
+    """Return a random job, of any length and with any settings."""
     sampled: dict[str, Any] = {"thought_temperature": 1.0} if draw.random() < 0.15 else {}
     policy = (
         draw.choice([*POLICIES[:4], "budget:3"]) if draw.random() < 0.8 else draw.choice([*POLICIES, "probability:0.5"])
@@ -41,7 +41,7 @@ def random_job(draw: random.Random, longest: int = 40) -> Job:
 
 
 def check(model: QuietStarForCausalLM, job: Job, events: list) -> None:
-    """Tokens, thoughts, reasons, weights and predictions of every choice are those of `generate` alone."""
+    """Check that tokens, thoughts, reasons, weights and predictions of every choice equal those of `generate`."""
     for choice in range(job.n):
         written = [event for event in events if event.choice == choice]
         tokens, thoughts = alone(model, job, choice)
@@ -69,7 +69,7 @@ def check(model: QuietStarForCausalLM, job: Job, events: list) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_that_join_and_leave_are_written_as_if_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At any time, of any length, greedy and sampled; prompts read in parts; some cancelled under way."""
+    """At any time, of any length, greedy and sampled; prompts are read in parts, and some requests are cancelled."""
     monkeypatch.setattr(prompts_module, "TOKENS_AT_ONCE", 8)
     model, draw = speaking_model(family, letters=False), random.Random(FAMILIES.index(family))
     engine = driven(model, max_batch=9)
@@ -97,7 +97,7 @@ def test_rows_that_join_and_leave_are_written_as_if_alone(family: str, monkeypat
 
 
 def batch_of(model: QuietStarForCausalLM, *lengths: int, think: str = "always") -> tuple[Batch, list[list[int]]]:
-    """Texts of those lengths in one batch, as they joined it, and the last token of each not read yet."""
+    """Return a batch of texts of these lengths, and the last token of each, which it has not read yet."""
     draw = random.Random(0)
     texts = [[draw.randrange(3, 259) for _ in range(n)] for n in lengths]
     whole = Batch(model, a_job([3], think).thinking)
@@ -109,7 +109,7 @@ def batch_of(model: QuietStarForCausalLM, *lengths: int, think: str = "always") 
 
 
 def far_off(model: QuietStarForCausalLM, batch: Batch, texts: list[list[int]]) -> float:
-    """How far the batch's predictions after one more token lie from each text's alone."""
+    """Return how far the batch's predictions after one more token are from each text's alone."""
     logits, _ = batch.read(torch.full((len(texts), 1), 77))
     with torch.no_grad():
         expected = torch.cat([model(torch.tensor([[*text, 77]]), logits_to_keep=1).logits[:, 0] for text in texts])
@@ -118,7 +118,7 @@ def far_off(model: QuietStarForCausalLM, batch: Batch, texts: list[list[int]]) -
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_predicts_what_each_text_alone_does(family: str) -> None:
-    """Also after some have left, and with no more padding than the longest needs."""
+    """Also after some have left, and without more padding than the longest needs."""
     model = speaking_model(family, letters=False)
     batch, texts = batch_of(model, 3, 30, 9, 1)
     assert far_off(model, batch, texts) < 1e-4
@@ -130,7 +130,7 @@ def test_a_batch_predicts_what_each_text_alone_does(family: str) -> None:
 
 
 def padding_seen(patch: pytest.MonkeyPatch) -> None:
-    """The mask of a text that joins is not extended by zeros."""
+    """The mask of a joining text is not padded with zeros."""
     right = Batch.join
 
     def wrong(self: Batch, other: Batch) -> None:
@@ -141,20 +141,20 @@ def padding_seen(patch: pytest.MonkeyPatch) -> None:
 
 
 def keys_on_the_right(patch: pytest.MonkeyPatch) -> None:
-    """Keys of shorter texts are filled on the wrong side."""
+    """Keys of shorter texts are padded on the wrong side."""
     pad = torch.nn.functional.pad
-    patch.setattr("quietstar.serving.batch._pad_keys", lambda of, S: pad(of, (0, 0, 0, S - of.shape[2])))
+    patch.setattr("quietstar.serving.batch._pad_left", lambda of, S: pad(of, (0, 0, 0, S - of.shape[2])))
 
 
 def wrong_text_leaves(patch: pytest.MonkeyPatch) -> None:
-    """Keys and masks of another text than the one that left."""
+    """The wrong text's keys and masks are removed."""
     right = Batch.keep
     patch.setattr(Batch, "keep", lambda self, rows: right(self, [(row + 1) % len(self) for row in rows]))
 
 
 @pytest.mark.parametrize("error", [padding_seen, keys_on_the_right, wrong_text_leaves])
 def test_a_deliberate_error_is_noticed(error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each makes a batch predict something else."""
+    """Each of them changes a batch's predictions."""
     model = speaking_model("llama", letters=False)
     error(monkeypatch)
     batch, texts = batch_of(model, 9, 30, 3)
@@ -163,7 +163,7 @@ def test_a_deliberate_error_is_noticed(error: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_budgets_belong_to_texts() -> None:
-    """Whoever joins late has all of its thoughts before it."""
+    """A text that joins late has its whole budget."""
     engine = driven(speaking_model(letters=False))
     _, first = engine.ask(a_job([9, 8, 7], "budget:3", max_tokens=10, temperature=0.0))
     for _ in range(5):
@@ -176,7 +176,7 @@ def test_budgets_belong_to_texts() -> None:
 
 
 def test_texts_thought_about_alike_share_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thirty-two of them cost the steps of one; those whose thoughts are drawn go alone."""
+    """Thirty-two texts take the steps of one; texts with random thoughts run alone."""
     sizes: list[int] = []
     right = Batch.read
     monkeypatch.setattr(Batch, "read", lambda self, ids, top_k=0: sizes.append(len(ids)) or right(self, ids, top_k))
@@ -193,7 +193,7 @@ def test_texts_thought_about_alike_share_passes(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_nobody_waits_for_more_of_others_prompts_than_some_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In each turn, of all prompts together; a prompt is read once, and counted once, for all texts after it."""
+    """Per turn, over all prompts; a prompt is read and counted once for all of its choices."""
     monkeypatch.setattr(prompts_module, "TOKENS_AT_ONCE", 16)
     read: list[int] = []
     right = Batch.skim
@@ -217,7 +217,7 @@ def test_nobody_waits_for_more_of_others_prompts_than_some_tokens(monkeypatch: p
 
 
 def test_errands_are_run_a_part_a_turn_while_somebody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of them at a time; those of clients that have left, not at all."""
+    """One at a time; those of disconnected clients are dropped."""
     monkeypatch.setattr(what_if, "TOKENS_AT_ONCE", 16)
     model, ids = speaking_model(letters=False), [5 + n for n in range(60)]
     engine = driven(model)
@@ -249,7 +249,7 @@ def test_errands_are_run_a_part_a_turn_while_somebody_waits(monkeypatch: pytest.
 
 
 def test_an_errand_that_fails_fails_alone() -> None:
-    """With 500, or as it says itself."""
+    """With 500, or with its own RequestError."""
     engine = driven(speaking_model(letters=False))
 
     def wrong(error: Exception) -> Any:
@@ -264,7 +264,7 @@ def test_an_errand_that_fails_fails_alone() -> None:
 
 
 def test_predictions_are_made_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In steps with such a text only."""
+    """Only in steps with a text that requests them."""
     made: list[int] = []
     right = Predictions.last_three
     monkeypatch.setattr(Predictions, "last_three", lambda self: made.append(len(self.h_base)) or right(self))
@@ -278,7 +278,7 @@ def test_predictions_are_made_for_those_who_ask(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_prediction_that_is_not_finite_fails_its_own_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not those in the same batch."""
+    """And not the other requests in the batch."""
     model, right = speaking_model(letters=False), Batch.read
 
     def wrong(self: Batch, ids: torch.Tensor, top_k: int = 0) -> Any:
@@ -297,7 +297,7 @@ def test_a_prediction_that_is_not_finite_fails_its_own_request(monkeypatch: pyte
 
 
 def test_a_text_ends_where_the_context_does() -> None:
-    """The longest prompt that is let in leaves room for one token after a thought."""
+    """The longest prompt allowed leaves room for one token after a thought."""
     for family in ("llama", "gpt2"):
         engine = driven(speaking_model(family, letters=False))
         assert engine.max_prompt_tokens == CONTEXT - 4
@@ -310,7 +310,7 @@ def test_a_text_ends_where_the_context_does() -> None:
 
 
 def test_special_tokens_are_no_text_and_end_it() -> None:
-    """An end is reported as a token, without text."""
+    """It is reported as a token without text."""
     model = speaking_model(letters=True)
     engine = driven(model)
     _, events = engine.ask(a_job([70, 71], n=8, max_tokens=60, temperature=1.0))
@@ -318,7 +318,7 @@ def test_special_tokens_are_no_text_and_end_it() -> None:
     ended = [event for event in events if event.finish_reason == "stop"]
     assert ended
     assert {event.token for event in ended} == {2}
-    assert {event.text for event in ended} <= {"", "\N{REPLACEMENT CHARACTER}"}  # what was begun before
+    assert {event.text for event in ended} <= {"", "\N{REPLACEMENT CHARACTER}"}  # an incomplete character before eos
     for choice in range(8):
         written = [event for event in events if event.choice == choice]
         text = byte_tokenizer().decode([event.token for event in written], skip_special_tokens=True)
@@ -326,7 +326,7 @@ def test_special_tokens_are_no_text_and_end_it() -> None:
 
 
 def test_suppressed_tokens_are_not_written_whatever_the_nucleus() -> None:
-    """They are ruled out before it is measured."""
+    """Suppressed tokens are masked before the policy measures."""
     model = speaking_model(letters=True)
     engine = driven(model)
     _, events = engine.ask(a_job([70, 71], n=4, max_tokens=20, temperature=2.0, top_p=0.05))
@@ -335,7 +335,7 @@ def test_suppressed_tokens_are_not_written_whatever_the_nucleus() -> None:
 
 
 def test_stop_strings_end_a_text_and_are_not_returned() -> None:
-    """Across tokens; the tokens that made one are reported."""
+    """Also across tokens; all tokens of it are reported."""
     engine = driven(speaking_model(letters=True))
     job = a_job([70, 71, 72], max_tokens=20, temperature=0.0)
     _, free = engine.ask(job)
@@ -350,7 +350,7 @@ def test_stop_strings_end_a_text_and_are_not_returned() -> None:
 
 
 def test_who_comes_first_is_let_in_first() -> None:
-    """A request that needs many places is not overtaken for ever by small ones."""
+    """Small requests do not starve one that needs many rows."""
     engine = driven(speaking_model(letters=False), max_batch=4)
     engine.ask(a_job([5], n=3, max_tokens=9))
     engine.turn()
@@ -364,7 +364,7 @@ def test_who_comes_first_is_let_in_first() -> None:
 
 
 def test_the_queue_has_an_end() -> None:
-    """Those beyond it are turned away with 429, and told when to come again."""
+    """Further ones get 429 with Retry-After."""
     engine = driven(speaking_model(letters=False), max_batch=2, max_queue=3)
     for _ in range(5):
         engine.ask(a_job([5], max_tokens=2))
@@ -378,7 +378,7 @@ def test_the_queue_has_an_end() -> None:
 
 
 def test_a_cancelled_request_takes_no_further_turn() -> None:
-    """Waiting, while its prompt is read, or while it is written."""
+    """In the queue, while its prompt is read, or during generation."""
     engine = driven(speaking_model(letters=False), max_batch=1)
     running, _ = engine.ask(a_job([5], max_tokens=200, temperature=0.0))
     waiting, events = engine.ask(a_job([6], max_tokens=200))
@@ -392,7 +392,7 @@ def test_a_cancelled_request_takes_no_further_turn() -> None:
 
 
 def test_time_runs_out() -> None:
-    """Of those that wait and of those that are written."""
+    """For waiting and for running requests."""
     engine = driven(speaking_model(letters=False), max_batch=1, request_seconds=1e-9)
     asked = [engine.ask(a_job([5], max_tokens=200)) for _ in range(2)]
     engine.turn()
@@ -402,7 +402,7 @@ def test_time_runs_out() -> None:
 
 
 def broken_prompt(patch: pytest.MonkeyPatch) -> None:
-    """Prompts that begin with 66 cannot be read."""
+    """Prompts that begin with 66 fail."""
     right = Batch.skim
 
     def wrong(self: Batch, ids: torch.Tensor) -> None:
@@ -414,7 +414,7 @@ def broken_prompt(patch: pytest.MonkeyPatch) -> None:
 
 
 def broken_join(patch: pytest.MonkeyPatch) -> None:
-    """The second text to join breaks the batch half-way."""
+    """The second text to join fails halfway, and breaks the batch."""
     right = Batch.join
 
     def wrong(self: Batch, other: Batch) -> None:
@@ -430,7 +430,7 @@ def broken_join(patch: pytest.MonkeyPatch) -> None:
 def test_a_failure_is_the_failure_of_those_concerned(
     error: Any, survives: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They hear of it as 500; whoever comes after is served."""
+    """They get 500; later requests are served."""
     model = speaking_model(letters=False)
     engine = driven(model)
     with monkeypatch.context() as patch:
@@ -452,7 +452,7 @@ def test_a_failure_is_the_failure_of_those_concerned(
 
 
 def test_an_engine_that_stops_ends_what_it_has() -> None:
-    """With 503, for those running and those waiting; and takes nothing more."""
+    """With 503, running or waiting; and it accepts no more."""
     events: list = []
     with running_engine(speaking_model(letters=False), max_batch=1) as engine:
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""The page at / in a real browser, over a real server: what it shows is what the server says."""
+"""The page at / in a real browser, with a real server: it shows what the server responds."""
 
 import json
 import math
@@ -23,14 +23,14 @@ REFUSED = "Failed to load resource"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[str, Server]]:
-    """Its address, and the server: of a model that writes any bytes, and never an end."""
+    """The address and the server of a model that writes any bytes and never ends a text."""
     settings = {"vocab_size": len(byte_tokenizer()), "max_position_embeddings": 4096}
     with served(tiny_model("llama", n_ahead=5, base=settings, suppressed_token_ids=[EOS])) as found:
         yield found
 
 
 def ask(page: Any, prompt: str, **fields: object) -> None:
-    """Fill in the form and start."""
+    """Fill in the form and submit it."""
     page.locator("#prompt").fill(prompt)
     for name, value in fields.items():
         page.locator(f"#{name}").fill(str(value))
@@ -38,18 +38,18 @@ def ask(page: Any, prompt: str, **fields: object) -> None:
 
 
 def finished(page: Any, column: str) -> str:
-    """What stands under a column when it has ended."""
+    """Wait for a column to end, and return its status line."""
     expect(page.locator(f"#{column}-status")).not_to_be_empty(timeout=30_000)
     return page.locator(f"#{column}-status").text_content()
 
 
 def pieces(page: Any, column: str) -> Any:
-    """The tokens of a column."""
+    """Return the tokens of a column."""
     return page.locator(f"#{column} [role=option]")
 
 
 def answered(address: str, **body: object) -> dict[str, Any]:
-    """What the server says to the same question, asked whole."""
+    """Return the server's response to the same request, without streaming."""
     how = {"max_tokens": 12, "temperature": 0, "seed": 0, "thoughts": True}
     response = httpx.post(f"{address}/v1/completions", json={**how, **body}, timeout=60)
     response.raise_for_status()
@@ -57,7 +57,7 @@ def answered(address: str, **body: object) -> dict[str, Any]:
 
 
 def visible(text: str) -> str:
-    """A token's text as the page shows it, where it is plain."""
+    """Return a token's text as the page shows it, if it is plain text."""
     return text.replace(" ", "␣")
 
 
@@ -79,7 +79,7 @@ def test_tokens_arrive_in_both_columns_as_the_server_writes_them(browser: Any, s
 
 
 def test_colours_reach_as_far_as_the_largest_mixing_weight(browser: Any, server: tuple[str, Server]) -> None:
-    """Real weights are small: on a scale up to 1 they would have no colour at all."""
+    """Real weights are small, and would have no colour on a scale up to 1."""
     address, _ = server
     entries = answered(address, prompt="Two dozen eggs", think="always")["choices"][0]["thoughts"]
     weights = [entry["mixing_weight"] for entry in entries]
@@ -220,7 +220,7 @@ def test_a_hostile_prompt_is_shown_and_does_nothing(browser: Any, server: tuple[
 
 
 def stream(texts: list[str], last: str = "data: [DONE]\n\n") -> str:
-    """A stream of events, a token for each text, which is its thought too."""
+    """Return a stream of events with one token per text, which is also its thought."""
     ids = {"id": 7, "reason": "<b>always</b>", "thought": True, "thought_ids": [7], "mixing_weight": 0.5}
     chunks = []
     for text in texts:
@@ -233,12 +233,12 @@ def stream(texts: list[str], last: str = "data: [DONE]\n\n") -> str:
 
 
 def answers(page: Any, body: str) -> None:
-    """Let the page hear this stream in the server's place."""
+    """Give the page this stream instead of the server's response."""
     page.route("**/v1/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
 
 
 def test_line_breaks_of_a_thought_stay_what_they_are(browser: Any, server: tuple[str, Server]) -> None:
-    """As it is, the thought is asked about by its tokens, and with a letter more by its text."""
+    """Unchanged, the thought is sent as its tokens; with one more letter, as its text."""
     asked: list[dict[str, Any]] = []
 
     def answer(route: Any) -> None:
@@ -290,7 +290,7 @@ def test_ten_thousand_tokens_can_be_read(browser: Any, server: tuple[str, Server
 
 @pytest.mark.parametrize(
     ("last", "part"),
-    [('data: {"error": {"message": "<i>too slow</i>"}}\n\n', "<i>too slow</i>"), ("", "broke off")],
+    [('data: {"error": {"message": "<i>too slow</i>"}}\n\n', "<i>too slow</i>"), ("", "closed the connection")],
 )
 def test_a_stream_that_fails_keeps_what_came_and_says_why(
     browser: Any, server: tuple[str, Server], last: str, part: str

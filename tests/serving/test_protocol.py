@@ -1,4 +1,4 @@
-"""What a request may hold: everything else is refused with 422, in one line that names the field."""
+"""Fields of requests: everything invalid is refused with 422, and one line that names the field."""
 
 import json
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ WRITING = [COMPLETION, CHAT]
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    """Of a server whose engine never takes a turn: nothing that is refused reaches it."""
+    """A client of a server whose engine never runs: refused requests do not reach it."""
     engine = driven(speaking_model())
     app = make_app(engine, byte_tokenizer(), ServeArguments())
     with TestClient(app, base_url="http://127.0.0.1") as client:
@@ -35,7 +35,7 @@ def client() -> Iterator[TestClient]:
 
 
 def refused(client: TestClient, path: str, body: Any, status: int = 422) -> dict[str, Any]:
-    """The error, in OpenAI's shape and in one line."""
+    """Return the error, after checking that it has OpenAI's format and one line."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     answer = client.post(path, content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
@@ -71,7 +71,7 @@ WRONG: dict[str, list[Any]] = {
 @pytest.mark.parametrize("path", WRITING)
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_types_and_ranges_are_refused(client: TestClient, path: str, name: str) -> None:
-    """Nothing is converted: no "1" for 1, no true for 1."""
+    """Nothing is converted: "1" is not accepted for 1, nor true for 1."""
     for value in WRONG[name]:
         error = refused(client, path, GOOD[path] | {name: value})
         assert name in f"{error['param']} {error['message']}", error
@@ -86,7 +86,7 @@ def test_wrong_types_and_ranges_are_refused(client: TestClient, path: str, name:
         (COMPLETION, {"prompt": []}, "give a text, or a list of token ids"),
         (COMPLETION, {"prompt": [1, "a"]}, "give a text, or a list of token ids"),
         (COMPLETION, {"prompt": [True]}, "give a text, or a list of token ids"),
-        (COMPLETION, {"prompt": ["a", "b"]}, "give one prompt; send a request for each"),
+        (COMPLETION, {"prompt": ["a", "b"]}, "give one prompt per request"),
         (COMPLETION, {"prompt": "\ud800"}, "lone surrogate"),
         (CHAT, {}, "messages is missing"),
         (CHAT, {"messages": []}, "messages is a list of 0"),
@@ -99,24 +99,24 @@ def test_wrong_types_and_ranges_are_refused(client: TestClient, path: str, name:
         (
             CHAT,
             {"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]},
-            "tool_calls is a list of 1: it is",
+            "tool_calls is a list of 1: not supported",
         ),
         (CHAT, {"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "give null, or leave it out"),
-        (THOUGHTS, {}, "one of prompt and token_ids"),
-        (THOUGHTS, {"prompt": "x", "token_ids": [1]}, "one of prompt and token_ids"),
+        (THOUGHTS, {}, "give either prompt or token_ids"),
+        (THOUGHTS, {"prompt": "x", "token_ids": [1]}, "give either prompt or token_ids"),
         (THOUGHTS, {"token_ids": [True]}, "give a list of token ids"),
-        (THOUGHTS, {"prompt": "x", "thought": "a", "thought_ids": [5]}, "give one, or none"),
+        (THOUGHTS, {"prompt": "x", "thought": "a", "thought_ids": [5]}, "give one, or neither"),
         (THOUGHTS, {"prompt": "x", "top_k": 51}, "top_k is 51"),
-        (THOUGHTS, {"prompt": "x", "think": "always"}, "think is no field here"),
-        (COMPLETION, [], "no JSON object"),
-        (COMPLETION, "x", "no JSON object"),
-        (COMPLETION, None, "no JSON object"),
+        (THOUGHTS, {"prompt": "x", "think": "always"}, "unknown field think"),
+        (COMPLETION, [], "not a JSON object"),
+        (COMPLETION, "x", "not a JSON object"),
+        (COMPLETION, None, "not a JSON object"),
         (COMPLETION, {"prompt": "x", "\ud800": 1}, "lone surrogate"),
-        (COMPLETION, {"prompt": "x", "a\nb" * 999: 1}, "is no field here"),
+        (COMPLETION, {"prompt": "x", "a\nb" * 999: 1}, "unknown field "),
     ],
 )
 def test_what_makes_no_request_is_refused(client: TestClient, path: str, body: Any, says: str) -> None:
-    """The prompt, the messages, and what does not go together."""
+    """The prompt, the messages, and fields that contradict each other."""
     assert says in refused(client, path, body)["message"]
 
 
@@ -125,10 +125,10 @@ def test_what_makes_no_request_is_refused(client: TestClient, path: str, body: A
     [(THOUGHTS, "logprobs"), (THOUGHTS, "tools"), (COMPLETION, "tools"), (CHAT, "suffix")],
 )
 def test_fields_that_are_not_known_are_named(client: TestClient, path: str, name: str) -> None:
-    """With what is allowed."""
+    """The error lists the allowed ones."""
     error = refused(client, path, GOOD[path] | {name: None})
     assert error["param"] == name
-    assert error["message"].startswith(f"{name} is no field here; allowed are ")
+    assert error["message"].startswith(f"unknown field {name}; allowed are ")
     assert "verbosity" not in error["message"]
 
 
@@ -165,7 +165,7 @@ NEUTRAL: dict[str, tuple[list[Any], list[Any]]] = {
     "verbosity": (["medium"], ["low"]),
     "web_search_options": ([], [{}]),
 }
-"""field -> values that ask for nothing, values that ask for something"""
+"""field -> values without effect, values with an effect"""
 
 
 KINDS: dict[str, type[CompletionRequest | ChatRequest]] = {COMPLETION: CompletionRequest, CHAT: ChatRequest}
@@ -175,7 +175,7 @@ KINDS: dict[str, type[CompletionRequest | ChatRequest]] = {COMPLETION: Completio
     ("path", "name"), [(path, name) for path in WRITING for name in NEUTRAL if name in KINDS[path].model_fields]
 )
 def test_values_that_ask_for_nothing_are_accepted(client: TestClient, path: str, name: str) -> None:
-    """And change nothing; the same fields with other values are refused, each in one line that says what to give."""
+    """The same fields with other values are refused, each with one line that tells what to give."""
     kind = KINDS[path]
     nothing, something = NEUTRAL[name]
     for value in [None, *nothing]:
@@ -188,13 +188,13 @@ def test_values_that_ask_for_nothing_are_accepted(client: TestClient, path: str,
 
 @pytest.mark.parametrize("kind", KINDS.values())
 def test_every_field_is_supported_or_neutral(kind: type[CompletionRequest | ChatRequest]) -> None:
-    """And all of them are tried here."""
+    """All of them are tested here."""
     assert set(kind.model_fields) - set(supported(kind)) <= NEUTRAL.keys()
 
 
 @pytest.mark.parametrize("path", WRITING)
 def test_supported_fields_ask_for_nothing_by_their_value_too(path: str) -> None:
-    """No text ends an answer, and usage is asked for by nobody."""
+    """An empty text does not end an answer, and null does not request usage."""
     nothing = {"stop": "", "stream": False, "stream_options": {"include_usage": False}}
     request = KINDS[path].model_validate(GOOD[path] | nothing)
     assert (request.stop, request.wants_usage) == ((), False)
@@ -205,7 +205,7 @@ def test_a_neutral_field_of_one_request_is_named_where_another_has_it(client: Te
 
 
 def test_an_answer_may_be_sent_back_as_it_came() -> None:
-    """With its thoughts, which are not read again, and the fields in which OpenAI's client has nothing."""
+    """With its thoughts, which are not read again, and the fields that OpenAI's client leaves empty."""
     own = {"role": "assistant", "content": "yes", "reasoning_content": "12+12"}
     own |= dict.fromkeys(["refusal", "annotations", "audio", "function_call", "tool_calls", "tool_call_id"])
     (message,) = ChatRequest.model_validate({"messages": [own]}).messages
@@ -213,36 +213,36 @@ def test_an_answer_may_be_sent_back_as_it_came() -> None:
 
 
 def test_a_misspelt_field_is_guessed(client: TestClient) -> None:
-    """As options of the command are."""
+    """As for options of the command."""
     assert "did you mean temperature?" in refused(client, COMPLETION, {"prompt": "x", "temprature": 1})["message"]
 
 
 @pytest.mark.parametrize("path", GOOD)
 @pytest.mark.parametrize("body", [b"{", b"", b"\xff\xfe", b"[" * 100_000, b'{"prompt": 1' + b"0" * 5000 + b"}"])
 def test_what_is_no_json_is_refused(client: TestClient, path: str, body: bytes) -> None:
-    """Broken, no UTF-8, too deep, or numbers that are too long to be read."""
+    """Malformed, not UTF-8, too deep, or with numbers that are too long."""
     refused(client, path, body, status=400 if body else 422)
 
 
 @pytest.mark.parametrize(
     ("body", "status", "says"),
     [
-        (b"{", 400, "the body is no JSON: Expecting property name"),
-        (b"\xff\xfe", 400, "byte 1 of the body is no UTF-8; send JSON in UTF-8"),
-        ('{"prompt": "x"}'.encode("utf-16"), 400, "byte 1 of the body is no UTF-8"),
-        (b"[" * 100_000, 400, "are too deep in each other; send a flatter one"),
-        (b'{"prompt": 1' + b"0" * 5000 + b"}", 400, "holds a number of too many digits; send a shorter one"),
+        (b"{", 400, "the body is not valid JSON: Expecting property name"),
+        (b"\xff\xfe", 400, "byte 1 of the body is not UTF-8; send JSON in UTF-8"),
+        ('{"prompt": "x"}'.encode("utf-16"), 400, "byte 1 of the body is not UTF-8"),
+        (b"[" * 100_000, 400, "is nested too deeply; send fewer levels of lists and objects"),
+        (b'{"prompt": 1' + b"0" * 5000 + b"}", 400, "has a number of too many digits; send a shorter one"),
         (b'{"prompt": "x", "seed": 1, "seed": 2}', 422, "'seed' is given twice; give it once"),
         (b'{"messages": [{"role": "user", "role": "system"}]}', 422, "'role' is given twice"),
         (b'{"": 1, "": 2}', 422, "'' is given twice"),
         (b"{" + b",".join(b'"a%d":0' % n for n in range(60_000)) + b',"a0":0}', 422, "'a0' is given twice"),
-        (b"[" * 964 + b"]" * 964, 400, "are too deep in each other"),
+        (b"[" * 964 + b"]" * 964, 400, "is nested too deeply"),
     ],
 )
 def test_a_body_that_cannot_be_read_is_told_what_is_wrong(
     client: TestClient, body: bytes, status: int, says: str
 ) -> None:
-    """Not that something is."""
+    """And does not just report that something is wrong."""
     for path in GOOD:
         assert says in refused(client, path, body, status=status)["message"]
     answer = client.post(
@@ -253,7 +253,7 @@ def test_a_body_that_cannot_be_read_is_told_what_is_wrong(
 
 
 def test_every_error_is_described(client: TestClient) -> None:
-    """As it is, not as the framework has it."""
+    """It describes our errors, not the framework's."""
     described = client.get("/openapi.json").json()
     for path in GOOD:
         schema = described["paths"][path]["post"]["responses"]["422"]["content"]["application/json"]["schema"]
@@ -263,7 +263,7 @@ def test_every_error_is_described(client: TestClient) -> None:
 
 
 def test_an_address_that_is_nearly_right_is_wrong(client: TestClient) -> None:
-    """It is not sent elsewhere; and what looks whether somebody is there may do so without a body."""
+    """There are no redirects, and health checks may use HEAD."""
     answer = client.post(COMPLETION + "/", json={"prompt": "x"}, follow_redirects=False)
     assert (answer.status_code, answer.json()["error"]["type"]) == (404, "invalid_request_error")
     assert client.head("/healthz").status_code == client.head("/").status_code == 200
@@ -278,7 +278,7 @@ json_values = st.recursive(
 
 @given(path=st.sampled_from(list(GOOD)), name=st.text(max_size=8) | st.sampled_from(list(WRONG)), value=json_values)
 def test_no_value_is_more_than_the_models_can_say(path: str, name: str, value: Any) -> None:
-    """A body is a request, or pydantic refuses it: nothing else is raised."""
+    """Pydantic parses or refuses any body, and raises nothing else."""
     kind = {COMPLETION: CompletionRequest, CHAT: ChatRequest, THOUGHTS: ThoughtRequest}[path]
     try:
         request = kind.model_validate(GOOD[path] | {name: value})
@@ -289,8 +289,8 @@ def test_no_value_is_more_than_the_models_can_say(path: str, name: str, value: A
 
 
 def test_null_is_as_good_as_nothing() -> None:
-    """Clients send it for what they leave to the server."""
+    """Clients send null to use the server's default."""
     names = set(CompletionRequest.model_fields) - {"prompt"}
     nothing = CompletionRequest.model_validate({"prompt": "x"} | dict.fromkeys(names))
     assert nothing == CompletionRequest.model_validate({"prompt": "x"})
-    assert nothing.asked_tokens == (None, "max_tokens")
+    assert nothing.requested_tokens == (None, "max_tokens")

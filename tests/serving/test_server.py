@@ -1,4 +1,4 @@
-"""A real server on a real port: OpenAI's client, many clients at once, clients that leave, and how it ends."""
+"""A real server on a real port: OpenAI's client, many clients at once, clients that disconnect, and shutdown."""
 
 import json
 import socket
@@ -29,14 +29,14 @@ PROMPT = "one two"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[str, Server]]:
-    """One for all of these tests, with the default limits."""
+    """A server shared by these tests, with the default limits."""
     with served(speaking_model(), chat_template=TEMPLATE) as found:
         yield found
 
 
 @pytest.fixture
 def client(server: tuple[str, Server]) -> Iterator[openai.OpenAI]:
-    """OpenAI's own, as it comes."""
+    """OpenAI's client, unmodified."""
     with openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client
 
@@ -56,7 +56,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 def eventually(what: Any) -> None:
-    """Wait until it holds."""
+    """Wait until a condition holds."""
     for _ in range(3000):
         if what():
             return
@@ -65,13 +65,13 @@ def eventually(what: Any) -> None:
 
 
 def text_alone(prompt: str, **how: Any) -> str:
-    """What `generate` writes after a prompt."""
+    """Return what `generate` writes after a prompt."""
     job = a_job(TOKENIZER(prompt)["input_ids"], **how)
     return TOKENIZER.decode(alone(speaking_model(), job)[0], skip_special_tokens=True)
 
 
 def test_completions(client: openai.OpenAI) -> None:
-    """Whole and streamed, with our extensions beside."""
+    """Whole and streamed, with our additional fields."""
     how: dict[str, Any] = {"model": NAME, "prompt": PROMPT, "temperature": 0, "max_tokens": 12}
     whole = client.completions.create(**how, extra_body={"thoughts": True, "think": "every:2"})
     assert whole.choices[0].text == text_alone(PROMPT, think="every:2", max_tokens=12, temperature=0.0)
@@ -85,7 +85,7 @@ def test_completions(client: openai.OpenAI) -> None:
 
 
 def test_chat_completions(client: openai.OpenAI) -> None:
-    """Whole and streamed, thoughts where reasoning models have them."""
+    """Whole and streamed, with thoughts in the field that reasoning models use."""
     how: dict[str, Any] = {
         "model": NAME,
         "messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "hi"}],
@@ -105,7 +105,7 @@ def test_chat_completions(client: openai.OpenAI) -> None:
 
 
 def test_models(client: openai.OpenAI) -> None:
-    """Listed, and one by one."""
+    """Listed, and by name."""
     assert [model.id for model in client.models.list()] == [NAME]
     assert client.models.retrieve(NAME).id == NAME
     with pytest.raises(openai.NotFoundError):
@@ -113,12 +113,12 @@ def test_models(client: openai.OpenAI) -> None:
 
 
 def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
-    """Each status raises what it means there, with our line."""
+    """Each status raises the client's exception for it, with our message."""
     how: dict[str, Any] = {"model": NAME, "prompt": PROMPT}
     with pytest.raises(openai.BadRequestError, match=r"give at most 252") as raised:
         client.completions.create(model=NAME, prompt="x" * 10_000)
     assert raised.value.code == "context_length_exceeded"
-    with pytest.raises(openai.UnprocessableEntityError, match="logprobs is 1: it is not supported") as refused:
+    with pytest.raises(openai.UnprocessableEntityError, match="logprobs is 1: not supported") as refused:
         client.completions.create(**how, logprobs=1)
     assert refused.value.param == "logprobs"
     with pytest.raises(openai.UnprocessableEntityError, match=r"temperature is 3"):
@@ -131,7 +131,7 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
 
 
 def test_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the environment."""
+    """The key comes from the environment."""
     monkeypatch.setenv("QUIETSTAR_API_KEY", "sesame")
     with served(speaking_model()) as (address, _):
         with pytest.raises(openai.AuthenticationError):
@@ -140,7 +140,7 @@ def test_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_thirty_two_clients_get_what_each_would_get_alone(server: tuple[str, Server]) -> None:
-    """Greedy and sampled, streamed and whole, of unequal lengths; and they share passes."""
+    """Greedy and sampled, streamed and whole, of different lengths; and they share forward passes."""
     address, running = server
     asked = [
         {
@@ -176,7 +176,7 @@ def test_thirty_two_clients_get_what_each_would_get_alone(server: tuple[str, Ser
 
 
 def test_a_full_queue_is_said_so(gate: threading.Event) -> None:
-    """With 429 and a time to come again, which OpenAI's client keeps to."""
+    """With 429 and Retry-After, which OpenAI's client obeys."""
     with served(speaking_model(), max_batch=1, max_queue=1) as (address, server):
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         with ThreadPoolExecutor(2) as pool:
@@ -196,7 +196,7 @@ def test_a_full_queue_is_said_so(gate: threading.Event) -> None:
 def test_a_client_that_leaves_stops_its_generation(
     server: tuple[str, Server], stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it reads a stream or waits for the whole: the next token is the last."""
+    """Streamed or not, the next token is the last."""
     right = Batch.read
     slow = lambda self, *args: (time.sleep(0.02), right(self, *args))[1]  # noqa: E731
     monkeypatch.setattr(Batch, "read", slow)
@@ -220,7 +220,7 @@ def test_a_client_that_leaves_stops_its_generation(
 
 
 def test_time_runs_out(gate: threading.Event) -> None:
-    """504 where nothing has been sent, an event in a stream."""
+    """With 504 if nothing has been sent, with an event in a stream."""
     with served(speaking_model(), request_seconds=0.5) as (address, server):
 
         def ask(stream: bool) -> httpx.Response:
@@ -241,7 +241,7 @@ def test_time_runs_out(gate: threading.Event) -> None:
 
 
 def test_running_streams_end_when_the_server_does(gate: threading.Event) -> None:
-    """With an error event, not in the middle of a line; nobody is served after."""
+    """Streams end with an error event, not in the middle of a line; then nobody is served."""
     with served(speaking_model()) as (address, server):
         body = {"prompt": PROMPT, "max_tokens": CONTEXT - 20, "temperature": 0, "stream": True}
         with ThreadPoolExecutor(1) as pool:
@@ -260,7 +260,7 @@ def test_running_streams_end_when_the_server_does(gate: threading.Event) -> None
 
 @pytest.mark.parametrize("sent", [b"\x00\xff\n\n", b"GET / HTTP/1.1\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\n" * 3])
 def test_what_is_no_http_harms_nobody(server: tuple[str, Server], sent: bytes) -> None:
-    """It is refused, and others are served."""
+    """It is refused, and other clients are served."""
     host, port = server[0].removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as raw:
         raw.sendall(sent + b"\r\n\r\n")
@@ -275,7 +275,7 @@ POST = (
 
 
 def connected(address: str) -> socket.socket:
-    """A connection that is given what a test likes; with little room for what it does not read."""
+    """Return a raw connection with a small receive buffer."""
     host, port = address.removeprefix("http://").split(":")
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -285,7 +285,7 @@ def connected(address: str) -> socket.socket:
 
 
 def sent_until_closed(address: str, head: str, part: bytes) -> tuple[bytes, int]:
-    """What is answered to a body that never ends, and how much of it could be sent."""
+    """Send a body without end; return the response, and how many bytes could be sent."""
     n_sent = 0
     with connected(address) as raw:
         raw.sendall(head.encode())
@@ -300,18 +300,18 @@ def sent_until_closed(address: str, head: str, part: bytes) -> tuple[bytes, int]
 
 @pytest.mark.parametrize(("kind", "status"), [("application/json", 413), ("text/plain", 415)])
 def test_a_refused_body_is_not_read_to_its_end(server: tuple[str, Server], kind: str, status: int) -> None:
-    """It is answered, and the connection is closed, whatever goes on to be sent."""
+    """The server responds and closes the connection, however much the client sends."""
     head = POST.format(kind=kind, length=10**12)
     answer, n_sent = sent_until_closed(server[0], head, b"x" * 2**20)
     assert answer.startswith(f"HTTP/1.1 {status} ".encode())
     assert b"connection: close" in answer.lower()
-    assert n_sent < 2**26  # what is read, and what networks hold
+    assert n_sent < 2**26  # what the server reads, and network buffers
     answer = httpx.post(f"{server[0]}/v1/completions", content=b"x" * 2**22, headers={"Content-Type": kind})
-    assert answer.status_code == status  # a client that sends more than is read still has its answer
+    assert answer.status_code == status  # a client that sends more than is read still gets its response
 
 
 def test_a_body_that_trickles_in_holds_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After its time there is an answer, and an end."""
+    """It gets a response after a timeout, and is closed."""
     monkeypatch.setitem(Guard.__init__.__kwdefaults__, "body_seconds", 0.3)
     with served(speaking_model()) as (address, _), connected(address) as raw:
         raw.sendall(POST.format(kind="application/json", length=10**6).encode())
@@ -331,7 +331,7 @@ def test_a_body_that_trickles_in_holds_no_connection(monkeypatch: pytest.MonkeyP
 
 
 def test_a_body_that_is_read_leaves_the_connection_open(server: tuple[str, Server]) -> None:
-    """Refusals of what stands in it among them."""
+    """Also if the request in it is refused."""
     with httpx.Client(base_url=server[0]) as client:
         for body, status in ((b"{", 400), (b'{"prompt": 1}', 422), (b'{"prompt": "x", "max_tokens": 1}', 200)):
             answer = client.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
@@ -341,7 +341,7 @@ def test_a_body_that_is_read_leaves_the_connection_open(server: tuple[str, Serve
 
 
 def narrow(host: str, port: int) -> socket.socket:
-    """A door behind which little lies on the way."""
+    """Return a listening socket with a small send buffer."""
     door = listen(host, port)
     door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     return door
@@ -354,7 +354,7 @@ LONG = {"prompt": PROMPT, "n": 8, "max_tokens": CONTEXT - 20, "temperature": 1, 
 def test_a_client_that_does_not_read_holds_nothing(
     seconds: float, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a stream its generation stops, and it is told so if it reads in time; else its connection is cut."""
+    """Generation of a stream stops, with an event if the client reads in time; else its connection is aborted."""
     monkeypatch.setattr("quietstar.serving.events.MOST_UNREAD", 40)
     monkeypatch.setattr(running, "listen", narrow)
     body = json.dumps(LONG | {"stream": stream} | ({} if stream else {"max_tokens": 12})).encode()
@@ -391,12 +391,12 @@ def test_further_connections_are_turned_away(monkeypatch: pytest.MonkeyPatch) ->
         assert run.n_connections() == n
     assert set_to == [(1280, 4096), (1024, 1024), (300, 300)]
     monkeypatch.setattr(run.resource, "getrlimit", lambda _: (200, 256))
-    with pytest.raises(SettingsError, match=r"may open 256 files; allow more than 256 \(ulimit -n\)"):
+    with pytest.raises(SettingsError, match=r"may open only 256 files; allow more than 256 \(ulimit -n\)"):
         run.n_connections()
 
 
 def test_a_port_that_is_taken_meanwhile_is_said_so() -> None:
-    """By one of two servers that were told to listen at one address while neither did."""
+    """Of two servers that bound the same address before either listened, one fails."""
     with listen("127.0.0.1", 0) as door, listen("127.0.0.1", door.getsockname()[1]) as other:
         other.listen()
         late = run.make_server(speaking_model(), TOKENIZER, ServeArguments(), NAME)

@@ -1,10 +1,9 @@
-"""Text as it comes: whole characters, and nothing of a stop string."""
+"""Decoding token by token: complete characters, and nothing of a stop string."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietstar.serving.text import StoppingText, one_line
+from quietstar.serving.text import StoppingText
 from tests.tiny_tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -12,12 +11,12 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 def ids_of(text: str) -> list[int]:
-    """A token for each byte."""
+    """A tokenizer with one token per byte."""
     return TOKENIZER(text, add_special_tokens=False)["input_ids"]
 
 
 def said(text: str, stop: tuple[str, ...], prompt: str = "") -> tuple[list[str], StoppingText]:
-    """Pieces, one for each token until it stops, and the rest."""
+    """Return one piece per token until the text stops, and the rest."""
     stream = StoppingText(TOKENIZER, ids_of(prompt), stop)
     pieces = []
     for token in ids_of(text):
@@ -29,7 +28,7 @@ def said(text: str, stop: tuple[str, ...], prompt: str = "") -> tuple[list[str],
 
 @given(text=st.text(alphabet="abé😀\u202e\0 <", max_size=12), stop=st.lists(st.text("abé😀 ", min_size=1), max_size=3))
 def test_text_ends_before_the_first_stop_string(text: str, stop: list[str]) -> None:
-    """Wherever token borders lie; no piece ends within a character."""
+    """However the text is split into tokens; no piece ends within a character."""
     pieces, stream = said(text, tuple(stop), prompt="b")
     ends = [text.index(each) for each in stop if each in text]
     if len(stop) <= 1:
@@ -40,7 +39,7 @@ def test_text_ends_before_the_first_stop_string(text: str, stop: list[str]) -> N
 
 
 def test_what_may_begin_a_stop_string_is_held_back() -> None:
-    """And let out when it does not go on so, or at the end."""
+    """It is released when it turns out not to be one, or at the end."""
     assert said("a##b", ("###",))[0] == ["a", "", "", "##b", ""]
     assert said("a##", ("###",))[0] == ["a", "", "", "##"]
     assert said("a###", ("###",))[0] == ["a", "", "", "", ""]
@@ -48,14 +47,7 @@ def test_what_may_begin_a_stop_string_is_held_back() -> None:
 
 
 def test_half_a_character_at_the_end_is_shown_as_such() -> None:
-    """Once, and when nothing follows any more."""
+    """Once, when no more tokens follow."""
     stream = StoppingText(TOKENIZER, [], ())
     assert [stream.add(token) for token in ids_of("😀")[:3]] == ["", "", ""]
     assert stream.rest() == UNFINISHED
-
-
-@pytest.mark.parametrize("between", ["\n", "\r\n", "\r", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"])
-def test_a_thought_is_one_line(between: str) -> None:
-    """Whatever breaks it."""
-    assert one_line(f"a{between}b{between}") == "a⏎b⏎"
-    assert len(one_line(f"a{between}b").splitlines()) == 1

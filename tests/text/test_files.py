@@ -1,4 +1,4 @@
-"""Text comes in as it was written, whatever encoding, compression and line ends it has; or one line says why not."""
+"""Text is read as written, in any encoding, compression and line ends; or one line tells why not."""
 
 import gzip
 import json
@@ -33,7 +33,7 @@ def zst(data: bytes) -> bytes:
 
 
 def gz(data: bytes) -> bytes:
-    """The same bytes whenever it is called: names of tests are made of them."""
+    """Return reproducible bytes, as names of tests are made of them."""
     return gzip.compress(data, mtime=0)
 
 
@@ -54,7 +54,7 @@ def test_lines_are_what_was_written(end: str, ending: str, encoding: str, tmp_pa
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
 def test_compressed_parts_one_after_the_other_are_one_text(ending: str, tmp_path: Path) -> None:
-    """As `cat a.gz b.gz` and parallel compressors make them."""
+    """Files concatenated like `cat a.gz b.gz`, or written by parallel compressors."""
     file = tmp_path / f"a.txt{ending}"
     file.write_bytes(COMPRESSED[ending](b"one\ntw") + COMPRESSED[ending](b"o\nthree"))
     assert list(read_lines(file)) == ["one", "two", "three"]
@@ -164,7 +164,7 @@ def test_json_is_read_as_lines_as_a_list_and_one_after_the_other(
     expected = list(enumerate(values, start=1))
     assert list(json_values(folder / "a.jsonl")) == expected
     assert list(json_values(folder / "a.json")) == expected
-    if not (values and isinstance(values[0], list)):  # which is taken for the list of all
+    if not (values and isinstance(values[0], list)):  # otherwise it is read as the list of all values
         assert list(json_values(folder / "b.json")) == expected
 
 

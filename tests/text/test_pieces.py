@@ -1,4 +1,4 @@
-"""Pieces of a text, joined, are the text, whatever tokens cut through; each comes as soon as it is whole."""
+"""Pieces, joined, are the text, however tokens split it; each comes as soon as it is complete."""
 
 import pytest
 from hypothesis import given
@@ -6,14 +6,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from quietstar.text.pieces import Pieces, pieces_of, token_text
+from quietstar.text.pieces import Pieces, one_line, pieces_of, token_text
 from tests.tiny_tokenizer import byte_tokenizer
 
 HOSTILE = "a<b> \u202e\u2066 👩‍👩‍👧 \x00 日本 e\u0301\n\t  end"
 
 
 def llama_like() -> PreTrainedTokenizerFast:
-    """Spaces as SentencePiece writes them, unknown characters as bytes, the first space left out when decoding."""
+    """A tokenizer with SentencePiece's spaces, unknown characters as bytes, and no leading space when decoding."""
     words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "c", "▁a", "▁b"]
     tokenizer = Tokenizer(
         models.BPE(
@@ -82,7 +82,7 @@ def test_going_on_from_a_text_adds_what_the_whole_has_more(name: str, text: str,
     before = ids_of(tokenizer, text[:first])
     ids = ids_of(tokenizer, text)
     if ids[: len(before)] != before:
-        return  # the tokenizer cuts the two texts differently
+        return  # the tokenizer splits the two texts differently
     pieces = Pieces(tokenizer, before)
     added = "".join([pieces.add(token) for token in ids[len(before) :]]) + pieces.rest()
     assert tokenizer.decode(before) + added == tokenizer.decode(ids)
@@ -91,7 +91,7 @@ def test_going_on_from_a_text_adds_what_the_whole_has_more(name: str, text: str,
 @BOTH
 @pytest.mark.parametrize("prompt", ["a\ufffdbc", "a\ufffd", "a👩"])
 def test_nothing_of_what_stands_before_is_said_again(name: str, prompt: str) -> None:
-    """Even where it holds the sign that tokenizers write for broken characters."""
+    """Even with the replacement character that tokenizers write for incomplete ones."""
     tokenizer = TOKENIZERS[name]
     pieces = Pieces(tokenizer, ids_of(tokenizer, prompt))
     assert pieces.add(ids_of(tokenizer, "c")[-1]) == "c"
@@ -130,3 +130,10 @@ def test_a_token_alone() -> None:
     assert token_text(llama, llama.convert_tokens_to_ids("▁a")) == " a"
     assert token_text(llama, llama.convert_tokens_to_ids("<0xF0>")) == "<0xF0>"
     assert token_text(bytes_, bytes_.eos_token_id) == "</s>"
+
+
+@pytest.mark.parametrize("between", ["\n", "\r\n", "\r", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_a_thought_is_one_line(between: str) -> None:
+    """For every kind of line break."""
+    assert one_line(f"a{between}b{between}") == "a⏎b⏎"
+    assert len(one_line(f"a{between}b").splitlines()) == 1

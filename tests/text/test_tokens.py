@@ -1,4 +1,4 @@
-"""Special tokens stand once, whoever adds them."""
+"""Special tokens are there once, whether the text or the tokenizer adds them."""
 
 import pytest
 from transformers import PreTrainedTokenizerBase

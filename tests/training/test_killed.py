@@ -356,7 +356,7 @@ def test_two_runs_do_not_work_in_one_folder(inputs, tmp_path):
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(SettingsError, match="another run is at work in output_dir"):
+        with pytest.raises(SettingsError, match="another run is using output_dir"):
             train(inputs, tmp_path / "run", max_steps=1)
         other.kill()
     train(inputs, tmp_path / "run", max_steps=1)  # what a run that was killed leaves does not hold others up

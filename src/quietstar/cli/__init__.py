@@ -1,58 +1,59 @@
-"""The `quietstar` command: one module for each verb, and no logic of its own."""
+"""The `quietstar` command: one module per subcommand, and no logic of its own."""
 
 import importlib
 import logging
 import sys
 
-VERBS = {
-    "demo": "the whole story in minutes: a tiny model learns a small language, then learns to think",
+COMMANDS = {
+    "demo": "the whole method in minutes: a tiny model learns a small language, then learns to think",
     "plan": "what a training step takes, and how to run it on given GPUs",
     "train": "teach a model to think from plain text",
     "generate": "continue a prompt, thinking before each token",
-    "evaluate": "how well it answers and predicts, with thoughts and without",
-    "inspect": "what it thinks over a text, and whether the thoughts matter",
-    "serve": "an HTTP server that speaks OpenAI's protocol, and a page to watch thoughts on",
-    "convert": "checkpoints of the released code, in and out",
+    "evaluate": "how well a model answers and predicts, with thoughts and without",
+    "inspect": "what a model thinks over a text, and whether the thoughts matter",
+    "serve": "an HTTP server with OpenAI's protocol, and a web page that shows the thoughts",
+    "convert": "convert checkpoints from and to the released code's format",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb. Exit code 0 where it worked, 2 where something needs the user, said in one line.
+    """Run a command and return its exit code.
 
-    75 where a signal has ended a training run that can be resumed.
+    0 is success, 2 an error that the user can fix, printed on one line, 75 a training run that a signal has ended and
+    that can be resumed, 130 an interrupt from the keyboard.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
-    verb, *rest = argv
-    if verb in ("--version", "-V"):
+    command, *rest = argv
+    if command in ("--version", "-V"):
         import quietstar
 
         print(f"quietstar {quietstar.__version__}")
         return 0
-    if verb not in VERBS:
-        print(f"quietstar: {verb!r} is no verb; choose from {', '.join(VERBS)}", file=sys.stderr)
+    if command not in COMMANDS:
+        print(f"quietstar: unknown command {command!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     from quietstar.errors import QuietStarError
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("quietstar").setLevel(logging.INFO)
     for library in ("datasets", "transformers.configuration_utils"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)  # what is wrong is said in one line, and by us
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # our own error, on one line, follows
     try:
-        importlib.import_module(f"quietstar.cli.{verb}").main(rest)
+        importlib.import_module(f"quietstar.cli.{command}").main(rest)
     except QuietStarError as error:
-        print(f"quietstar {verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"quietstar {command}: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"quietstar {verb}: stopped", file=sys.stderr)
+        print(f"quietstar {command}: stopped", file=sys.stderr)
         return 130
     return 0
 
 
 def overview() -> str:
-    """What `quietstar --help` says."""
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
-    return f"usage: quietstar VERB [options]\n\n{verbs}\n\nquietstar VERB --help lists a verb's options."
+    """Return what `quietstar --help` prints."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {command:<{width}}  {what}" for command, what in COMMANDS.items())
+    return f"usage: quietstar COMMAND [options]\n\n{commands}\n\nquietstar COMMAND --help lists a command's options."

@@ -1,12 +1,12 @@
-"""`quietstar convert`: checkpoints of the released code, in and out, and models out of GGUF files."""
+"""`quietstar convert`: convert checkpoints from and to the released code's format, and unpack GGUF files."""
 
 from quietstar.cli.options import OneLineParser, say
 from quietstar.interop.convert import convert
 
 WRITTEN = {
     "original": "a checkpoint of the released code",
-    "quietstar": "a checkpoint of ours",
-    "plain": "a plain model: train it",
+    "quietstar": "a quietstar checkpoint",
+    "plain": "a plain model; train it next",
 }
 
 
@@ -14,20 +14,20 @@ def main(argv: list[str]) -> None:
     """Parse and convert."""
     parser = OneLineParser(
         prog="quietstar convert",
-        description="Turn a checkpoint of the released Quiet-STaR code into one of ours, or one of ours with a "
-        "Mistral base into one that the released code reads; put a training checkpoint of shards together; unpack a "
-        "GGUF file into an ordinary folder. Which of them is seen from the source.",
+        description="Convert a checkpoint of the released Quiet-STaR code to a quietstar checkpoint, or a quietstar "
+        "checkpoint with a Mistral base to one that the released code reads; merge a sharded training checkpoint; "
+        "unpack a GGUF file into a model folder. The source decides which of these is done.",
         allow_abbrev=False,
     )
     parser.add_argument("source", help="folder or hub name, such as ezelikman/quietstar-8-ahead, or GGUF file")
-    parser.add_argument("target", help="folder to write; empty or not there yet")
+    parser.add_argument("target", help="folder to write; new or empty")
     parser.add_argument(
         "--n_ahead",
         type=int,
-        help="tokens of a thought, start and end included, which a checkpoint of the released code does not say; "
+        help="tokens of a thought, start and end included, which a checkpoint of the released code does not record; "
         "what its training calls N is N - 1 here (default: 8)",
     )
-    parser.add_argument("--n_ahead_talk", type=int, help="true tokens each thought is judged by in training (4)")
+    parser.add_argument("--n_ahead_talk", type=int, help="true tokens predicted after each thought in training (4)")
     given = vars(parser.parse_args(argv))
     source, target = given.pop("source"), given.pop("target")
     kind = convert(source, target, **{name: value for name, value in given.items() if value is not None})

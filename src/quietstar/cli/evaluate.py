@@ -1,4 +1,4 @@
-"""`quietstar evaluate`: how much a model's thoughts are worth."""
+"""`quietstar evaluate`: measure how much a model's thoughts help."""
 
 from quietstar.cli.options import make_parser, parse, say
 from quietstar.evaluation.arguments import RUN, VOTES, WHAT, EvaluateArguments
@@ -8,10 +8,10 @@ from quietstar.runs.processes import Processes, part_ways
 
 
 def main(argv: list[str]) -> None:
-    """Parse and evaluate."""
+    """Parse the command line and evaluate."""
     parser = make_parser(
         "quietstar evaluate",
-        "How well a model answers and predicts with its thoughts, beside the same model without them.",
+        "Measure how well a model answers and predicts with its thoughts, compared with the same model without them.",
         EvaluateArguments,
         groups=(WHAT, THOUGHTS, VOTES, RUN, MODEL),
         config=True,

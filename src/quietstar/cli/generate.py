@@ -6,15 +6,15 @@ from quietstar.inference.speak import TEXT, GenerateArguments, speak
 
 
 def main(argv: list[str]) -> None:
-    """Parse and speak."""
+    """Parse the command line and generate."""
     parser = make_parser(
         "quietstar generate",
-        "Continue prompts, thinking before each token. Without a prompt, each line of standard input is one.",
+        "Continue prompts, thinking before each token. If no prompt is given, each line of standard input is one.",
         GenerateArguments,
         groups=(TEXT, THOUGHTS, MODEL),
         positional={
             "model": "folder or hub name of a thinking model; with --original any model, also a GGUF file",
-            "prompt?": "text to go on from",
+            "prompt?": "text to continue",
         },
     )
     args, given = parse(parser, argv, GenerateArguments, rest=True)

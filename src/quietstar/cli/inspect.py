@@ -1,4 +1,4 @@
-"""`quietstar inspect`: what a model thinks over a text, and whether it matters."""
+"""`quietstar inspect`: record what a model thinks over a text, and measure whether it matters."""
 
 from quietstar.cli.options import make_parser, parse, say
 from quietstar.inference.loading import MODEL, THOUGHTS
@@ -8,10 +8,10 @@ from quietstar.inspection.run import inspect
 
 
 def main(argv: list[str]) -> None:
-    """Parse and inspect."""
+    """Parse the command line and inspect."""
     parser = make_parser(
         "quietstar inspect",
-        "Record what a model thinks over a text, and what other thoughts in the same places would do.",
+        "Record what a model thinks over a text, and what other thoughts at the same positions would do.",
         InspectArguments,
         groups=(TEXT, THOUGHTS, WHAT_IF, RUN, MODEL),
         config=True,

@@ -1,4 +1,4 @@
-"""Command lines from dataclasses: our own options first, in groups; a YAML file beside the flags."""
+"""Command lines from dataclasses: our own options first, in groups, and a YAML file that flags override."""
 
 import argparse
 import dataclasses
@@ -16,15 +16,15 @@ from transformers import HfArgumentParser
 from quietstar.errors import QuietStarError, SettingsError, shown
 from quietstar.text.unicode import half_character
 
-INHERITED = "further options, as transformers' Trainer takes them"
+INHERITED = "further options, those of transformers' Trainer"
 RUNS_CODE = frozenset({"trust_remote_code", "lm_eval_path"})
-"""options under which code from elsewhere runs: a file of options, which may come from there, cannot give them"""
+"""options that run code from elsewhere: a YAML file cannot set them, as it may come with that code"""
 LONGEST = 2**16
-"""bytes of a YAML file"""
+"""largest size of a YAML file, in bytes"""
 
 
 class Listing(argparse.HelpFormatter):
-    """Lists an option by one name, and its default where its text does not give one."""
+    """Lists each option under one name, with its default unless the help text mentions it."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=118)
@@ -41,16 +41,16 @@ class Listing(argparse.HelpFormatter):
         if not action.option_strings:
             return text
         if action.option_strings[0].startswith("--no_"):
-            return f"the opposite of --{action.option_strings[0].removeprefix('--no_')}"
-        silent = action.default in (None, False, argparse.SUPPRESS) or "default" in text.lower()
-        return text if silent else f"{text} (default: %(default)s)"
+            return f"disable --{action.option_strings[0].removeprefix('--no_')}"
+        has_none = action.default is None or action.default is False or action.default in ([], argparse.SUPPRESS)
+        return text if has_none or "default" in text.lower() else f"{text} (default: %(default)s)"
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with the nearest option there is, and exits with 2."""
+    """Reports an error on one line, with the closest option, and exits with 2."""
 
     def error(self, message: str) -> NoReturn:
-        """Replaces argparse's, which prints the usage of every option."""
+        """Print the message without the usage of every option, and exit."""
         known = [option for action in self._actions for option in action.option_strings]
         message = " ".join(message.split())
         wrong = next((word.split("=")[0] for word in message.split() if word.startswith("--")), "")
@@ -67,18 +67,18 @@ def make_parser(
     config: bool = False,
     positional: dict[str, str] | None = None,
 ) -> OneLineParser:
-    """A parser with an option for every field of the dataclasses.
+    """Return a parser with an option for every field of the dataclasses.
 
-    A field's help text may name the group it is listed under, as `quietstar.runs.fields.Help` does, or its
-    class does in `_argument_group_name`, as HfArgumentParser has it; what is left goes last.
+    A field is listed under the group of its help text (`quietstar.runs.fields.Help`), else under its class's
+    `_argument_group_name`, as with HfArgumentParser, else last.
 
     Args:
-        prog: how the command is called.
-        description: what it does.
+        prog: the command's name.
+        description: what the command does.
         classes: dataclasses whose fields HfArgumentParser can parse.
-        groups: the order in which groups are listed; others follow.
-        config: whether a YAML file may give options too.
-        positional: name -> help of what stands before the options; a name with ? may be left out.
+        groups: the order of the groups; others follow.
+        config: whether options may also come from a YAML file.
+        positional: name -> help of the positional arguments; a name that ends in ? is optional.
     """
     positional = positional or {}
     names = [f"[{name[:-1].upper()}]" if name.endswith("?") else name.upper() for name in positional]
@@ -96,7 +96,7 @@ def make_parser(
             "--config",
             metavar="FILE",
             default=argparse.SUPPRESS,
-            help="YAML file of options; flags go before it",
+            help="YAML file of options; flags override the file",
         )
     listed: dict[str, list[dataclasses.Field]] = {title: [] for title in groups}
     for cls in classes:
@@ -114,12 +114,12 @@ def make_parser(
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str], *classes: type, rest: bool = False) -> tuple[Any, ...]:
-    """Instances of the dataclasses, from flags, and from the YAML file that `--config` names.
+    """Return instances of the dataclasses, made from flags and from the YAML file given with `--config`.
 
-    With `rest`, last a dictionary of what belongs to none of them; `config` is the file, or None.
+    With `rest`, the last item is a dictionary of the other arguments; its `config` is the YAML file, or None.
 
     Raises:
-        SettingsError: the file cannot be read, or a value in it or in a flag is impossible.
+        SettingsError: the file cannot be read, or a value in it or in a flag is invalid.
     """
     given = parser.parse_args(argv)
     if hasattr(given, "config"):
@@ -133,9 +133,9 @@ def parse(parser: argparse.ArgumentParser, argv: list[str], *classes: type, rest
             made.append(cls(**{name: value for name, value in values.items() if name in names}))
         except QuietStarError:
             raise
-        except Exception as error:  # whatever transformers finds wrong with its own
+        except Exception as error:  # transformers raises errors of many types for its own options
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise SettingsError(f"these options do not go together: {reason}") from error
+            raise SettingsError(f"invalid options: {reason}") from error
     if rest:
         others = {name: value for name, value in values.items() if name not in own}
         made.append({"config": getattr(given, "config", None), **others})
@@ -143,25 +143,25 @@ def parse(parser: argparse.ArgumentParser, argv: list[str], *classes: type, rest
 
 
 def from_yaml(file: str, parser: argparse.ArgumentParser) -> list[str]:
-    """The flags that a YAML file stands for.
+    """Return the flags that a YAML file is equivalent to.
 
     Raises:
-        SettingsError: it cannot be read, is no mapping, or has a key that is no option or a value that is none.
+        SettingsError: the file cannot be read, is not a mapping, or has an unknown option or an invalid value.
     """
     try:
         with Path(file).open("rb") as opened:
             text = opened.read(LONGEST + 1)
         if len(text) > LONGEST:
             raise SettingsError(f"config {file} is longer than {LONGEST} bytes; give a YAML file of options")
-        settings = yaml.load(text.decode(), PlainYaml)
+        settings = yaml.load(text.decode(), UniqueKeys)
     except SettingsError:
         raise
     except OSError as error:
         raise SettingsError(f"config {file} cannot be read: {error.strerror}; give a YAML file") from error
-    except Exception as error:  # the YAML library raises many: at tags on values that they do not fit, say
-        raise SettingsError(f"config {file} is no YAML: {' '.join(str(error).split())}") from error
+    except Exception as error:  # the YAML library raises errors of many types, for example at unknown tags
+        raise SettingsError(f"config {file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
-        raise SettingsError(f"config {file} holds {type(settings).__name__}; give lines such as 'n_ahead: 8'")
+        raise SettingsError(f"config {file} is a {type(settings).__name__}; give lines such as 'n_ahead: 8'")
     by_name = {action.dest: action for action in parser._actions}
     known = set(by_name)
     flags = []
@@ -169,56 +169,49 @@ def from_yaml(file: str, parser: argparse.ArgumentParser) -> list[str]:
         if key not in known or key in ("config", "help"):
             near = difflib.get_close_matches(shown(key), known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise SettingsError(f"config {file} has {shown(key)}, which is no option{hint}")
+            raise SettingsError(f"config {file} has unknown option {shown(key)}{hint}")
         if value is None:
             continue
         if key in RUNS_CODE and value:
             raise SettingsError(
-                f"config {file} has {key}, which lets code from elsewhere run; look at that code, and give --{key} on "
+                f"config {file} has {key}, which runs code from elsewhere; read that code first, and give --{key} on "
                 "the command line"
             )
         try:
             if isinstance(value, list):
-                flags += [f"--{key}", *map(_word, value)] if value else []
+                flags += [f"--{key}", *map(_as_flag, value)] if value else []
             else:
-                flags.append(f"--{key}={_word(value, by_name[key])}")
+                flags.append(f"--{key}={_as_flag(value, by_name[key])}")
         except (TypeError, ValueError) as error:
             raise SettingsError(
-                f"config {file} has {key} {shown(value)}, which would not stand on a command line; mend it"
+                f"config {file} has {key} {shown(value)}, which is not a valid value of an option; fix the file"
             ) from error
     return flags
 
 
-class PlainYaml(yaml.SafeLoader):
-    """YAML of options: values that stand where they are used, each key once."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Refuses aliases: with a few of them a short file becomes gigabytes."""
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, "an alias; write the value out", event.start_mark)
-        return super().compose_node(parent, index)
+class UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key may be given only once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuses a key that is there already, of which YAML would keep the last value."""
-        times = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        if twice := [key for key, n in times.items() if n > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{shown(twice[0])} stands twice", node.start_mark)
+        """Raise for a duplicate key; by default, the last value would win."""
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if repeated := [key for key, n in counts.items() if n > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{shown(repeated[0])} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
-def _word(value: Any, action: argparse.Action | None = None) -> str:
-    """A value of a YAML file as it would stand on a command line."""
+def _as_flag(value: Any, action: argparse.Action | None = None) -> str:
+    """Return a value of a YAML file as a command line would have it."""
     if isinstance(value, bool) and action is not None and action.type is str:
         return "yes" if value else "no"  # YAML reads them as true and false
     if not isinstance(value, str | int | float | date | dict):
-        raise TypeError(f"{type(value).__name__} is no value of an option")
-    word = json.dumps(value) if isinstance(value, dict) else str(value)
-    if "\0" in word or half_character(word) is not None:
-        raise ValueError("it holds what no command line can")
-    return word
+        raise TypeError(f"an option cannot be of type {type(value).__name__}")
+    text = json.dumps(value) if isinstance(value, dict) else str(value)
+    if "\0" in text or half_character(text) is not None:
+        raise ValueError("a command line cannot hold this text")
+    return text
 
 
 def say(line: str) -> None:
-    """A line for the person at the terminal, beside progress bars and away from results."""
+    """Print a message to stderr, apart from a command's results."""
     print(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`quietstar plan`: what a training step takes, and what to choose for given GPUs."""
+"""`quietstar plan`: what a training step costs, and how to run it on given GPUs."""
 
 import logging
 
@@ -8,15 +8,15 @@ from quietstar.cli.options import make_parser, parse
 from quietstar.scaling.arguments import GROUPS, PlanArguments
 
 LONGEST = 1000
-"""characters of a line where there is no terminal"""
+"""characters per line when the output is not a terminal"""
 
 
 def main(argv: list[str]) -> None:
-    """Parse and plan."""
+    """Parse the command line and plan."""
     parser = make_parser(
         "quietstar plan",
-        "Tokens, arithmetic, memory and communication of a training step, worked out from the model's config, and the "
-        "cheapest way to run it that fits. Options are those of quietstar train; nothing but the config is downloaded.",
+        "Compute the tokens, arithmetic, memory and communication of a training step from the model's config, and "
+        "find the cheapest way to run it that fits. Options are those of quietstar train; only the config is loaded.",
         PlanArguments,
         groups=GROUPS,
     )
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     from quietstar.scaling.plan import plan
     from quietstar.scaling.tables import choice, notes, shown
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which warns of a kernel that nothing here runs
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about a kernel that a plan does not run
     found = plan(args)
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:

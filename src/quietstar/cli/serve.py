@@ -1,4 +1,4 @@
-"""`quietstar serve`: a thinking model over HTTP."""
+"""`quietstar serve`: serve a thinking model over HTTP."""
 
 from quietstar.cli.options import make_parser, parse, say
 from quietstar.inference.loading import MODEL, THOUGHTS
@@ -6,10 +6,10 @@ from quietstar.serving.arguments import LIMITS, SERVER, ServeArguments
 
 
 def main(argv: list[str]) -> None:
-    """Parse and serve."""
+    """Parse the command line and serve."""
     parser = make_parser(
         "quietstar serve",
-        "Serve a thinking model as OpenAI's clients ask for one, with a page to try it at /. Ctrl-C ends it.",
+        "Serve a thinking model with OpenAI's API, and a page to try it at /. Ctrl-C stops the server.",
         ServeArguments,
         groups=(SERVER, LIMITS, THOUGHTS, MODEL),
         config=True,

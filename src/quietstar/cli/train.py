@@ -1,4 +1,4 @@
-"""`quietstar train`: teach a model to think from plain text."""
+"""`quietstar train`: teach a model to think, from plain text."""
 
 from quietstar.cli.options import make_parser, parse, say
 from quietstar.runs.processes import part_ways
@@ -10,7 +10,7 @@ CLASSES = (ModelArguments, DataArguments, QuietStarTrainingArguments)
 
 
 def main(argv: list[str]) -> None:
-    """Parse and train."""
+    """Parse the command line and train."""
     parser = make_parser(
         "quietstar train",
         "Teach a language model to think before it speaks, from plain text. The paper's recipe is --config "

@@ -1,1 +1,1 @@
-"""A small language, a tiny model that learns it, and the story of how Quiet-STaR teaches that model to think."""
+"""The demo: a tiny model learns a small language, then Quiet-STaR teaches it to think."""

@@ -1,4 +1,4 @@
-"""The demo's language: walks over twelve letters, where three kinds of moves each permute the letters.
+"""The demo's language: walks over twelve letters, in which each of three moves is a permutation of the letters.
 
 A line is a start letter, five moves and the letter where the walk ends, `cxzyyx=h`; or the same with its way, the
 stops between start and end, spelled out between dashes: `cxzyyx=~aekd~h`.
@@ -21,12 +21,12 @@ N_MOVES = 5
 EQUALS = "="
 DASH = "~"
 END = "\n"
-"""what ends a line"""
+"""the end of a line"""
 PADDING = "<pad>"
 N_STOPS = N_MOVES - 1
-"""letters of a way"""
+"""number of letters in a way"""
 CHANCE = 1 / len(LETTERS)
-"""share of right answers that guessing gives"""
+"""accuracy of guessing"""
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Language:
     """Where each move leads.
 
     Args:
-        moves: for each move, a letter -> the letter after that move.
+        moves: move -> letter -> the letter after that move.
     """
 
     moves: Mapping[str, Mapping[str, str]]
 
     @classmethod
-    def draw(cls, seed: int) -> "Language":
-        """Three permutations, the same ones each time for the same seed."""
+    def sample(cls, seed: int) -> "Language":
+        """Return a language with random permutations, determined by the seed."""
         source = random.Random(f"moves {seed}")
         return cls({move: dict(zip(LETTERS, source.sample(LETTERS, len(LETTERS)), strict=True)) for move in MOVES})
 
@@ -73,12 +73,12 @@ def question(problem: str) -> str:
 
 
 def every_problem() -> list[str]:
-    """All starts with all sequences of moves."""
+    """Return all combinations of a start letter and five moves."""
     return ["".join(problem) for problem in product(LETTERS, *[MOVES] * N_MOVES)]
 
 
 def split_problems(seed: int, held_out_share: float) -> tuple[list[str], list[str]]:
-    """All problems, shuffled and cut into those to train on and those that no training sees."""
+    """Shuffle all problems and split them into training and held-out problems."""
     problems = every_problem()
     random.Random(f"split {seed}").shuffle(problems)
     n_held_out = round(held_out_share * len(problems))
@@ -86,7 +86,7 @@ def split_problems(seed: int, held_out_share: float) -> tuple[list[str], list[st
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character; the eos token is the end of a line."""
+    """Return a tokenizer with one token per character; its eos token is the end of a line."""
     characters = [PADDING, END, *LETTERS, *MOVES, EQUALS, DASH]
     tokenizer = Tokenizer(WordLevel({character: i for i, character in enumerate(characters)}, unk_token=PADDING))
     tokenizer.pre_tokenizer = Split(Regex("."), behavior="isolated")
@@ -101,11 +101,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class Lines:
-    """Lines as rows of tokens, each with its end.
+    """A dataset of tokenized lines, each with the end of a line.
 
     Args:
-        lines: text.
-        tokenizer: of `build_tokenizer`.
+        lines: the lines' text.
+        tokenizer: as returned by `build_tokenizer`.
     """
 
     def __init__(self, lines: list[str], tokenizer: PreTrainedTokenizerFast) -> None:

@@ -29,7 +29,7 @@ SIZE = {
     "max_position_embeddings": 64,
     "tie_word_embeddings": False,
 }
-"""of the base model: too shallow to make five moves between a question and its answer"""
+"""size of the base model: too shallow to compute five moves between a question and its answer"""
 
 
 def learn_language(
@@ -39,7 +39,7 @@ def learn_language(
     tokenizer: PreTrainedTokenizerFast,
     watch: TrainerCallback,
 ) -> PreTrainedModel:
-    """A base model, trained on two lines for each problem: one with its way spelled out, one without."""
+    """Return a base model, trained on two lines per problem: one with its way spelled out, one without."""
     set_seed(args.seed)
     base_lm = LlamaForCausalLM(
         LlamaConfig(
@@ -81,13 +81,13 @@ def learn_to_think(
     tokenizer: PreTrainedTokenizerFast,
     watch: Callable[[QuietStarForCausalLM], TrainerCallback],
 ) -> QuietStarForCausalLM:
-    """A thinking model around the base model, trained on lines without any spelling, thinking after every token.
+    """Return a thinking model around the base model, trained on unspelled lines, thinking after every token.
 
     Args:
-        args: settings.
-        base_lm: becomes the thinking model's own, and is trained.
+        args: options of the demo.
+        base_lm: the base model, which is trained as part of the thinking model.
         language, problems, tokenizer: as in `learn_language`.
-        watch: is given the fresh thinking model, and makes what looks on while it is trained.
+        watch: returns a callback for the training of the given thinking model.
     """
     model = QuietStarForCausalLM.from_base(base_lm, tokenizer=tokenizer, **args.method_settings())
     if args.thought_steps == 0:
@@ -113,7 +113,7 @@ def learn_to_think(
 
 
 def common_settings(args: DemoArguments) -> dict[str, Any]:
-    """Arguments of both trainers. A model this small is no faster on a GPU."""
+    """Return the arguments that both trainers share. A GPU would not make a model this small any faster."""
     return {
         "output_dir": args.output_dir,
         "lr_scheduler_type": "linear",
@@ -127,9 +127,9 @@ def common_settings(args: DemoArguments) -> dict[str, Any]:
 
 
 def train(trainer: Trainer) -> None:
-    """Without the lines that a trainer prints where it shows no bar.
+    """Train without printed logs, as the demo has a progress bar of its own.
 
-    And without health checks: they warn of the paper's policy weight, and the demo itself tells what comes of it.
+    Health checks are off: they warn of the paper's policy weight, whose effect the demo shows anyway.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(WatchHealth)

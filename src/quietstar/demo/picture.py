@@ -21,22 +21,22 @@ LABELS = {
     "spelled_out": "base model, spelling\nthe way out",
 }
 BLUE, ORANGE, GREY, LIGHT, INK = "#0072b2", "#d55e00", "#8c8c8c", "#c9c9c9", "#2b2b2b"
-"""told apart by colour-blind readers too (Okabe and Ito 2008)"""
+"""a palette for colour-blind readers, too (Okabe and Ito 2008)"""
 COLOURS = {"base": GREY, "base_pass": ORANGE, "random_thoughts": LIGHT, "own_thoughts": BLUE, "spelled_out": "white"}
 
 
 def require_matplotlib() -> None:
-    """Raise MissingExtraError where no picture can be drawn."""
+    """Raise MissingExtraError if matplotlib is not installed."""
     need("matplotlib.figure", "plot", "the demo's picture (or leave it out with --picture false)")
 
 
 def draw(path: Path, figures: Figures, diary: Sequence[dict[str, Any]]) -> None:
-    """Right answers as bars on the left; on the right how thinking was learned, a point for each step.
+    """Draw right answers as bars on the left, and on the right how the model learned to think, step by step.
 
     Args:
-        path: the picture's file.
+        path: the file to write.
         figures: for the bars.
-        diary: of the demo; lines of the stage "thoughts" are drawn.
+        diary: log of the demo; lines of the stage "thoughts" are drawn.
     """
     from matplotlib.figure import Figure
 
@@ -53,7 +53,7 @@ def draw(path: Path, figures: Figures, diary: Sequence[dict[str, Any]]) -> None:
 
 
 def draw_shares(axes: Axes, figures: Figures) -> None:
-    """A bar for each figure, with its interval, and a line at chance."""
+    """Draw a bar for each figure, with its interval, and a line at chance."""
     names = list(LABELS)
     for y, name in enumerate(names):
         share = figures[name]
@@ -72,12 +72,12 @@ def draw_shares(axes: Axes, figures: Figures) -> None:
     axes.set_xlim(0, 118)
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("right answers, % (bars: share; whiskers: 95 % interval)")
-    axes.set_title(f"{figures['own_thoughts'].n} problems that no training saw", loc="left", fontweight="bold")
+    axes.set_title(f"{figures['own_thoughts'].n} held-out problems", loc="left", fontweight="bold")
     plain(axes, "x")
 
 
 def draw_accuracy(axes: Axes, lines: Sequence[dict[str, Any]]) -> None:
-    """Held-out accuracy at each measured step."""
+    """Draw held-out accuracy at each measured step."""
     measured = [line for line in lines if "held_out_own_thoughts" in line]
     steps = [line["step"] for line in measured]
     for name, label, colour, style in (
@@ -100,7 +100,7 @@ def draw_accuracy(axes: Axes, lines: Sequence[dict[str, Any]]) -> None:
 
 
 def draw_reward(axes: Axes, lines: Sequence[dict[str, Any]]) -> None:
-    """Mean reward of the thoughts of each training step."""
+    """Draw the mean reward of the thoughts at each training step."""
     rewarded = [line for line in lines if "reward_mean" in line]
     values = [line["reward_mean"] for line in rewarded]
     axes.plot([line["step"] for line in rewarded], values, color=BLUE, linewidth=1.6)
@@ -111,7 +111,7 @@ def draw_reward(axes: Axes, lines: Sequence[dict[str, Any]]) -> None:
 
 
 def plain(axes: Axes, grid: str) -> None:
-    """No more ink than is needed."""
+    """Remove ink that carries no information."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.grid(axis=grid, color="#e6e6e6", linewidth=0.8)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Questions to a model about problems that it never saw, answered without thoughts, with thoughts, or spelled out.
+"""Questions to a model about held-out problems, answered without thoughts, with thoughts, or spelled out.
 
 Legend: n problems, S tokens of a question, K tokens of a thought, V vocabulary.
 """
@@ -18,27 +18,27 @@ from quietstar.reporting.interval import Share
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model made of a quiz."""
+    """A model's answers to a quiz."""
 
     letters: list[str]
-    """its answers"""
+    """the answers"""
     right: Share
     thoughts: list[str]
-    """what it thought before each answer; empty where it did not think"""
+    """the thought before each answer; empty if there was none"""
     thoughts_are_ways: Share
-    """how many thoughts are the way, letter by letter"""
+    """how many thoughts equal the way, letter by letter"""
 
 
 class Quiz:
-    """Questions, and what is right.
+    """Questions with their right answers.
 
     An answer is the likeliest of the language's letters after the question, not of the whole vocabulary: the base
-    model, unlike the trained one, has learned that a dash may come there, and is not marked down for it.
+    model has learned that a dash may come there, and that does not count as wrong.
 
     Args:
-        problems: what to ask.
-        language: says what is right.
-        tokenizer: of `build_tokenizer`.
+        problems: the problems to ask about.
+        language: gives the right answers.
+        tokenizer: as returned by `build_tokenizer`.
     """
 
     def __init__(self, problems: list[str], language: Language, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -54,7 +54,7 @@ class Quiz:
 
     @torch.no_grad()
     def without_thoughts(self, base_lm: PreTrainedModel) -> Answers:
-        """Ask an ordinary language model for the answer at once."""
+        """Ask an ordinary language model for the answer directly."""
         with evaluating(base_lm):
             return self._mark(base_lm(self.questions, logits_to_keep=1).logits)
 
@@ -63,8 +63,8 @@ class Quiz:
         """Ask a thinking model, which thinks once, after the question.
 
         Args:
-            model: thinks greedily.
-            thoughts: [n, K] what it has to think instead.
+            model: the thinking model; its thoughts are greedy.
+            thoughts: [n, K] thoughts that replace its own.
         """
         if thoughts is not None:
             S = self.questions.shape[1]
@@ -76,30 +76,30 @@ class Quiz:
 
     @torch.no_grad()
     def spelled_out(self, base_lm: PreTrainedModel) -> Answers:
-        """Let an ordinary language model write on after a dash, and take the letter where its answer belongs."""
+        """Let an ordinary language model continue after a dash, and take the letter where the answer belongs."""
         dash = self.tokenizer.convert_tokens_to_ids(DASH)
-        begun = torch.nn.functional.pad(self.questions, (0, 1), value=dash)
+        prompts = torch.nn.functional.pad(self.questions, (0, 1), value=dash)
         n_new = N_STOPS + len(DASH) + 1
         with evaluating(base_lm):
             written = base_lm.generate(
-                begun,
-                attention_mask=torch.ones_like(begun),
+                prompts,
+                attention_mask=torch.ones_like(prompts),
                 max_new_tokens=n_new,
                 do_sample=False,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
-        answer_at = begun.shape[1] + n_new - 1
-        if written.shape[1] <= answer_at:  # every line was ended before
+        answer_at = prompts.shape[1] + n_new - 1
+        if written.shape[1] <= answer_at:  # every line ended earlier
             return self._compare([""] * len(self))
         return self._compare([self.tokenizer.decode(token) for token in written[:, answer_at]])
 
     def random_thoughts(self, n_tokens: int, seed: int) -> Tensor:
-        """[n, n_tokens]: letters drawn uniformly."""
+        """Return uniformly sampled letters [n, n_tokens]."""
         generator = torch.Generator().manual_seed(seed)
         return self.letter_ids[torch.randint(len(self.letter_ids), (len(self), n_tokens), generator=generator)]
 
     def _mark(self, logits: Tensor, thoughts: list[str] | None = None) -> Answers:
-        """From logits [n, 1, V] after the questions."""
+        """Return the answers given by the logits [n, 1, V] after the questions."""
         likeliest = logits[:, -1, self.letter_ids].argmax(-1).tolist()
         return self._compare([LETTERS[i] for i in likeliest], thoughts)
 
@@ -114,13 +114,13 @@ class Quiz:
 
 
 def share_equal(given: list[str], wanted: list[str]) -> Share:
-    """How many are as wanted."""
+    """Return how many items are equal."""
     return Share(sum(a == b for a, b in zip(given, wanted, strict=True)), len(wanted))
 
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while."""
+    """Put a model into evaluation mode within the block."""
     was_training = model.training
     model.eval()
     try:

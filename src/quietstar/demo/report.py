@@ -5,6 +5,7 @@ from rich.table import Table
 from quietstar.demo.language import CHANCE, Language, question
 from quietstar.demo.quiz import Answers, Quiz
 from quietstar.reporting.interval import Share
+from quietstar.reporting.tables import markdown
 
 Figures = dict[str, Share]
 
@@ -15,18 +16,18 @@ ROWS = {
     "own_thoughts": "after Quiet-STaR, its own thoughts",
     "spelled_out": "base model, spelling the way out",
 }
-"""name of a figure -> what it is, in the order of the table"""
+"""figure -> its label, in the order of the table"""
 
 HEADINGS = ("held-out problems", "right", "of", "share", "95 % interval")
 
 
 def introduction(language: Language, problems: list[str], held_out: list[str]) -> str:
-    """What the language looks like, and how many problems there are."""
+    """Return a description of the language and the number of problems."""
     short, spelled = (language.line(problems[0], spelled=spelled) for spelled in (False, True))
     return (
-        f"A line of the language:      [bold]{short}[/]  (a start, five moves, the letter where they end)\n"
+        f"A line of the language:      [bold]{short}[/]  (start, five moves, the letter where they end)\n"
         f"with its way spelled out:    [bold]{spelled}[/]\n"
-        f"{len(problems)} problems to train on, {len(held_out)} that no training sees"
+        f"{len(problems)} problems to train on, {len(held_out)} held out"
     )
 
 
@@ -36,14 +37,14 @@ def percent(share: float) -> str:
 
 
 def cells(name: str, share: Share) -> tuple[str, ...]:
-    """A row of the table."""
+    """Return a row of the table."""
     low, high = share.interval
     between = f"{100 * low:.1f} - {percent(high)}"
     return ROWS[name], str(share.right), str(share.n), percent(share.value), between
 
 
 def figures_table(figures: Figures) -> Table:
-    """How many answers are right, for the terminal."""
+    """Return a table of right answers for the terminal."""
     table = Table(title=f"Right answers (chance is {percent(CHANCE)})", title_justify="left", title_style="bold")
     for i, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)
@@ -54,13 +55,12 @@ def figures_table(figures: Figures) -> Table:
 
 
 def figures_markdown(figures: Figures) -> str:
-    """The same as a Markdown table."""
-    lines = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1)), *(cells(name, figures[name]) for name in ROWS)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    """Return the same table in Markdown."""
+    return markdown(HEADINGS, [cells(name, figures[name]) for name in ROWS])
 
 
 def thoughts_sentence(thoughts_are_ways: Share) -> str:
-    """What the thoughts are."""
+    """Return a sentence on how many thoughts equal the way."""
     low, high = thoughts_are_ways.interval
     return (
         f"{thoughts_are_ways.right} of {thoughts_are_ways.n} hidden thoughts are the way, letter by letter "
@@ -69,14 +69,14 @@ def thoughts_sentence(thoughts_are_ways: Share) -> str:
 
 
 def examples(quiz: Quiz, own: Answers, n: int) -> list[dict[str, str]]:
-    """The first problems of the quiz, with what was thought and answered."""
+    """Return the first problems of the quiz with their thoughts and answers."""
     columns = zip(quiz.problems, own.thoughts, own.letters, quiz.ways, quiz.answers, strict=True)
     names = ("question", "thought", "answer", "way", "right_answer")
     return [dict(zip(names, (question(problem), *rest), strict=True)) for problem, *rest in list(columns)[:n]]
 
 
 def examples_table(rows: list[dict[str, str]]) -> Table:
-    """Questions with their thoughts, for the terminal."""
+    """Return a table of questions and thoughts for the terminal."""
     table = Table(title="What it thought", title_justify="left", title_style="bold")
     for heading in ("question", "hidden thought", "answer", "the way is", "the answer is"):
         table.add_column(heading, no_wrap=True)

@@ -1,4 +1,4 @@
-"""The whole story: a tiny model learns a small language, then learns to think, and is asked what it can do."""
+"""Run the whole demo: a tiny model learns a small language, then learns to think, and answers a quiz."""
 
 import copy
 import json
@@ -22,33 +22,33 @@ from quietstar.demo.watch import Line, Watch, progress_bar
 from quietstar.inspection.results import write_results
 from quietstar.model import QuietStarForCausalLM
 from quietstar.reporting.interval import Share
-from quietstar.runs.folders import claim, refuse_full, versions
+from quietstar.runs.folders import claim, refuse_full, versions, write_whole
 
 __all__ = ["DemoArguments", "tell"]
 
 MEASURE_EVERY = 2
-"""steps of Quiet-STaR between two measurements while it goes on"""
+"""steps between two measurements during Quiet-STaR training"""
 N_MEASURED = 200
-"""held-out problems of such a measurement"""
+"""held-out problems in each of these measurements"""
 N_EXAMPLES = 6
 THOUGHTS = "thoughts"
-"""folder of what was seen"""
+"""folder of the traced thoughts"""
 
 
 def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
-    """Run the demo, show its figures, and leave model, figures and picture in `args.output_dir`.
+    """Run the demo, show its figures, and write model, figures and picture to `args.output_dir`.
 
     Args:
-        args: settings.
+        args: options of the demo.
         console: where to show progress and results; the terminal if None.
 
     Returns:
-        What metrics.json holds: settings, versions, parameters, figures (right, n, share, low, high; by the names
-        of `report.ROWS`, and thoughts_are_ways), examples, seconds.
+        The content of metrics.json: settings, versions, parameters, figures (right, n, share, low, high; named as in
+        `report.ROWS`, and thoughts_are_ways), examples, seconds.
 
     Raises:
-        SettingsError: the folder holds something already; nothing in it is touched.
-        MissingExtraError: a picture is wanted and matplotlib is not there.
+        SettingsError: the folder is not empty; nothing in it is changed.
+        MissingExtraError: a picture is to be drawn, but matplotlib is not installed.
     """
     refuse_full(args.output_dir, overwrite=args.overwrite)
     if args.picture:
@@ -56,7 +56,7 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
     console = console or Console(highlight=False)
     clock, diary, figures = Clock(), list[Line](), dict[str, Share]()
 
-    language = Language.draw(args.seed)
+    language = Language.sample(args.seed)
     tokenizer = build_tokenizer()
     problems, held_out = split_problems(args.seed, args.held_out)
     quiz = Quiz(held_out, language, tokenizer)
@@ -119,9 +119,9 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
         "examples": report.examples(quiz, own, N_EXAMPLES),
         "seconds": clock.seconds(),
     }
-    (folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
-    (folder / "table.md").write_text(report.figures_markdown(figures))
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in diary))
+    write_whole(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
+    write_whole(folder / "table.md", report.figures_markdown(figures))
+    write_whole(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in diary))
 
     console.print(report.figures_table(figures))
     console.print(report.thoughts_sentence(figures["thoughts_are_ways"]))
@@ -135,7 +135,7 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
 
 
 class Clock:
-    """Seconds spent on each stage: by the clock, and by all processor cores together."""
+    """Seconds spent on each stage: wall time, and CPU time of all cores."""
 
     def __init__(self) -> None:
         self.begin = time.perf_counter()
@@ -143,7 +143,7 @@ class Clock:
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
-        """Add what the block takes to a stage."""
+        """Add the time of the block to a stage."""
         wall, cpu = time.perf_counter(), time.process_time()
         yield
         spent = self.stages.setdefault(stage, {"wall": 0.0, "cpu": 0.0})
@@ -151,7 +151,7 @@ class Clock:
         spent["cpu"] += time.process_time() - cpu
 
     def seconds(self) -> dict[str, Any]:
-        """Of each stage, and by the clock since the beginning."""
+        """Return the seconds of each stage, and the wall time since the start."""
         rounded = {
             stage: {kind: round(seconds, 1) for kind, seconds in spent.items()} for stage, spent in self.stages.items()
         }
@@ -160,8 +160,11 @@ class Clock:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One processor core for a while: on tensors this small a second one hardly helps, and beside other work on the
-    machine, threads that wait for each other made the demo eight times slower."""
+    """Use one thread within the block.
+
+    A second one hardly helps with tensors this small, and on a busy machine, threads that waited for each other made
+    the demo eight times slower.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -172,7 +175,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """No word from transformers, and none of its progress bars, for a while."""
+    """Turn off messages and progress bars of transformers within the block."""
     logging = transformers.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

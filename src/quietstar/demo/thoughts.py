@@ -1,6 +1,6 @@
-"""Whether the demo's thoughts matter: other thoughts put in their place, where the truth is known.
+"""Measure whether the demo's thoughts matter, by replacing them with others.
 
-In the demo's language a thought is the way to the answer: its own must carry the answer, and others destroy it.
+In the demo's language a useful thought is the way to the answer, so the right answer should depend on it.
 """
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,14 +20,14 @@ def trace_answers(
     seed: int,
     before: PreTrainedModel,
 ) -> Trace:
-    """Lines of the language, thought about once each: after the question, where the answer comes next.
+    """Return a trace of one thought per problem: after the question, where the answer comes next.
 
-    They are compared with `before` too, the base model as it was before it learned to think.
+    It also compares with `before`, the base model as it was before it learned to think.
     """
     equals = tokenizer.convert_tokens_to_ids(EQUALS)
     texts = []
     for problem in problems:
         ids = tokenizer(question(problem) + language.answer(problem))["input_ids"]
-        asked = ids.index(equals)
-        texts.append(TextToTrace(ids=ids, may_think=[asked]))
+        end_of_question = ids.index(equals)
+        texts.append(TextToTrace(ids=ids, may_think=[end_of_question]))
     return trace(model, tokenizer, texts, TraceSettings(seed=seed), name="the demo", before=before)

@@ -1,4 +1,4 @@
-"""What looks on while the demo trains: a progress bar, and a diary of figures."""
+"""A callback for the demo's trainings: a progress bar, and a diary of figures."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ Measure = Callable[[], dict[str, float]]
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar for each training, with the latest figure beside it."""
+    """Return a progress display with a bar per training and the latest figure beside it."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=18),
@@ -24,17 +24,17 @@ def progress_bar(console: Console) -> Progress:
 
 
 class Watch(TrainerCallback):
-    """Moves a bar on, keeps every line that a trainer logs, and measures now and then.
+    """Advances a progress bar, keeps every line that a trainer logs, and measures every few steps.
 
     Args:
         stage: name of the training in the diary.
-        diary: is added to, a line for each step.
-        progress: where the bar is shown.
-        description: what stands before it.
-        n_steps: its length.
-        measure: makes further figures; called before the first step and after every `every`th.
+        diary: list to which a line is appended for each step.
+        progress: shows the bar.
+        description: label of the bar.
+        n_steps: length of the bar.
+        measure: returns further figures; called before the first step and every `every` steps.
         every: steps between measurements.
-        shown: which figure stands beside the bar, and how it is written.
+        shown: name and format of the figure to show beside the bar.
     """
 
     def __init__(
@@ -54,18 +54,18 @@ class Watch(TrainerCallback):
         self.task = progress.add_task(description, total=n_steps, figure="")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure what there is before the first step."""
+        """Measure before the first step."""
         if self.measure is not None:
             self._write({"step": 0} | self.measure())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move on, and measure where it is time to."""
+        """Advance the bar, and measure if it is time to."""
         self.progress.update(self.task, completed=state.global_step)
         if self.measure is not None and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
             self._write({"step": state.global_step} | self.measure())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Keep the figures of a step; the summary at the end of a training is no such line."""
+        """Keep the figures of a step, but not the summary at the end of training."""
         if logs and "loss" in logs:
             self._write({"step": state.global_step} | logs)
 

@@ -1,1 +1,1 @@
-"""Evaluation: tasks, metrics, majority votes, perplexity, lm-eval."""
+"""Evaluation: tasks, metrics, majority voting, perplexity, lm-eval."""

@@ -1,4 +1,4 @@
-"""lm-eval's own command, to which the model `quietstar` has been made known; see `quietstar.evaluation.harness`."""
+"""lm-eval's own command with the model `quietstar` registered; see `quietstar.evaluation.harness`."""
 
 import sys
 
@@ -6,11 +6,11 @@ from quietstar.errors import QuietStarError
 
 
 def main() -> int:
-    """Run it. Exit code 2 where something needs the user, said in one line."""
+    """Run lm-eval and return the exit code: 2 for an error that the user can fix, printed on one line."""
     try:
         from lm_eval.__main__ import cli_evaluate
 
-        import quietstar.evaluation.harness  # noqa: F401  (makes the name known)
+        import quietstar.evaluation.harness  # noqa: F401  (registers the model)
 
         cli_evaluate()
     except QuietStarError as error:

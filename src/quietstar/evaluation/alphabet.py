@@ -1,4 +1,4 @@
-"""Which tokens an answer is made of: the alphabet over which its probability is renormalised."""
+"""The alphabet of a task: the tokens over which an answer's probability is renormalised."""
 
 import re
 from dataclasses import dataclass
@@ -9,26 +9,26 @@ from quietstar.errors import SettingsError
 from quietstar.evaluation.tasks import LETTERS, MARKER
 
 SPACES = {"▁": " ", "Ġ": " "}
-"""what tokenizers write for a space"""
+"""how tokenizers write a space"""
 
 
 @dataclass(frozen=True, slots=True)
 class Alphabet:
-    """Tokens of answers, and of the line's end after them."""
+    """The tokens of answers, and the newline that ends them."""
 
     ids: tuple[int, ...]
-    """rising"""
+    """in ascending order"""
     note: str = ""
-    """what a reader of the result should know about it"""
+    """a remark for the report"""
 
 
 def digits(tokenizer: PreTrainedTokenizerBase) -> Alphabet:
-    """Every token that is made of digits only, a space before them allowed, and the line's end.
+    """Return all tokens of digits, with or without a leading space, and the newline.
 
-    With a tokenizer that writes digit by digit these are the ten digits; with one that merges digits it is told so.
+    With a tokenizer that splits numbers into digits these are the ten digits; if it merges digits, a note says so.
     """
     wanted = re.compile(r" ?[0-9]+")
-    # of words alone: a piece such as <0x31>, a byte of another character, is no digit
+    # from the pieces, not from decoded text: a byte token such as <0x31> is not a digit
     pieces = {id: _text(piece) for piece, id in tokenizer.get_vocab().items()}
     found = sorted(id for id, text in pieces.items() if wanted.fullmatch(text))
     is_merged = any(len(pieces[id].strip()) > 1 for id in found)
@@ -37,7 +37,7 @@ def digits(tokenizer: PreTrainedTokenizerBase) -> Alphabet:
 
 
 def letters(tokenizer: PreTrainedTokenizerBase) -> Alphabet:
-    """The first letters of the alphabet as they follow a space, and the line's end."""
+    """Return the tokens of the choices' letters after a space, and the newline."""
     found = {end_of_line(tokenizer, " A")}
     for letter in LETTERS:
         found.add(_answer_tokens(tokenizer, f" {letter}")[-2])
@@ -45,16 +45,16 @@ def letters(tokenizer: PreTrainedTokenizerBase) -> Alphabet:
 
 
 def end_of_line(tokenizer: PreTrainedTokenizerBase, answer: str) -> int:
-    """The token that ends the line after an answer.
+    """Return the newline token after an answer.
 
     Raises:
-        SettingsError: it has none that is nothing else.
+        SettingsError: the tokenizer merges the newline with something else.
     """
     found = _answer_tokens(tokenizer, answer)[-1]
     if tokenizer.convert_ids_to_tokens(found) not in ("\n", "Ċ", "<0x0A>") and tokenizer.decode([found]) != "\n":
         raise SettingsError(
-            f"the tokenizer ends a line after{answer} with {tokenizer.convert_ids_to_tokens(found)!r}, and direct "
-            "tasks need a token that is a line's end alone; use --cot or --lm_eval with this model"
+            f"the tokenizer ends a line after{answer} with {tokenizer.convert_ids_to_tokens(found)!r}, but direct "
+            "tasks need a newline token of its own; use --cot or --lm_eval with this model"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""What an evaluation is: which model, which tasks, and how it is asked."""
+"""Options of `quietstar evaluate`."""
 
 from dataclasses import dataclass
 
@@ -18,43 +18,43 @@ _VOTING = VotingSettings()
 
 @dataclass(kw_only=True)
 class EvaluateArguments(UseArguments):
-    """Settings of `quietstar evaluate`.
+    """Options of `quietstar evaluate`.
 
     Raises:
-        SettingsError: a value is impossible, or nothing is asked for.
+        SettingsError: a value is invalid, or there is nothing to evaluate.
     """
 
     tasks: list[str] = option([], f"tasks: {', '.join(TASKS)}", WHAT)
     data: list[str] = option(
-        [], "local files in place of the hub's: gsm8k=FILE csqa=FILE (.jsonl .json, also .gz .zst, .parquet)", WHAT
+        [], "local files instead of the hub's: gsm8k=FILE csqa=FILE (.jsonl .json, also .gz .zst, .parquet)", WHAT
     )
-    limit: int | None = option(None, "items of each task, or windows of a text, at most", WHAT)
-    perplexity: str | None = option(None, "text file whose perplexity is measured, by difficulty of the token", WHAT)
-    lm_eval: str | None = option(None, "tasks of lm-eval, with commas between them (extra: lm-eval)", WHAT)
-    lm_eval_path: str | None = option(
-        None, "folder with task files of lm-eval of your own; they are code that runs", WHAT
+    limit: int | None = option(None, "evaluate at most this many items of each task, or windows of a text", WHAT)
+    perplexity: str | None = option(None, "text file whose perplexity to measure, by difficulty of the token", WHAT)
+    lm_eval: str | None = option(None, "tasks of lm-eval, separated by commas (extra: lm-eval)", WHAT)
+    lm_eval_path: str | None = option(None, "folder with lm-eval task files of your own; they can run code", WHAT)
+    original: bool = option(
+        False, "evaluate a plain model, or the base model of a thinking one, without thoughts", WHAT
     )
-    original: bool = option(False, "a plain model as it is, or a thinking one's base model: no thoughts", WHAT)
     baseline: str | None = option(
-        None, "folder of an earlier evaluation, such as that of the untrained model, to compare with item by item", WHAT
+        None, "folder of an earlier evaluation to compare with item by item, such as the untrained model's", WHAT
     )
     sweep: bool = option(
-        False, "move the threshold of --think, and draw answer probability against share of positions thought at", WHAT
+        False, "sweep the threshold of --think, and plot answer probability by share of positions with a thought", WHAT
     )
-    max_length: int = option(MAX_LENGTH, "tokens of an item or a window at most; an item loses its first ones", WHAT)
+    max_length: int = option(MAX_LENGTH, "maximum tokens of an item or window; longer items are cut at the start", WHAT)
 
-    cot: bool = option(False, "let it reason in the open, and take the majority of several answers", VOTES)
-    cot_prompt: str = option(_VOTING.prompt, "what stands after the question", VOTES)
-    cut_over: str = option(_VOTING.cut_over, "what stands before the answer", VOTES)
-    votes: int = option(_VOTING.n_votes, "answers to each question", VOTES)
-    cot_temperature: float = option(_VOTING.temperature, "temperature of the text; 0 takes the likeliest", VOTES)
-    cot_tokens: int = option(_VOTING.max_new_tokens, "tokens of reasoning at most", VOTES)
-    answer_tokens: int = option(_VOTING.answer_tokens, "tokens of the answer", VOTES)
+    cot: bool = option(False, "use chain of thought, and take the majority of several answers", VOTES)
+    cot_prompt: str = option(_VOTING.prompt, "text after the question", VOTES)
+    cut_over: str = option(_VOTING.cut_over, "text before the answer", VOTES)
+    votes: int = option(_VOTING.n_votes, "number of answers to each question", VOTES)
+    cot_temperature: float = option(_VOTING.temperature, "temperature of the text; 0 is greedy", VOTES)
+    cot_tokens: int = option(_VOTING.max_new_tokens, "maximum tokens of reasoning", VOTES)
+    answer_tokens: int = option(_VOTING.answer_tokens, "maximum tokens of the answer", VOTES)
 
     output_dir: str | None = option(None, "folder of the results (default: runs/MODEL-evaluation)", RUN)
-    overwrite: bool = option(False, "empty an output_dir that holds an earlier run of ours", RUN)
-    resume: bool = option(False, "go on in output_dir where a run was stopped, with the same settings", RUN)
-    batch_size: int = option(32, "items scored at once", RUN)
+    overwrite: bool = option(False, "empty output_dir if it has an earlier run", RUN)
+    resume: bool = option(False, "resume the run in output_dir, with the same settings", RUN)
+    batch_size: int = option(32, "number of items to score at a time", RUN)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +64,7 @@ class EvaluateArguments(UseArguments):
             raise SettingsError(f"nothing to evaluate; give --tasks ({', '.join(TASKS)}), --perplexity or --lm_eval")
         unused = sorted(parse_data(self.data).keys() - set(self.tasks))
         if unused:
-            raise SettingsError(f"data was given for {', '.join(unused)}, which is not among the tasks; add it")
+            raise SettingsError(f"data was given for {', '.join(unused)}, but not the task; add it to --tasks")
         for name in ("batch_size", "votes", "cot_tokens", "answer_tokens"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least 1")
@@ -82,12 +82,12 @@ class EvaluateArguments(UseArguments):
                 raise SettingsError("sweep needs a model that thinks and a task; leave --original out, give --tasks")
         if self.resume and self.overwrite:
             raise SettingsError("resume and overwrite were both given; leave one out")
-        # a shell hands over the two characters \ and n
+        # a shell passes a newline as the two characters \ and n
         self.cot_prompt, self.cut_over = (text.replace("\\n", "\n") for text in (self.cot_prompt, self.cut_over))
 
     @property
     def voting(self) -> VotingSettings:
-        """As `voting` takes them."""
+        """Return the settings of the majority vote."""
         return VotingSettings(
             prompt=self.cot_prompt,
             cut_over=self.cut_over,

@@ -1,8 +1,8 @@
-"""Direct answers, the paper's zero-shot measure: how likely the model finds the right answer at once.
+"""Direct answers, the paper's zero-shot measure: the probability of the right answer without written reasoning.
 
-`answer_probability` is what the released code calls accuracy: the product, over the answer's tokens that belong to the
-task's alphabet, of their probabilities renormalised over it, teacher-forced; and the mean of these over items.
-`exact_match` asks whether each token of the answer and of the line's end is the likeliest in the whole vocabulary:
+`answer_probability` is what the released code calls accuracy: the product of the teacher-forced probabilities of the
+answer's tokens that are in the task's alphabet, each renormalised over the alphabet; and the mean of these over items.
+`exact_match` tells whether each token of the answer and its newline is the likeliest of the whole vocabulary, which is
 whether greedy decoding would write the answer.
 """
 
@@ -19,37 +19,37 @@ from quietstar.evaluation.scoring import Continuation, Scores, Speaker, Stopwatc
 from quietstar.evaluation.tasks import MARKER, Item, Task
 
 MAX_LENGTH = 256
-"""tokens of an item, as the released code has it"""
+"""maximum tokens of an item, as in the released code"""
 
 
 @dataclass(slots=True)
 class DirectScores:
-    """What a model made of a task's items, [n] each, in the dataset's order."""
+    """A model's scores of a task's items, [n] each, in the dataset's order."""
 
     answer_probability: Tensor
     exact_match: Tensor
     """bool"""
     share_thought: float
-    """share of the scored positions that were thought at"""
+    """share of the scored positions with a thought"""
     seconds: float
     of_tokens: list[Scores]
-    """of each item"""
+    """scores of the tokens of each item"""
 
 
 def alphabet_of(task: Task, tokenizer: PreTrainedTokenizerBase) -> Alphabet:
-    """The tokens that answers of a task are made of."""
+    """Return the tokens of which the answers of a task consist."""
     return digits(tokenizer) if task.numeric else letters(tokenizer)
 
 
 def encode(
     items: list[Item], tokenizer: PreTrainedTokenizerBase, alphabet: Alphabet, max_length: int = MAX_LENGTH
 ) -> tuple[list[Continuation], int]:
-    """Tokens of each item, of which those after the marker are scored; and how many items were cut.
+    """Return the tokens of each item, of which those after the marker are scored, and how many items were cut.
 
-    An item of more than `max_length` tokens loses its first ones, so that the answer stays.
+    An item of more than `max_length` tokens is cut at the start, so that the answer stays.
 
     Raises:
-        DataError: an answer alone is longer than that.
+        DataError: an answer alone is longer than that, or has tokens outside the alphabet.
     """
     found, n_cut = [], 0
     for item in items:
@@ -58,20 +58,20 @@ def encode(
             n_cut, ids, first = n_cut + 1, ids[over:], first - over
         if first < 1:
             raise DataError(
-                f"the answer of item {item.index + 1} has {len(ids) - first} tokens; give max_length more than that"
+                f"the answer of item {item.index + 1} has {len(ids) - first} tokens; give a max_length above that"
             )
         counted = [token for token in ids[first:] if token in alphabet.ids]
         if ids[-1] not in alphabet.ids or len(counted) < 2:
             raise DataError(
-                f"the tokenizer writes the answer of item {item.index + 1}, {item.answer!r}, with tokens that are not "
-                "in the task's alphabet; leave it out, or use --cot"
+                f"the answer of item {item.index + 1}, {item.answer!r}, has tokens outside the task's alphabet; remove "
+                "that item, or use --cot"
             )
         found.append(Continuation(ids=ids, first=first, alphabet=alphabet.ids))
     return found, n_cut
 
 
 def after_marker(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:
-    """Tokens of a text, and the index of the first one after that which completes its last marker."""
+    """Return the tokens of a text, and the index of the first token after its last marker."""
     end = text.rindex(MARKER) + len(MARKER)
     if tokenizer.is_fast:
         encoded = tokenizer(text, return_offsets_mapping=True)
@@ -81,7 +81,7 @@ def after_marker(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[in
         ids = tokenizer(text)["input_ids"]
         n_markers = tokenizer.decode(ids).count(MARKER)
         if n_markers == 0:
-            raise DataError("the tokenizer does not keep line ends, after which answers are looked for; use --cot")
+            raise DataError("the tokenizer drops newlines, by which answers are found in a text; use --cot")
         first = len(ids)
         while tokenizer.decode(ids[: first - 1]).count(MARKER) == n_markers:
             first -= 1
@@ -98,14 +98,14 @@ def score_items(
     measure: str | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> DirectScores:
-    """Score a task's items.
+    """Return the scores of a task's items.
 
     Args:
         speaker: the model.
-        sequences: of `encode`.
-        batch_size: items at a time.
+        sequences: as returned by `encode`.
+        batch_size: number of items to score at a time.
         measure: see `scoring.score`.
-        progress: told how many items this process has done, and their mean answer probability so far.
+        progress: called with the number of items that this process has done, and their mean answer probability.
     """
     sums = [0, 0.0]
 

@@ -1,4 +1,4 @@
-"""Arguments of lm-eval's `hf` model, given for a model that is loaded without it."""
+"""Checks of the arguments of lm-eval's `hf` model, most of which do not apply to a model loaded by quietstar."""
 
 from collections.abc import Mapping
 from inspect import Parameter
@@ -10,30 +10,30 @@ HELD_TO = frozenset(
     {"batch_size", "max_batch_size", "max_length", "truncation", "add_bos_token", "prefix_token_id", "logits_cache"}
     | {"softmax_dtype", "mixed_precision_dtype", "think_end_token", "enable_thinking", "chat_template_args"}
 )
-"""those that do not say how to load a model"""
+"""arguments that do apply: they do not affect how the model is loaded"""
 NEUTRAL = {"backend": "causal"}
-"""values that ask for nothing, beside None and the default"""
+"""values that have no effect, besides None and the default"""
 
 
 def without_defaults(given: dict[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
-    """Those that count; the others must ask for nothing, as lm-eval would ignore them in silence.
+    """Return the arguments that apply; refuse others unless they have no effect, since lm-eval would ignore them.
 
     Args:
-        given: by the user.
+        given: the user's arguments.
         known: parameters of lm-eval's `hf` model.
 
     Raises:
-        SettingsError: one is not known, or would load something else than the model that is there.
+        SettingsError: an argument is unknown, or would load something else than the given model.
     """
     found = {}
     for name, value in given.items():
         if name in HELD_TO:
             found[name] = value
         elif name not in known or known[name].kind is Parameter.VAR_KEYWORD:
-            raise SettingsError(f"model_args hold {name}, which --model quietstar does not know; leave it out")
+            raise SettingsError(f"model_args has {name}, which --model quietstar does not know; leave it out")
         elif value is not None and value not in (known[name].default, NEUTRAL.get(name)):
             raise SettingsError(
-                f"model_args hold {name}={value}, which --model quietstar does not follow; give as pretrained a folder "
-                "with the model and the tokenizer that are to be measured"
+                f"model_args has {name}={value}, which --model quietstar does not support; leave it out, and give as "
+                "pretrained a folder with the model and the tokenizer to measure"
             )
     return found

@@ -1,8 +1,8 @@
-"""Perplexity of held-out text with and without thoughts, and how much thoughts help by the difficulty of a token.
+"""Perplexity of held-out text with and without thoughts, and the gain by the difficulty of a token.
 
-Difficulty is the token's own negative log-likelihood under the base model (arXiv 2403.09629, figure 5). Bins by it are
-chosen by the base model's luck: where the base model did badly, any other prediction tends to do better. The bins by
-entropy of the base prediction, which does not know what token comes, are free of that.
+Difficulty is the token's own negative log-likelihood under the base model (arXiv 2403.09629, figure 5). Such bins show
+regression to the mean: where the base model was unlucky, any other prediction tends to do better. Bins by entropy
+of the base prediction, which does not depend on the token that comes, are free of that.
 """
 
 from collections.abc import Callable
@@ -21,12 +21,12 @@ from quietstar.reporting.interval import Estimate, bootstrap
 from quietstar.text.tokens import token_ids
 
 EDGES = (0.0, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0, float("inf"))
-"""of bins, in nats"""
+"""edges of the bins, in nats"""
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Tokens of like difficulty."""
+    """Tokens of similar difficulty."""
 
     low: float
     high: float
@@ -34,12 +34,12 @@ class Bin:
     base_nll: float
     thinking_nll: float
     gain: Estimate
-    """nats that thoughts take off the nll; resampled by window"""
+    """reduction of the nll by thoughts, in nats; windows are resampled"""
 
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """Of a text. nll in nats a token; perplexity is exp of it."""
+    """Perplexity of a text, as its logarithm: nll in nats per token."""
 
     n_tokens: int
     base_nll: Estimate
@@ -49,14 +49,14 @@ class Perplexity:
     by_nll: list[Bin]
     by_entropy: list[Bin]
     seconds: dict[str, float]
-    """of scoring, without thoughts and with them"""
+    """time of scoring, without thoughts and with them"""
 
 
 def windows(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int, limit: int | None) -> list[Continuation]:
-    """Windows of at most max_length tokens, one after the other; each is scored from its second token on.
+    """Split a text into consecutive windows of at most max_length tokens, each scored from its second token.
 
     Raises:
-        DataError: there are no two tokens.
+        DataError: there are fewer than two tokens.
     """
     (ids,) = token_ids(tokenizer, [text])
     parts = [ids[first : first + max_length] for first in range(0, len(ids), max_length)]
@@ -73,14 +73,14 @@ def measure_perplexity(
     batch_size: int,
     progress: Callable[[int, float], None] | None = None,
 ) -> Perplexity:
-    """Score windows of a text without thoughts, and with them.
+    """Return the perplexity of a text's windows, without thoughts and with them.
 
     Args:
         base: the model without thoughts.
-        thinking: the model with them; None where it has none.
-        sequences: of `windows`.
-        batch_size: windows at a time.
-        progress: told how many windows this process has done, and their mean nll so far.
+        thinking: the model with thoughts; None if it cannot think.
+        sequences: as returned by `windows`.
+        batch_size: number of windows to score at a time.
+        progress: called with the number of windows that this process has done, and their mean nll.
     """
     sums = [0, 0, 0.0]
 
@@ -120,7 +120,7 @@ def _n(windows: list[Tensor]) -> int:
 
 
 def _mean(windows: list[Tensor]) -> Estimate:
-    """Over tokens, windows resampled: tokens of one text are not independent. Windows without any are left out."""
+    """Return the mean over tokens, resampling whole windows, since neighbouring tokens are not independent."""
     filled = [each.double() for each in windows if len(each)]
     weights = torch.tensor([len(each) for each in filled], dtype=torch.float64)
     return bootstrap(torch.stack([each.mean() for each in filled]), weights)
@@ -129,13 +129,12 @@ def _mean(windows: list[Tensor]) -> Estimate:
 def _bins(difficulty: list[Tensor], base_nll: list[Tensor], thinking_nll: list[Tensor]) -> list[Bin]:
     found = []
     for low, high in pairwise(EDGES):
-        inside = [(low <= of) & (of < high) for of in difficulty]
-        without, after = ([of[some] for of, some in zip(nll, inside, strict=True)] for nll in (base_nll, thinking_nll))
-        n = _n(without)
-        if n:
-            gain = _mean([a - b for a, b in zip(without, after, strict=True)])
-            base, thinking = (float(torch.cat(of).mean()) for of in (without, after))
-            found.append(Bin(low, high, n, base, thinking, gain))
+        inside = [(low <= window) & (window < high) for window in difficulty]
+        base = [nll[mask] for nll, mask in zip(base_nll, inside, strict=True)]
+        thinking = [nll[mask] for nll, mask in zip(thinking_nll, inside, strict=True)]
+        if n := _n(base):
+            gain = _mean([a - b for a, b in zip(base, thinking, strict=True)])
+            found.append(Bin(low, high, n, float(torch.cat(base).mean()), float(torch.cat(thinking).mean()), gain))
     return found
 
 

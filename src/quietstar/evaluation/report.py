@@ -1,4 +1,4 @@
-"""Results of an evaluation: one JSON file, a Markdown table, and the same on the screen."""
+"""The results of an evaluation as a JSON file, a Markdown file, and a table for the terminal."""
 
 import json
 import math
@@ -21,9 +21,9 @@ HEADINGS = (
     "n",
     "value",
     "95 % interval",
-    "beside base",
-    "beside baseline",
-    "thought at",
+    "vs base",
+    "vs baseline",
+    "with thoughts",
     "items/s",
 )
 
@@ -38,21 +38,21 @@ class Figure:
     """original, base (a thinking model without its thoughts) or thinking"""
     estimate: Estimate
     difference: Estimate | None = None
-    """to base, item by item"""
+    """paired difference to the mode base"""
     beside_baseline: Estimate | None = None
-    """to an earlier evaluation, item by item"""
+    """paired difference to an earlier evaluation"""
     share_thought: float | None = None
-    """of the scored positions"""
+    """share of the scored positions with a thought"""
     seconds: float | None = None
     notes: str = ""
 
     @property
     def samples_per_second(self) -> float | None:
-        """Items by seconds of scoring."""
+        """Items per second of scoring."""
         return self.estimate.n / self.seconds if self.seconds else None
 
     def cells(self) -> tuple[str, ...]:
-        """A row of the table."""
+        """Return the figure as a row of the table."""
         return (
             self.task,
             self.measure,
@@ -87,7 +87,7 @@ def _between(measure: str, estimate: Estimate) -> str:
 
 
 def _difference(measure: str, estimate: Estimate | None) -> str:
-    """+1.20 (+0.40 to +2.10)"""
+    """Format a difference: +1.20 (+0.40 to +2.10)"""
     if estimate is None:
         return ""
     if not _is_share(measure):
@@ -96,14 +96,14 @@ def _difference(measure: str, estimate: Estimate | None) -> str:
 
 
 def rows_of(figures: list[Figure]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and rows, without the columns in which there is nothing."""
+    """Return headings and rows, without empty columns."""
     rows = [figure.cells() for figure in figures]
     used = [index for index in range(len(HEADINGS)) if any(row[index] for row in rows) or not rows]
     return tuple(HEADINGS[index] for index in used), [tuple(row[index] for index in used) for row in rows]
 
 
 def table(figures: list[Figure]) -> Table:
-    """For the screen."""
+    """Return the table for the terminal."""
     headings, rows = rows_of(figures)
     made = Table(box=None, header_style="bold")
     for index, heading in enumerate(headings):
@@ -114,7 +114,7 @@ def table(figures: list[Figure]) -> Table:
 
 
 def perplexity_markdown(found: Perplexity) -> str:
-    """By difficulty of the token."""
+    """Return tables of perplexity by difficulty of the token."""
     text = ""
     for what, bins in (("nll", found.by_nll), ("entropy", found.by_entropy)):
         headings = (f"base {what}, nats", "tokens", "base nll", "thinking nll", "gained by thoughts (95 %)")
@@ -129,9 +129,9 @@ def _bin_cells(each: Bin) -> tuple[str, ...]:
 
 
 def sweep_markdown(points: list[Point]) -> str:
-    """A row for each threshold."""
+    """Return a table with a row per threshold."""
     return markdown(
-        ("policy", "thought at", "answer probability", "exact match"),
+        ("policy", "with thoughts", "answer probability", "exact match"),
         [
             (
                 point.policy,
@@ -157,7 +157,7 @@ def write(
     if notes := dict.fromkeys(f"{figure.task}: {figure.notes}" for figure in figures if figure.notes):
         text += "\n" + "".join(f"- {note}\n" for note in notes)
     for task, points in sweeps.items():
-        text += f"\n## {task} by share of positions thought at\n\n" + sweep_markdown(points)
+        text += f"\n## {task} by share of positions with a thought\n\n" + sweep_markdown(points)
     if perplexity is not None and perplexity.by_nll:
         text += "\n## Gain by difficulty of the token\n" + perplexity_markdown(perplexity)
     results = {

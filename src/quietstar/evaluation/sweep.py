@@ -1,7 +1,7 @@
-"""How accuracy depends on the share of positions that are thought at, for every threshold of a policy at once.
+"""Accuracy by the share of positions with a thought, for every threshold of a policy at once.
 
-With the answer given, a thought at one position changes the prediction of that position alone: each threshold's result
-is put together from one pass without thoughts and one with all of them.
+Teacher-forced, a thought at one position changes the prediction at that position only. So one pass without thoughts and
+one with all of them give the result of every threshold.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from quietstar.evaluation.direct import DirectScores
 from quietstar.policy import KINDS, ThinkPolicy
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
-"""of the positions that are thought at, roughly: thresholds are quantiles of what the rule measures"""
+"""approximate shares of positions with a thought: the thresholds are quantiles of what the rule measures"""
 
 SWEPT = ("entropy", "margin", "mixing_head")
 
@@ -31,7 +31,7 @@ class Point:
 
 
 def swept_rule(policy: str) -> str:
-    """The one rule whose threshold is swept.
+    """Return the rule whose threshold is swept.
 
     Raises:
         SettingsError: the policy is not one rule with a threshold.
@@ -39,22 +39,22 @@ def swept_rule(policy: str) -> str:
     rules = ThinkPolicy.parse(policy).rules
     if len(rules) != 1 or rules[0].name not in SWEPT:
         raise SettingsError(
-            f"sweep needs --think with one threshold to move, and got {policy!r}; give entropy:2.5, margin:0.2 or "
+            f"sweep needs --think with a single threshold, and got {policy!r}; give entropy:2.5, margin:0.2 or "
             "mixing_head:0.1 (any number)"
         )
     return rules[0].name
 
 
 def sweep(rule: str, base: DirectScores, thinking: DirectScores) -> list[Point]:
-    """A point for each threshold, from never to always thinking.
+    """Return a point for each threshold, from never to always thinking.
 
     Args:
-        rule: its name.
-        base: without thoughts, what the rule measures noted.
-        thinking: with a thought before every scored token.
+        rule: name of the rule.
+        base: scores without thoughts, with the rule's measurements.
+        thinking: scores with a thought before every scored token.
     """
     measured = torch.cat([scores.measured for scores in base.of_tokens])
-    up = -1 if KINDS[rule].holds(torch.tensor(0.0), 1.0) else 1  # whether more thinks, or less
+    up = -1 if KINDS[rule].holds(torch.tensor(0.0), 1.0) else 1  # whether large or small measurements cause a thought
     points = []
     for share in SHARES:
         wanted = torch.quantile(up * measured, 1 - share).item() * up
@@ -91,7 +91,7 @@ def picture(points: dict[str, list[Point]], path: Path) -> None:
             marker="o",
             label=name,
         )
-    axes.set(xlabel="positions thought at, %", ylabel="answer probability, %", xlim=(-2, 102))
+    axes.set(xlabel="positions with a thought, %", ylabel="answer probability, %", xlim=(-2, 102))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
@@ -99,10 +99,10 @@ def picture(points: dict[str, list[Point]], path: Path) -> None:
 
 
 def pyplot(purpose: str) -> Any:
-    """matplotlib's pyplot, for files alone.
+    """Import matplotlib's pyplot with a backend that needs no display.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: matplotlib is not installed.
     """
     need("matplotlib", "plot", purpose).use("Agg")
     import matplotlib.pyplot as plt

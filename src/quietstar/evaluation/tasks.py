@@ -1,11 +1,11 @@
-"""Questions with answers: what each task asks, in the paper's zero-shot format, from the hub or from files.
+"""Tasks: questions with answers in the paper's zero-shot format, from the hub or from files.
 
     Q: {question}            Q: {question}
     A: 18                    (A) {choice}
                              ...
                              A: C
 
-The answer is followed by a line's end, which is part of what is scored.
+The answer ends with a newline, which is scored, too.
 """
 
 import glob
@@ -21,13 +21,13 @@ from quietstar.text.rows import as_stored
 from quietstar.text.unicode import half_character
 
 MARKER = "\nA:"
-"""what an answer stands after"""
+"""the text right before an answer"""
 
 LETTERS = "ABCDE"
-"""of choices"""
+"""letters of the choices"""
 
 FILES = (".jsonl", ".json", ".parquet")
-"""extensions of local files; those of JSON may end in .gz or .zst besides"""
+"""suffixes of local files; JSON files may also be compressed, with .gz or .zst after it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,35 +35,35 @@ class Item:
     """A question and its answer."""
 
     index: int
-    """its place in the dataset"""
+    """index in the dataset, from 0"""
     question: str
-    """up to, and without, the marker"""
+    """text up to the marker, without it"""
     answer: str
-    """what stands between the marker and the line's end, its space included"""
+    """text between the marker and the newline, with its leading space"""
 
     @property
     def text(self) -> str:
-        """As it is scored."""
+        """The text to score."""
         return f"Q: {self.question}{MARKER}{self.answer}\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Where the items of a task are, and how a row becomes one."""
+    """Where to find the items of a task, and how to convert a row to an item."""
 
     name: str
     path: str
-    """on the hub"""
+    """name on the hub"""
     config: str | None
     split: str
     read: Callable[[dict[str, Any]], tuple[str, str]]
     """row -> question and answer"""
     columns: tuple[str, ...]
-    """that a row must have"""
+    """columns that a row must have"""
     numeric: bool = False
     """whether the answer is a number; a letter otherwise"""
     revision: str | None = None
-    """of the hub's dataset, where its main one is a script"""
+    """revision of the hub's dataset, if its main one is a script"""
 
 
 def _gsm8k(row: dict[str, Any]) -> tuple[str, str]:
@@ -83,7 +83,7 @@ def _letters(question: str, choices: list[str], labels: list[str] | None = None)
 
 
 def _csqa(row: dict[str, Any]) -> tuple[str, str]:
-    """Both nestings: {stem, choices: [{label, text}]}, and question beside {label: [...], text: [...]}."""
+    """Read both layouts: {stem, choices: [{label, text}]}, and question with {label: [...], text: [...]}."""
     if isinstance(row["question"], dict):
         question, choices = row["question"]["stem"], row["question"]["choices"]
     else:
@@ -130,21 +130,21 @@ TASKS = {
 
 
 def find_task(name: str) -> Task:
-    """The task of that name.
+    """Return the task of that name.
 
     Raises:
-        SettingsError: there is none.
+        SettingsError: it does not exist.
     """
     if name not in TASKS:
-        raise SettingsError(f"task {name!r} is unknown; choose from {', '.join(TASKS)}, or give --lm_eval {name}")
+        raise SettingsError(f"unknown task {name!r}; choose from {', '.join(TASKS)}, or give --lm_eval {name}")
     return TASKS[name]
 
 
 def parse_data(pairs: list[str]) -> dict[str, str]:
-    """What `--data gsm8k=PATH csqa=PATH` says.
+    """Parse `--data gsm8k=PATH csqa=PATH` into task -> path.
 
     Raises:
-        SettingsError: a pair is none, or names no task.
+        SettingsError: a pair is malformed, or its task is unknown.
     """
     found = {}
     for pair in pairs:
@@ -156,11 +156,11 @@ def parse_data(pairs: list[str]) -> dict[str, str]:
 
 
 def load_items(task: Task, path: str | None = None, limit: int | None = None) -> list[Item]:
-    """The first `limit` items of a task, from a local file, or from the hub.
+    """Load the first `limit` items of a task, from a local file or from the hub.
 
     Raises:
-        DataError: the file cannot be read, or a row is none of this task.
-        MissingExtraError: the hub, or Parquet, is asked for without the datasets library.
+        DataError: the file cannot be read, or has an invalid row.
+        MissingExtraError: the hub or a Parquet file is to be read, but datasets is not installed.
     """
     rows = _from_hub(task) if path is None else _from_file(task, Path(path).expanduser())
     items = []
@@ -169,7 +169,7 @@ def load_items(task: Task, path: str | None = None, limit: int | None = None) ->
             break
         where = f"row {index + 1} of {path or task.path}"
         if not isinstance(row, dict):
-            raise DataError(f"{where} is {type(row).__name__}; give one object a row, as {task.name} has them")
+            raise DataError(f"{where} is a {type(row).__name__}; give one object per row, as in {task.name}")
         if missing := [column for column in task.columns if column not in row]:
             raise DataError(
                 f"{where} has no column {', '.join(missing)} (it has {', '.join(map(shown, row))}); give {task.name} "
@@ -178,13 +178,13 @@ def load_items(task: Task, path: str | None = None, limit: int | None = None) ->
         try:
             question, answer = task.read(row)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
-            raise DataError(f"{where} is no item of {task.name}: {reason(error)}") from error
+            raise DataError(f"{where} is not a valid {task.name} item: {reason(error)}; fix the file") from error
         if not isinstance(question, str):
-            raise DataError(f"{where} is no item of {task.name}: its question is {shown(question)}, not text")
+            raise DataError(f"{where} is not a valid {task.name} item: its question is {shown(question)}, not text")
         if not question.strip() or not answer.strip():
-            raise DataError(f"{where} has an empty question or answer; take it out")
+            raise DataError(f"{where} has an empty question or answer; remove it")
         if half_character(question + answer) is not None:
-            raise DataError(f"{where} is no whole Unicode text; mend it or take it out")
+            raise DataError(f"{where} is not valid Unicode; fix or remove it")
         items.append(Item(index=index, question=question, answer=answer))
     if not items:
         raise DataError(f"{path or task.path} has no items; give a file of {task.name} with at least one")
@@ -199,18 +199,18 @@ def _from_file(task: Task, path: Path) -> Iterator[Any]:
             raise DataError(f"folder {path} has no {task.split} file ({', '.join(FILES)}); give the file itself")
         path = found[0]
     if not path.is_file():
-        raise DataError(f"there is no file {path}; give a file of {task.name} ({', '.join(FILES)})")
+        raise DataError(f"file {path} does not exist; give a file of {task.name} ({', '.join(FILES)})")
     kind = kind_of(path)
     if kind not in FILES or (kind == ".parquet" and path.suffix.lower() != kind):
-        raise DataError(f"{path} is no {', '.join(FILES)} file; convert it, or give another")
+        raise DataError(f"{path} has an unknown suffix; give a file with one of {', '.join(FILES)}")
     if kind == ".parquet":
         datasets = _datasets()
         try:
-            # the loader takes a path as a pattern
+            # the loader interprets a path as a glob pattern
             yield from as_stored(datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split="train"))
         except Exception as error:
             why = first_line(error.__cause__ or error)
-            raise DataError(f"{path} is no Parquet file: {why}; give another file") from error
+            raise DataError(f"{path} is not a valid Parquet file: {why}; give another file") from error
         return
     yield from (value for _, value in json_values(path))
 

@@ -1,38 +1,32 @@
-"""Chain of thought with a majority vote: several worked answers to each question, and what most of them come to.
+"""Chain of thought with a majority vote over several answers to each question.
 
-The defaults are those of the released script. An answer is written on disk as soon as it is there, so that a run that
-is killed goes on where it was.
+The defaults are those of the released script. Each answer is written to disk at once, so that a killed run can resume.
 """
 
-import glob
 import hashlib
-import json
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.errors import CheckpointError, DataError
+from quietstar.evaluation.ledger import Ledger
 from quietstar.evaluation.scoring import Stopwatch
 from quietstar.evaluation.tasks import Item, Task
 from quietstar.inference.loading import context_length, prompt_ids, text_after
 from quietstar.inference.text_settings import text_settings
-from quietstar.runs.folders import write_whole
-from quietstar.runs.processes import ALONE, Processes
 
 STOPS = ("Q:", "\n\n\n")
-"""where a worked answer ends, as the model has begun with another question"""
+"""end of the reasoning: the model has begun another question"""
 
 
 @dataclass(frozen=True, slots=True)
 class VotingSettings:
-    """How a question is put, and its answer taken."""
+    """How a question is asked, and how its answer is found."""
 
     prompt: str = "\nA: Let's think step by step."
     cut_over: str = "\nTherefore, the answer (arabic numerals) is"
@@ -43,7 +37,7 @@ class VotingSettings:
 
 
 def extract_number(text: str) -> str | None:
-    """The first number of a text, commas within it left out: `-1,250.50` gives -1250.5; None where there is none."""
+    """Return the first number in a text, without its commas: `-1,250.50` gives -1250.5; None if there is none."""
     match = re.search(r"(-?)(\d*)(?:\.(\d+))?(?<=\d)", re.sub(r"(?<=\d),(?=\d)", "", text))
     if match is None:
         return None
@@ -53,53 +47,53 @@ def extract_number(text: str) -> str | None:
 
 
 def extract_letter(text: str) -> str | None:
-    """The first letter of a choice, A to E, that stands alone; None where there is none."""
+    """Return the first of the letters A to E that is a word of its own; None if there is none."""
     match = re.search(r"(?<![A-Za-z'])[A-E](?![A-Za-z'])", text)
     return match.group() if match else None
 
 
 def majority(votes: list[str | None]) -> str | None:
-    """What most votes say, the first of those that are level; votes without an answer do not count."""
+    """Return the most frequent vote, the first one in a tie; votes without an answer do not count."""
     counts = Counter(vote for vote in votes if vote is not None)
     return counts.most_common(1)[0][0] if counts else None
 
 
 def extractor(task: Task) -> Callable[[str], str | None]:
-    """How an answer to this task is found in a text."""
+    """Return the function that finds an answer to this task in a text."""
     return extract_number if task.numeric else extract_letter
 
 
 def right_answer(task: Task, item: Item) -> str:
-    """What votes are compared with.
+    """Return the answer that votes are compared with.
 
     Raises:
-        DataError: the item's answer holds none.
+        DataError: the item has no such answer.
     """
     found = extractor(task)(item.answer)
     if found is None:
-        raise DataError(f"the answer of item {item.index + 1}, {item.answer!r}, holds none for {task.name}; mend it")
+        raise DataError(f"item {item.index + 1} has no {task.name} answer, but {item.answer!r}; fix the file")
     return found
 
 
 def digest(item: Item) -> str:
-    """Tells an item from others that may stand in its place."""
+    """Return a hash that tells this item from others with the same index."""
     return hashlib.sha256(item.text.encode()).hexdigest()[:16]
 
 
 def check_context(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[Item], settings: VotingSettings
 ) -> None:
-    """Raise DataError where a question, its reasoning and its answer may not fit the model."""
+    """Raise DataError if a question with its reasoning and its answer may not fit into the model's context."""
     limit, n_ahead = context_length(model), getattr(model.config, "n_ahead", 0)
     if tokenizer.pad_token_id is None:
-        raise DataError("the tokenizer has no pad, eos or unk token to fill rows of votes with; give it one")
+        raise DataError("the tokenizer has no pad, eos or unk token to pad votes with; give it one")
     n_more = settings.max_new_tokens + len(prompt_ids(tokenizer, settings.cut_over)) + settings.answer_tokens + n_ahead
     for item in items:
         n_tokens = len(prompt_ids(tokenizer, f"Q: {item.question}{settings.prompt}"))
         if limit is not None and n_tokens + n_more > limit:
             raise DataError(
-                f"question {item.index + 1} has {n_tokens} tokens, {n_more} may follow, and the model's context is "
-                f"{limit}; give a smaller --cot_tokens, or leave that question out"
+                f"question {item.index + 1} has {n_tokens} tokens and up to {n_more} follow, but the model's context "
+                f"is {limit}; give a smaller --cot_tokens, or remove that question"
             )
 
 
@@ -113,28 +107,28 @@ def vote(
     seed: int,
     **thoughts: Any,
 ) -> dict[str, Any]:
-    """Ask one question several times, all votes in one batch.
+    """Ask one question several times, all votes in one batch, and return the line to write to the ledger.
 
     Args:
-        model: speaks, with thoughts or without.
-        tokenizer: pads on the left.
-        task: of the item.
+        model: the model, with or without thoughts.
+        tokenizer: one that pads on the left.
+        task: the item's task.
         item: the question.
-        settings: how it is put.
-        seed: the question's own draws follow from it and from its index.
+        settings: how to ask it.
+        seed: determines, with the item's index, what is sampled.
         thoughts: further arguments of `generate`.
     """
     gold = right_answer(task, item)
     torch.manual_seed(hash((seed, item.index)) % 2**63)
     watch = Stopwatch(model.device)
-    asked = f"Q: {item.question}{settings.prompt}"
+    prompt = f"Q: {item.question}{settings.prompt}"
     how = {**text_settings(model, tokenizer, settings.temperature), **thoughts}
 
-    worked = _go_on(
-        model, tokenizer, [asked] * settings.n_votes, settings.max_new_tokens, stop_strings=list(STOPS), **how
+    reasoning = _continue(
+        model, tokenizer, [prompt] * settings.n_votes, settings.max_new_tokens, stop_strings=list(STOPS), **how
     )
-    texts = [f"{asked}{_cut(text)}".rstrip() + settings.cut_over for text in worked]
-    answers = _go_on(model, tokenizer, texts, settings.answer_tokens, **how)
+    texts = [f"{prompt}{_cut(text)}".rstrip() + settings.cut_over for text in reasoning]
+    answers = _continue(model, tokenizer, texts, settings.answer_tokens, **how)
     votes = [extractor(task)(answer) for answer in answers]
     answer = majority(votes)
     return {
@@ -144,135 +138,31 @@ def vote(
         "answer": answer,
         "right": answer == gold,
         "votes": votes,
-        "texts": [text[len(asked) :] + answer for text, answer in zip(texts, answers, strict=True)],
+        "texts": [text[len(prompt) :] + answer for text, answer in zip(texts, answers, strict=True)],
         "seconds": round(watch.seconds, 3),
     }
 
 
-def _go_on(
+def _continue(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], n_new: int, **how: Any
 ) -> list[str]:
-    """What the model writes after each text: so many tokens at most."""
+    """Return up to n_new tokens of continuation of each text."""
     prompts = {"input_ids": [prompt_ids(tokenizer, text) for text in texts]}
     encoded = tokenizer.pad(prompts, return_tensors="pt", padding_side="left")
     n_tokens = encoded["input_ids"].shape[1]
-    rows = model.generate(
+    sequences = model.generate(
         encoded["input_ids"].to(model.device),
         attention_mask=encoded["attention_mask"].to(model.device),
         max_new_tokens=n_new,
         tokenizer=tokenizer,
         **how,
     )
-    return [text_after(tokenizer, row, n_tokens) for row in rows.tolist()]
+    return [text_after(tokenizer, ids, n_tokens) for ids in sequences.tolist()]
 
 
 def _cut(text: str) -> str:
-    """A worked answer up to where another question begins."""
+    """Cut the text off where another question begins."""
     return text[: min((at for stop in STOPS if (at := text.find(stop)) >= 0), default=len(text))]
-
-
-LINE: dict[str, Any] = {
-    "index": int,
-    "item": str,
-    "gold": str,
-    "answer": str | None,
-    "right": bool,
-    "votes": list,
-    "texts": list,
-    "seconds": int | float,
-}
-"""what is written about a question, and of which type each is"""
-_LINE_BEGINS = b'{"index": '
-
-
-class Ledger:
-    """Finished answers, a JSON line each, on disk before the next question is asked.
-
-    Several processes write a file each, NAME.rank-N.jsonl beside NAME.jsonl, which are made one when all are done, or
-    when a ledger is opened the next time.
-
-    Args:
-        path: the file; what lies in it is kept.
-        processes: which share the questions; each must open it.
-    """
-
-    def __init__(self, path: Path, processes: Processes = ALONE) -> None:
-        self.path = path
-        self.processes = processes
-        self.answers: dict[int, dict[str, Any]] = {}
-        """by the question's index"""
-        if self.processes.is_first:
-            for file in (path, *self._parts()):
-                self.answers |= {answer["index"]: answer for answer in self._read(file)}
-            self._make_one()
-        self.answers = self.processes.of_first(self.answers)
-
-    @property
-    def own_path(self) -> Path:
-        """Where this process writes."""
-        rank, n = self.processes.rank, self.processes.n
-        return self.path if n == 1 else self.path.with_name(f"{self.path.stem}.rank-{rank}{self.path.suffix}")
-
-    def _parts(self) -> list[Path]:
-        return sorted(self.path.parent.glob(f"{glob.escape(self.path.stem)}.rank-*{self.path.suffix}"))
-
-    def _make_one(self) -> None:
-        if parts := self._parts():
-            write_whole(self.path, "".join(_line(self.answers[index]) for index in sorted(self.answers)))
-        for path in parts:
-            path.unlink()
-
-    def gather(self) -> None:
-        """Let every process have the answers of all, in one file; every process must call it."""
-        for answers in self.processes.gathered(self.answers):
-            self.answers |= answers
-        if self.processes.is_first:
-            self._make_one()
-
-    def _read(self, path: Path) -> Iterator[dict[str, Any]]:
-        """What is there. A last line that a kill has torn is taken out of the file, once the others were read.
-
-        Raises:
-            CheckpointError: another line is none of ours.
-        """
-        if not path.is_file():
-            return
-        *lines, last = path.read_bytes().split(b"\n")
-        is_torn = _LINE_BEGINS.startswith(last[: len(_LINE_BEGINS)]) and not _is_json(last)
-        for number, line in enumerate([*lines, *([last] if last and not is_torn else [])], start=1):
-            try:
-                answer = json.loads(line)
-                if wrong := [name for name, kind in LINE.items() if not isinstance(answer[name], kind)]:
-                    raise TypeError(*wrong)
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
-                raise CheckpointError(f"line {number} of {path} is no answer; take that file away") from error
-            yield answer
-        if last:
-            with path.open("r+b") as file:
-                file.truncate(sum(len(line) + 1 for line in lines))
-                if not is_torn:
-                    file.seek(0, os.SEEK_END)
-                    file.write(last + b"\n")
-
-    def add(self, answer: dict[str, Any]) -> None:
-        """Write an answer, and see to it that it is on disk."""
-        with self.own_path.open("ab") as file:
-            file.write(_line(answer).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        self.answers[answer["index"]] = answer
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _line(answer: dict[str, Any]) -> str:
-    return json.dumps(answer, ensure_ascii=False) + "\n"
 
 
 def vote_on(
@@ -286,22 +176,22 @@ def vote_on(
     progress: Callable[[int, float], None] | None = None,
     **thoughts: Any,
 ) -> list[dict[str, Any]]:
-    """Ask each question that has not been answered yet; the answers to all of them, in the dataset's order.
+    """Ask each question that has not been answered yet, and return all answers in the dataset's order.
 
     The ledger's processes share the questions.
 
     Raises:
-        CheckpointError: an answer that is there is to another question.
+        CheckpointError: the ledger has an answer to a different question.
     """
     answers = ledger.answers
     for item in items:
         if item.index in answers and answers[item.index]["item"] != digest(item):
             raise CheckpointError(
-                f"{ledger.path} holds an answer to another question {item.index + 1} than the data have now; give the "
-                "old data, another output_dir, or --overwrite"
+                f"{ledger.path} has an answer to question {item.index + 1} that belongs to other data; give that data, "
+                "another output_dir, or --overwrite"
             )
-    asked = [item for item in items if item.index not in answers]
-    for item in asked[ledger.processes.rank :: ledger.processes.n]:
+    remaining = [item for item in items if item.index not in answers]
+    for item in remaining[ledger.processes.rank :: ledger.processes.n]:
         ledger.add(vote(model, tokenizer, task, item, settings, seed, **thoughts))
         if progress is not None:
             progress(len(answers), sum(answer["right"] for answer in answers.values()) / len(answers))

@@ -1,1 +1,1 @@
-"""Use a trained model from a command: which, where, how it thinks, and how tokens of its text are chosen."""
+"""Use of a trained model by commands: loading it, how it thinks, and how it chooses the tokens of its text."""

@@ -1,4 +1,4 @@
-"""Models to generate and to evaluate with, and their tokenizers, from a folder or a hub name."""
+"""Load a model and its tokenizer for generation or evaluation, from a folder, a GGUF file or the hub."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,26 +25,24 @@ THOUGHTS = "thoughts"
 
 @dataclass(kw_only=True)
 class UseArguments:
-    """Which model to use, where, and how it thinks."""
+    """How to load a model, and how it thinks."""
 
-    dtype: str = option("auto", f"weights are loaded as: {', '.join(DTYPES)} (auto: as they are stored)", MODEL)
-    device: str = option("auto", "auto (a GPU where there is one), cpu, cuda, cuda:1, ...", MODEL)
+    dtype: str = option("auto", f"dtype of the weights: {', '.join(DTYPES)} (auto: as stored)", MODEL)
+    device: str = option("auto", "auto (a GPU if available), cpu, cuda, cuda:1, ...", MODEL)
     attention_backend: str = option(
-        "auto", f"how branches attend at many positions at once: auto, {', '.join(BACKENDS)}", MODEL
+        "auto", f"attention of branches at many positions at once: auto, {', '.join(BACKENDS)}", MODEL
     )
-    trust_remote_code: bool = option(False, "run code that lies beside the model on the hub", MODEL)
+    trust_remote_code: bool = option(False, "run the code that comes with the model on the hub", MODEL)
     think: str = option(
         "always",
-        f"where to think: {EXAMPLES}; several with commas between them must all agree",
+        f"where to think: {EXAMPLES}; of several, separated by commas, all must agree",
         THOUGHTS,
     )
-    thought_temperature: float = option(
-        0.0, "temperature at which thoughts are sampled; 0 takes the likeliest tokens", THOUGHTS
-    )
+    thought_temperature: float = option(0.0, "temperature at which thoughts are sampled; 0 is greedy", THOUGHTS)
     thought_top_p: float = option(
-        1.0, "thought tokens are drawn among the likeliest that together reach this probability", THOUGHTS
+        1.0, "sample thought tokens from the likeliest ones whose probabilities add up to this", THOUGHTS
     )
-    seed: int = option(0, "seed of everything that is drawn", MODEL)
+    seed: int = option(0, "seed of all sampling", MODEL)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -56,23 +54,23 @@ class UseArguments:
 
     @property
     def thought_settings(self) -> dict[str, float]:
-        """How thoughts are drawn, as `forward` and `generate` take it."""
+        """How thoughts are sampled: arguments of `forward` and `generate`."""
         return {"thought_temperature": self.thought_temperature, "thought_top_p": self.thought_top_p}
 
 
 def load_model(
     name: str | Path, args: UseArguments, *, original: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model in evaluation mode, and its tokenizer.
+    """Load a model in evaluation mode, and its tokenizer.
 
     Args:
         name: folder, hub name or GGUF file, of a thinking model unless `original`.
-        args: where and how.
-        original: it is a plain model, or a thinking model's base model is wanted.
+        args: device, dtype and attention.
+        original: load a plain model, or the base model of a thinking model.
 
     Raises:
-        CheckpointError: there is no model, no tokenizer, or it does not think.
-        SettingsError: there is no such device.
+        CheckpointError: there is no model or no tokenizer, or the model does not think.
+        SettingsError: the device does not exist.
     """
     device = pick_device(args.device)
     thinks = holds_thinking_model(name)
@@ -85,8 +83,8 @@ def load_model(
     )
     if tokenizer is None:
         raise CheckpointError(
-            f"no tokenizer could be loaded from {str(name)!r}; give a folder with tokenizer files beside the model "
-            "(code that it brings is run only with --trust_remote_code)"
+            f"no tokenizer could be loaded from {str(name)!r}; give a folder that has tokenizer files, too "
+            "(code that comes with it runs only with --trust_remote_code)"
         )
     if isinstance(model, QuietStarForCausalLM):
         suppress_padding(model, tokenizer)
@@ -109,28 +107,28 @@ def _does_not_think(name: str | Path, args: UseArguments) -> CheckpointError:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokens of a text that is to be gone on from: without the eos that some tokenizers end every text with."""
+    """Return the tokens of a prompt, without the eos that some tokenizers append to every text."""
     (ids,) = token_ids(tokenizer, [text])
     return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def text_after(tokenizer: PreTrainedTokenizerBase, ids: list[int], n_before: int) -> str:
-    """What the tokens after the first n_before add to the text: alone, they may lose the space in front of them."""
+    """Return the text of the tokens after the first n_before; decoded alone, it might lose its leading space."""
     before = tokenizer.decode(ids[:n_before], skip_special_tokens=True)
     return tokenizer.decode(ids, skip_special_tokens=True)[len(before) :]
 
 
 def name_of(model: str) -> str:
-    """The last part of a folder's or a hub name, or of a GGUF file's without its suffix; "." has one of its own."""
+    """Return the last part of a folder or hub name, or the stem of a GGUF file; "." is resolved first."""
     path = Path(model).resolve()
     return (path.stem if path.suffix.lower() == SUFFIX else path.name) if model else ""
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; a GPU where there is one, for auto.
+    """Return the device of that name; for "auto", a GPU if available.
 
     Raises:
-        SettingsError: there is none.
+        SettingsError: the device does not exist.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -141,5 +139,5 @@ def pick_device(name: str) -> torch.device:
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """Tokens that a model was made for; None where its config does not say."""
+    """Return the number of tokens that a model can read; None if its config does not tell."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -1,4 +1,4 @@
-"""Continue prompts from a command line, token by token, with the thoughts shown where they are asked for."""
+"""Continue prompts on a command line, token by token, optionally showing the thoughts."""
 
 import sys
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
 from quietstar.runs.fields import option
 from quietstar.text.files import lines_of, read_lines
-from quietstar.text.pieces import Pieces
+from quietstar.text.pieces import Pieces, one_line
 from quietstar.text.unicode import check_text
 
 TEXT = "text"
@@ -29,14 +29,14 @@ TEXT = "text"
 
 @dataclass(kw_only=True)
 class SpeakArguments(UseArguments):
-    """How visible tokens are chosen.
+    """How the visible tokens are chosen.
 
     Raises:
-        SettingsError: a value is impossible.
+        SettingsError: a value is invalid.
     """
 
-    temperature: float = option(0.0, "temperature of the text; 0 takes the likeliest tokens", TEXT)
-    top_p: float = option(1.0, "tokens are drawn among the likeliest that together reach this probability", TEXT)
+    temperature: float = option(0.0, "temperature of the text; 0 is greedy", TEXT)
+    top_p: float = option(1.0, "sample tokens from the likeliest ones whose probabilities add up to this", TEXT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,7 +45,9 @@ class SpeakArguments(UseArguments):
         if not 0 < self.top_p <= 1:
             raise SettingsError(f"top_p is {self.top_p}; give a number above 0, at most 1")
         if self.top_p < 1 and not self.temperature:
-            raise SettingsError("top_p was given with a temperature of 0, which draws nothing; give a temperature, too")
+            raise SettingsError(
+                "top_p was given, but a temperature of 0 samples nothing; give a temperature above 0, too"
+            )
 
 
 @dataclass(kw_only=True)
@@ -53,13 +55,13 @@ class GenerateArguments(SpeakArguments):
     """What to continue, and how.
 
     Raises:
-        SettingsError: a value is impossible.
+        SettingsError: a value is invalid.
     """
 
-    prompts_file: str | None = option(None, "read prompts from this file, one in each line; - is standard input", TEXT)
-    max_new_tokens: int = option(128, "tokens to write at most", TEXT)
+    prompts_file: str | None = option(None, "read prompts from this file, one per line; - is standard input", TEXT)
+    max_new_tokens: int = option(128, "number of tokens to generate at most", TEXT)
     stop: list[str] = option([], "strings that end the text", TEXT)
-    original: bool = option(False, "let a plain model speak, or a thinking one's base model: no thoughts", "model")
+    original: bool = option(False, "use a plain model, or the base model of a thinking one, without thoughts", "model")
     show_thoughts: bool = option(False, "show each token's thought before it, in grey", "thoughts")
 
     def __post_init__(self) -> None:
@@ -67,14 +69,17 @@ class GenerateArguments(SpeakArguments):
         if self.max_new_tokens < 1:
             raise SettingsError(f"max_new_tokens is {self.max_new_tokens}; give a number of at least 1")
         if self.original and self.show_thoughts:
-            raise SettingsError("show_thoughts was given with original, which has no thoughts; leave one out")
+            raise SettingsError(
+                "show_thoughts was given, but with original there are no thoughts; leave one of them out"
+            )
 
 
 def read_prompts(prompt: str | None, file: str | None, stdin: TextIO) -> Iterator[str]:
-    """The prompt that was given, or those of a file or of standard input: one in each line.
+    """Yield the given prompt, or the lines of a file or of standard input.
 
     Raises:
-        DataError: there is none, one is empty, or the file cannot be read.
+        DataError: there is no prompt, one is empty, or the file cannot be read.
+        SettingsError: a prompt and a file were both given.
     """
     if prompt is not None and file is not None:
         raise SettingsError("a prompt and prompts_file were both given; give one of them")
@@ -86,7 +91,7 @@ def read_prompts(prompt: str | None, file: str | None, stdin: TextIO) -> Iterato
     name = "standard input" if file in (None, "-") else str(file)
     lines = list(lines_of(stdin.buffer, name) if file in (None, "-") else read_lines(name))
     if not any(map(str.strip, lines)):
-        raise DataError(f"{name} holds no prompt; give one in each line")
+        raise DataError(f"{name} has no prompts; give one per line")
     for number, line in enumerate(lines, start=1):
         yield _not_empty(line, f"line {number} of {name}")
 
@@ -94,15 +99,15 @@ def read_prompts(prompt: str | None, file: str | None, stdin: TextIO) -> Iterato
 def _not_empty(prompt: str, what: str) -> str:
     check_text(what, prompt)
     if not prompt.strip():
-        raise DataError(f"{what} is empty; give some text to go on from")
+        raise DataError(f"{what} is empty; give some text to continue")
     return prompt
 
 
 def speak(model_name: str, prompt: str | None, args: GenerateArguments, out: TextIO | None = None) -> None:
-    """Continue each prompt, and write it to `out` (standard output if None) as it comes.
+    """Continue each prompt, and write the text to `out` (standard output if None) as it is generated.
 
     Raises:
-        QuietStarError: something in the settings, the model or the prompts needs the user.
+        QuietStarError: the settings, the model or the prompts are invalid.
     """
     prompts = list(read_prompts(prompt, args.prompts_file, sys.stdin))
     model, tokenizer = load_model(model_name, args, original=args.original)
@@ -125,10 +130,10 @@ def _check_length(model: PreTrainedModel, n_tokens: int) -> None:
     limit = context_length(model)
     n_ahead = model.config.n_ahead if isinstance(model, QuietStarForCausalLM) else 0
     if n_tokens == 0:
-        raise DataError("the tokenizer makes no token of the prompt; give some text to go on from")
+        raise DataError("the prompt has no tokens; give some text to continue")
     if limit is not None and n_tokens + n_ahead > limit:
         raise DataError(
-            f"a prompt has {n_tokens} tokens, and a thought {n_ahead}; the model's context is {limit}: "
+            f"a prompt has {n_tokens} tokens and a thought {n_ahead}, but the model's context is {limit}; "
             f"give at most {limit - n_ahead} tokens"
         )
 
@@ -140,7 +145,7 @@ def continue_one(
     args: GenerateArguments,
     console: Console,
 ) -> None:
-    """Write what follows a prompt [1, S] to the console, token by token."""
+    """Write the continuation of a prompt [1, S] to the console, token by token."""
     thoughts: dict[str, Any] = {}
     journal = None
     if isinstance(model, QuietStarForCausalLM):
@@ -159,12 +164,12 @@ def continue_one(
 
 
 class Writer(BaseStreamer):
-    """Writes tokens as they come, each after its thought where there is a journal.
+    """Writes tokens as they are generated, each after its thought if there is a journal.
 
     Args:
-        tokenizer: turns them into text.
-        console: where to.
-        journal: of the call of `generate` that is followed.
+        tokenizer: decodes the tokens.
+        console: where to write.
+        journal: the journal of the running call of `generate`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, console: Console, journal: Journal | None) -> None:
@@ -172,25 +177,21 @@ class Writer(BaseStreamer):
         self.pieces: Pieces | None = None
 
     def put(self, value: Tensor) -> None:
-        """The prompt first, then a token at a time."""
+        """Receive the prompt first, then one token at a time."""
         if self.pieces is None:
             self.pieces = Pieces(self.tokenizer, value.flatten().tolist(), skip_special_tokens=True)
             return
         if self.journal is not None and bool(self.journal.steps[-1].thought[0]):
             thought = self.tokenizer.decode(self.journal.steps[-1].tokens[0])
-            self.console.print(Text(f"⟨{_one_line(thought)}⟩", style="bright_black"), end="")
+            self.console.print(Text(f"⟨{one_line(thought)}⟩", style="bright_black"), end="")
         for token in value.flatten().tolist():
             self._write(self.pieces.add(token))
 
     def end(self) -> None:
-        """What is left."""
+        """Write what is left."""
         if self.pieces is not None:
             self._write(self.pieces.rest())
 
     def _write(self, text: str) -> None:
         self.console.print(Text(text), end="")
         self.console.file.flush()
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\n", "⏎")

@@ -1,8 +1,8 @@
-"""How commands and the server choose the tokens of a text: by their options, and by nothing else.
+"""How commands and the server choose the tokens of a text: by their options alone.
 
 A base model's generation_config may ask for penalties, beams or sampling of its own. `model.generate` in Python obeys
-it, as for every Hugging Face model. Commands keep what it says of tokens that end a text, fill it up or never enter it,
-and what changes no token; all else is set aside.
+it, as for every Hugging Face model. Commands keep its eos, padding and suppressed tokens and what does not change the
+tokens; all else is set aside.
 """
 
 import logging
@@ -18,13 +18,13 @@ TOKENS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id", "decoder_sta
 SAME_TOKENS = frozenset(
     {"use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "low_memory"}
     | {"compile_config", "disable_compile", "continuous_batching_config", "transformers_version"}
-    | {"max_length"}  # max_new_tokens goes before it
+    | {"max_length"}  # max_new_tokens overrides it
 )
-"""settings that change no token, or only where nobody says how many there are to be"""
+"""settings that do not change which tokens are chosen"""
 OPTIONS = frozenset({"do_sample", "temperature", "top_p", "max_new_tokens"})
 """settings that commands have options for"""
 WITH_AN_ASSISTANT = ("assistant", "num_assistant", "target_lookbehind", "is_assistant")
-"""beginnings of settings that matter where another model guesses ahead, as no command lets it"""
+"""prefixes of settings for assisted generation, which no command uses"""
 NEUTRAL: dict[str, Any] = {
     **dict.fromkeys(("num_beams", "num_return_sequences", "num_beam_groups"), 1),
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "length_penalty", "guidance_scale"), 1.0),
@@ -37,11 +37,11 @@ NEUTRAL: dict[str, Any] = {
     **dict.fromkeys(("renormalize_logits", "token_healing", "use_mtp"), False),
     "typical_p": 1.0,
 }
-"""values that ask for nothing, where it is not None alone"""
+"""values besides None that have no effect"""
 
 
 def set_aside(model: PreTrainedModel) -> dict[str, Any]:
-    """Settings of a model's generation_config that commands and the server do not follow, with their values."""
+    """Return the settings of a model's generation_config that commands and the server ignore, with their values."""
     config, known = model.generation_config, vars(GenerationConfig())
     if config is None:
         return {}
@@ -57,12 +57,12 @@ def set_aside(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def say_what_is_set_aside(model: PreTrainedModel) -> None:
-    """Log one line about settings that are not followed, where there are any."""
-    if asked := set_aside(model):
-        given = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+    """Log one line about the settings that are ignored, if there are any."""
+    if ignored := set_aside(model):
+        given = ", ".join(f"{name}={value!r}" for name, value in ignored.items())
         logger.warning(
-            "the model's generation_config asks for %s, which is set aside: only the options given here decide how "
-            "tokens are chosen (model.generate in Python follows it)",
+            "ignoring %s of the model's generation_config: commands choose tokens by their own options only "
+            "(model.generate in Python follows it)",
             given[:300],
         )
 
@@ -70,13 +70,13 @@ def say_what_is_set_aside(model: PreTrainedModel) -> None:
 def text_settings(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, temperature: float, top_p: float = 1.0
 ) -> dict[str, Any]:
-    """Arguments of `generate` that choose tokens by these options alone.
+    """Return arguments of `generate` that choose tokens by these options alone.
 
     Args:
-        model: writes, with thoughts or without.
-        tokenizer: says with the model's generation_config what ends a text.
-        temperature: 0 takes the likeliest token.
-        top_p: tokens are drawn among the likeliest that together reach this probability.
+        model: the model, with or without thoughts.
+        tokenizer: defines, with the model's generation_config, the tokens that end a text.
+        temperature: 0 is greedy.
+        top_p: sample from the likeliest tokens whose probabilities add up to this.
     """
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ends: dict[str, Any] = {"eos_token_id": sorted(eos_ids(model, tokenizer)) or None, "pad_token_id": pad}
@@ -89,14 +89,14 @@ def text_settings(
 
 
 def suppressed_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that no text has: by a thinking model's config, the generation_config, and as the tokenizer lacks them."""
+    """Return the tokens never to generate: those of the two configs, and vocabulary rows without a token."""
     own = getattr(model.config, "suppressed", ())
     asked = getattr(model.generation_config, "suppress_tokens", None) or ()
     return sorted({*own, *asked, *padding_ids(model, tokenizer)})
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that end a text, by the model's generation_config and the tokenizer."""
+    """Return the tokens that end a text, according to the model's generation_config and the tokenizer."""
     found: list[int] = []
     for given in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
         found += given if isinstance(given, list) else [given] if given is not None else []

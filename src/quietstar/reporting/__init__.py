@@ -1,1 +1,1 @@
-"""What every report is made of: intervals, tables, and numbers that JSON can hold."""
+"""Building blocks of every report: confidence intervals, tables, and numbers that are valid in JSON."""

@@ -1,4 +1,4 @@
-"""Figures, and how sure they are."""
+"""Confidence intervals: Wilson's for a proportion, the bootstrap for a mean."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,34 +8,34 @@ import torch
 from torch import Tensor
 
 Z_95 = 1.959963984540054
-"""a normal variable lies within so many standard deviations of its mean in 95 % of cases"""
+"""a normal variable lies within this many standard deviations of its mean 95 % of the time"""
 
 
 def wilson(right: int, n: int, z: float = Z_95) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927, equation 4), 95 % unless z says otherwise.
+    """Return Wilson's score interval of a proportion (Wilson 1927, equation 4), by default at 95 %.
 
     Raises:
-        ValueError: n is below 1, or right is not from 0 to n.
+        ValueError: n is below 1, or right is not between 0 and n.
     """
     if n < 1 or not 0 <= right <= n:
-        raise ValueError(f"{right} of {n} is no share")
+        raise ValueError(f"{right} of {n} is not a proportion")
     share = right / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # at 0 of n and n of n the bound is exactly 0 or 1, which rounding may miss
+    # at 0 of n and n of n the bound is exactly 0 or 1, but rounding may miss it
     return (0.0 if right == 0 else centre - reach), (1.0 if right == n else centre + reach)
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How many of n were right."""
+    """A proportion: how many of n were right."""
 
     right: int
     n: int
 
     @property
     def value(self) -> float:
-        """From 0 to 1."""
+        """The proportion, between 0 and 1."""
         return self.right / self.n
 
     @property
@@ -61,19 +61,19 @@ class Estimate:
 
 N_RESAMPLES = 2000
 ITEMS_AT_ONCE = 1 << 20
-"""drawn at once, of all resamples together"""
+"""how many items are resampled at a time, over all resamples"""
 
 
 def bootstrap(values: Tensor, weights: Tensor | None = None, seed: int = 0) -> Estimate:
-    """Mean of values and its percentile bootstrap interval, items drawn with replacement (Efron 1979).
+    """Return the mean of the values and its percentile bootstrap interval (Efron 1979).
 
     Args:
-        values: [n], one for each item.
-        weights: [n], for a weighted mean, such as tokens of a window; None weighs all alike.
-        seed: of the resamples: the same for figures that are compared.
+        values: [n], one per item.
+        weights: [n], for a weighted mean, such as the tokens in each window; None weighs all items equally.
+        seed: seed of the resampling; use the same one for figures that are compared.
 
     Raises:
-        ValueError: there is no item.
+        ValueError: there are no items.
     """
     weights = torch.ones(len(values), dtype=torch.float64) if weights is None else weights.double()
     return bootstrap_ratios((values.double() * weights)[:, None], weights[:, None], seed)[0]
@@ -82,27 +82,30 @@ def bootstrap(values: Tensor, weights: Tensor | None = None, seed: int = 0) -> E
 def bootstrap_ratios(
     above: Tensor, below: Tensor, seed: int = 0, made_of: Callable[[Tensor], Tensor] = lambda ratios: ratios
 ) -> list[Estimate]:
-    """Ratios of F pairs of sums over the same items, all resampled alike, or what is made of them.
+    """Return estimates of F ratios of sums over the same items, or of figures computed from these ratios.
+
+    All of them use the same resamples.
 
     Args:
-        above: [n, F], what is summed above the line.
-        below: [n, F] or [n, 1], below it.
-        seed: of the resamples.
-        made_of: ratios [..., F] -> figures [..., G] of which estimates are wanted.
+        above: [n, F], summed for the numerators.
+        below: [n, F] or [n, 1], summed for the denominators.
+        seed: seed of the resampling.
+        made_of: maps ratios [..., F] to the figures [..., G] to estimate.
 
     Raises:
-        ValueError: there is no item.
+        ValueError: there are no items.
     """
     n = len(above)
     if n == 0:
-        raise ValueError("no item to take a mean of")
+        raise ValueError("cannot take the mean of no items")
     above, below = above.double(), below.double()
     generator = torch.Generator().manual_seed(seed)
     ratios = []
     for part in torch.arange(N_RESAMPLES).split(max(1, ITEMS_AT_ONCE // n)):
-        drawn = torch.randint(n, (len(part), n), generator=generator)
-        times = torch.zeros(len(part), n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
-        ratios.append((times @ above) / (times @ below))
+        sampled = torch.randint(n, (len(part), n), generator=generator)
+        counts = torch.zeros(len(part), n, dtype=torch.float64)
+        counts.scatter_add_(1, sampled, torch.ones_like(counts))
+        ratios.append((counts @ above) / (counts @ below))
     resampled = made_of(torch.cat(ratios))
     low, high = resampled.nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).tolist()
     values = made_of(above.sum(0) / below.sum(0)).tolist()
@@ -110,7 +113,7 @@ def bootstrap_ratios(
 
 
 def share_of(right: Tensor) -> Estimate:
-    """Share of true values [n] and its Wilson interval."""
+    """Return the proportion of true values [n] and its Wilson interval."""
     share = Share(int(right.sum()), len(right))
     low, high = share.interval
     return Estimate(value=share.value, low=low, high=high, n=share.n)

@@ -1,22 +1,22 @@
-"""Markdown tables, and numbers that JSON can hold."""
+"""Markdown tables, and numbers that are valid in JSON."""
 
 import math
 from typing import Any
 
 
 def markdown(headings: tuple[str, ...], rows: list[tuple[str, ...]], n_left: int = 1) -> str:
-    """A Markdown table; all columns but the first few are aligned to the right."""
+    """Return a Markdown table; the first n_left columns are aligned to the left, the others to the right."""
     lines = [headings, tuple("---" if index < n_left else "---:" for index in range(len(headings))), *rows]
     return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
 
 
 def _cell(text: str) -> str:
-    """In one line, and with no end of a cell in it."""
+    """Return the text on one line, with its pipes escaped."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
 def finite(value: Any) -> Any:
-    """The same without infinities and NaN, which JSON does not know: null in their place."""
+    """Return the value with infinities and NaN replaced by None, since JSON has no such numbers."""
     if isinstance(value, dict):
         return {key: finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,1 +1,1 @@
-"""A run of any command: its options, its folder, its inputs known by their contents, its processes."""
+"""What the runs of all commands share: options, output folders, digests of inputs, processes."""

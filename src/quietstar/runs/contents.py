@@ -1,7 +1,7 @@
-"""What files hold, in a few characters: by this a run that is resumed knows its model and its texts again.
+"""Digests of files, by which a resumed run recognises its model and its texts.
 
-Names do not count, nor where a file lies. A small file is read whole; of a large one the size and parts spread evenly
-over it are read: training changes every weight, but an edit of a few bytes in a large file may be passed over.
+Names and folders do not count. A small file is read whole; of a large one, its size and evenly spaced parts: training
+changes every weight, but an edit of a few bytes in a large file may go unnoticed.
 """
 
 import hashlib
@@ -12,16 +12,16 @@ from quietstar.base.sources import find_source
 from quietstar.base.untrusted import WEIGHTS
 
 WHOLE = 2**26
-"""bytes up to which a file is read whole"""
+"""files of up to this many bytes are read whole"""
 PARTS, PART = 64, 2**20
 """how many parts of a larger file are read, and how many bytes each has"""
 
 
 def digest_of_files(files: Iterable[str | Path]) -> str:
-    """A digest of files in this order.
+    """Return a digest of the contents of files, in this order.
 
     Raises:
-        OSError: one cannot be read.
+        OSError: a file cannot be read.
     """
     found = hashlib.blake2b(digest_size=16)
     for file in files:
@@ -39,7 +39,7 @@ def digest_of_files(files: Iterable[str | Path]) -> str:
 
 
 def digest_of_model(name: str | Path) -> str | None:
-    """A digest of a model's weights, a file or those in a folder; None where the name is not of this machine."""
+    """Return a digest of a model's weights, in a file or a folder; None if the name is neither on this machine."""
     source = find_source(name)
     path = source.file if source.gguf_file else Path(name)
     files = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.suffix in WEIGHTS)

@@ -1,7 +1,6 @@
-"""Folders of runs: nothing that lies in one is overwritten unasked."""
+"""Output folders of runs: nothing in one is overwritten without `--overwrite`."""
 
 import errno
-import fcntl
 import json
 import os
 import platform
@@ -16,26 +15,30 @@ import transformers
 
 from quietstar.errors import SettingsError
 
+try:
+    import fcntl
+except ImportError as error:
+    raise ImportError("quietstar needs a POSIX system such as Linux or macOS: module fcntl is missing") from error
+
 MARKER = "run.json"
-"""lies in every folder of ours, with the settings of the run"""
+"""the file of a run's settings, by which its output folder is recognised"""
 UNFINISHED = ".being-written"
-"""ends the names of files that are being written"""
+"""suffix of files that are being written"""
 RUNNING = f"run{UNFINISHED}"
-"""lies in a folder while a run is at work in it, which holds a lock on it; or after one that was killed"""
+"""a file that a run keeps locked while it uses a folder; a killed run leaves it behind"""
 
 
 def claim(folder: str | Path, settings: dict[str, Any], *, overwrite: bool = False, resume: bool = False) -> Path:
-    """Make a folder ours for a run, and write down its settings.
+    """Prepare the output folder of a run and write the run's settings to it.
 
     Args:
-        folder: empty or not there yet; or a run of ours, to be resumed or emptied.
-        settings: what is written to run.json.
-        overwrite: empty a folder that holds a run of ours.
-        resume: go on in a folder that holds a run of ours.
+        folder: new or empty; with `overwrite` or `resume`, the folder of an earlier run.
+        settings: what to write to run.json.
+        overwrite: delete what an earlier run has left in the folder.
+        resume: keep what an earlier run has left in the folder.
 
     Raises:
-        SettingsError: the folder cannot be made, or it holds something, and it is not said what to do, or it is no run
-            of ours.
+        SettingsError: the folder cannot be created, or it holds files that neither option covers.
     """
     refuse_full(folder, overwrite=overwrite, resume=resume)
     folder = Path(folder)
@@ -51,7 +54,7 @@ def claim(folder: str | Path, settings: dict[str, Any], *, overwrite: bool = Fal
 
 
 def refuse_full(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
-    """Raise where `claim` would, without touching anything: worth asking before long work."""
+    """Raise what `claim` would raise, without changing anything; call it before long work."""
     folder = Path(folder)
     try:
         is_run = (folder / MARKER).is_file()
@@ -61,23 +64,25 @@ def refuse_full(folder: str | Path, *, overwrite: bool = False, resume: bool = F
     if not there.is_dir():
         if there == folder:
             raise SettingsError(f"output_dir {folder} is a file; give a folder")
-        raise SettingsError(f"output_dir {folder} would lie in {there}, which is a file; give another folder")
+        raise SettingsError(f"output_dir {folder} would be inside {there}, which is a file; give another folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise SettingsError(f"output_dir {folder} cannot be written: {there} is not yours to write in; give another")
+        raise SettingsError(f"output_dir {folder} cannot be written: no permission to write to {there}; give another")
     if resume and not is_run:
-        raise SettingsError(f"output_dir {folder} holds no run to resume; leave that option out")
+        raise SettingsError(f"output_dir {folder} has no run to resume; leave that option out")
     if resume or is_empty(folder):
         return
     if not is_run:
-        raise SettingsError(f"output_dir {folder} holds files that are no run of ours; give an empty or a new folder")
+        raise SettingsError(
+            f"output_dir {folder} is not empty, and not created by quietstar; give a new or empty folder"
+        )
     if not overwrite:
         raise SettingsError(
-            f"output_dir {folder} holds a run already; give another folder, or --overwrite to empty this one"
+            f"output_dir {folder} already has a run; give another folder, or --overwrite to empty this one"
         )
 
 
 def is_empty(folder: str | Path) -> bool:
-    """Whether there is nothing in it but what `write_whole` has left unfinished, or there is no such folder."""
+    """Whether the folder does not exist, or has nothing but unfinished files of `write_whole`."""
     folder = Path(folder)
     return not folder.is_dir() or all(item.name.endswith(UNFINISHED) for item in folder.iterdir())
 
@@ -87,19 +92,19 @@ def _unusable(folder: Path, error: OSError) -> SettingsError:
 
 
 def refuse_holding(folder: str | Path, inputs: list[str | None]) -> None:
-    """Raise where a run's own folder holds what it reads, which `--overwrite` would delete."""
+    """Raise SettingsError if the output folder contains an input of the run, which `--overwrite` would delete."""
     folder = Path(folder).resolve()
     for name in inputs:
         if name and Path(name).exists() and Path(name).resolve().is_relative_to(folder):
-            raise SettingsError(f"output_dir {folder} holds {name}, which this run reads; give another output_dir")
+            raise SettingsError(f"output_dir {folder} contains {name}, which this run reads; give another output_dir")
 
 
 @contextmanager
 def alone_in(folder: str | Path) -> Iterator[None]:
-    """Be the only run in a folder, which is made where it is not there.
+    """Lock a folder for this run, and create it if it does not exist.
 
     Raises:
-        SettingsError: the folder cannot be made, or another run is at work in it.
+        SettingsError: the folder cannot be created, or another run is using it.
     """
     folder = Path(folder)
     try:
@@ -108,15 +113,16 @@ def alone_in(folder: str | Path) -> Iterator[None]:
     except OSError as error:
         raise _unusable(folder, error) from error
     with file:
-        try:  # a lock that ends with the process, and that its children do not share
+        try:  # the kernel releases the lock when the process ends, and children do not inherit it
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = (folder / RUNNING).stat().st_ino == os.fstat(file.fileno()).st_ino  # or its holder has just ended
+            # a run that ended between open and lock has deleted the file that is locked here
+            is_locked = (folder / RUNNING).stat().st_ino == os.fstat(file.fileno()).st_ino
         except OSError as error:
-            # other errors are those of a file system that knows no locks
-            is_ours = error.errno not in (errno.EAGAIN, errno.EACCES, errno.ENOENT)
-        if not is_ours:
+            # other errors come from file systems without locks
+            is_locked = error.errno not in (errno.EAGAIN, errno.EACCES, errno.ENOENT)
+        if not is_locked:
             raise SettingsError(
-                f"another run is at work in output_dir {folder}; wait until it has ended, or give another folder"
+                f"another run is using output_dir {folder}; wait until it has ended, or give another folder"
             )
         try:
             yield
@@ -125,10 +131,10 @@ def alone_in(folder: str | Path) -> Iterator[None]:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a file that is there as a whole, or not at all, whenever the machine stops.
+    """Write a text file atomically: after a crash it is complete, or as it was before.
 
     Raises:
-        OSError: it cannot be written; one of that name is as it was.
+        OSError: the file cannot be written; an older one of that name is unchanged.
     """
     aside = file.with_name(f"{file.name}{UNFINISHED}")
     aside.write_text(text, encoding="utf-8")
@@ -138,7 +144,7 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have the disk itself hold a file, or the names in a folder."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -147,7 +153,7 @@ def flush(path: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures of a run depend on."""
+    """Return the versions of the software that a run's figures depend on."""
     import quietstar
 
     return {

@@ -1,1 +1,1 @@
-"""A thinking model over HTTP, as OpenAI's clients speak it, with hidden thoughts beside the text."""
+"""Serves a thinking model over HTTP with OpenAI's API, and returns the hidden thoughts with the text."""

@@ -1,4 +1,4 @@
-"""Answers as OpenAI's clients read them, with what was thought under names of our own."""
+"""Responses in OpenAI's format, with the thoughts in additional fields."""
 
 import json
 import time
@@ -11,12 +11,12 @@ from quietstar.serving.jobs import Job, Written
 
 @dataclass
 class Answer:
-    """One answer, as its tokens come in: whole at the end, or in chunks.
+    """One response, built up token by token: returned whole at the end, or streamed in chunks.
 
     Args:
-        job: what was asked.
-        model: its name.
-        is_chat: whether it was asked as a conversation.
+        job: the request's job.
+        model: the model's name.
+        is_chat: whether the request is a chat completion.
         wants_usage: whether a stream ends with usage.
     """
 
@@ -35,7 +35,7 @@ class Answer:
         self.choices = [Choice() for _ in range(self.job.n)]
 
     def take(self, written: Written) -> dict[str, Any]:
-        """Add a token; the chunk that tells a stream of it."""
+        """Add a token, and return its chunk for a stream."""
         body = self._head(is_chunk=True) | {"choices": [self._chunk(written)]}
         if self.job.wants_thoughts and not self.n_visible:
             body["prompt_token_ids"] = self.job.prompt_ids
@@ -46,18 +46,18 @@ class Answer:
         return body
 
     def whole(self) -> dict[str, Any]:
-        """The answer, when every choice has ended."""
+        """Return the whole response; every choice must have ended."""
         choices = [self._whole_choice(index, choice) for index, choice in enumerate(self.choices)]
         body = self._head() | {"choices": choices, "usage": self.usage}
         return body | {"prompt_token_ids": self.job.prompt_ids} if self.job.wants_thoughts else body
 
     def last_chunk(self) -> dict[str, Any] | None:
-        """Usage, where a stream is to end with it."""
+        """Return a chunk with usage if the stream is to end with one, else None."""
         return self._head(is_chunk=True) | {"choices": [], "usage": self.usage} if self.wants_usage else None
 
     @property
     def usage(self) -> dict[str, Any]:
-        """Tokens; those of thoughts are counted among the completion's and apart."""
+        """Token counts; thought tokens are part of the completion's, and also listed separately."""
         n_prompt, n_completion = len(self.job.prompt_ids), self.n_visible + self.n_thought
         return {
             "prompt_tokens": n_prompt,
@@ -72,38 +72,38 @@ class Answer:
 
     def _chunk(self, written: Written) -> dict[str, Any]:
         is_first, reasoning = self.choices[written.choice].take(written)
-        said = {"reasoning_content": reasoning} if self.job.wants_reasoning else {}
+        thought = {"reasoning_content": reasoning} if self.job.wants_reasoning else {}
         chunk: dict[str, Any] = {"index": written.choice, "logprobs": None, "finish_reason": written.finish_reason}
         if self.is_chat:
-            chunk["delta"] = ({"role": "assistant"} if is_first else {}) | said | {"content": written.text}
+            chunk["delta"] = ({"role": "assistant"} if is_first else {}) | thought | {"content": written.text}
         else:
-            chunk |= {"text": written.text} | said
+            chunk |= {"text": written.text} | thought
         return chunk | {"thoughts": [written.thought]} if self.job.wants_thoughts else chunk
 
     def _whole_choice(self, index: int, choice: "Choice") -> dict[str, Any]:
         whole: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": choice.finish_reason}
-        said = {"reasoning_content": choice.reasoning} if self.job.wants_reasoning else {}
+        thought = {"reasoning_content": choice.reasoning} if self.job.wants_reasoning else {}
         if self.is_chat:
-            whole["message"] = {"role": "assistant", "content": choice.text} | said
+            whole["message"] = {"role": "assistant", "content": choice.text} | thought
         else:
-            whole |= {"text": choice.text} | said
+            whole |= {"text": choice.text} | thought
         return whole | {"thoughts": choice.thoughts} if self.job.wants_thoughts else whole
 
 
 @dataclass(slots=True)
 class Choice:
-    """What has come in of a choice."""
+    """What has been generated of one choice so far."""
 
     text: str = ""
     reasoning: str = ""
-    """one thought a line"""
+    """one thought per line"""
     thoughts: list[Any] = field(default_factory=list)
     finish_reason: str | None = None
     n_tokens: int = 0
     n_thoughts: int = 0
 
     def take(self, written: Written) -> tuple[bool, str]:
-        """Add a token: whether it is the first, and what its thought adds to the reasoning."""
+        """Add a token; return whether it is the first, and the text that its thought adds to the reasoning."""
         is_first, reasoning = self.n_tokens == 0, ""
         if written.n_thought_tokens:
             reasoning = ("\n" if self.n_thoughts else "") + written.thought_text
@@ -117,7 +117,7 @@ class Choice:
 
 
 def event(body: dict[str, Any]) -> bytes:
-    """As a server-sent event."""
+    """Encode a body as a server-sent event."""
     return b"data: " + to_json(body) + b"\n\n"
 
 
@@ -125,5 +125,5 @@ END = b"data: [DONE]\n\n"
 
 
 def to_json(body: dict[str, Any]) -> bytes:
-    """Compact, and in ASCII: no client takes a character of a text for the end of a line. Numbers are finite."""
+    """Encode a body as compact JSON in ASCII, in which no client can mistake a character for a line end."""
     return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()

@@ -1,4 +1,4 @@
-"""The application: what each address answers."""
+"""The web application: its endpoints and error handlers."""
 
 import random
 from collections.abc import AsyncGenerator, Callable
@@ -46,13 +46,13 @@ ENDPOINTS = (*BODIES, "/v1/models", "/", "/healthz", "/metrics", "/openapi.json"
 def make_app(
     engine: Engine, tokenizer: PreTrainedTokenizerBase, settings: ServeArguments, name: str = "quietstar"
 ) -> FastAPI:
-    """The application over a running engine.
+    """Return the application for an engine.
 
     Args:
-        engine: starts and stops apart.
-        tokenizer: another one than the engine's: a tokenizer may not be used in two threads at once.
+        engine: the engine; the caller starts and stops it.
+        tokenizer: a separate copy of the engine's, since two threads may not use the same one at once.
         settings: limits, key, origins.
-        name: of the model, where the settings give none.
+        name: name of the model unless the settings give one.
     """
     name = settings.model_name or name
     app = FastAPI(
@@ -60,7 +60,7 @@ def make_app(
         version=quietstar.__version__,
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # an address that is nearly right is answered as others that are wrong
+        redirect_slashes=False,  # a path with a slash too many gets 404, as other wrong paths do
         responses={422: {"model": Fault, "description": "and every other status from 400 on"}},
     )
     intake = Intake(engine, tokenizer, settings, name, _seeds(settings.seed))
@@ -90,7 +90,7 @@ def make_app(
     @app.post("/v1/thoughts")
     async def thoughts(body: ThoughtRequest, request: Request) -> Response:
         question = await run_in_threadpool(intake.question, body)
-        events = Events(engine, lambda: question.answer(engine.model, engine.speaker.tokenizer), request)
+        events = Events(engine, lambda: question.answer(engine.model, engine.served.tokenizer), request)
         (answer,) = [each async for each in events]
         engine.metrics.tokens("prompt", len(question.token_ids))
         engine.metrics.tokens("thought", len(answer["thought"]["ids"]))
@@ -98,18 +98,18 @@ def make_app(
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_described(engine, settings, name)]}
+        return {"object": "list", "data": [_model_info(engine, settings, name)]}
 
-    @app.get("/v1/models/{asked:path}")
-    async def model(asked: str) -> dict[str, Any]:
-        if asked != name:
-            raise RequestError(404, f"there is no model {asked[:60]!r}; give {name!r}", code="model_not_found")
-        return _described(engine, settings, name)
+    @app.get("/v1/models/{requested:path}")
+    async def model(requested: str) -> dict[str, Any]:
+        if requested != name:
+            raise RequestError(404, f"unknown model {requested[:60]!r}; give {name!r}", code="model_not_found")
+        return _model_info(engine, settings, name)
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> Response:
-        status = "ok" if engine.is_alive else "the engine has ended"
+        status = "ok" if engine.is_alive else "the engine has stopped"
         return JSONResponse({"status": status, "model": name}, 200 if engine.is_alive else 503)
 
     @app.get("/metrics")
@@ -121,9 +121,9 @@ def make_app(
     async def front() -> Response:
         return pages.front()
 
-    @app.get("/static/{asked}", include_in_schema=False)
-    async def static(asked: str) -> Response:
-        return pages.file(asked)
+    @app.get("/static/{requested}", include_in_schema=False)
+    async def static(requested: str) -> Response:
+        return pages.file(requested)
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def favicon() -> Response:
@@ -148,7 +148,7 @@ def _json(body: dict[str, Any]) -> Response:
     return Response(to_json(body), media_type="application/json")
 
 
-def _described(engine: Engine, settings: ServeArguments, name: str) -> dict[str, Any]:
+def _model_info(engine: Engine, settings: ServeArguments, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
@@ -164,7 +164,7 @@ def _described(engine: Engine, settings: ServeArguments, name: str) -> dict[str,
 
 
 def _seeds(seed: int) -> Callable[[], int]:
-    """Seeds for requests that bring none, one after the other."""
+    """Return a source of seeds for requests without one."""
     numbers = random.Random(seed)
     return lambda: numbers.getrandbits(32)
 
@@ -180,7 +180,7 @@ def _add_middleware(app: FastAPI, engine: Engine, settings: ServeArguments) -> N
         hosts=allowed_hosts(settings.host),
         max_bytes=settings.max_request_bytes,
     )
-    if settings.cors_origin:  # before the guard: a browser asks what is allowed without a key
+    if settings.cors_origin:  # outside the guard, as preflight requests have no key
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origin, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
@@ -188,29 +188,29 @@ def _add_middleware(app: FastAPI, engine: Engine, settings: ServeArguments) -> N
 
 
 def _add_handlers(app: FastAPI) -> None:
-    async def refused(request: Request, error: Exception) -> Response:
+    async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         body = BODIES.get(request.url.path)
         message, param = first_problem(error.errors(), supported(body) if body else ())
         return answer_of(RequestError(422, message, param=param))
 
-    async def not_there(request: Request, error: Exception) -> Response:
+    async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        said = {
-            400: "the body's lists or objects are too deep in each other; send a flatter one",  # else it was checked
-            404: "there is nothing at this address",
-            405: "this address does not take this method",
+        messages = {
+            400: "the body is nested too deeply; send fewer levels of lists and objects",  # the guard checks the rest
+            404: "unknown path; see /openapi.json",
+            405: "method not allowed for this path; see /openapi.json",
         }
-        message = said.get(error.status_code, str(error.detail))
+        message = messages.get(error.status_code, str(error.detail))
         return answer_of(RequestError(error.status_code, message, headers=dict(error.headers or {})))
 
-    async def at_fault(request: Request, error: Exception) -> Response:
+    async def request_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
         return answer_of(error)
 
     for kind, handler in {
-        RequestValidationError: refused,
-        HTTPException: not_there,
-        RequestError: at_fault,
+        RequestValidationError: invalid,
+        HTTPException: http_error,
+        RequestError: request_error,
     }.items():
         app.add_exception_handler(kind, handler)

@@ -1,4 +1,4 @@
-"""What `quietstar serve` is asked to do, and what it allows."""
+"""Options of `quietstar serve`."""
 
 import os
 import re
@@ -18,30 +18,30 @@ _ORIGIN = re.compile(r"\*|https?://[^/?#@\s]+")
 
 @dataclass(kw_only=True)
 class ServeArguments(UseArguments):
-    """Settings of `quietstar serve`.
+    """Options of `quietstar serve`.
 
     Raises:
-        SettingsError: a value is impossible.
+        SettingsError: a value is invalid.
     """
 
-    host: str = option("127.0.0.1", "address to listen at; 0.0.0.0 for everybody who can reach this machine", SERVER)
-    port: int = option(8000, "port to listen at; 0 takes a free one", SERVER)
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for everybody who can reach this machine", SERVER)
+    port: int = option(8000, "port to listen on; 0 picks a free one", SERVER)
     model_name: str | None = option(None, "name of the model in requests (default: its folder's name)", SERVER)
     api_key_file: str | None = option(
-        None, f"file with a key that requests must bring; or set {KEY_VARIABLE} (default: none is asked for)", SERVER
+        None, f"file with the key that requests must send; or set {KEY_VARIABLE} (default: no key)", SERVER
     )
     cors_origin: list[str] = option(
-        [], "web pages of these origins may use the server, such as http://localhost:3000; * for all", SERVER
+        [], "origins of web pages that may use the server, such as http://localhost:3000; * for all", SERVER
     )
-    max_batch: int = option(32, "texts that are written at once", LIMITS)
-    max_queue: int = option(64, "requests that wait at once; further ones are turned away", LIMITS)
+    max_batch: int = option(32, "texts generated at the same time", LIMITS)
+    max_queue: int = option(64, "requests that may wait; further ones get status 429", LIMITS)
     max_prompt_tokens: int | None = option(
-        None, "tokens of a prompt (default: the model's context, less a thought)", LIMITS
+        None, "tokens of a prompt (default: the model's context minus a thought)", LIMITS
     )
-    max_tokens: int = option(2048, "tokens that a request may ask for, thoughts not counted", LIMITS)
-    max_n: int = option(8, "texts that a request may ask for; never more than max_batch", LIMITS)
+    max_tokens: int = option(2048, "tokens that a request may generate, without its thoughts", LIMITS)
+    max_n: int = option(8, "texts that a request may generate; never more than max_batch", LIMITS)
     max_request_bytes: int = option(2**20, "bytes of a request's body", LIMITS)
-    request_seconds: float = option(300.0, "seconds that a request may take, waiting included", LIMITS)
+    request_seconds: float = option(300.0, "seconds that a request may take, including the time in the queue", LIMITS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,14 +64,14 @@ class ServeArguments(UseArguments):
 
     @property
     def most_texts(self) -> int:
-        """That a request may ask for: they are written at once."""
+        """The number of texts that a request may generate: all of them have to fit into a batch."""
         return min(self.max_n, self.max_batch)
 
     def api_key(self) -> bytes | None:
-        """The key that requests must bring: of the file, or of the environment; None where neither gives one.
+        """Return the key that requests must send, from the file or the environment; None if neither is set.
 
         Raises:
-            SettingsError: the file cannot be read, or what stands there is no key.
+            SettingsError: the file cannot be read, or the key is invalid.
         """
         if self.api_key_file is None:
             key, source = os.environ.get(KEY_VARIABLE), KEY_VARIABLE
@@ -85,5 +85,5 @@ class ServeArguments(UseArguments):
                 raise SettingsError(f"{source} cannot be read: give a file with one line of ASCII ({error})") from error
         key = key.strip()
         if not key or not key.isascii() or not key.isprintable() or " " in key:
-            raise SettingsError(f"{source} holds no key; give one word of printable ASCII")
+            raise SettingsError(f"{source} is not a valid key; give one word of printable ASCII")
         return key.encode()

@@ -1,7 +1,6 @@
-"""Texts that a thinking model goes on with together: they join and leave between any two tokens.
+"""A continuous batch of a thinking model: texts join and leave between any two tokens.
 
-Each text keeps its own keys and values, its own mask and its own count of thoughts; what is written for it is what
-would be written for it alone.
+Each text has its own keys and values, mask and count of thoughts, so that it is continued exactly as it would be alone.
 
 Legend: B texts, Q new tokens of each, S tokens so far with padding on the left, V vocabulary, J heads, d head size.
 """
@@ -22,32 +21,32 @@ from quietstar.serving.sampling import GREEDY_BELOW
 
 @dataclass(frozen=True)
 class Thinking:
-    """How a text is thought about. Texts with the same one may share a batch unless it draws."""
+    """How to think about a text. Texts with the same settings can share a batch unless thinking is random."""
 
     policy: ThinkPolicy
     temperature: float = 0.0
-    """of thoughts; 0 takes the likeliest tokens"""
+    """temperature of thoughts; 0 is greedy"""
     top_p: float = 1.0
 
     @classmethod
     def of(cls, policy: ThinkPolicy, temperature: float, top_p: float) -> "Thinking":
-        """The same for all settings that come to the same."""
+        """Return equal objects for settings with the same effect."""
         return cls(policy, temperature, top_p) if temperature >= GREEDY_BELOW else cls(policy)
 
     @property
-    def draws(self) -> bool:
-        """Whether random numbers are used: a text's thoughts would depend on its neighbours'."""
+    def is_random(self) -> bool:
+        """Whether thinking uses random numbers: in a shared batch, a text's thoughts would depend on its neighbours."""
         return self.temperature > 0 or any(rule.name == "probability" for rule in self.policy.rules)
 
 
 class Batch:
-    """Texts that are read and thought about together.
+    """Texts that the model reads and thinks about together.
 
     Args:
-        model: in evaluation mode.
+        model: a model in evaluation mode.
         thinking: how it thinks about all of them.
-        generator: source of the random numbers of thoughts and policies, on the model's device.
-        n_texts: B, of which nothing is read yet.
+        generator: random number generator for thoughts and policies, on the model's device.
+        n_texts: B, the number of texts; they have no tokens yet.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class Batch:
     ) -> None:
         self.model, self.thinking, self.generator = model, thinking, generator
         self.journal = Journal(thinking.policy, keep=True, top_k=0)
-        # without a config, sliding layers keep everything too: texts of any lengths can be put side by side
+        # without a config, sliding layers keep all tokens, too, and texts of any lengths can be padded to one
         self.cache = DynamicCache()
         self.mask = torch.zeros(n_texts, 0, dtype=torch.long, device=model.device)
         """[B, S], 0 at padding"""
@@ -74,19 +73,19 @@ class Batch:
 
     @torch.no_grad()
     def skim(self, input_ids: Tensor) -> None:
-        """Read tokens [B, Q], no padding among them, without thinking: a prompt before its last token."""
+        """Read tokens [B, Q] without padding and without thinking: a prompt without its last token."""
         self._forward(input_ids, think="never")
 
     @torch.no_grad()
     def read(self, input_ids: Tensor, top_k: int = 0) -> tuple[Tensor, Step]:
-        """Read a token [B, 1] of each text, and think after it where the policy says so.
+        """Read one token [B, 1] of each text, and think after it if the policy says so.
 
         Args:
             input_ids: the tokens.
-            top_k: how many of the likeliest tokens of the three predictions are written down.
+            top_k: how many of the likeliest tokens of the three predictions to record.
 
         Returns:
-            logits [B, V] of the next token, and what was thought.
+            logits [B, V] of the next token, and the step with the thoughts.
         """
         self.journal.top_k = top_k
         logits = self._forward(
@@ -110,42 +109,45 @@ class Batch:
         )
         return output.logits[:, -1]
 
-    def keep(self, rows: list[int]) -> None:
-        """Go on with these texts only, in this order."""
-        index = torch.tensor(rows, dtype=torch.long, device=self.mask.device)
+    def keep(self, texts: list[int]) -> None:
+        """Keep only these texts, in this order."""
+        index = torch.tensor(texts, dtype=torch.long, device=self.mask.device)
         self.journal.reorder(index)
         self.mask = self.mask[index]
-        # columns that are padding in every text that is left
+        # drop columns that are padding in all remaining texts
         first = int(self.mask.any(0).long().argmax()) if self.mask.numel() else self.n_read
         self.mask = self.mask[:, first:]
         for layer in self.cache.layers:
-            layer.keys, layer.values = (of[index, :, first:] for of in (layer.keys, layer.values))
+            layer.keys, layer.values = layer.keys[index, :, first:], layer.values[index, :, first:]
 
     def join(self, other: "Batch", n: int = 1) -> None:
-        """Put the text of another batch, only skimmed so far, n times after one's own; the other is left alone."""
-        S, all_of = max(self.n_read, other.n_read), (self, *[other] * n)
+        """Append n copies of another batch's only text, which has been skimmed; the other batch does not change."""
+        S, batches = max(self.n_read, other.n_read), (self, *[other] * n)
         cache = DynamicCache()
         for index in range(max(len(self.cache.layers), len(other.cache.layers))):
-            cache.update(*(_side_by_side(all_of, index, name, S) for name in ("keys", "values")), index)
+            cache.update(*(_concatenated(batches, index, name, S) for name in ("keys", "values")), index)
         self.journal.add(n)
         self.cache = cache
-        self.mask = torch.cat([pad(of.mask, (S - of.n_read, 0)) for of in all_of])
+        self.mask = torch.cat([pad(batch.mask, (S - batch.n_read, 0)) for batch in batches])
 
     def close(self) -> None:
-        """Let go of the cache: journal and cache know each other."""
+        """Free the cache, which refers to the journal and is referred to by it."""
         self.journal.close()
 
 
-def _side_by_side(batches: Sequence[Batch], layer: int, name: str, S: int) -> Tensor:
-    """[B, J, S, d]: keys or values of all batches in a layer, filled on the left."""
-    found = [getattr(of.cache.layers[layer], name) if of.n_read else None for of in batches]
-    like = next(of for of in found if of is not None)
+def _concatenated(batches: Sequence[Batch], layer: int, name: str, S: int) -> Tensor:
+    """Return the keys or values of all batches in a layer, padded on the left: [B, J, S, d]."""
+    # a batch that has read nothing has no keys and values yet
+    states = [getattr(batch.cache.layers[layer], name) if batch.n_read else None for batch in batches]
+    like = next(state for state in states if state is not None)
     J, d = like.shape[1], like.shape[3]
-    # of a text of which nothing is read there are none
-    each = [like.new_zeros(len(of), J, 0, d) if has is None else has for of, has in zip(batches, found, strict=True)]
-    return torch.cat([_pad_keys(of, S) for of in each])
+    found = [
+        like.new_zeros(len(batch), J, 0, d) if state is None else state
+        for batch, state in zip(batches, states, strict=True)
+    ]
+    return torch.cat([_pad_left(state, S) for state in found])
 
 
-def _pad_keys(of: Tensor, S: int) -> Tensor:
-    """[B, J, ., d] -> [B, J, S, d], filled on the left."""
-    return pad(of, (0, 0, S - of.shape[2], 0))
+def _pad_left(state: Tensor, S: int) -> Tensor:
+    """Pad keys or values on the left: [B, J, ., d] -> [B, J, S, d]."""
+    return pad(state, (0, 0, S - state.shape[2], 0))

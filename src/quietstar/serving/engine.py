@@ -1,9 +1,9 @@
-"""One thread that owns the model, and serves whoever asks: texts in batches, token by token, in turns.
+"""The engine: a thread that owns the model and generates the texts of all requests, in batches, token by token.
 
-Requests that are thought about alike share a batch, which they join and leave between any two tokens. Where thinking
-draws random numbers each text has a batch of its own. Whoever comes first is let in first. A turn is a token of every
-text, some tokens of prompts, and a part of one errand; prompts, and errands, take turns: nobody waits for others' long
-ones to be done.
+Requests with the same thinking settings share a batch, which they join and leave between any two tokens. If thinking is
+random, each text has a batch of its own. Requests are admitted first come, first served. One turn generates a token of
+every text, reads some tokens of prompts, and runs a part of one errand. Prompts and errands take turns, so that long
+ones do not hold up the others.
 """
 
 import logging
@@ -21,7 +21,7 @@ from quietstar.model import QuietStarForCausalLM
 from quietstar.serving.arguments import ServeArguments
 from quietstar.serving.batch import Thinking
 from quietstar.serving.faults import busy, stopping
-from quietstar.serving.group import Group, Speaker
+from quietstar.serving.group import Group, ServedModel
 from quietstar.serving.jobs import Errand, Event, Job, Returned, Ticket, attempt
 from quietstar.serving.metrics import Metrics
 from quietstar.serving.prompts import Prompt, Prompts
@@ -29,17 +29,17 @@ from quietstar.serving.prompts import Prompt, Prompts
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2
-"""after which a client that was turned away is told to come again"""
+"""value of Retry-After when the queue is full"""
 
 
 class Engine:
-    """The model and everything that it is asked to do at once.
+    """The model, and all requests that it is working on.
 
     Args:
-        model: in evaluation mode; nobody else may use it from `start` to `stop`.
-        tokenizer: the engine's own.
+        model: a model in evaluation mode; nobody else may use it between `start` and `stop`.
+        tokenizer: a tokenizer that nobody else uses.
         settings: limits.
-        metrics: what is counted.
+        metrics: counters to update.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class Engine:
         metrics: Metrics | None = None,
     ) -> None:
         self.model, self.settings, self.metrics = model, settings, metrics or Metrics()
-        self.speaker = Speaker(model, tokenizer, eos_ids(model, tokenizer), _suppressed(model, tokenizer))
+        self.served = ServedModel(model, tokenizer, eos_ids(model, tokenizer), _suppressed(model, tokenizer))
         self.prompts = Prompts(model, self.metrics)
         self.errands: deque[tuple[Ticket, Generator[None, None, object]]] = deque()
         self.groups: dict[object, Group] = {}
-        """by how they are thought about; by ticket and choice where each is alone"""
+        """keyed by thinking settings, or by ticket and choice if thinking is random"""
         self.running: list[Ticket] = []
         self.waiting: deque[Ticket] = deque()
         self._changed = threading.Condition()
@@ -65,26 +65,26 @@ class Engine:
 
     @property
     def context(self) -> int | None:
-        """Tokens that the model was made for; None where its config does not say.
+        """The number of tokens that the model can read; None if its config does not tell.
 
-        Where its rope frequencies depend on the length, those up to which they do not: texts of any lengths share a
-        batch, and prompts are read in parts.
+        If its rope frequencies depend on the length, this is the length up to which they are constant, since texts of
+        different lengths share a batch, and prompts are read in parts.
         """
         limits = (context_length(self.model), steady_length(self.model.config))
         return min((limit for limit in limits if limit is not None), default=None)
 
     @property
     def max_prompt_tokens(self) -> int | None:
-        """Tokens that a prompt may have: a thought follows the last one."""
+        """The number of tokens that a prompt may have; it leaves room for a thought."""
         limits = [self.settings.max_prompt_tokens]
         limits += [None if self.context is None else self.context - self.model.config.n_ahead]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def room(self, n_prompt: int) -> int:
-        """Tokens that may be written after a prompt."""
+        """Return how many tokens may be generated after a prompt."""
         if self.context is None:
             return self.settings.max_tokens
-        # the last token is written after a thought, and not read any more
+        # the last token is generated after a thought, and the model does not read it
         return min(self.settings.max_tokens, self.context - self.model.config.n_ahead + 1 - n_prompt)
 
     @property
@@ -93,11 +93,11 @@ class Engine:
         return self._thread.is_alive() and not self._stops
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End what is under way, and wait for the thread."""
+        """Stop all requests, and wait for the thread to end."""
         with self._changed:
             self._stops = True
             self._changed.notify()
@@ -105,10 +105,10 @@ class Engine:
             self._thread.join()
 
     def submit(self, work: Job | Errand, emit: Callable[[Event], None]) -> Ticket:
-        """Queue a job, or an errand to run in the engine's thread; events come to `emit` from that thread.
+        """Queue a job, or an errand to run in the engine's thread, which calls `emit` with its events.
 
         Raises:
-            RequestError: the queue is full, or the engine has ended.
+            RequestError: the queue is full, or the engine has stopped.
         """
         ticket = Ticket(work, emit, self.settings.request_seconds)
         with self._changed:
@@ -121,7 +121,7 @@ class Engine:
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """Stop working on it, at the next token."""
+        """Stop working on a request, at the next token."""
         with self._changed:
             ticket.is_cancelled = True
             self._changed.notify()
@@ -130,17 +130,17 @@ class Engine:
 
     @property
     def _n_free(self) -> int:
-        """Texts that may still be let in."""
+        """The number of texts that may still be admitted."""
         return self.settings.max_batch - sum(ticket.n_rows for ticket in self.running)
 
     @property
     def _n_queued(self) -> int:
-        """Requests that wait for others to end: the rest of the waiting are let in at the next turn."""
+        """The number of requests that wait for others to end; other waiting ones are admitted at the next turn."""
         n_free = self._n_free
-        for n_let_in, ticket in enumerate(self.waiting):
+        for n_admitted, ticket in enumerate(self.waiting):
             n_free -= ticket.n_rows
             if n_free < 0:
-                return len(self.waiting) - n_let_in
+                return len(self.waiting) - n_admitted
         return 0
 
     def _run(self) -> None:
@@ -148,7 +148,7 @@ class Engine:
             while self._wait():
                 self._turn()
         except BaseException:
-            logger.exception("the engine has ended")
+            logger.exception("the engine has stopped")
         with self._changed:
             self._stops = True
             left = [*self.running, *self.waiting]
@@ -161,7 +161,7 @@ class Engine:
             ticket.report(stopping())
 
     def _wait(self) -> bool:
-        """Wait for work; false when the engine is to end."""
+        """Wait for work; return False if the engine is to stop."""
         with self._changed:
             self._changed.wait_for(lambda: self._stops or self.running or self.waiting)
             return not self._stops
@@ -169,7 +169,7 @@ class Engine:
     def _turn(self) -> None:
         with self._changed:
             for ticket in (*self.running, *self.waiting):
-                ticket.look_at_the_clock()
+                ticket.end_if_due()
             self.waiting = deque(ticket for ticket in self.waiting if not ticket.is_over)
             self.running = [ticket for ticket in self.running if not ticket.is_over]
             while self.waiting and self.waiting[0].n_rows <= self._n_free:
@@ -194,9 +194,9 @@ class Engine:
             self.errands.append((ticket, ticket.work()))
 
     def _join(self, prompt: Prompt) -> None:
-        """Write after a prompt: all texts in one batch, or each in its own where thinking draws."""
+        """Start to generate after a prompt: all texts in one batch, or each in its own if thinking is random."""
         job = prompt.job
-        if not job.thinking.draws:
+        if not job.thinking.is_random:
             self._group(job.thinking, job.thinking, None).join(prompt, range(job.n))
         else:
             for choice in range(job.n):
@@ -206,11 +206,11 @@ class Engine:
 
     def _group(self, key: object, thinking: Thinking, generator: torch.Generator | None) -> Group:
         if key not in self.groups:
-            self.groups[key] = Group(self.speaker, thinking, self.metrics, generator)
+            self.groups[key] = Group(self.served, thinking, self.metrics, generator)
         return self.groups[key]
 
     def _run_errand(self) -> None:
-        """Do a part of one errand that somebody still waits for, and of another one next time."""
+        """Run a part of the next errand whose request is not over."""
         self.errands = deque((ticket, parts) for ticket, parts in self.errands if not ticket.is_over)
         if not self.errands:
             return

@@ -1,4 +1,4 @@
-"""What the engine's thread reports, where a request is answered in an event loop."""
+"""Events of the engine's thread, delivered to the event loop that responds to the request."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -11,19 +11,19 @@ from quietstar.serving.faults import RequestError
 from quietstar.serving.jobs import Errand, Event, Job, Returned
 
 MOST_UNREAD = 4096
-"""events that wait for a client to read them"""
+"""maximum number of events that wait for a client to read them"""
 
 
 class Events:
-    """What the engine reports of one request, for as long as the client stays.
+    """The events of one request, until it ends or its client disconnects.
 
     Args:
-        engine: is asked at once.
+        engine: the engine, to which the work is submitted at once.
         work: see `Engine.submit`.
-        request: whose client is watched.
+        request: the HTTP request.
 
     Raises:
-        RequestError: the engine does not take it; or, while it is iterated over, it has failed.
+        RequestError: the engine does not accept the work, or, during iteration, the request has failed.
     """
 
     def __init__(self, engine: Engine, work: Job | Errand, request: Request) -> None:
@@ -38,16 +38,16 @@ class Events:
         self._n_left = self._ticket.n_rows
 
     def _take(self, event: Event) -> None:
-        """Keep it for the client, unless that reads so slowly that it would fill the memory."""
+        """Queue an event, or cancel the request of a client that reads too slowly."""
         if self._queue.qsize() < MOST_UNREAD:
             self._queue.put_nowait(event)
         elif self._queue.qsize() == MOST_UNREAD:
             self._engine.cancel(self._ticket)
-            message = f"{MOST_UNREAD} tokens wait to be read; read them as they come, or ask for fewer"
+            message = f"{MOST_UNREAD} tokens wait to be read; read faster, or request fewer tokens"
             self._queue.put_nowait(RequestError(503, message, code="reads_too_slowly"))
 
     async def __aiter__(self) -> AsyncGenerator[Any, None]:
-        """Tokens of a job; or what a function has returned, once."""
+        """Yield the tokens of a job, or the result of an errand."""
         try:
             while self._n_left:
                 event = await self._queue.get()

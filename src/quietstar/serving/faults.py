@@ -1,4 +1,4 @@
-"""What goes wrong with a request, as OpenAI's clients understand it."""
+"""Errors of requests, in OpenAI's format."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ class RequestError(Exception):
     """A request is refused, or has failed.
 
     Args:
-        status: of HTTP.
+        status: HTTP status.
         message: one line: what was given, what is allowed, what to do.
-        kind: `type` in the answer; by the status unless given.
-        param: the field that it is about.
-        code: a word for programs.
-        headers: of the answer.
+        kind: `type` in the response; by default it follows from the status.
+        param: the field that caused the error.
+        code: identifier of the error, for programs.
+        headers: headers of the response.
     """
 
     def __init__(
@@ -36,20 +36,20 @@ class RequestError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """What is sent."""
+        """Body of the response."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 def _printable(text: str) -> str:
-    """Half characters (lone surrogates), which no answer can hold, are written out."""
+    """Escape lone surrogates, which cannot be encoded."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def busy(n_waiting: int, seconds: int) -> RequestError:
-    """The queue is full."""
+    """Return the error of a full queue."""
     return RequestError(
         429,
-        f"{n_waiting} requests are waiting already; try again in {seconds} s",
+        f"{n_waiting} requests are already waiting; try again in {seconds} s",
         kind="rate_limit_error",
         code="queue_full",
         headers={"Retry-After": str(seconds)},
@@ -57,20 +57,20 @@ def busy(n_waiting: int, seconds: int) -> RequestError:
 
 
 def too_slow(seconds: float) -> RequestError:
-    """A request has taken longer than the server allows."""
+    """Return the error of a request that took longer than the server allows."""
     return RequestError(
         504,
-        f"the request took longer than the {seconds:g} s that the server allows; ask for fewer tokens",
+        f"the request took longer than the {seconds:g} s that the server allows; request fewer tokens",
         kind="timeout_error",
         code="timeout",
     )
 
 
 def failed() -> RequestError:
-    """Something of ours broke; what it was stands in the server's log."""
-    return RequestError(500, "the server failed at this request; its log says why", code="internal_error")
+    """Return the error of a bug or a failure in the server, which is logged."""
+    return RequestError(500, "internal server error; see the server's log", code="internal_error")
 
 
 def stopping() -> RequestError:
-    """The server is about to end."""
+    """Return the error of a server that is shutting down."""
     return RequestError(503, "the server is shutting down; try again later", code="shutting_down")

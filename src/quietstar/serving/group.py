@@ -1,4 +1,4 @@
-"""Requests whose texts are written together, token by token, because they are thought about alike."""
+"""Texts of requests that share a batch, because they have the same thinking settings."""
 
 import logging
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from quietstar.serving.faults import failed
 from quietstar.serving.jobs import Job, Ticket, Written, attempt
 from quietstar.serving.metrics import Metrics
 from quietstar.serving.prompts import Prompt
-from quietstar.serving.sampling import NOTHING, Drawing, choose
-from quietstar.serving.text import StoppingText, one_line
-from quietstar.text.pieces import decoded, token_text
+from quietstar.serving.sampling import NO_TOKEN, Sampling, choose
+from quietstar.serving.text import StoppingText
+from quietstar.text.pieces import decoded, one_line, token_text
 
 logger = logging.getLogger(__name__)
 
@@ -27,45 +27,45 @@ TOP_K = 5
 
 
 @dataclass(slots=True, frozen=True)
-class Speaker:
-    """What texts are written with."""
+class ServedModel:
+    """Model and tokenizer, and what they say about special tokens."""
 
     model: QuietStarForCausalLM
     tokenizer: PreTrainedTokenizerBase
     eos_ids: frozenset[int]
     """tokens that end a text"""
     suppressed: Tensor | None
-    """[n]: tokens that are in no text"""
+    """[n]: tokens that are never generated"""
 
 
 @dataclass(slots=True)
 class Row:
-    """One text that is being written: a choice of a request."""
+    """One text that is being generated: a choice of a request."""
 
     ticket: Ticket
     job: Job
     choice: int
-    drawing: Drawing
+    sampling: Sampling
     text: StoppingText
     last: int
-    """token that is read next: the prompt's last, or the one written last"""
+    """the token to read next: the last one of the prompt, or the last generated one"""
     n_written: int = 0
 
 
 class Group:
-    """A batch, and the rows in it.
+    """A batch, and the texts in its rows.
 
     Args:
-        speaker: model, tokenizer, and what ends a text.
-        thinking: how all of them are thought about.
+        served: model and tokenizer.
+        thinking: how to think about all of them.
         metrics: counts tokens.
-        generator: source of random numbers, where thinking draws any: the group then has one row only.
+        generator: random number generator if thinking is random; the group then has only one row.
     """
 
     def __init__(
-        self, speaker: Speaker, thinking: Thinking, metrics: Metrics, generator: torch.Generator | None = None
+        self, served: ServedModel, thinking: Thinking, metrics: Metrics, generator: torch.Generator | None = None
     ) -> None:
-        self.speaker, self.thinking, self.metrics, self.generator = speaker, thinking, metrics, generator
+        self.served, self.thinking, self.metrics, self.generator = served, thinking, metrics, generator
         self.rows: list[Row] = []
         self.batch = self._new_batch()
 
@@ -73,119 +73,120 @@ class Group:
         return len(self.rows)
 
     def _new_batch(self) -> Batch:
-        return Batch(self.speaker.model, self.thinking, self.generator)
+        return Batch(self.served.model, self.thinking, self.generator)
 
     def join(self, prompt: Prompt, choices: range) -> None:
-        """Write some of the choices of a request whose prompt has been read; the prompt's batch is left as it is."""
+        """Add choices of a request whose prompt has been read; the prompt's batch does not change."""
         rows = [self._row(prompt.ticket, prompt.job, choice) for choice in choices]
         if self._tried([*self.rows, *rows], lambda: self.batch.join(prompt.batch, len(rows))):
             self.rows = self.rows + rows
         else:
-            self._begin_again()
+            self._reset()
 
     def _row(self, ticket: Ticket, job: Job, choice: int) -> Row:
-        # where thinking draws too, text and thoughts take turns at the same random numbers, as in `generate`
-        generator = self.generator or torch.Generator(self.speaker.model.device)
-        drawing = Drawing(job.temperature, job.top_p, generator.manual_seed((job.seed + choice) % 2**64))
-        text = StoppingText(self.speaker.tokenizer, job.prompt_ids, job.stop)
-        return Row(ticket, job, choice, drawing, text, last=job.prompt_ids[-1])
+        # if thinking is random, text and thoughts share a generator, as in `generate`
+        generator = self.generator or torch.Generator(self.served.model.device)
+        sampling = Sampling(job.temperature, job.top_p, generator.manual_seed((job.seed + choice) % 2**64))
+        text = StoppingText(self.served.tokenizer, job.prompt_ids, job.stop)
+        return Row(ticket, job, choice, sampling, text, last=job.prompt_ids[-1])
 
     def turn(self) -> None:
-        """A token of each text. What fails, fails the requests concerned."""
-        self._forget_what_is_over()
+        """Generate a token of each text; an error ends the requests that it concerns."""
+        self._drop_ended()
         if self.rows and not self._tried(self.rows, self._write):
-            self._begin_again()
-        self._forget_what_is_over()
+            self._reset()
+        self._drop_ended()
 
     def close(self) -> None:
-        """Let go of the cache."""
+        """Free the cache."""
         self.batch.close()
 
     def _tried(self, rows: list[Row], act: Callable[[], None]) -> bool:
-        """Whether it worked; where it did not, the rows' requests have failed."""
+        """Run `act` and return whether it worked; if not, the rows' requests have failed."""
         return attempt(act, [row.ticket for row in rows])
 
-    def _begin_again(self) -> None:
-        """With no text: what the batch has come to is not known, or nobody needs it."""
+    def _reset(self) -> None:
+        """Drop all texts, and replace a batch that is empty or in an unknown state."""
         self.rows = []
         self.batch.close()
         self.batch = self._new_batch()
 
-    def _forget_what_is_over(self) -> None:
+    def _drop_ended(self) -> None:
         stay = [n for n, row in enumerate(self.rows) if not row.ticket.is_over]
         if not self._tried(self.rows, lambda: self._keep(stay)):
-            self._begin_again()
+            self._reset()
 
     def _keep(self, stay: list[int]) -> None:
         if len(stay) == len(self.rows):
             return
         if not stay:
-            self._begin_again()
+            self._reset()
             return
         self.batch.keep(stay)
         self.rows = [self.rows[n] for n in stay]
 
     def _write(self) -> None:
         self.metrics.step(len(self.rows))
-        input_ids = torch.tensor([[row.last] for row in self.rows], device=self.speaker.model.device)
+        input_ids = torch.tensor([[row.last] for row in self.rows], device=self.served.model.device)
         top_k = TOP_K if any(row.job.wants_thoughts for row in self.rows) else 0
         logits, step = self.batch.read(input_ids, top_k)
-        self._keep(self._say(self.rows, logits, step))
+        self._keep(self._report(logits, step))
 
-    def _say(self, rows: list[Row], logits: Tensor, step: Step) -> list[int]:
-        """Choose each row's next token and report it; which rows go on."""
-        tokens = choose(logits, [row.drawing for row in rows], self.speaker.suppressed)
-        thought, words = step.thought.tolist(), step.tokens.tolist()
-        goes_on = []
-        for n, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            if token == NOTHING:
-                logger.error("a prediction is not finite")
+    def _report(self, logits: Tensor, step: Step) -> list[int]:
+        """Sample and report each row's next token; return the rows that continue."""
+        tokens = choose(logits, [row.sampling for row in self.rows], self.served.suppressed)
+        has_thought, thoughts = step.thought.tolist(), step.tokens.tolist()
+        continuing = []
+        for n, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
+            if token == NO_TOKEN:
+                logger.error("the model's logits are not finite")
                 row.ticket.report(failed())
                 continue
-            written = self._written(row, token, words[n] if thought[n] else None)
+            thought = thoughts[n] if has_thought[n] else None
+            written = self._written(row, token, thought)
             if row.job.wants_thoughts:
-                written.thought = self._known(token, words[n] if thought[n] else None, step, n)
+                written.thought = self._details(token, thought, step, n)
             self.metrics.tokens("visible", 1)
             self.metrics.tokens("thought", written.n_thought_tokens)
             row.ticket.report(written)
             if written.finish_reason is None:
-                goes_on.append(n)
-        return goes_on
+                continuing.append(n)
+        return continuing
 
-    def _written(self, row: Row, token: int, words: list[int] | None) -> Written:
+    def _written(self, row: Row, token: int, thought: list[int] | None) -> Written:
         row.last, row.n_written = token, row.n_written + 1
-        is_eos = token in self.speaker.eos_ids
+        is_eos = token in self.served.eos_ids
         is_last = is_eos or row.n_written >= row.job.max_tokens
         text = "" if is_eos else row.text.add(token)
         text += row.text.rest() if is_last else ""
         reason = "stop" if is_eos or row.text.stopped else "length" if is_last else None
-        thought_text = one_line(decoded(self.speaker.tokenizer, words)) if words and row.job.wants_reasoning else ""
-        return Written(row.choice, token, text, len(words or ()), thought_text, finish_reason=reason)
+        thought_text = one_line(decoded(self.served.tokenizer, thought)) if thought and row.job.wants_reasoning else ""
+        return Written(row.choice, token, text, len(thought or ()), thought_text, finish_reason=reason)
 
-    def _known(self, token: int, words: list[int] | None, step: Step, row: int) -> dict:
-        """What is sent of a token where its thought is asked for; words is None where there was none."""
+    def _details(self, token: int, thought: list[int] | None, step: Step, row: int) -> dict:
+        """Return what a response has about a token and its thought, which is None if there was none."""
 
         def likeliest(index: int) -> list[dict]:
             top = step.top[index]
-            return described(self.speaker.tokenizer, top.ids[row].tolist(), top.logprob[row].tolist())
+            return described(self.served.tokenizer, top.ids[row].tolist(), top.logprob[row].tolist())
 
         return {
             "id": token,
-            "token": token_text(self.speaker.tokenizer, token),
-            "thought": words is not None,
+            "token": token_text(self.served.tokenizer, token),
+            "thought": thought is not None,
             "reason": self.batch.journal.reason(step, row),
-            "thought_ids": words or [],
-            "thought_tokens": [token_text(self.speaker.tokenizer, word) for word in words or ()],
-            "thought_text": decoded(self.speaker.tokenizer, words or []),
-            "mixing_weight": None if words is None else finite(float(step.mixing_weight[row])),
+            "thought_ids": thought or [],
+            "thought_tokens": [token_text(self.served.tokenizer, id) for id in thought or ()],
+            "thought_text": decoded(self.served.tokenizer, thought or []),
+            "mixing_weight": None if thought is None else finite(float(step.mixing_weight[row])),
             "base": likeliest(0),
-            "thought_alone": [] if words is None else likeliest(1),
+            "thought_alone": [] if thought is None else likeliest(1),
             "mixed": likeliest(2),
         }
 
 
 def described(tokenizer: PreTrainedTokenizerBase, ids: list[int], logprob: list[float]) -> list[dict]:
-    """The likeliest tokens of a prediction, as they are sent."""
+    """Return the likeliest tokens of a prediction in the format of responses."""
     return [
         {"id": token, "token": token_text(tokenizer, token), "logprob": finite(value)}
         for token, value in zip(ids, logprob, strict=True)

@@ -1,4 +1,4 @@
-"""What stands before the application: who may ask, how much may be sent, and what every answer says to browsers."""
+"""Middleware that checks host, key, type and size of requests, and adds security headers to responses."""
 
 import asyncio
 import hmac
@@ -32,24 +32,24 @@ SECURITY = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 BODY_SECONDS = 30.0
-"""in which a body has to arrive"""
+"""time within which a body has to arrive"""
 
 
 class Guard:
-    """ASGI middleware: host, key, type and size of a request; headers and counts of the answer.
+    """ASGI middleware that checks requests, adds headers to responses, and counts them.
 
-    A body is read whole, up to the limit, before the application sees the request.
+    It reads a body completely, up to the limit, before the application sees the request.
 
     Args:
-        app: what is guarded.
-        metrics: counts answers.
-        endpoints: paths that are counted by name.
+        app: the application.
+        metrics: counts responses.
+        endpoints: paths to count by name.
         open_paths: paths that need no key.
-        open_folder: beginning of further ones.
-        api_key: what others must bring; None lets everybody in.
-        hosts: names that a Host header may give; None for any.
-        max_bytes: of a body.
-        body_seconds: in which it has to arrive.
+        open_folder: prefix of further paths that need no key.
+        api_key: the key for all other paths; None if no key is needed.
+        hosts: host names that are accepted; None for all.
+        max_bytes: largest size of a body.
+        body_seconds: time within which a body has to arrive.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class Guard:
         self.api_key, self.hosts, self.max_bytes, self.body_seconds = api_key, hosts, max_bytes, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+        """Handle a request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status, began = 499, time.monotonic()  # of a client that leaves before there is an answer
+        status, began = 499, time.monotonic()  # 499 if the client disconnects before the response
 
         async def send_guarded(message: Message) -> None:
             nonlocal status
@@ -92,7 +92,7 @@ class Guard:
         except RequestError as refusal:
             await answer_of(refusal)(scope, receive, send_guarded)
         except Exception:
-            if status != 499:  # an answer has begun: the server closes the connection
+            if status != 499:  # the response has begun, so all that is left is to close the connection
                 raise
             logger.exception("a request failed")
             await answer_of(failed())(scope, receive, send_guarded)
@@ -109,9 +109,9 @@ class Guard:
             return
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise RequestError(415, "the body's Content-Type is not application/json; send JSON, and say so")
+            raise RequestError(415, "Content-Type is not application/json; send JSON with that header")
         if headers.get("content-encoding", "identity").lower() != "identity":
-            raise RequestError(415, "the body has a Content-Encoding; send it as it is")
+            raise RequestError(415, "Content-Encoding is not supported; send the body without it")
         try:
             async with asyncio.timeout(self.body_seconds):
                 body = await self._read(headers.get("content-length"), receive)
@@ -124,9 +124,9 @@ class Guard:
         await self.app(scope, _replayed(body, receive), send)
 
     def _check_host(self, host: str) -> None:
-        """A page of another site whose name was pointed at this machine is not served."""
+        """Raise for unknown host names, against DNS rebinding."""
         if self.hosts is not None and name_of(host) not in self.hosts:
-            raise RequestError(421, "the Host header names another machine; use the address that the server listens at")
+            raise RequestError(421, "the Host header has another name; use the address that the server listens on")
 
     def _check_key(self, path: str, given: str) -> None:
         if self.api_key is None or path in self.open_paths or path.startswith(self.open_folder):
@@ -143,8 +143,8 @@ class Guard:
             )
 
     async def _read(self, length: str | None, receive: Receive) -> bytes | None:
-        """The body; None where the client has left before its end."""
-        too_large = RequestError(413, f"the body is larger than the {self.max_bytes} bytes that are allowed; send less")
+        """Return the body; None if the client disconnects before its end."""
+        too_large = RequestError(413, f"the body has more than the {self.max_bytes} bytes allowed; send a smaller one")
         if length is not None and length.isdecimal() and int(length[:20]) > self.max_bytes:
             raise too_large
         parts, n_bytes = [], 0
@@ -161,12 +161,12 @@ class Guard:
 
 
 def answer_of(error: RequestError) -> JSONResponse:
-    """What is sent of it."""
+    """Return the response of an error."""
     return JSONResponse(error.body, error.status, error.headers)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """The body in one message, and then whatever follows."""
+    """Return a `receive` with the body in one message, followed by the original messages."""
     is_read = False
 
     async def replay() -> Message:
@@ -183,28 +183,28 @@ _HOST = re.compile(r"(?:\[(?P<ip>[0-9a-f:.%]+)\]|(?P<name>[^:\[\]@/]*))(?::\d*)?
 
 
 def name_of(host: str) -> str:
-    """A Host header without its port: [::1]:8000 -> ::1; empty where it is none."""
+    """Return the name in a Host header, without port: [::1]:8000 -> ::1; empty if the header is malformed."""
     found = _HOST.fullmatch(host)
     return "" if found is None else (found["ip"] or found["name"] or "").lower().removesuffix(".")
 
 
 def allowed_hosts(host: str) -> frozenset[str] | None:
-    """Names by which a server at a loopback address is asked for; None, any, where it listens at another one."""
+    """Return the names that a Host header may have if the server listens on a loopback address, else None for any."""
     return frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if _is_loopback(host) else None
 
 
 def look_up(host: str, port: int | None = None) -> tuple[Any, Any, int, str, Any]:
-    """Family, kind, protocol, name and address of the socket that a server listens with at a host.
+    """Return family, kind, protocol, name and address of a socket that listens on a host.
 
     Raises:
-        OSError: there is no such host.
-        UnicodeError: it cannot be a host's name.
+        OSError: the host does not exist.
+        UnicodeError: the name is not valid.
     """
     return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
 
 
 def _is_loopback(host: str) -> bool:
-    """Whatever way it is written: 127.1, or a name of this machine's own."""
+    """Whether a host is a loopback address, however it is written: also 127.1, or a name that resolves to one."""
     try:
         first = look_up(host)[4][0]
         address = ipaddress.ip_address(str(first).partition("%")[0])

@@ -1,4 +1,4 @@
-"""Requests made into jobs: text into tokens, and every limit that depends on the server checked."""
+"""Turns requests into jobs: tokenizes their text, and checks the server's limits."""
 
 import threading
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from quietstar.serving.what_if import Question
 
 
 class Intake:
-    """Makes jobs of requests; from any thread.
+    """Turns requests into jobs; safe to call from any thread.
 
     Args:
-        engine: whose limits hold.
-        tokenizer: one of its own: a tokenizer may not be used in two threads at once.
-        settings: of the server.
-        name: of the model.
-        draw_seed: makes a seed where a request brings none.
+        engine: the engine, which has limits of its own.
+        tokenizer: a tokenizer that nobody else uses, since two threads may not use one at once.
+        settings: options of the server.
+        name: the model's name.
+        next_seed: returns a seed for requests without one.
     """
 
     def __init__(
@@ -35,27 +35,27 @@ class Intake:
         tokenizer: PreTrainedTokenizerBase,
         settings: ServeArguments,
         name: str,
-        draw_seed: Callable[[], int],
+        next_seed: Callable[[], int],
     ) -> None:
         self.engine, self.tokenizer, self.settings, self.name = engine, tokenizer, settings, name
-        self.draw_seed = draw_seed
+        self.next_seed = next_seed
         self.think = ThinkPolicy.parse(settings.think)
         self.n_tokens = n_embeddings(engine.model)
         self._one_at_a_time = threading.Lock()
 
     def job(self, request: CompletionRequest | ChatRequest) -> Job:
-        """What the engine is to do.
+        """Return the job of a request.
 
         Raises:
-            RequestError: a limit is passed, or the tokenizer does not know how to put messages together.
+            RequestError: a limit is exceeded, or the chat template does not accept the messages.
         """
         self._check_model(request.model)
         n = request.n or 1
         if n > self.settings.most_texts:
             raise RequestError(400, f"n is {n}; the server allows up to {self.settings.most_texts}", param="n")
-        asked, param = request.asked_tokens
-        if asked is not None and asked > self.settings.max_tokens:
-            message = f"{param} is {asked}; the server allows up to {self.settings.max_tokens}"
+        requested, param = request.requested_tokens
+        if requested is not None and requested > self.settings.max_tokens:
+            message = f"{param} is {requested}; the server allows up to {self.settings.max_tokens}"
             raise RequestError(400, message, param=param)
         if isinstance(request, ChatRequest):
             ids, param = self._chat_ids(request), "messages"
@@ -63,12 +63,12 @@ class Intake:
             ids, param = self._ids(request.prompt, "prompt"), "prompt"
         self._check_length(ids, param)
         room = self.engine.room(len(ids))
-        most = request.default_tokens if asked is None else asked
+        most = request.default_tokens if requested is None else requested
         return Job(
             prompt_ids=ids,
             thinking=self._thinking(request),
             max_tokens=room if most is None else min(most, room),
-            seed=self.draw_seed() if request.seed is None else request.seed,
+            seed=self.next_seed() if request.seed is None else request.seed,
             n=n,
             temperature=1.0 if request.temperature is None else request.temperature,
             top_p=1.0 if request.top_p is None else request.top_p,
@@ -78,10 +78,10 @@ class Intake:
         )
 
     def question(self, request: ThoughtRequest) -> Question:
-        """A text and a thought after it.
+        """Return the question of a request: a text and a thought after it.
 
         Raises:
-            RequestError: a limit is passed.
+            RequestError: a limit is exceeded.
         """
         self._check_model(request.model)
         text, param = (request.prompt, "prompt") if request.token_ids is None else (request.token_ids, "token_ids")
@@ -108,7 +108,7 @@ class Intake:
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self.name:
             raise RequestError(
-                404, f"there is no model {name[:60]!r}; give {self.name!r}", param="model", code="model_not_found"
+                404, f"unknown model {name[:60]!r}; give {self.name!r}", param="model", code="model_not_found"
             )
 
     def _ids(self, prompt: str | list[int], param: str) -> list[int]:
@@ -122,12 +122,12 @@ class Intake:
         wrong = next((token for token in ids if not 0 <= token < self.n_tokens), None)
         if wrong is not None:
             shown = wrong if abs(wrong) < 2**63 else "too large"
-            raise RequestError(400, f"a token id is {shown}; give ids from 0 to {self.n_tokens - 1}", param=param)
+            raise RequestError(400, f"token id {shown} is out of range; give 0 to {self.n_tokens - 1}", param=param)
 
     def _check_length(self, ids: list[int], param: str) -> None:
         limit = self.engine.max_prompt_tokens
         if not ids:
-            raise RequestError(400, "the prompt has no token; give some text to go on from", param=param)
+            raise RequestError(400, "the prompt has no tokens; give some text to continue", param=param)
         if limit is not None and len(ids) > limit:
             message = f"the prompt has {len(ids)} tokens; give at most {limit}"
             raise RequestError(400, message, param=param, code="context_length_exceeded")
@@ -144,19 +144,19 @@ class Intake:
         self._check_spelled_out(request)
         try:
             with self._one_at_a_time:
-                # a message that spells out a control token stays text: it cannot speak for somebody else
+                # control tokens that a message spells out stay text, so that it cannot pose as another role
                 ids = self.tokenizer.apply_chat_template(
                     messages, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
                 )
         except Exception as error:  # a template may raise anything
-            said = " ".join(str(error).split())[:200]
-            message = f"the model's chat template refuses these messages: {said}"
+            reason = " ".join(str(error).split())[:200]
+            message = f"the model's chat template does not accept these messages: {reason}"
             raise RequestError(400, message, param="messages") from error
         self._check_ids(ids, "messages")
         return list(ids)
 
     def _check_spelled_out(self, request: ChatRequest) -> None:
-        """Where this version of transformers cannot tell them from the template's own, they are refused."""
+        """Raise for spelled-out control tokens if this version of transformers cannot sanitize them."""
         if "sanitize_control_tokens" in signature(self.tokenizer.apply_chat_template).parameters:
             return
         control = [*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()]

@@ -1,4 +1,4 @@
-"""What the engine is asked to do, and what it reports while it does it."""
+"""Work for the engine, and the events that it reports."""
 
 import logging
 import time
@@ -14,22 +14,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Job:
-    """A prompt to go on from, n times."""
+    """A prompt to continue, n times."""
 
     prompt_ids: list[int]
     thinking: Thinking
     max_tokens: int
-    """tokens to write at most, thoughts not counted; prompt and text fit into the model's context"""
+    """tokens to generate at most, without thoughts; prompt and text fit into the model's context"""
     seed: int
-    """choice i draws from seed + i"""
+    """choice i uses seed + i"""
     n: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     wants_reasoning: bool = True
-    """whether thoughts are reported as text"""
+    """whether to report thoughts as text"""
     wants_thoughts: bool = False
-    """whether each token's thought, reason, weight and predictions are reported"""
+    """whether to report each token's thought, reason, weight and predictions"""
 
 
 @dataclass(slots=True)
@@ -39,48 +39,48 @@ class Written:
     choice: int
     token: int
     text: str
-    """what it lets out: nothing while a character or a stop string may go on"""
+    """text that is now final; empty while a character or a stop string may be incomplete"""
     n_thought_tokens: int
     """0 without a thought"""
     thought_text: str = ""
-    """in one line; empty where nobody asked"""
+    """on one line; empty unless requested"""
     thought: dict[str, Any] | None = None
-    """what is known of the token and its thought, as it is sent; None where nobody asked"""
+    """details of the token and its thought, as in the response; None unless requested"""
     finish_reason: str | None = None
-    """stop, length, or None where the text goes on"""
+    """stop, length, or None if the text continues"""
 
 
 Errand = Callable[[], Generator[None, None, Any]]
-"""something to do beside the texts, a part at a time; what it returns is reported"""
+"""work besides generation, done in parts; its return value is reported"""
 
 
 @dataclass(slots=True)
 class Returned:
-    """What an errand has returned."""
+    """The return value of an errand."""
 
     value: Any
 
 
 Event = Written | Returned | RequestError
-"""a RequestError is the last that a request hears of; so is what makes it whole"""
+"""a RequestError is the last event of a request, and so is the event that completes it"""
 
 
 @dataclass(eq=False)
 class Ticket:
-    """A request in the engine's hands.
+    """A request that was submitted to the engine.
 
-    It is the engine's thread that reports, and that ends it; anybody may cancel.
+    Only the engine's thread reports events and ends the request; any thread may cancel it.
     """
 
     work: Job | Errand
-    """texts to write, or something to do beside them"""
+    """texts to generate, or an errand"""
     emit: Callable[[Event], None] = field(repr=False)
-    """is called in the engine's thread, and must not wait"""
+    """called in the engine's thread; it must not block"""
     seconds: float
-    """that it may take"""
+    """time that it may take"""
     began: float = field(default_factory=time.monotonic)
     n_left: int = field(init=False)
-    """texts that are not finished"""
+    """number of unfinished texts"""
     is_cancelled: bool = False
     is_over: bool = False
 
@@ -89,11 +89,11 @@ class Ticket:
 
     @property
     def n_rows(self) -> int:
-        """Places in a batch that it takes."""
+        """The number of rows of a batch that it takes."""
         return self.work.n if isinstance(self.work, Job) else 1
 
     def report(self, event: Event) -> None:
-        """Tell whoever asked, unless it is over; whoever cannot be told has left."""
+        """Emit an event unless the request is over; the request ends if nobody can receive it."""
         if self.is_over:
             return
         if isinstance(event, Written) and event.finish_reason is not None:
@@ -101,19 +101,19 @@ class Ticket:
         self.is_over = isinstance(event, RequestError | Returned) or self.n_left == 0
         try:
             self.emit(event)
-        except RuntimeError:  # the event loop that it came from is closed
+        except RuntimeError:  # the request's event loop is closed
             self.is_over = True
 
-    def look_at_the_clock(self) -> None:
-        """End it where whoever asked has left, or where it has taken too long."""
+    def end_if_due(self) -> None:
+        """End the request if it was cancelled or has taken too long."""
         if self.is_cancelled:
-            self.report(RequestError(499, "the client has left"))
+            self.report(RequestError(499, "the client has disconnected"))
         elif time.monotonic() - self.began > self.seconds:
             self.report(too_slow(self.seconds))
 
 
 def attempt(act: Callable[[], None], tickets: Iterable[Ticket]) -> bool:
-    """Whether something worked; where it did not, these have failed, or are refused as it says."""
+    """Run `act` and return whether it worked; if not, report its error to the tickets."""
     try:
         act()
     except Exception as error:

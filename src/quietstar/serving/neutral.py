@@ -1,7 +1,7 @@
-"""Fields that are not supported: accepted where they ask for nothing, refused with other values.
+"""Unsupported fields of requests: accepted with a value that has no effect, refused with any other.
 
-Clients send them unasked, with the value that changes nothing. Null changes nothing in any of them. They are OpenAI's,
-and those of vLLM's that change how tokens are chosen.
+Clients often send them with their default value, and null never has an effect. They are OpenAI's fields, and those of
+vLLM's that affect sampling.
 """
 
 import json
@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field
 
 
-def only(*values: Any, otherwise: str = "it is not supported here") -> BeforeValidator:
-    """Accepts null and these values, of exactly their types."""
+def only(*values: Any, otherwise: str = "not supported") -> BeforeValidator:
+    """Return a validator that accepts null and these values, of exactly their types."""
     allowed = " or ".join(json.dumps(value) for value in values) or "null"
 
     def check(value: Any) -> Any:
@@ -23,7 +23,7 @@ def only(*values: Any, otherwise: str = "it is not supported here") -> BeforeVal
 
 
 def _is_same(value: Any, other: Any) -> bool:
-    """Equal as JSON, where false is not 0."""
+    """Whether two values are equal in JSON, in which false is not 0."""
     return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
 
@@ -41,12 +41,12 @@ def _tags(value: Any) -> Any:
 
 NoTools = Annotated[Any, only([])]
 RecordedText = Annotated[Any, BeforeValidator(_text)]
-"""a text for records that this server does not keep"""
-_POLICY = "where the model thinks is said by think"
+"""a text that this server ignores"""
+_POLICY = "not supported, as think controls thinking"
 
 
 class Neutral(BaseModel):
-    """Of completions and chat completions."""
+    """Unsupported fields of completions and chat completions."""
 
     frequency_penalty: Annotated[Any, only(0)] = None
     presence_penalty: Annotated[Any, only(0)] = None
@@ -56,20 +56,20 @@ class Neutral(BaseModel):
     repetition_penalty: Annotated[Any, only(1)] = None
     min_p: Annotated[Any, only(0)] = None
     top_k: Annotated[Any, only(0, -1)] = None
-    """-1 and 0: among all tokens"""
+    """-1 and 0 mean all tokens"""
 
 
 class NeutralCompletion(Neutral):
-    """Of completions."""
+    """Unsupported fields of completions."""
 
     best_of: Annotated[int, Field(ge=1)] | None = None
-    """as many as n, if given"""
+    """must be equal to n"""
     echo: Annotated[Any, only(False)] = None
     suffix: Annotated[Any, only("")] = None
 
 
 class NeutralChat(Neutral):
-    """Of chat completions."""
+    """Unsupported fields of chat completions."""
 
     audio: Annotated[Any, only()] = None
     function_call: Annotated[Any, only("none", "auto")] = None
@@ -95,7 +95,7 @@ class NeutralChat(Neutral):
 
 
 class NeutralMessage(BaseModel):
-    """Of a message, which may be an answer that is sent back as it came."""
+    """Unsupported fields of a message, which may be an earlier response sent back unchanged."""
 
     annotations: Annotated[Any, only([])] = None
     audio: Annotated[Any, only()] = None

@@ -1,4 +1,4 @@
-"""The files of the page at /."""
+"""The web page at / and its files."""
 
 from dataclasses import dataclass
 from importlib import resources
@@ -13,16 +13,16 @@ PAGE = "page.html"
 
 @dataclass(slots=True)
 class Pages:
-    """What may be fetched: read once, so that no path of a request ever becomes a path of a file."""
+    """Files of the page, read once: no path of a request is ever used as a path of a file."""
 
     page: bytes | None
-    """None where the package has none"""
+    """None if the package does not include it"""
     files: dict[str, tuple[bytes, str]]
     """name -> content, media type"""
 
     @classmethod
     def load(cls) -> "Pages":
-        """From the package."""
+        """Load the files from the package."""
         folder = resources.files("quietstar") / "web"
         found = {each.name: each.read_bytes() for each in folder.iterdir() if each.is_file()} if folder.is_dir() else {}
         files = {
@@ -34,19 +34,19 @@ class Pages:
         return cls(found.get(PAGE), files)
 
     def front(self) -> Response:
-        """The page itself."""
+        """Return the page."""
         if self.page is None:
             return _file(b"quietstar serves /v1/completions and /v1/chat/completions here.\n", "text/plain")
         return _file(self.page, "text/html")
 
     def file(self, name: str) -> Response:
-        """One of its files.
+        """Return one of its files.
 
         Raises:
-            RequestError: there is none of that name.
+            RequestError: the file does not exist.
         """
         if name not in self.files:
-            raise RequestError(404, "there is no such file")
+            raise RequestError(404, "unknown file; see / for the page")
         return _file(*self.files[name])
 
 

@@ -1,4 +1,4 @@
-"""Prompts that are read before texts are written after them: some tokens a turn, of one after the other in turns."""
+"""Reads prompts in chunks, taking turns between prompts, so that generation goes on meanwhile."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -12,29 +12,29 @@ from quietstar.serving.jobs import Job, Ticket, attempt
 from quietstar.serving.metrics import Metrics
 
 TOKENS_AT_ONCE = 512
-"""of prompts and other texts that are read, between which texts get their next token"""
+"""tokens of prompts and other texts to read per turn"""
 
 
 @dataclass(slots=True)
 class Prompt:
-    """A prompt that is being read, once for all its request's texts."""
+    """A prompt that is being read, once for all choices of its request."""
 
     ticket: Ticket
     job: Job
     batch: Batch
-    """of one text: what has been read"""
+    """a batch of one text: what has been read"""
 
     @property
     def left(self) -> list[int]:
-        """Tokens to be read. The last one is left to be read with the texts that are written, and thought after."""
+        """Tokens to read, without the last one: a group reads it, and thinks after it."""
         return self.job.prompt_ids[self.batch.n_read : -1]
 
 
 class Prompts:
-    """Those that are being read.
+    """All prompts that are being read.
 
     Args:
-        model: in evaluation mode.
+        model: a model in evaluation mode.
         metrics: counts tokens.
     """
 
@@ -43,11 +43,11 @@ class Prompts:
         self.queue: deque[Prompt] = deque()
 
     def add(self, ticket: Ticket, job: Job) -> None:
-        """Read a request's prompt in turns to come."""
+        """Queue a request's prompt."""
         self.queue.append(Prompt(ticket, job, Batch(self.model, job.thinking, n_texts=1)))
 
     def turn(self) -> list[Prompt]:
-        """Read some tokens; the prompts of which only the last is left. What fails, fails its own request."""
+        """Read some tokens, and return the prompts that are done; an error ends the request that it concerns."""
         ready, left = [], TOKENS_AT_ONCE
         while self.queue and left > 0:
             prompt = self.queue[0]
@@ -59,7 +59,7 @@ class Prompts:
             if chunk and not attempt(partial(self._read, prompt, chunk), [prompt.ticket]):
                 continue
             if prompt.left:
-                self.queue.rotate(-1)  # a long one does not keep short ones waiting
+                self.queue.rotate(-1)  # a long prompt does not keep short ones waiting
             else:
                 self.metrics.tokens("prompt", len(prompt.job.prompt_ids))
                 ready.append(self.queue.popleft())
@@ -69,7 +69,7 @@ class Prompts:
         prompt.batch.skim(torch.tensor([chunk], device=self.model.device))
 
     def close(self) -> None:
-        """Let go of caches."""
+        """Free the caches."""
         for prompt in self.queue:
             prompt.batch.close()
         self.queue.clear()

@@ -1,4 +1,4 @@
-"""What requests may hold. Unknown fields and wrong types are refused, each in one line."""
+"""Fields of requests. Unknown fields and wrong types are refused with an error of one line."""
 
 import difflib
 import json
@@ -18,9 +18,9 @@ LONGEST_STOP = 500
 LONGEST_POLICY = 200
 """characters"""
 LONGEST_THOUGHT = 64
-"""tokens of a thought that is given"""
+"""tokens of a thought in a request"""
 _SHOWN = 60
-"""characters of a value that are shown in an error"""
+"""characters of a value to show in an error"""
 
 
 def _check_prompt(value: Any) -> Any:
@@ -31,7 +31,7 @@ def _check_prompt(value: Any) -> Any:
     if isinstance(value, list) and value and all(type(token) is int for token in value):
         return value
     if isinstance(value, list) and len(value) > 1 and all(isinstance(each, str | list) for each in value):
-        raise ValueError("give one prompt; send a request for each")
+        raise ValueError("give one prompt per request")
     raise ValueError("give a text, or a list of token ids")
 
 
@@ -67,9 +67,9 @@ def _check_content(value: Any) -> Any:
 
 
 def _text(value: str) -> str:
-    """The same, if it can be written as UTF-8."""
+    """Return the text if it can be encoded in UTF-8."""
     if half_character(value) is not None:
-        raise ValueError("the text holds half a character (a lone surrogate); give whole ones")
+        raise ValueError("the text has a lone surrogate; give valid Unicode")
     return value
 
 
@@ -87,7 +87,7 @@ _TEXT, _IDS = {"type": "string"}, {"type": "array", "items": {"type": "integer"}
 Prompt = Annotated[Any, BeforeValidator(_check_prompt), _schema(anyOf=[_TEXT, _IDS])]
 """text, or token ids"""
 Stop = Annotated[Any, BeforeValidator(_check_stop), _schema(anyOf=[_TEXT, {"type": "array", "items": _TEXT}])]
-"""tuple of texts"""
+"""tuple of strings"""
 Policy = Annotated[Any, BeforeValidator(_check_policy), _schema(**_TEXT)]
 """ThinkPolicy, or None for the server's"""
 Content = Annotated[Any, BeforeValidator(_check_content), _schema(anyOf=[_TEXT, {"type": "array"}])]
@@ -102,20 +102,20 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class _Request(BaseModel):
-    """Exactly these fields, of exactly these types."""
+    """Accepts exactly its fields, of exactly their types."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class StreamOptions(_Request):
-    """Beside `stream`."""
+    """Options of `stream`."""
 
     include_usage: bool | None = None
     include_obfuscation: Annotated[Any, only(False)] = None
 
 
 class Writing(_Request, Neutral):
-    """What completions and chat completions have in common. Null is as good as nothing."""
+    """Fields that completions and chat completions share. Null is the same as leaving a field out."""
 
     model: Text | None = None
     max_tokens: Count | None = None
@@ -135,12 +135,12 @@ class Writing(_Request, Neutral):
     thoughts: bool | None = None
 
     default_tokens: ClassVar[int | None]
-    """how many are written at most where the request does not say; None for as many as there is room for"""
+    """limit of generated tokens if the request has none; None for as many as the context allows"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Writing":
         if self.wants_usage and not self.stream:
-            raise ValueError("stream_options was given without stream; leave it out, or set stream to true")
+            raise ValueError("stream_options needs stream; leave it out, or set stream to true")
         return self
 
     @property
@@ -149,8 +149,8 @@ class Writing(_Request, Neutral):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
-    def asked_tokens(self) -> tuple[int | None, str]:
-        """How many may be written, and the field that says so; None where the request does not say."""
+    def requested_tokens(self) -> tuple[int | None, str]:
+        """The limit of generated tokens, or None, and its field."""
         return self.max_tokens, "max_tokens"
 
 
@@ -163,12 +163,12 @@ class CompletionRequest(Writing, NeutralCompletion):
     @model_validator(mode="after")
     def _best_of_itself(self) -> "CompletionRequest":
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError(f"best_of is {self.best_of}, which is not supported here; leave it out")
+            raise ValueError(f"best_of is {self.best_of}, but only n is supported; leave it out")
         return self
 
 
 class Message(_Request, NeutralMessage):
-    """What one side of a conversation has said."""
+    """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content
@@ -176,7 +176,7 @@ class Message(_Request, NeutralMessage):
 
     @property
     def for_template(self) -> dict[str, str]:
-        """What a chat template is given; thoughts of earlier answers are not read again."""
+        """The message for a chat template, without the thoughts of earlier responses."""
         return self.model_dump(include={"role", "content", "name"}, exclude_none=True)
 
 
@@ -188,8 +188,8 @@ class ChatRequest(Writing, NeutralChat):
     max_completion_tokens: Count | None = None
 
     @property
-    def asked_tokens(self) -> tuple[int | None, str]:
-        """The smaller of both."""
+    def requested_tokens(self) -> tuple[int | None, str]:
+        """The smaller of the two limits, and its field."""
         both = {"max_completion_tokens": self.max_completion_tokens, "max_tokens": self.max_tokens}
         given = [(n, name) for name, n in both.items() if n is not None]
         return min(given, default=(None, "max_tokens"))
@@ -208,20 +208,22 @@ class ThoughtRequest(_Request):
     @model_validator(mode="after")
     def _fits_together(self) -> "ThoughtRequest":
         if (self.prompt is None) == (self.token_ids is None):
-            raise ValueError("give the text as one of prompt and token_ids")
+            raise ValueError("give either prompt or token_ids")
         if self.thought is not None and self.thought_ids is not None:
-            raise ValueError("thought and thought_ids were both given; give one, or none for the model's own")
+            raise ValueError(
+                "thought and thought_ids were both given; give one, or neither for the model's own thought"
+            )
         return self
 
 
 def supported(request: type[BaseModel]) -> list[str]:
-    """Fields of a request that something is done for."""
+    """Return the supported fields of a request."""
     kinds = [kind for kind in (NeutralCompletion, NeutralChat) if issubclass(request, kind)]
     return [name for name in request.model_fields if not any(name in kind.model_fields for kind in kinds)]
 
 
 class Problem(BaseModel):
-    """What is wrong."""
+    """Details of an error."""
 
     message: str
     type: str
@@ -230,23 +232,23 @@ class Problem(BaseModel):
 
 
 class Fault(BaseModel):
-    """What every answer holds that is none."""
+    """Body of an error response."""
 
     error: Problem
 
 
 def check_json(body: bytes) -> None:
-    """Raise RequestError where a body is no JSON in UTF-8, or says something twice."""
+    """Raise RequestError if a body is not JSON in UTF-8, or has a duplicate field."""
     try:
         json.loads(body.decode(), object_pairs_hook=_once)
     except UnicodeDecodeError as error:
-        raise RequestError(400, f"byte {error.start + 1} of the body is no UTF-8; send JSON in UTF-8") from None
+        raise RequestError(400, f"byte {error.start + 1} of the body is not UTF-8; send JSON in UTF-8") from None
     except json.JSONDecodeError as error:
-        raise RequestError(400, f"the body is no JSON: {error}") from None
+        raise RequestError(400, f"the body is not valid JSON: {error}") from None
     except RecursionError:
-        raise RequestError(400, "the body's lists or objects are too deep in each other; send a flatter one") from None
-    except ValueError:  # Python's limit, of some thousand digits
-        raise RequestError(400, "the body holds a number of too many digits; send a shorter one") from None
+        raise RequestError(400, "the body is nested too deeply; send fewer levels of lists and objects") from None
+    except ValueError:  # Python's limit of a few thousand digits
+        raise RequestError(400, "the body has a number of too many digits; send a shorter one") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -259,37 +261,37 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def first_problem(errors: Sequence[Any], fields: Sequence[str] = ()) -> tuple[str, str | None]:
-    """One line about the first of pydantic's errors, and the field that it is about.
+    """Return a message of one line about the first of pydantic's errors, and the field that it concerns.
 
     Args:
-        errors: as `ValidationError.errors()` gives them.
-        fields: what the request may hold.
+        errors: what `ValidationError.errors()` returns.
+        fields: fields that the request may have.
     """
     error = errors[0]
     name = ".".join(str(part) for part in error["loc"] if part != "body") or None
-    kind, said = error["type"], error["msg"].removeprefix("Value error, ")
+    kind, message = error["type"], error["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
         return _unknown(str(error["loc"][-1]), fields if len(error["loc"]) == 2 else ()), name
     if kind == "missing":
         return f"{name or 'a JSON body'} is missing; give it", name
     if kind == "string_unicode":
-        return f"{name or 'a field'} holds half a character (a lone surrogate); give whole ones", name
+        return f"{name or 'a field'} has a lone surrogate; give valid Unicode", name
     if name is None:
-        return (said if kind == "value_error" else "the body is no JSON object; give one"), None
+        return (message if kind == "value_error" else "the body is not a JSON object; give one"), None
     if kind != "value_error":
-        said = said[:1].lower() + said[1:]
-    return f"{name} is {_shown(error['input'])}: {said}", name
+        message = message[:1].lower() + message[1:]
+    return f"{name} is {_shown(error['input'])}: {message}", name
 
 
 def _unknown(name: str, fields: Sequence[str]) -> str:
     name = name[:_SHOWN]
     near = difflib.get_close_matches(name, fields, n=1)
     hint = f"; did you mean {near[0]}?" if near else f"; allowed are {', '.join(fields)}" if fields else ""
-    return f"{name} is no field here{hint}"
+    return f"unknown field {name}{hint}"
 
 
 def _shown(value: Any) -> str:
-    """A value as it was given, as far as it fits into a line."""
+    """Return a value as text, shortened to fit into a line."""
     if isinstance(value, list | dict):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     if isinstance(value, bool) or value is None:

@@ -1,8 +1,9 @@
-"""Load a model, and serve it until somebody says stop."""
+"""Load a model, and serve it until the process is interrupted."""
 
 import asyncio
 import copy
 import logging
+import resource
 import socket
 import time
 from collections.abc import Callable
@@ -29,19 +30,14 @@ except ImportError as error:
         raise
     raise MissingExtraError(package, "serve", "quietstar serve") from error
 
-try:
-    import resource
-except ImportError:  # not everywhere
-    resource = None  # type: ignore[assignment]
-
 logger = logging.getLogger(__name__)
 
 CONNECTIONS = 1024
-"""at once; further ones are answered with 503"""
+"""maximum number of open connections; further ones get status 503"""
 OTHER_FILES = 256
-"""that may be open beside: of the model, and of connections until they are answered with 503"""
+"""other files that may be open: the model's, and connections that are about to get status 503"""
 GOODBYE_SECONDS = 5
-"""in which streams that were ended may still be sent"""
+"""time to send the end of streams at shutdown"""
 
 
 def serve(model_name: str, args: ServeArguments, say: Callable[[str], None]) -> None:
@@ -49,16 +45,16 @@ def serve(model_name: str, args: ServeArguments, say: Callable[[str], None]) -> 
 
     Args:
         model_name: folder or hub name of a thinking model.
-        args: where, and what is allowed.
-        say: is told when the server is ready, in one line.
+        args: address and limits.
+        say: called with a line when the server is ready.
 
     Raises:
-        QuietStarError: the model, the address or the settings need the user.
+        QuietStarError: the model, the address or a setting is invalid.
     """
     with listen(args.host, args.port) as door:
         if args.api_key() is None and allowed_hosts(args.host) is None:
             logger.warning(
-                "no API key is asked for at %s: whoever reaches it may use it; see --api_key_file", args.host
+                "the server at %s needs no API key: anybody who reaches it can use it; see --api_key_file", args.host
             )
         model, tokenizer = load_model(model_name, args)
         assert isinstance(model, QuietStarForCausalLM)
@@ -74,10 +70,10 @@ def serve(model_name: str, args: ServeArguments, say: Callable[[str], None]) -> 
 def make_server(
     model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, args: ServeArguments, name: str
 ) -> "Server":
-    """A server that is not running yet, over a model in evaluation mode."""
+    """Return a server for a model in evaluation mode; the caller runs it."""
     tokenizers = [copy.deepcopy(tokenizer) for _ in range(2)]  # for two threads
     for each in tokenizers:
-        each.model_max_length = int(1e30)  # lengths are checked here, and said in our words
+        each.model_max_length = int(1e30)  # the intake checks lengths, so the tokenizer need not warn
     engine = Engine(model, tokenizers[0], args)
     app = make_app(engine, tokenizers[1], args, name)
     config = uvicorn.Config(
@@ -87,7 +83,7 @@ def make_server(
         lifespan="off",
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=n_connections() + 1,  # it counts the one that asks
+        limit_concurrency=n_connections() + 1,  # uvicorn counts the new connection, too
         ws="none",
         timeout_graceful_shutdown=GOODBYE_SECONDS,
     )
@@ -95,11 +91,11 @@ def make_server(
 
 
 class Server(uvicorn.Server):
-    """A web server with its engine: they start and end together.
+    """A web server with its engine, which starts and stops with it.
 
     Args:
-        config: of uvicorn.
-        engine: not started yet.
+        config: uvicorn's configuration.
+        engine: an engine that has not been started.
     """
 
     def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
@@ -107,40 +103,40 @@ class Server(uvicorn.Server):
         self.engine = engine
         self.when_ready: Callable[[], None] = lambda: None
         self._full_since: dict[Any, float] = {}
-        """connections with unread bytes, and since when there was always some"""
+        """connection -> since when it has always had unread bytes"""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen."""
+        """Start the engine and listen."""
         self.engine.start()
         try:
             await super().startup(sockets)
-        except OSError as error:  # another server was told to listen there after us, and was ready before
+        except OSError as error:  # another server has bound the same address, and listened first
             self.engine.stop()
             host, port = (sockets or [])[0].getsockname()[:2]
             raise _taken(host, port, error) from error
         self.when_ready()
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: whether to end."""
+        """Return whether to stop; uvicorn calls this ten times a second."""
         if counter % 10 == 0:
             self._cut_off()
         return await super().on_tick(counter)
 
     def _cut_off(self) -> None:
-        """End connections that have had something to be read for as long as a request may take.
+        """Abort connections whose client has left bytes unread for as long as a request may take.
 
-        Closed, they would stay until their client has read everything, which it may never do.
+        If they were closed instead, they would stay open until the client has read everything, which may never happen.
         """
         now = time.monotonic()
         full = [each for each in self.server_state.connections if _has_unread(each)]
         self._full_since = {each: self._full_since.get(each, now) for each in full}
         for each, since in self._full_since.items():
             if now - since > self.engine.settings.request_seconds:
-                logger.warning("a client does not read its answer; its connection is cut")
+                logger.warning("aborted the connection of a client that does not read its response")
                 each.transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End what is written, so that running streams end, and then connections."""
+        """Stop the engine, which ends running streams, and then the server."""
         await asyncio.to_thread(self.engine.stop)
         await super().shutdown(sockets)
 
@@ -151,17 +147,17 @@ def _has_unread(connection: Any) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket at an address, which nobody can connect to yet.
+    """Return a socket bound to an address, which does not accept connections yet.
 
     Raises:
-        SettingsError: the address is in use, or none of this machine's.
+        SettingsError: the address is in use, or does not belong to this machine.
     """
     try:
         family, kind, protocol, _, address = look_up(host, port)
         door = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise SettingsError(f"host {host!r} is no address: {reason}; give one such as 127.0.0.1") from error
+        raise SettingsError(f"host {host!r} is not a valid address: {reason}; give one such as 127.0.0.1") from error
     try:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind(address)
@@ -178,13 +174,11 @@ def _taken(host: str, port: int, error: OSError) -> SettingsError:
 
 
 def n_connections() -> int:
-    """That may be open at once: fewer than CONNECTIONS where this process may not open as many files.
+    """Return how many connections may be open: CONNECTIONS, or fewer if the limit of open files is lower.
 
     Raises:
-        SettingsError: it may open so few that nobody could be served.
+        SettingsError: the limit leaves no file for connections.
     """
-    if resource is None:
-        return CONNECTIONS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = CONNECTIONS + OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -194,11 +188,11 @@ def n_connections() -> int:
         return CONNECTIONS
     if soft <= OTHER_FILES:
         raise SettingsError(
-            f"this process may open {soft} files; allow more than {OTHER_FILES} (ulimit -n), a connection is one, too"
+            f"this process may open only {soft} files; allow more than {OTHER_FILES} (ulimit -n), one per connection"
         )
     return min(CONNECTIONS, soft - OTHER_FILES)
 
 
 def address_of(host: str, port: int) -> str:
-    """As a browser takes it."""
+    """Return the URL of the server."""
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,6 +1,5 @@
-"""The text of tokens as they come: whole characters only, up to a stop string."""
+"""Decodes tokens one at a time into complete characters, up to a stop string."""
 
-import re
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -9,13 +8,14 @@ from quietstar.text.pieces import Pieces
 
 
 class StoppingText:
-    """Turns the tokens after a prompt into pieces of text that will not change any more.
+    """Turns the tokens after a prompt into pieces of text that are final.
 
-    Text that may turn out to begin a stop string is held back; a stop string is not returned, nor what follows it.
+    Text that may be the beginning of a stop string is held back. Neither a stop string nor the text after it is
+    returned.
 
     Args:
-        tokenizer: turns tokens into text.
-        prompt_ids: what stands before; its text is not returned.
+        tokenizer: decodes the tokens.
+        prompt_ids: tokens before the text; their text is not returned.
         stop: strings that end the text.
     """
 
@@ -24,14 +24,14 @@ class StoppingText:
         self.stop = stop
         self.held = ""
         self.stopped = False
-        """whether a stop string was met"""
+        """whether a stop string was found"""
 
     def add(self, token: int) -> str:
-        """The text that a token lets out."""
+        """Add a token, and return the text that is now final."""
         return self._release(self.pieces.add(token), is_last=False)
 
     def rest(self) -> str:
-        """What is left when no token follows."""
+        """Return the remaining text when no token follows."""
         return "" if self.stopped else self._release(self.pieces.rest(), is_last=True)
 
     def _release(self, fresh: str, is_last: bool) -> str:
@@ -41,21 +41,12 @@ class StoppingText:
             return text[: min(met)]
         if is_last:
             return text
-        n_held = max((_begun(text, stop) for stop in self.stop), default=0)
+        n_held = max((_overlap(text, stop) for stop in self.stop), default=0)
         released, self.held = text[: len(text) - n_held], text[len(text) - n_held :]
         return released
 
 
-def _begun(text: str, stop: str) -> int:
-    """How many characters at the end of a text begin a stop string, which is not whole there."""
+def _overlap(text: str, stop: str) -> int:
+    """Return how many characters at the end of a text are the beginning of a stop string, but not all of it."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
-
-
-def one_line(text: str) -> str:
-    """A thought's text with its line breaks shown, so that thoughts can stand one in a line."""
-    return _BREAK.sub("⏎", text)
-
-
-_BREAK = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
-"""where str.splitlines breaks"""

@@ -1,4 +1,4 @@
-"""What a model would have said after another thought.
+"""Predictions of a model after a given thought.
 
 Legend: k tokens of the thought, D hidden size, V vocabulary.
 """
@@ -27,11 +27,11 @@ class Question:
 
     token_ids: list[int]
     thought_ids: list[int] | None
-    """of any length; None for the model's own, the likeliest"""
+    """of any length; None for the model's own, sampled greedily"""
     top_k: int = 5
 
     def check(self, context: int | None) -> None:
-        """Raise RequestError where the thought is too long: for the server, or for the model after this text."""
+        """Raise RequestError if the thought is too long for the server, or for the model's context after this text."""
         n = 0 if self.thought_ids is None else len(self.thought_ids)
         if n > LONGEST_THOUGHT:
             raise RequestError(400, f"the thought has {n} tokens; give at most {LONGEST_THOUGHT}", param="thought")
@@ -39,7 +39,7 @@ class Question:
         if context is not None and reach > context:
             raise RequestError(
                 400,
-                f"text, thought, start and end are {reach} tokens; the model's context is {context}: shorten one",
+                f"text, thought, start and end have {reach} tokens; the model's context is {context}: shorten one",
                 param="thought",
                 code="context_length_exceeded",
             )
@@ -47,7 +47,7 @@ class Question:
     def answer(
         self, model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase
     ) -> Generator[None, None, dict[str, Any]]:
-        """The thought, its mixing weight, and the three predictions after it, as they are sent; in parts."""
+        """Return the body of the response: the thought, its mixing weight, and three predictions; it runs in parts."""
         reading = Reading(model, torch.tensor(self.token_ids, device=model.device), at_once=TOKENS_AT_ONCE)
         while not reading.is_read:
             yield
@@ -57,12 +57,12 @@ class Question:
             thoughts = reading.think(last)
         else:
             thoughts = torch.tensor([self.thought_ids], dtype=torch.long, device=model.device)
-        said = reading.after(last, thoughts)
-        states = {"base": reading.h_base[-1], "thought_alone": said.alone[0, 0], "mixed": said.mixed[0, 0]}
+        predicted = reading.after(last, thoughts)
+        states = {"base": reading.h_base[-1], "thought_alone": predicted.alone[0, 0], "mixed": predicted.mixed[0, 0]}
         ids = thoughts[0].tolist()
         answer: dict[str, Any] = {
             "thought": {"ids": ids, "tokens": [token_text(tokenizer, token) for token in ids]},
-            "mixing_weight": finite(float(said.weight[0, 0])),
+            "mixing_weight": finite(float(predicted.weight[0, 0])),
         }
         for name, state in states.items():
             top = TopTokens.of(reading.logits(state), self.top_k)

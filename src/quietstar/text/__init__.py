@@ -1,1 +1,1 @@
-"""Text in: files, lines, rows of datasets; tokens, and the characters that each adds."""
+"""Reading text: files, lines, rows of datasets; its tokens, and the characters that each token adds."""

@@ -1,8 +1,8 @@
-r"""Text that comes in, from files and from standard input: opened, decoded and cut into lines in one way.
+r"""Opens, decodes and splits text into lines, from files and from standard input.
 
 Text is UTF-8, with or without a byte-order mark, or UTF-16 or UTF-32 with one; the mark is not part of the text. Files
 that end in .gz or .zst are decompressed. A line ends at \n or \r\n and nowhere else: \r alone, form feeds and U+2028
-are characters of a line.
+are ordinary characters.
 """
 
 import codecs
@@ -19,30 +19,30 @@ from typing import Any, BinaryIO
 from quietstar.errors import DataError, need
 
 COMPRESSED = (".gz", ".zst")
-"""endings of files that are decompressed"""
+"""suffixes of files that are decompressed"""
 
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",  # begins as UTF-16's does
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16's, which is a prefix of it
     codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 
 SPACE = re.compile(r"[ \t\n\r]*")
-"""of JSON"""
+"""what JSON takes for white space"""
 
 MARK = "\ufeff"
-"""a byte-order mark that has been decoded; files put together have one at later lines, too"""
+"""a decoded byte-order mark; concatenated files have one at the start of later lines, too"""
 
 CHUNK = 2**20
-"""bytes that are decoded at once where lines cannot be found before"""
+"""bytes to decode at a time in encodings whose lines cannot be found among the bytes"""
 
 
 class Number:
-    """A number of a JSON file, as it was written there.
+    """A number in a JSON file, as written there.
 
-    `str` gives its characters; a format such as {n:03d} or {x:.2f} is applied to its value.
+    `str` returns its characters; a format such as {n:03d} or {x:.2f} is applied to its value.
 
     Args:
         written: its characters.
@@ -69,7 +69,7 @@ class Number:
 
     @property
     def value(self) -> int | float:
-        """An int where it has neither point nor exponent (and is not thousands of digits long), else a float."""
+        """An int if it has neither point nor exponent (and is not thousands of digits long), else a float."""
         try:
             return int(self.written)
         except ValueError:
@@ -80,14 +80,14 @@ _DECODER = json.JSONDecoder(parse_float=Number, parse_int=Number, parse_constant
 
 
 def as_written(value: Any) -> str:
-    """A value as JSON writes it: true and false, null, the characters of a number, a string without quotes."""
+    """Return a value as JSON writes it: true and false, null, the characters of a number, a string without quotes."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return "null" if value is None else str(value)
 
 
 def kind_of(file: str | Path) -> str:
-    """The extension that says what is in a file, in lower case: .jsonl of rows.jsonl and of rows.JSONL.gz."""
+    """Return the suffix that tells a file's format, in lower case: .jsonl for rows.jsonl and for rows.JSONL.gz."""
     suffixes = [suffix.lower() for suffix in Path(file).suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         return suffixes[-2] if len(suffixes) > 1 else suffixes[-1]
@@ -95,28 +95,28 @@ def kind_of(file: str | Path) -> str:
 
 
 def read_text(file: str | Path) -> str:
-    r"""A whole text file, its lines ended by \n.
+    r"""Return the content of a text file, with \n at the end of each line.
 
     Raises:
         DataError: it cannot be read, or is not text.
-        MissingExtraError: it is compressed, and what would decompress it is not installed.
+        MissingExtraError: it is compressed, and the package that decompresses it is not installed.
     """
     with _opened(file) as stream:
         return "".join(ended_lines(stream, str(file)))
 
 
 def read_lines(file: str | Path, *, ends: bool = False) -> Iterator[str]:
-    r"""Yield the lines of a text file without their ends, or each with \n where it has one. Raises as `read_text`."""
+    r"""Yield the lines of a text file without line ends, or with \n if `ends`. Raises what `read_text` raises."""
     with _opened(file) as stream:
         yield from (ended_lines if ends else lines_of)(stream, str(file))
 
 
 def lines_of(stream: BinaryIO, name: str) -> Iterator[str]:
-    """Yield the lines of a stream of bytes without their ends.
+    """Yield the lines of a stream of bytes without line ends.
 
     Args:
-        stream: read up to its end.
-        name: what it is called in messages.
+        stream: read to its end.
+        name: its name in messages.
 
     Raises:
         DataError: it cannot be read, or is not text.
@@ -125,7 +125,7 @@ def lines_of(stream: BinaryIO, name: str) -> Iterator[str]:
 
 
 def ended_lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    r"""As `lines_of`, with \n at the end of each line; the last line has it only where the text ends with it."""
+    r"""Yield the lines as `lines_of` does, each with its \n; the last line has one only if the text ends with it."""
     with _readable(name):
         head = stream.read(4)
         mark = next((mark for mark in BYTE_ORDER_MARKS if head.startswith(mark)), b"")
@@ -137,13 +137,13 @@ def ended_lines(stream: BinaryIO, name: str) -> Iterator[str]:
 
 
 def json_values(file: str | Path) -> Iterator[tuple[int, Any]]:
-    """Yield the values of a JSON file, each with its number from 1, their numbers as `Number`.
+    """Yield each value of a JSON file with its index, counted from 1; numbers within values are `Number`s.
 
-    A .jsonl file has a value in each line, and their numbers are those of the lines. A .json file is one list of
-    values, or values one after the other; its text is held in memory, but only one value at a time.
+    A .jsonl file has one value per line, and the index is the line's. A .json file is one list of values, or values one
+    after the other; its text is held in memory, but only one value at a time.
 
     Raises:
-        DataError: it cannot be read, or is not JSON; the message has the line.
+        DataError: it cannot be read, or is not JSON; the message names the line.
     """
     if kind_of(file) == ".json":
         text = read_text(file)
@@ -159,7 +159,7 @@ def json_values(file: str | Path) -> Iterator[tuple[int, Any]]:
 
 
 def open_binary(file: str | Path) -> BinaryIO:
-    """A file's bytes, decompressed where its name ends in .gz or .zst.
+    """Open a file for reading bytes, decompressed if its name ends in .gz or .zst.
 
     Raises:
         OSError: it cannot be opened.
@@ -188,7 +188,7 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except (OSError, EOFError, zlib.error) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"{name} cannot be read: {why}; give a text file that can") from error
+        raise DataError(f"{name} cannot be read: {why}; give a readable text file") from error
 
 
 @contextmanager
@@ -199,7 +199,7 @@ def _is_json(what: str) -> Iterator[None]:
         line = f"line {error.lineno}, " if error.doc.count("\n") else ""
         raise DataError(f"{what} is not JSON: {error.msg} ({line}character {error.colno}); fix it") from error
     except RecursionError as error:
-        raise DataError(f"{what} is not JSON that can be read: it is nested too deeply; fix it") from error
+        raise DataError(f"{what} cannot be parsed: its JSON is nested too deeply; fix it") from error
 
 
 def _utf8_lines(head: bytes, stream: BinaryIO, name: str) -> Iterator[str]:
@@ -214,7 +214,7 @@ def _utf8_lines(head: bytes, stream: BinaryIO, name: str) -> Iterator[str]:
 
 
 def _byte_lines(head: bytes, stream: BinaryIO) -> Iterator[bytes]:
-    """The lines of `head` and the rest of the stream after it."""
+    """Yield the lines of `head` followed by the rest of the stream."""
     *whole, begun = head.split(b"\n")
     yield from (line + b"\n" for line in whole)
     if line := begun + stream.readline():
@@ -223,7 +223,7 @@ def _byte_lines(head: bytes, stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _wide_lines(head: bytes, stream: BinaryIO, name: str, encoding: str) -> Iterator[str]:
-    """Lines in an encoding in which a line's end cannot be found among the bytes."""
+    """Yield the lines of text whose encoding has to be decoded to find line ends."""
     decoder = codecs.getincrementaldecoder(encoding)()
     n_lines, begun, more = 0, "", True
     while more:
@@ -233,7 +233,7 @@ def _wide_lines(head: bytes, stream: BinaryIO, name: str, encoding: str) -> Iter
             begun += decoder.decode(part, final=not more)
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{name} is not {encoding[:6].upper()} text, which its byte-order mark promises: it cannot be decoded "
+                f"{name} is not {encoding[:6].upper()} text, though its byte-order mark says so: it cannot be decoded "
                 f"after line {n_lines}; save it in UTF-8"
             ) from error
         *whole, begun = begun.split("\n")
@@ -244,7 +244,7 @@ def _wide_lines(head: bytes, stream: BinaryIO, name: str, encoding: str) -> Iter
 
 
 def _values_in(text: str) -> Iterator[Any]:
-    """The items of a list, or values that stand one after the other."""
+    """Yield the items of a list, or values written one after the other."""
     at = _after_space(text, 0)
     in_list = text.startswith("[", at)
     at = _after_space(text, at + in_list)

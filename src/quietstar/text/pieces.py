@@ -1,29 +1,32 @@
-"""What each token adds to a text. A character may take several tokens; until it is whole they add nothing."""
+"""The text that each token adds. A character may take several tokens; until it is complete they add nothing."""
 
 import codecs
+import re
 from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-"""what tokenizers write for bytes that are no whole character"""
+"""what tokenizers write for bytes that do not make up a character"""
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""what SentencePiece writes for a space"""
+"""how SentencePiece writes a space"""
+LINE_BREAK = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+"""line breaks of str.splitlines"""
 LONGEST = 8
-"""tokens after which what ends in UNFINISHED is taken as it is: no character has more bytes than four"""
+"""tokens after which text that ends in UNFINISHED is taken as it is: no character has more than four bytes"""
 
 
 class Pieces:
-    """Turns tokens into pieces of text, one after the other; joined, they are the text.
+    """Decodes tokens into pieces of text, one at a time; joined, the pieces are the text.
 
-    A token is decoded beside those before it, as alone it may lose the space in front of it; and beside few of them,
-    so that the time does not grow with the text.
+    A token is decoded together with those before it, since alone it may lose its leading space; and with only a few of
+    them, so that the time does not grow with the text.
 
     Args:
-        tokenizer: turns tokens into text.
-        before: tokens that stand before the first one.
-        skip_special_tokens: whether special tokens add nothing.
+        tokenizer: decodes the tokens.
+        before: tokens before the first one.
+        skip_special_tokens: whether to leave special tokens out.
     """
 
     def __init__(
@@ -31,14 +34,14 @@ class Pieces:
     ) -> None:
         self.tokenizer, self.skip = tokenizer, skip_special_tokens
         self.known, self.waiting = self._cut(list(before))
-        """the last tokens whose text is out already, from the beginning of a character on; and those whose is not"""
+        """the last tokens whose text was returned already, beginning at a character's start; and those still to come"""
 
     def _cut(self, ids: list[int]) -> tuple[list[int], list[int]]:
-        """The last tokens that are whole characters, and what is left of a character at the end."""
+        """Return the last tokens that are complete characters, and the tokens of an incomplete one at the end."""
         left = next((n for n in (1, 2, 3) if not self._is_cut(ids, n)), 0) if self._ends_unfinished(ids) else 0
         whole = ids[: len(ids) - left]
         for n in range(LONGEST, 2 * LONGEST):
-            if not self._decode(whole[-n:]).startswith(UNFINISHED):  # a window that begins within a character
+            if not self._decode(whole[-n:]).startswith(UNFINISHED):  # the window begins at a character's start
                 return whole[-n:], ids[len(ids) - left :]
         return whole[-LONGEST:], ids[len(ids) - left :]
 
@@ -46,12 +49,12 @@ class Pieces:
         return self._decode(ids[: len(ids) - n][-2 * LONGEST :]).endswith(UNFINISHED)
 
     def _ends_unfinished(self, ids: list[int]) -> bool:
-        """Whether a character is not whole at the end: a text may also hold what tokenizers write for that."""
+        """Whether the last character is incomplete; a text may also contain UNFINISHED itself."""
         mark = self.tokenizer(UNFINISHED, add_special_tokens=False)["input_ids"][-3:]
         return self._is_cut(ids, 0) and ids[-len(mark) :] != mark
 
     def add(self, token: int) -> str:
-        """The text that a token completes; empty while a character is not whole."""
+        """Return the text that a token completes; empty while a character is incomplete."""
         self.waiting.append(token)
         text = self._text()
         if text.endswith(UNFINISHED) and len(self.waiting) < LONGEST:
@@ -59,15 +62,15 @@ class Pieces:
         return self._out(text)
 
     def rest(self) -> str:
-        """What is left at the end: a character that never became whole."""
+        """Return what is left at the end: a character that was never completed."""
         return self._out(self._text())
 
     def _text(self) -> str:
         return self._decode(self.known + self.waiting)[len(self._decode(self.known)) :]
 
     def _out(self, text: str) -> str:
-        # what was put out last is what the next token is decoded beside: no longer, as bytes that follow each other are
-        # one character or none, wherever they are cut
+        # the next token is decoded together with the tokens returned last, and no more: however adjacent bytes are
+        # split, they make up one character or none
         self.known, self.waiting = self.waiting if text else self.known + self.waiting, []
         return text
 
@@ -76,7 +79,7 @@ class Pieces:
 
 
 def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """The piece of text that each token adds, special tokens included; joined they are the text."""
+    """Return the piece of text that each token adds, special tokens included; joined, they are the text."""
     pieces = Pieces(tokenizer)
     found = [pieces.add(token) for token in ids]
     if found:
@@ -85,12 +88,12 @@ def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int], *, skip_special_tokens: bool = False) -> str:
-    """The text of tokens as it is: some tokenizers would else take spaces out in front of dots."""
+    """Return the text of tokens unchanged: by default, some tokenizers remove spaces before full stops."""
     return str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False))
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """A token alone, with the space in front of it; bytes that are no whole character as <0xF0>."""
+    """Return the text of one token with its leading space; bytes that do not make up a character as <0xF0>."""
     text = decoded(tokenizer, [token])
     name = str(tokenizer.convert_ids_to_tokens(token) or "")
     if not text or UNFINISHED in text:
@@ -98,8 +101,13 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     return f" {text}" if name.startswith(SPACE) and not text.startswith(" ") else text
 
 
+def one_line(text: str) -> str:
+    """Return a thought's text with its line breaks made visible, so that it fits on one line."""
+    return LINE_BREAK.sub("⏎", text)
+
+
 def _of_bytes(name: str) -> str:
-    """A byte-level tokenizer's name of a token, whose characters stand for bytes; empty where it is none."""
+    """Decode a byte-level tokenizer's name of a token, in which characters stand for bytes; empty for other names."""
     try:
         each_byte = bytes(_BYTES[character] for character in name)
     except KeyError:

@@ -1,11 +1,11 @@
-"""Rows of datasets, which may come from anywhere: what they name is not opened."""
+"""Rows of untrusted datasets: the files and URLs that they name are not opened."""
 
 import dataclasses
 from typing import Any
 
 
 def as_stored(rows: Any) -> Any:
-    """Rows whose images and sounds are left as the file has them: reading one opens the file or URL that it names.
+    """Return the rows with images and audio left undecoded: decoding one opens the file or URL that it names.
 
     Args:
         rows: a dataset or a stream of the datasets library.
@@ -21,5 +21,6 @@ def _not_decoded(feature: Any) -> Any:
         return [_not_decoded(each) for each in feature]
     if hasattr(feature, "feature"):
         return dataclasses.replace(feature, feature=_not_decoded(feature.feature))
-    opens = getattr(feature, "decode", False) is True and type(feature).__name__ != "Json"  # whose values are at hand
+    # Json has the same switch, but it decodes values in the row itself
+    opens = getattr(feature, "decode", False) is True and type(feature).__name__ != "Json"
     return dataclasses.replace(feature, decode=False) if opens else feature

@@ -1,4 +1,4 @@
-"""Tokens of a text, with the special tokens of its tokenizer once each."""
+"""Tokens of a text, with the tokenizer's bos and eos at most once each."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ from transformers import PreTrainedTokenizerBase
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of each text, with the bos and eos that the tokenizer adds, unless the text itself begins or ends so.
+    """Return the tokens of each text, with the bos and eos that the tokenizer adds, unless the text has them already.
 
-    A text that a chat template has rendered may begin with bos.
+    A text rendered by a chat template may begin with bos.
     """
     lists = tokenizer(list(texts), padding=False, truncation=False, return_attention_mask=False, verbose=False)[
         "input_ids"
@@ -17,7 +17,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
 
 
 def _once(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """Ids [S] without a bos before another, and an eos after another, that the tokenizer has added."""
+    """Return the ids [S] without a second bos or eos that the tokenizer has added."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     twice_bos = bos is not None and ids[:2] == [bos, bos]
     twice_eos = eos is not None and ids[-2:] == [eos, eos]

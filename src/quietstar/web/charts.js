@@ -1,5 +1,5 @@
 "use strict";
-// Charts as inline SVG: histogram, scatter with binned means, one interval.
+// Charts as inline SVG: histogram, scatter plot with binned means, one interval.
 {
   const NAMESPACE = "http://www.w3.org/2000/svg";
   const WIDTH = 380;
@@ -15,12 +15,12 @@
 
   const finite = (values) => values.filter((value) => typeof value === "number");
 
-  /** The value below which that share of sorted values lies. */
+  /** Return the value below which a share of the sorted values lies. */
   QS.quantile = (sorted, share) => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
 
   const tick = (value, digits) => (Math.abs(value) < 10 ** -digits / 2 ? "0" : QS.number(value, { digits }));
 
-  /** Values that are at most so many round steps apart, within a range. */
+  /** Return up to about `most` ticks within a range, a round step apart. */
   QS.ticks = (low, high, most = 6) => {
     const raw = (high - low) / most || 1;
     const size = 10 ** Math.floor(Math.log10(raw));
@@ -31,7 +31,7 @@
     return places.filter((at) => at <= high + 1e-9 * step).map((at) => ({ at, text: tick(at, digits) }));
   };
 
-  // A frame with axes; x and y turn values into places.
+  // Return a frame with axes, and the functions x and y, which map values to coordinates.
   function frame(label, xRange, yRange, xLabel, yLabel) {
     const place =
       ([low, high], from, to) =>
@@ -66,13 +66,13 @@
     return QS.el("figure", {}, drawing, QS.el("figcaption", {}, caption));
   }
 
-  /** A histogram of numbers; the rarest one in a hundred at each end are put into the outermost bars. */
+  /** Return a histogram; the outermost bars include the lowest and the highest one in a hundred values. */
   QS.histogram = (values, name, unit, { bins = 32 } = {}) => {
     const sorted = finite(values).sort((a, b) => a - b);
     if (!sorted.length) return QS.el("p", { class: "note" }, `No ${name} to show.`);
     let [low, high] = [QS.quantile(sorted, 0.01), QS.quantile(sorted, 0.99)];
     if (high - low <= 1e-9 * Math.abs(low)) {
-      const margin = Math.abs(low) / 2 || 0.5; // all are equal
+      const margin = Math.abs(low) / 2 || 0.5; // all values are equal
       [low, high] = [low - margin, high + margin];
     }
     const counts = new Array(bins).fill(0);
@@ -81,11 +81,11 @@
     }
     const mean = sorted.reduce((sum, value) => sum + value, 0) / sorted.length;
     const above = sorted.filter((value) => value > 0).length / sorted.length;
-    const words =
+    const description =
       `${sorted.length} positions; mean ${QS.number(mean, { sign: true })}, ` +
       `median ${QS.number(QS.quantile(sorted, 0.5), { sign: true })}, above 0: ${(100 * above).toFixed(0)} %`;
     const { root, x, y } = frame(
-      `Histogram of ${name}: ${words}`,
+      `Histogram of ${name}: ${description}`,
       [low, high],
       [0, Math.max(...counts)],
       `${name}${unit}`,
@@ -100,11 +100,11 @@
     });
     if (low < 0 && high > 0)
       root.append(svg("path", { class: "zero", d: `M${x(0)} ${INNER.top}V${HEIGHT - INNER.bottom}` }));
-    return figure(root, words);
+    return figure(root, description);
   };
 
   /**
-   * Points with means of bins over them.
+   * Return a scatter plot of points, with the means of bins.
    * bins: [{low, high or null, n, reward: estimate or null}].
    */
   QS.scatter = (points, bins, { name, xLabel, yLabel }) => {
@@ -130,11 +130,11 @@
       const whisker = reward.low === null ? "" : `M${(from + to) / 2} ${y(reward.low)}V${y(reward.high)}`;
       root.append(svg("path", { class: "mean", d: mean + whisker }));
     }
-    const words = "lines: mean of each bin with its 95 % interval, where it has enough positions.";
-    return figure(root, `${drawn.length} positions as dots; ${words}`);
+    const explanation = "lines: mean of each bin, with its 95 % interval if it has enough positions.";
+    return figure(root, `${drawn.length} positions as dots; ${explanation}`);
   };
 
-  /** An estimate as a dot on a line from low to high; all on the same range. */
+  /** Return an estimate as a dot with a line for its interval, on a given range. */
   QS.whisker = (estimate, [low, high]) => {
     const width = 120;
     const x = (value) => 4 + ((value - low) / (high - low || 1)) * (width - 8);

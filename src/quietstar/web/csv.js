@@ -1,5 +1,5 @@
 "use strict";
-// A table as a CSV file (RFC 4180) that no spreadsheet takes for formulas.
+// Exports a table as a CSV file (RFC 4180) in which no spreadsheet sees a formula.
 {
   const FORMULA = /^[=+\-@\t\r\n]/;
 
@@ -11,10 +11,10 @@
     return /[",\r\n\t]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
   }
 
-  /** Rows of texts, numbers and nulls as CSV. */
+  /** Return rows of texts, numbers and nulls as CSV. */
   QS.csv = (rows) => rows.map((row) => `${row.map(cell).join(",")}\r\n`).join("");
 
-  /** Hand a text to the user as a file, as UTF-8 with a byte order mark. */
+  /** Let the user download a text as a file, in UTF-8 with a byte order mark. */
   QS.save = (name, text) => {
     const address = URL.createObjectURL(new Blob(["\uFEFF", text], { type: "text/csv;charset=utf-8" }));
     const link = QS.el("a", { href: address, download: name });

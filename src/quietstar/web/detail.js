@@ -1,8 +1,8 @@
 "use strict";
-// One position: what was thought there, what was predicted without, with and by the thought alone, and what if.
+// The details of one position: its thought, the predictions without, with and only by the thought, interventions.
 {
   /**
-   * Show one token in a box. view:
+   * Show the details of one token in a box. view:
    *   context, next      text before the thought and the token after it (null at the end)
    *   thought, reason    whether there was a thought, and why
    *   tokens, logprobs   text of the thought's tokens, and their log-probabilities or null
@@ -40,7 +40,7 @@
       "div",
       { class: "thought" },
       QS.el("h4", {}, "Thought", QS.el("span", { class: "muted" }, why ? ` (why: ${why})` : "")),
-      chips.length ? QS.el("ol", { class: "chips" }, ...chips) : QS.el("p", { class: "note" }, "of no tokens"),
+      chips.length ? QS.el("ol", { class: "chips" }, ...chips) : QS.el("p", { class: "note" }, "no tokens"),
     );
   }
 
@@ -53,7 +53,7 @@
     return QS.el("div", { class: "three" }, ...view.predictions.map(QS.prediction));
   }
 
-  /** One prediction: its likeliest tokens with their probabilities; the token that came next is marked. */
+  /** Return one prediction: its likeliest tokens with probabilities; the token that came next is marked. */
   QS.prediction = ({ name, top, truth }) => {
     const items = top.map(({ text, logprob, isTrue }) => {
       const item = QS.el(
@@ -91,16 +91,16 @@
         ),
       ),
     );
-    const head = ["thought", "Δ log p", "KL", "top word"].map((name, index) =>
+    const head = ["thought", "Δ log p", "KL", "top token"].map((name, index) =>
       QS.el("th", { scope: "col", class: index === 1 || index === 2 ? "number" : null }, name),
     );
     return [
-      QS.el("h4", {}, "With another thought"),
+      QS.el("h4", {}, "With other thoughts"),
       QS.el("table", {}, QS.el("thead", {}, QS.el("tr", {}, ...head)), QS.el("tbody", {}, ...rows)),
       QS.el(
         "p",
         { class: "note" },
-        "Δ log p: of the token that came next, nats, beside its own thought. Coloured: another top word.",
+        "Δ log p: change for the token that came next, in nats. Coloured: the top token changed.",
       ),
     ];
   }

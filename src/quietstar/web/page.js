@@ -1,15 +1,15 @@
 "use strict";
-// The server's page: a prompt is continued with thoughts and without, token by token; each token's thought can be
-// opened, and another one tried in its place.
+// The server's page: continues a prompt with thoughts and without, token by token, shows each token's thought, and
+// predicts with another thought in its place.
 {
-  // Ends of the colour scale: the first that holds all mixing weights so far. A weight of 1 is the thought alone.
+  // Possible ends of the colour scale: the first that covers all mixing weights so far. At 1, only the thought counts.
   const LIMITS = [0.02, 0.05, 0.1, 0.2, 0.5, 1];
   const field = (id) => QS.get(id).value;
-  let running = null; // aborts what is being written
-  let trying = null; // aborts the last "what if"
+  let running = null; // aborts the running continuations
+  let trying = null; // aborts the last request with another thought
   let model = null;
 
-  /** One continuation: its tokens, as they come and when they are chosen. */
+  /** One continuation: shows its tokens as they arrive, and the details of a selected one. */
   class Column {
     constructor(name, settings) {
       this.box = QS.get(name);
@@ -51,12 +51,12 @@
       this.status.textContent = this.summary(usage, finish);
     }
 
-    // What a chunk brings: where its text cannot be told apart by token, the last token has all of it.
+    // Add a chunk: if its text cannot be split by token, the last token gets all of it.
     add(entries, text) {
       if (!entries.length && text) this.run.append(QS.el("span", { class: "piece fixed" }, QS.symbols(text, "\n")));
-      const apart = entries.length > 1 && entries.map((entry) => entry.token).join("") === text;
+      const canSplit = entries.length > 1 && entries.map((entry) => entry.token).join("") === text;
       entries.forEach((entry, index) => {
-        const piece = apart ? entry.token : index === entries.length - 1 ? text : "";
+        const piece = canSplit ? entry.token : index === entries.length - 1 ? text : "";
         this.list.add(this.run, piece);
         this.entries.push(entry);
         this.shown.push(piece);
@@ -69,11 +69,11 @@
     paint(index) {
       const entry = this.entries[index];
       const value = entry.thought ? entry.mixing_weight : null;
-      const said = value === null ? "no thought" : `mixing weight ${QS.number(value, { sign: true })}`;
-      this.list.paint(index, this.shown[index], QS.step(value, this.limit), said);
+      const label = value === null ? "no thought" : `mixing weight ${QS.number(value, { sign: true })}`;
+      this.list.paint(index, this.shown[index], QS.step(value, this.limit), label);
     }
 
-    // Make room on the colour scale for a weight of such a size.
+    // Extend the colour scale to a weight of this size.
     widen(size) {
       if (size <= this.limit || this.limit === LIMITS.at(-1)) return;
       this.limit = LIMITS.find((end) => size <= end) ?? LIMITS.at(-1);
@@ -81,7 +81,7 @@
       legend();
     }
 
-    // Once a frame: the height of a long text takes long to find.
+    // Scroll at most once per frame, as measuring the height of a long text is slow.
     follow() {
       if (!this.atEnd || this.frame) return;
       this.frame = requestAnimationFrame(() => {
@@ -95,7 +95,7 @@
       const n =
         usage?.completion_tokens_details?.reasoning_tokens ??
         thoughts.flatMap((entry) => entry.thought_ids ?? []).length;
-      const why = { stop: "; it ended there", length: "; no more were allowed" }[finish] ?? "";
+      const why = { stop: "; end of text", length: "; maximum reached" }[finish] ?? "";
       return `${this.entries.length} tokens, ${thoughts.length || "no"} thoughts${n ? ` (${n} tokens)` : ""}${why}`;
     }
 
@@ -135,7 +135,7 @@
     QS.get("answer").replaceChildren();
     QS.get("what-if").hidden = false;
     QS.get("thought").value = entry.thought_text ?? "";
-    chosen.filled = field("thought"); // a box knows one kind of line end
+    chosen.filled = field("thought"); // the text box normalizes line ends
   }
 
   function prediction(name, top, { id }) {
@@ -159,9 +159,9 @@
     const response = await QS.post("/v1/thoughts", named(body), { key: field("key"), signal: trying.signal });
     const found = await response.json();
     const three = [
-      prediction("it said", entry.mixed, entry),
-      prediction("it would have said", found.mixed, entry),
-      prediction("by this thought alone", found.thought_alone, entry),
+      prediction("with its own thought", entry.mixed, entry),
+      prediction("with this thought", found.mixed, entry),
+      prediction("only this thought", found.thought_alone, entry),
     ];
     QS.get("answer").replaceChildren(
       QS.el("h4", {}, "Thought"),
@@ -193,7 +193,7 @@
     QS.get("output").hidden = false;
     QS.get("off-column").hidden = !compare;
     QS.get("what-if").hidden = true;
-    QS.get("detail").replaceChildren(QS.el("p", { class: "note" }, "Choose a token to open its thought."));
+    QS.get("detail").replaceChildren(QS.el("p", { class: "note" }, "Select a token to see its thought."));
     const both = compare ? [columns.on, columns.off] : [columns.on];
     for (const column of both) column.begin(prompt);
     legend();
@@ -202,12 +202,12 @@
       if (running === mine) column.status.textContent = `stopped; ${column.summary(null, null)}`;
     };
     const options = { key: field("key"), signal: mine.signal };
-    await Promise.all(both.map((column) => said(column.write(body, options), stopped(column))));
+    await Promise.all(both.map((column) => reported(column.write(body, options), stopped(column))));
     if (running === mine) QS.get("stop").disabled = true;
   }
 
-  /** Wait; an error is one line for the user, and being stopped is none. */
-  async function said(promise, stopped = () => {}) {
+  /** Wait for a promise, and show the user its error, unless it was aborted. */
+  async function reported(promise, stopped = () => {}) {
     try {
       await promise;
     } catch (error) {
@@ -222,7 +222,7 @@
       model = data[0].id;
       QS.get("model").textContent = QS.visible(model);
     } catch {
-      // a server with a key says its name to those who have it
+      // a server with a key tells its model only to those who have it
     }
   }
 
@@ -230,7 +230,7 @@
     QS.get(id).addEventListener("submit", (event) => {
       event.preventDefault();
       QS.get("alert").textContent = "";
-      said(act());
+      reported(act());
     });
   }
 

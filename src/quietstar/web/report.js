@@ -1,5 +1,5 @@
 "use strict";
-// The report: puts the payload that `quietstar.inspection.report` wrote beside it onto the page.
+// The report: shows the payload that `quietstar.inspection.report` has written into the document.
 {
   const payload = JSON.parse(QS.get("payload").textContent);
   const { rows } = payload;
@@ -21,11 +21,11 @@
   const nllBefore = ({ row, i }) => (row.before_logprob[i] === null ? null : -row.before_logprob[i]);
   const knowsBefore = rows.some((row) => row.before_logprob.some((value) => value !== null));
 
-  const word = (id) => (id === null || id === undefined ? null : (payload.tokens[id] ?? `[${id}]`));
-  const words = (ids) => ids?.map(word) ?? null;
-  // of a thought that is cut: truncated_2
+  const tokenText = (id) => (id === null || id === undefined ? null : (payload.tokens[id] ?? `[${id}]`));
+  const tokenTexts = (ids) => ids?.map(tokenText) ?? null;
+  // the beginning of a truncated thought; names are such as truncated_2
   const beginning = (name, ids) => ids?.slice(0, Number(name.split("_").at(-1))) ?? null;
-  const topWord = (top) => (top?.length ? word(top[0][0]) : null);
+  const topToken = (top) => (top?.length ? tokenText(top[0][0]) : null);
   const before = ({ row, i }, n = N_BEFORE) => row.pieces.slice(Math.max(0, i + 1 - n), i + 1).join("");
   const nextId = ({ row, i }) => row.ids[i + 1] ?? null;
   const at =
@@ -59,17 +59,17 @@
     const range = [Math.min(0, ...ends), Math.max(0, ...ends)];
     const lines = payload.interventions.map(({ label, n, n_same, delta, kl, flips }) => [
       QS.visible(label),
-      n_same ? `${n}, ${n_same} the same` : String(n),
+      n_same ? `${n}, ${n_same} unchanged` : String(n),
       QS.whisker(delta, range),
       QS.interval(delta, QS.signed),
       QS.interval(kl),
       QS.interval(flips, QS.share),
     ]);
     const made = table(
-      ["instead of its thought", "n", "interval", "Δ log p, nats (95 %)", "KL, nats (95 %)", "other top word (95 %)"],
+      ["instead of its thought", "n", "interval", "Δ log p, nats (95 %)", "KL, nats (95 %)", "top token changes (95 %)"],
       lines,
     );
-    made.prepend(QS.el("caption", { class: "unseen" }, "What other thoughts do"));
+    made.prepend(QS.el("caption", { class: "unseen" }, "Effect of other thoughts"));
     QS.get("interventions").append(made);
   }
 
@@ -90,8 +90,8 @@
     const limit = payload.limits[name];
     records.forEach(({ row, i }, index) => {
       const value = row[name][i];
-      const said = value === null ? `no ${NAMES[name]}` : `${NAMES[name]} ${QS.number(value, { sign: true })}`;
-      list.paint(index, row.pieces[i], QS.step(value, limit), said);
+      const label = value === null ? `no ${NAMES[name]}` : `${NAMES[name]} ${QS.number(value, { sign: true })}`;
+      list.paint(index, row.pieces[i], QS.step(value, limit), label);
     });
     QS.legend(QS.get("legend"), limit, ...ENDS[name]);
   }
@@ -100,13 +100,13 @@
     const { row, i } = record;
     const next = nextId(record);
     const nats = (value, sign) => (value === null ? "–" : `${QS.number(value, { sign })} nats`);
-    const likeliest = (top) => (top ?? []).map(([id, logprob]) => ({ text: word(id), logprob, isTrue: id === next }));
+    const likeliest = (top) => (top ?? []).map(([id, logprob]) => ({ text: tokenText(id), logprob, isTrue: id === next }));
     return {
       context: before(record, 12),
-      next: word(next),
+      next: tokenText(next),
       thought: row.thought[i],
       reason: row.reason[i],
-      tokens: words(row.thought_ids[i]) ?? [],
+      tokens: tokenTexts(row.thought_ids[i]) ?? [],
       logprobs: row.thought_logprob[i],
       measures: [
         ["mixing weight", QS.number(row.weight[i])],
@@ -124,11 +124,11 @@
         .filter(([, what]) => what.flips[i] !== null)
         .map(([name, what]) => ({
           label: QS.visible(LABELS[name] ?? name),
-          tokens: words(what.thought_ids ? what.thought_ids[i] : beginning(name, row.thought_ids[i])),
+          tokens: tokenTexts(what.thought_ids ? what.thought_ids[i] : beginning(name, row.thought_ids[i])),
           delta: what.delta[i],
           kl: what.kl[i],
           flips: Boolean(what.flips[i]),
-          top: what.flips[i] ? word(what.top[i]) : topWord(row.mixed_top[i]),
+          top: what.flips[i] ? tokenText(what.top[i]) : topToken(row.mixed_top[i]),
         })),
     };
   }
@@ -150,7 +150,7 @@
     );
   }
 
-  // What thoughts and interventions do to tokens of like difficulty: one of three figures at a time.
+  // Effects of thoughts and interventions by difficulty of the token: one of three figures at a time.
   function difficulty() {
     QS.get("difficulty").hidden = !payload.difficulty.length;
     const shows = { delta: QS.signed, kl: QS.number, flips: QS.share };
@@ -177,7 +177,7 @@
         ? QS.el("span", { class: "token" }, texts.map((each) => QS.visible(each, { spaces: true })).join(" "))
         : "–";
     const token = (text) => (text === null ? "–" : QS.token(text));
-    const of = (name, value, show, more = {}) => ({ name, value, show, filtered: true, ...more });
+    const column = (name, value, show, more = {}) => ({ name, value, show, filtered: true, ...more });
     const number = (name, key, show) => ({ name, value: at(key), show, number: true });
     const nll = { name: "nll before training", value: nllBefore, show: (value) => QS.number(value), number: true };
     const place = ({ r, i }) => (rows.length > 1 ? `${r + 1}:${i + 1}` : String(i + 1));
@@ -188,23 +188,23 @@
         show: (_, record) => place(record),
         exported: { text: ({ r }) => r + 1, position: ({ i }) => i + 1 },
       },
-      of(
+      column(
         "context",
         (record) => before(record),
         (text) => QS.visible(text),
         { kind: "prose" },
       ),
-      of(
+      column(
         "thought",
-        ({ row, i }) => words(row.thought_ids[i])?.join("") ?? null,
-        (_, { row, i }) => joined(words(row.thought_ids[i])),
+        ({ row, i }) => tokenTexts(row.thought_ids[i])?.join("") ?? null,
+        (_, { row, i }) => joined(tokenTexts(row.thought_ids[i])),
       ),
-      of("why", at("reason"), (text) => (text === null ? "–" : QS.visible(text))),
+      column("why", at("reason"), (text) => (text === null ? "–" : QS.visible(text))),
       number("weight", "weight", (value) => QS.number(value)),
-      of("next without", ({ row, i }) => topWord(row.base_top[i]), token),
-      of("next with", ({ row, i }) => topWord(row.mixed_top[i]), token),
-      of("next with only the thought", ({ row, i }) => topWord(row.alone_top[i]), token),
-      of("true next", (record) => word(nextId(record)), token),
+      column("next without", ({ row, i }) => topToken(row.base_top[i]), token),
+      column("next with", ({ row, i }) => topToken(row.mixed_top[i]), token),
+      column("next with only the thought", ({ row, i }) => topToken(row.alone_top[i]), token),
+      column("true next", (record) => tokenText(nextId(record)), token),
       number("reward", "reward", QS.signed),
       number("gain", "gain", QS.signed),
       ...(knowsBefore ? [nll] : []),
@@ -252,7 +252,7 @@
   difficulty();
   everyPosition();
   settings();
-  // where the report stands in a frame, a link to a part of it would load the page around it
+  // within a frame, following a link to an anchor would load the page around it
   document.querySelector(".skip").addEventListener("click", (event) => {
     event.preventDefault();
     list.choose(list.current ?? 0);

@@ -1,43 +1,43 @@
 "use strict";
-// Requests to the server, and its answers as they come: server-sent events over fetch.
+// Requests to the server, and its streamed responses: server-sent events over fetch.
 {
-  /** Post JSON. Throws an Error whose message is the server's own line, or says that it cannot be reached. */
+  /** Post JSON. Throws an Error with the server's message, or if the server cannot be reached. */
   QS.post = async (address, body, { key, signal }) => {
     const headers = { "Content-Type": "application/json" };
     if (key) headers.Authorization = `Bearer ${key}`;
     return QS.ask(address, { method: "POST", headers, body: JSON.stringify(body), signal });
   };
 
-  /** The same for any request. */
+  /** Send any request, with the same errors. */
   QS.ask = async (address, settings) => {
     let response;
     try {
       response = await fetch(address, settings);
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Error("The server cannot be reached; see whether it still runs.");
+      throw new Error("The server cannot be reached; check whether it is running.");
     }
-    if (!response.ok) throw new Error(await complaint(response));
+    if (!response.ok) throw new Error(await errorMessage(response));
     return response;
   };
 
-  async function complaint(response) {
+  async function errorMessage(response) {
     try {
       return (await response.json()).error.message;
     } catch {
-      return `The server answered with status ${response.status}.`;
+      return `The server responded with status ${response.status}.`;
     }
   }
 
-  /** The values of a stream of events, up to [DONE]. Throws an Error where the server reports one, or breaks off. */
+  /** Yield the events of a stream up to [DONE]. Throws an Error if the server sends one, or ends the stream early. */
   QS.events = async function* (response) {
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    let waiting = "";
+    let pending = "";
     for (;;) {
       const { value, done } = await reader.read();
-      if (done) throw new Error("The server broke off in the middle of its answer.");
-      const events = (waiting + value).split(/\r?\n\r?\n/);
-      waiting = events.pop();
+      if (done) throw new Error("The server closed the connection before the response was complete.");
+      const events = (pending + value).split(/\r?\n\r?\n/);
+      pending = events.pop();
       for (const data of events.map(dataOf)) {
         if (data === "[DONE]") return;
         if (data === "") continue;

@@ -1,17 +1,16 @@
 "use strict";
-// A table to sort, filter and turn over, a page of rows at a time.
+// A table to sort, filter and page through.
 {
   const ROWS_AT_ONCE = 100;
 
   /**
    * columns: [{name, value(record), show(value, record) or none, number: bool, filtered: bool, kind: class of its cells,
-   * exported: {name: value(record)} where it is exported in another way}]; the first column is a button that picks the
-   * record. records: what rows are made of, in their order. Raw texts are filtered, sorted and exported; `show` makes
-   * what is seen.
+   * exported: {name: value(record)} to export other columns instead}]; the first column is a button that selects the
+   * record. records: one per row, in their order. Filtering, sorting and export use the raw values; `show` formats them.
    */
   QS.Table = class {
-    constructor(table, columns, records, picked) {
-      Object.assign(this, { columns, records, picked, filter: "", only: null, sorted: 0, direction: 1, from: 0 });
+    constructor(table, columns, records, selected) {
+      Object.assign(this, { columns, records, selected, filter: "", only: null, sorted: 0, direction: 1, from: 0 });
       this.haystacks = null;
       this.heads = columns.map((column, index) => {
         const button = QS.el("button", { type: "button" }, column.name);
@@ -21,27 +20,27 @@
       this.body = QS.el("tbody");
       this.body.addEventListener("click", (event) => {
         const row = event.target.closest("tr");
-        if (row) this.picked(this.found[this.from + row.sectionRowIndex]);
+        if (row) this.selected(this.found[this.from + row.sectionRowIndex]);
       });
       table.append(QS.el("thead", {}, QS.el("tr", {}, ...this.heads)), this.body);
       this.update();
     }
 
-    /** Sort by a column; again: the other way round. */
+    /** Sort by a column, or reverse the order if it is sorted by that one already. */
     sort(index) {
       this.direction = index === this.sorted ? -this.direction : 1;
       this.sorted = index;
       this.update();
     }
 
-    /** Keep the records that hold a text in one of the filtered columns, and of which `only` is true. */
+    /** Show only records with a text in one of the filtered columns, for which `only` is true if given. */
     keep(text, only) {
       this.filter = text.toLowerCase();
       this.only = only;
       this.update();
     }
 
-    /** Show the page of rows so many pages on. */
+    /** Move forward by a number of pages. */
     turn(pages) {
       this.from = Math.max(0, Math.min(this.lastFrom, this.from + pages * ROWS_AT_ONCE));
       this.draw();
@@ -51,7 +50,7 @@
       return Math.max(0, Math.ceil(this.found.length / ROWS_AT_ONCE) - 1) * ROWS_AT_ONCE;
     }
 
-    /** All records that are kept, as rows for `QS.csv`. */
+    /** Return all records that pass the filter, as rows for `QS.csv`. */
     rows() {
       const exported = this.columns.flatMap((column) => Object.entries(column.exported ?? { [column.name]: column.value }));
       return [exported.map(([name]) => name), ...this.found.map((record) => exported.map(([, value]) => value(record)))];
@@ -94,7 +93,7 @@
     }
   };
 
-  // Nulls come last, whichever way.
+  // Nulls come last in both directions.
   function order(a, b, direction) {
     if (a === null || b === null) return Number(a === null) - Number(b === null);
     if (typeof a === "string") return direction * (a < b ? -1 : Number(a > b));

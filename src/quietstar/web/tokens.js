@@ -1,9 +1,9 @@
 "use strict";
-// A text as tokens, of which one is chosen: by click, arrow keys, Home and End.
+// A text as tokens, one of which is selected by click, arrow keys, Home and End.
 {
   const LINES = /(\n)/;
 
-  /** Tokens in groups inside a box; chosen(index) is called with the place of the token in the order of adding. */
+  /** A list of tokens in groups inside a box; it calls chosen(index), counted in the order of adding. */
   QS.TokenList = class {
     constructor(box, chosen) {
       this.box = box;
@@ -19,14 +19,14 @@
       box.addEventListener("keydown", (event) => this.press(event));
     }
 
-    /** Forget all tokens. */
+    /** Remove all tokens. */
     clear() {
       this.pieces = [];
       this.current = null;
       this.box.replaceChildren();
     }
 
-    /** Begin a group, named or not; returns the element to which `add` adds. */
+    /** Start a group, with or without a name, and return the element to pass to `add`. */
     group(name, label = name) {
       const run = QS.el("span", { class: "run" });
       const group = QS.el("div", { role: "group", "aria-label": label });
@@ -36,7 +36,7 @@
       return run;
     }
 
-    /** Add a token to a group; line ends are shown, and are real. */
+    /** Add a token to a group; a line break is shown as a symbol and also breaks the line. */
     add(run, text) {
       const piece = QS.el("span", {
         class: text === "" ? "piece empty" : "piece",
@@ -51,7 +51,7 @@
       return piece;
     }
 
-    /** The value of a token: its colour, and what is read out. */
+    /** Set the colour of a token, and the text for screen readers. */
     paint(index, text, step, value) {
       const piece = this.pieces[index];
       if (step === null) delete piece.dataset.step;
@@ -62,7 +62,7 @@
       );
     }
 
-    /** Choose a token, and move focus and view there unless told otherwise. */
+    /** Select a token, and by default move the focus and scroll to it. */
     choose(index, { focus = true } = {}) {
       const piece = this.pieces[index];
       if (!piece) return;
@@ -80,12 +80,12 @@
       this.chosen(index);
     }
 
-    /** Choose nothing; the token that was chosen stays where Tab leads. */
+    /** Deselect the token; Tab still leads to it. */
     leave() {
       if (this.current !== null) this.pieces[this.current].setAttribute("aria-selected", "false");
     }
 
-    /** Scroll the box, and no more of the page than is needed, so that a token is seen. */
+    /** Scroll a token into view, moving the page no more than needed. */
     reveal(piece) {
       piece.scrollIntoView({ block: "nearest", behavior: "instant" });
     }
@@ -111,7 +111,7 @@
       this.goal = goal;
     }
 
-    // The token of the line above or below that lies nearest to where the walk up or down began.
+    // Return the token in the line above or below that is closest to where the vertical movement started.
     nextLine(at, direction) {
       const from = this.pieces[at].getClientRects()[0];
       const middle = (box) => box.left + box.width / 2;

@@ -166,7 +166,7 @@ def test_what_lets_code_run_is_said_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "options.yaml").write_text("trust_remote_code: true")
     parser = make_parser("", "", UseArguments, config=True)
     config = ["--config", str(tmp_path / "options.yaml")]
-    refused(lambda: parse(parser, config, UseArguments), "has trust_remote_code, which lets code from", SettingsError)
+    refused(lambda: parse(parser, config, UseArguments), "has trust_remote_code, which runs code from", SettingsError)
     (tmp_path / "options.yaml").write_text("trust_remote_code: false")
     assert not parse(parser, config, UseArguments)[0].trust_remote_code
 
