@@ -82,7 +82,7 @@ def main() -> None:
     n_tokens = sum(len(sequence.ids) for sequence in sequences) / len(sequences)
     n_scored = sum(len(sequence.ids) - sequence.first for sequence in sequences) / len(sequences)
     print(f"{len(sequences)} items of {n_tokens:.0f} tokens, {n_scored:.1f} scored; batches of {options.batch_size}")
-    print("| | items/s | beside plain |\n| --- | ---: | ---: |")
+    print("| | items/s | relative to plain |\n| --- | ---: | ---: |")
     for name, took in seconds.items():
         rate = len(sequences) / statistics.median(took)
         share = statistics.median(seconds["plain"]) / statistics.median(took)

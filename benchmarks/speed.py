@@ -433,7 +433,7 @@ def main() -> None:
         print(line(row, found, plain_mb[key]), flush=True)
     pairs = [pair for pair in PAIRS[options.device] if set(pair) <= rows.keys()]
     if pairs:
-        print("\n| row | beside | time | arithmetic | branch tokens |\n|---|---|---|---|---|")
+        print("\n| row | relative to | time | arithmetic | branch tokens |\n|---|---|---|---|---|")
     for name, other in pairs:
         results[f"{name} / {other}"] = found = in_a_process(rows[name], options, "pair", rows[other])
         print(pair_line(name, other, rows, found, options.device), flush=True)
