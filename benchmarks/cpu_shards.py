@@ -4,7 +4,7 @@ from typing import Any
 
 
 def shard_on_cpus() -> None:
-    """Let Accelerate shard over CPUs, too: it passes FSDP over, silently, where there is no GPU."""
+    """Make Accelerate shard over CPU processes; without a GPU, it silently ignores FSDP."""
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
     from torch.distributed.fsdp import CPUOffloadPolicy
@@ -16,7 +16,7 @@ def shard_on_cpus() -> None:
     def begin_sharded(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
         begin(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
-            if isinstance(fsdp_plugin.cpu_offload, CPUOffloadPolicy):  # memory is pinned for a GPU
+            if isinstance(fsdp_plugin.cpu_offload, CPUOffloadPolicy):  # pinned memory needs a GPU
                 fsdp_plugin.cpu_offload = CPUOffloadPolicy(pin_memory=False)
             if self._mixed_precision != "no":
                 fsdp_plugin.set_mixed_precision(self._mixed_precision)

@@ -1,13 +1,13 @@
-"""Time of generating a token with a thought, beside the base model's own cached decoding step.
+"""Time of generating a token with a thought, compared with the base model's own cached decoding step.
 
     python benchmarks/decoding.py                                      every row (two minutes on two CPU cores)
     python benchmarks/decoding.py --batch 1 --prompt 128 --tokens 8    one row, quickly
     python benchmarks/decoding.py --device cuda                        Qwen3-0.6B's shape, random weights, bfloat16
 
-`generate` of the base model and of the thinking model take turns in one process; a step's time is that from one sampled
-token to the next, the prompt's own pass left out, and a figure the median of all steps. A thought of n_ahead tokens
-takes n_ahead - 1 passes, so a step is aimed at 1.15 x (n_ahead - 1) plain steps. "Rows that do not think" is a policy
-that never does: what is left is what asking costs.
+`generate` of the base model and of the thinking model take turns in one process. A step is the time from one token to
+the next, without the prompt's pass, and figures are medians over steps. A thought of n_ahead tokens takes n_ahead - 1
+passes, so the target for a step is 1.15 x (n_ahead - 1) plain steps. Policies that never think show the cost of the
+decision alone.
 """
 
 import argparse
@@ -28,13 +28,13 @@ POLICIES = ("always", "entropy:0", "probability:0.5", "never", "entropy:99")
 
 
 class Clock(StoppingCriteria):
-    """Notes when each token was there."""
+    """Records the time of each token."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
-        """Never stops."""
+        """Record the time, and never stop."""
         if input_ids.is_cuda:
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
@@ -42,12 +42,12 @@ class Clock(StoppingCriteria):
 
     @property
     def steps(self) -> list[float]:
-        """Seconds of every step but the prompt's."""
+        """Seconds of every step except the prompt's."""
         return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
 
 
 def step_times(model: PreTrainedModel, prompts: torch.Tensor, n_tokens: int, **how: object) -> list[float]:
-    """Seconds of each decoding step."""
+    """Return the seconds of each decoding step."""
     clock = Clock()
     model.generate(
         prompts,
@@ -63,7 +63,7 @@ def step_times(model: PreTrainedModel, prompts: torch.Tensor, n_tokens: int, **h
 
 
 def build(device: str, n_ahead: int) -> QuietStarForCausalLM:
-    """A thinking model of the benchmark's shape with a random mixing head."""
+    """Return a thinking model of the benchmark's shape with a random mixing head."""
     torch.manual_seed(0)
     config = base_config(device)
     base_lm = AutoModelForCausalLM.from_config(config)
@@ -80,21 +80,21 @@ def measure(
     rounds: int,
     policies: Sequence[str] = POLICIES,
 ) -> dict[str, float]:
-    """Median milliseconds of a step: the base model's, and with thoughts by each policy."""
+    """Return the median milliseconds of a step, of the base model and with thoughts by each policy."""
     prompts = torch.randint(model.config.vocab_size, (batch, length), device=model.device)
     times: dict[str, list[float]] = {name: [] for name in ("base", *policies)}
     for number in range(rounds + 1):
-        for name, found in times.items():
+        for name, seconds in times.items():
             thinking = name != "base"
             steps = step_times(
                 model if thinking else model.base_lm, prompts, n_tokens, **({"think": name} if thinking else {})
             )
-            found += steps if number else []  # the first round warms up
-    return {name: 1000 * statistics.median(found) for name, found in times.items()}
+            seconds += steps if number else []  # the first round warms up
+    return {name: 1000 * statistics.median(seconds) for name, seconds in times.items()}
 
 
 def table(found: Sequence[dict[str, float]], n_ahead: int) -> str:
-    """The figures in Markdown."""
+    """Return the figures in Markdown."""
     heads = ("batch", "prompt", "base step, ms", *(f"think {name}" for name in POLICIES), f"always / {n_ahead - 1}")
     lines = [heads, ["---:"] * len(heads)]
     for row in found:
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--n_ahead", type=int, default=8)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="write the figures as JSON, too")
+    parser.add_argument("--output", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, found = build(options.device, options.n_ahead), []

@@ -1,13 +1,13 @@
-"""Everything that only a GPU can say, in the order of its worth, within so many minutes.
+"""All measurements that need a GPU, most valuable first, within a time budget.
 
     python benchmarks/gpu.py --minutes 12 --out gpu                      on a machine with one GPU
     python benchmarks/gpu.py --minutes 12 --out gpu --parts speed memory --smollm2 DIR
     python benchmarks/gpu.py --minutes 2 --out gpu --dry_run             every part, tiny, on a CPU
 
-Each part of `gpu_parts.PARTS` runs in a process of its own with a time limit; what it leaves unused goes to the parts
-after it. OUT holds results.json and gpu.md, both written anew as soon as there is a figure, and log.txt with all that
-the parts print. A part that fails or runs out of time keeps the figures that it has, and the next one begins. No
-network is needed; a package that is missing is named. The exit code is 1 where a part failed or missed its aim.
+Each part of `gpu_parts.PARTS` runs in a separate process with a time limit; unused time goes to later parts. OUT
+contains results.json and gpu.md, both rewritten after each figure, and log.txt with the output of all parts. A part
+that fails or runs out of time keeps its figures so far, and the next one begins. No network is needed; missing packages
+are named. The exit code is 1 if a part failed or missed its target.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 MARK = "FIGURE "
-"""begins a line that a part prints with a figure as JSON"""
+"""prefix of a line with a figure as JSON"""
 LEAST = 1.0
-"""seconds that a part must have left to be begun"""
+"""least seconds left to begin a part"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How a part runs."""
+    """Settings of a part."""
 
     dry_run: bool
     smollm2: Path | None = None
@@ -47,13 +47,13 @@ class Setting:
 
 
 def figure(what: str, found: str, aim: str = "", met: bool | None = None) -> dict[str, Any]:
-    """A line of the table."""
+    """Return a line of the table."""
     return {"what": what, "found": found, "aim": aim, "met": met}
 
 
 @dataclass
 class Outcome:
-    """What became of a part."""
+    """Outcome of a part."""
 
     part: str
     says: str
@@ -65,16 +65,16 @@ class Outcome:
 
     @property
     def is_well(self) -> bool:
-        """Whether it ran to its end and met what is aimed at."""
-        return self.state == "done" and all(of["met"] is not False for of in self.figures)
+        """Whether it completed and met its targets."""
+        return self.state == "done" and all(figure["met"] is not False for figure in self.figures)
 
 
 class Report:
-    """The files in OUT, written whole after each figure.
+    """The files in OUT, rewritten after each figure.
 
     Args:
         folder: OUT.
-        about: the machine and what is installed.
+        about: the machine and installed versions.
     """
 
     def __init__(self, folder: Path, about: dict[str, str]) -> None:
@@ -83,19 +83,19 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(self) -> None:
-        """Both files."""
+        """Write both files."""
         parts = [vars(outcome) for outcome in self.outcomes]
         self._replace("results.json", json.dumps({"about": self.about, "parts": parts}, indent=1) + "\n")
         self._replace("gpu.md", self.markdown())
 
     def markdown(self) -> str:
-        """A table over all parts, after a line on the machine."""
+        """Return a table of all parts, after a line about the machine."""
         lines = [", ".join(f"{name} {value}" for name, value in self.about.items()), ""]
         lines += ["| part | what | found | aimed at | met |", "|---|---|---|---|---|"]
-        for of in self.outcomes:
-            state = f"{of.state}, {of.seconds:.0f} s" + (f": {of.why}" if of.why else "")
-            lines.append(_line(f"**{of.part}**", of.says, state, "", ""))
-            for figure in of.figures:
+        for outcome in self.outcomes:
+            state = f"{outcome.state}, {outcome.seconds:.0f} s" + (f": {outcome.why}" if outcome.why else "")
+            lines.append(_line(f"**{outcome.part}**", outcome.says, state, "", ""))
+            for figure in outcome.figures:
                 met = {True: "yes", False: "**no**", None: ""}[figure["met"]]
                 lines.append(_line("", figure["what"], figure["found"], figure["aim"], met))
         return "\n".join(lines) + "\n"
@@ -111,14 +111,14 @@ def _line(*cells: str) -> str:
 
 
 def run_part(outcome: Outcome, command: list[str], seconds: float, report: Report, log: Any) -> None:
-    """Run a part, and take up its figures as they come.
+    """Run a part, and record its figures as they come.
 
     Args:
-        outcome: is filled in.
+        outcome: to fill in.
         command: of the part's process.
-        seconds: after which it is ended.
-        report: is written after each figure.
-        log: gets all lines that the part prints.
+        seconds: time limit.
+        report: rewritten after each figure.
+        log: receives all output of the part.
     """
     began = time.monotonic()
     paths = [str(HERE.parent), str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")]
@@ -158,18 +158,18 @@ def run_part(outcome: Outcome, command: list[str], seconds: float, report: Repor
         elif line.strip():
             last = line.strip()
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # the part, and whatever it has begun
+        os.killpg(process.pid, signal.SIGKILL)  # the part and its children
     process.wait()
     outcome.why = last[:200] if outcome.state == "failed" else ""
     outcome.seconds = time.monotonic() - began
 
 
 def about_the_machine(dry_run: bool) -> dict[str, str]:
-    """What it runs on."""
+    """Return the machine and versions."""
     import torch
     import transformers
 
-    name = "CPU, a dry run: figures mean nothing" if dry_run else torch.cuda.get_device_name()
+    name = "CPU, dry run: figures mean nothing" if dry_run else torch.cuda.get_device_name()
     return {
         "date": str(date.today()),
         "machine": name,
@@ -180,7 +180,7 @@ def about_the_machine(dry_run: bool) -> dict[str, str]:
 
 
 def main() -> int:
-    """Run all parts, and say how they went."""
+    """Run all parts, and return the exit code."""
     from gpu_parts import PARTS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -198,7 +198,7 @@ def main() -> int:
         parser.error(f"--minutes is {options.minutes}; give a number above 0")
     about = about_the_machine(options.dry_run) if options.dry_run or _has_gpu() else None
     if about is None:
-        parser.error("there is no CUDA device; add --dry_run to try every part on a CPU")
+        parser.error("no CUDA device found; add --dry_run to try every part on a CPU")
     parts = [part for part in PARTS if part.name in (options.parts or chosen)]
     report = Report(options.out, about)
     whole, ends = sum(part.seconds for part in parts), 0.0

@@ -1,6 +1,7 @@
 """The parts of `gpu.py`, each a generator of figures.
 
-A new part is a function of `Setting` that yields figures, and a line in PARTS. `--dry_run` runs it tiny, on a CPU.
+To add a part, write a function of `Setting` that yields figures, and add it to PARTS. `--dry_run` runs it tiny, on a
+CPU.
 """
 
 import argparse
@@ -8,6 +9,7 @@ import dataclasses
 import json
 import math
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -30,7 +32,7 @@ PRECISIONS = {
 
 
 def golden(setting: Setting) -> Iterator[dict[str, Any]]:
-    """What the released code computed, on this device."""
+    """Yield the error against losses recorded from the released code, on this device."""
     import tempfile
 
     from tests.golden import load_case
@@ -54,7 +56,7 @@ def golden(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def families(setting: Setting) -> Iterator[dict[str, Any]]:
-    """Every family beside the same model on a CPU in float32, where the plain loop is what it is tested against."""
+    """Yield the error of every family against the same model on a CPU in float32, which tests compare to a loop."""
     import quietstar.attention.split
     from tests.tiny import FAMILIES, random_thoughts, texts, tiny_model
 
@@ -71,35 +73,34 @@ def families(setting: Setting) -> Iterator[dict[str, Any]]:
             output = model(**{key: value.to(device) for key, value in inputs.items()})
         named = dict(model.named_parameters())
         gradients = torch.autograd.grad(output.nll + output.policy_loss, list(named.values()), allow_unused=True)
-        gradient = torch.cat([of.flatten().float().cpu() for of in gradients if of is not None])
+        gradient = torch.cat([grad.flatten().float().cpu() for grad in gradients if grad is not None])
         return {"talk_nll": output.talk_nll.detach().float().cpu(), "gradient": gradient}
 
     true = {family: outputs(family, "cpu", "dense", "float32") for family in names}
     for precision in PRECISIONS:
         errors: dict[str, dict[str, float]] = {}
         for backend in ("dense", "split"):
-            of: dict[str, list[float]] = {"talk_nll": [], "gradient": []}
+            apart: dict[str, list[float]] = {"talk_nll": [], "gradient": []}
             for family in names:
                 try:
                     found = outputs(family, setting.device, backend, precision)
                 except Exception as error:
-                    said = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-                    yield figure(f"{family}, {backend}, {precision}", said, "runs", False)
+                    message = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+                    yield figure(f"{family}, {backend}, {precision}", message, "runs", False)
                     continue
-                for key, list_of in of.items():
-                    apart = (found[key] - true[family][key]).norm() / true[family][key].norm()
-                    list_of.append(float(apart))
-            errors[backend] = {key: max(list_of, default=math.nan) for key, list_of in of.items()}
+                for key, values in apart.items():
+                    values.append(float((found[key] - true[family][key]).norm() / true[family][key].norm()))
+            errors[backend] = {key: max(values, default=math.nan) for key, values in apart.items()}
         for key in ("talk_nll", "gradient"):
             dense, split = errors["dense"][key], errors["split"][key]
             limit = 1e-3 if precision == "float32" else 1.5 * dense + 0.01
-            aim = "0.001" if precision == "float32" else "split no further than 1.5 x dense"
+            aim = "0.001" if precision == "float32" else "split at most 1.5 x dense"
             what = f"{key} of {len(names)} families, {precision}: relative error, the worst"
             yield figure(what, f"split {split:.1e}, dense {dense:.1e}", aim, split <= limit)
 
 
 def speed(setting: Setting) -> Iterator[dict[str, Any]]:
-    """A training step's share of the rate of a large matrix product."""
+    """Yield a training step's share of the rate of a large matrix product."""
     import gc
 
     import speed as table
@@ -116,14 +117,14 @@ def speed(setting: Setting) -> Iterator[dict[str, Any]]:
         except Exception as error:
             yield figure(name, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}", "40 %", False)
         else:
-            own, plain = (sorted(found[of])[len(found[of]) // 2] for of in ("own", "plain"))
+            own, plain = statistics.median(found["own"]), statistics.median(found["plain"])
             share = found["flops"] / own / found["rate"]
-            said = (
+            result = (
                 f"**{share:.0%}** of {found['rate'] / 1e12:,.0f} TFLOP/s; {own * 1e3:,.0f} ms a step of "
                 f"{row.batch} x {row.length} tokens, {own / plain:.1f} plain steps, {found['peak_mb'] / 1024:.1f} GiB"
             )
             is_aimed_at = row.backend != "dense" and not setting.dry_run
-            yield figure(name, said, "40 %" if is_aimed_at else "", share >= 0.4 if is_aimed_at else None)
+            yield figure(name, result, "40 %" if is_aimed_at else "", share >= 0.4 if is_aimed_at else None)
         gc.collect()
         if setting.device == "cuda":
             torch.cuda.empty_cache()
@@ -131,7 +132,7 @@ def speed(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def decoding(setting: Setting) -> Iterator[dict[str, Any]]:
-    """A token with a thought beside the base model's own step."""
+    """Yield the time of a token with a thought, relative to the base model's own step."""
     import decoding as script
 
     model = script.build(setting.device, 8)
@@ -139,15 +140,14 @@ def decoding(setting: Setting) -> Iterator[dict[str, Any]]:
     for batch in (1, 2) if setting.dry_run else (1, 32):
         row = script.measure(model, batch, length, n_tokens, 1, ("always", "never"))
         share = row["always"] / row["base"] / 7
-        said = (
-            f"{row['base']:.1f} ms; thinking {row['always']:.1f}, never {row['never']:.1f}: **{share:.2f}** x 7 steps"
-        )
+        times = f"{row['base']:.1f} ms; thinking {row['always']:.1f}, never {row['never']:.1f}"
         met = None if setting.dry_run else share <= 1.15
-        yield figure(f"base step, batch {batch}, prompt {length}", said, "1.15 x 7 steps", met)
+        what = f"base step, batch {batch}, prompt {length}"
+        yield figure(what, f"{times}: **{share:.2f}** x 7 steps", "1.15 x 7 steps", met)
 
 
 def kernels(setting: Setting) -> Iterator[dict[str, Any]]:
-    """`pytest -m gpu`."""
+    """Yield the results of `pytest -m gpu`."""
     root = HERE.parent
     marked = re.compile(r"^@pytest\.mark\.gpu\n(?:@.*\n)*def (test_\w+)", re.MULTILINE)
     files = sorted((root / "tests").rglob("test_*.py"))
@@ -165,47 +165,47 @@ def kernels(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def serve(setting: Setting) -> Iterator[dict[str, Any]]:
-    """32 clients at once, beside one after the other and beside one call of `generate`."""
+    """Yield tokens per second for 32 clients at once, for one after the other, and for one call of `generate`."""
     from gpu_serving import seconds_of
 
     n_clients, n_tokens = (3, 2) if setting.dry_run else (32, 16)
     how, seconds = seconds_of(setting.device, n_clients, n_tokens)
-    rates = {way: n_clients * n_tokens / of for way, of in seconds.items()}
-    said = ", ".join(f"{way} {rate:,.1f}" for way, rate in rates.items())
+    rates = {way: n_clients * n_tokens / took for way, took in seconds.items()}
+    result = ", ".join(f"{way} {rate:,.1f}" for way, rate in rates.items())
     times = rates["all at once"] / rates["one by one"]
     met = None if setting.dry_run else times >= 4
-    yield figure(f"visible tokens/s, {n_clients} clients, {how}", f"{said}: **{times:.1f}** x one by one", "4 x", met)
+    yield figure(f"visible tokens/s, {n_clients} clients, {how}", f"{result}: **{times:.1f}** x one by one", "4 x", met)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A line of the table of parts."""
+    """A part, with its share of the time."""
 
     name: str
     run: Callable[[Setting], Iterator[dict[str, Any]]]
     seconds: float
-    """of 12 minutes"""
+    """time limit within 12 minutes"""
     says: str
 
 
 PARTS = (
     Part("golden", golden, 40, "the released code's losses"),
-    Part("families", families, 50, "each family of base model beside a CPU in float32"),
+    Part("families", families, 50, "each family of base model compared with a CPU in float32"),
     Part("speed", speed, 170, "share of the matrix rate, Qwen3-0.6B's shape, n_ahead 8, M 4, P 2"),
-    Part("memory", memory, 90, "peak memory of a training step beside `quietstar plan`'s"),
+    Part("memory", memory, 90, "peak memory of a training step compared with `quietstar plan`"),
     Part("resuming", resuming, 40, "random numbers on the GPU after resuming, bit by bit"),
-    Part("out_of_memory", out_of_memory, 40, "memory that runs out in earnest, with --auto_micro_batch"),
-    Part("decoding", decoding, 60, "a token with a thought of n_ahead 8 beside the base model's step"),
+    Part("out_of_memory", out_of_memory, 40, "a real out-of-memory error, with --auto_micro_batch"),
+    Part("decoding", decoding, 60, "a token with a thought of n_ahead 8 compared with the base model's step"),
     Part("tests", kernels, 100, "`pytest -m gpu`: flex attention's kernels"),
     Part("lora_on_smollm2", lora_on_smollm2, 70, "the README's LoRA line on SmolLM2-135M"),
     Part("serve", serve, 40, "the server under 32 clients"),
-    Part("qlora", qlora, 20, "one step over weights in 4 bits"),
+    Part("qlora", qlora, 20, "one step over 4-bit weights"),
 )
-"""in the order of their worth"""
+"""most valuable first"""
 
 
 def main() -> None:
-    """Run a part, and print its figures as they come."""
+    """Run a part, and print each figure when it is done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=[part.name for part in PARTS])
     parser.add_argument("--dry_run", action="store_true")

@@ -1,4 +1,4 @@
-"""The server under many clients, for `gpu.py`: by HTTP, or straight to the engine where no web server is installed."""
+"""The server under many clients, for `gpu.py`: over HTTP, or directly on the engine if no web server is installed."""
 
 import asyncio
 import importlib.util
@@ -19,7 +19,7 @@ WEB = ("fastapi", "uvicorn", "prometheus_client", "httpx")
 
 
 def seconds_of(device: str, n_clients: int, n_tokens: int) -> tuple[str, dict[str, float]]:
-    """How clients asked, and seconds of each way until all had their tokens."""
+    """Return how clients connected, and the seconds of each way until all had their tokens."""
     model = build(device, 8)
     model.generation_config.eos_token_id = None
     generator = torch.Generator().manual_seed(0)
@@ -28,7 +28,7 @@ def seconds_of(device: str, n_clients: int, n_tokens: int) -> tuple[str, dict[st
     missing = [name for name in WEB if importlib.util.find_spec(name) is None]
     if missing:
         seconds = to_the_engine(model, prompts, n_tokens)
-        return f"straight to the engine ({', '.join(missing)} not installed)", seconds | whole(model, prompts, n_tokens)
+        return f"directly on the engine ({', '.join(missing)} not installed)", seconds | whole(model, prompts, n_tokens)
     import serving
 
     with serving.served(model, n_clients) as url:
@@ -37,14 +37,14 @@ def seconds_of(device: str, n_clients: int, n_tokens: int) -> tuple[str, dict[st
             way: asyncio.run(serving.ask(url, prompts, n_tokens, at_once=way == "all at once"))
             for way in ("one by one", "all at once")
         }
-    return "by HTTP", seconds | whole(model, prompts, n_tokens)
+    return "over HTTP", seconds | whole(model, prompts, n_tokens)
 
 
 def whole(model: QuietStarForCausalLM, prompts: list[list[int]], n_tokens: int) -> dict[str, float]:
-    """Seconds of `generate` for all prompts as one batch, padded on the left."""
+    """Return the seconds of `generate` for all prompts as one left-padded batch."""
     longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(of)) + of for of in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(of)) + [1] * len(of) for of in prompts], device=model.device)
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     began = time.perf_counter()
     model.generate(
         ids, attention_mask=mask, max_new_tokens=n_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
@@ -53,7 +53,7 @@ def whole(model: QuietStarForCausalLM, prompts: list[list[int]], n_tokens: int) 
 
 
 def to_the_engine(model: QuietStarForCausalLM, prompts: list[list[int]], n_tokens: int) -> dict[str, float]:
-    """Seconds of each way, without HTTP."""
+    """Return the seconds of each way, without HTTP."""
     if importlib.util.find_spec("prometheus_client") is None:
         sys.modules["prometheus_client"] = _nothing_counted()
     from quietstar.policy import ThinkPolicy
@@ -62,19 +62,19 @@ def to_the_engine(model: QuietStarForCausalLM, prompts: list[list[int]], n_token
     from quietstar.serving.engine import Engine
     from quietstar.serving.jobs import Job
 
-    words = {str(token): token for token in range(model.config.vocab_size)}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="0")))
+    vocabulary = {str(token): token for token in range(model.config.vocab_size)}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="0")))
     engine = Engine(model, tokenizer, ServeArguments(max_batch=len(prompts)))
     engine.start()
     thinking = Thinking(ThinkPolicy.parse("always"))
 
-    def ask(of: list[list[int]], n: int) -> float:
-        """Seconds until all have their last token."""
+    def ask(prompts: list[list[int]], n: int) -> float:
+        """Return the seconds until all have their last token."""
         events: queue.Queue[Any] = queue.Queue()
         began = time.perf_counter()
-        for prompt in of:
+        for prompt in prompts:
             engine.submit(Job(prompt_ids=prompt, thinking=thinking, max_tokens=n, seed=0, temperature=0.0), events.put)
-        n_open = len(of)
+        n_open = len(prompts)
         while n_open:
             event = events.get(timeout=600)
             if isinstance(event, Exception):
@@ -93,7 +93,7 @@ def to_the_engine(model: QuietStarForCausalLM, prompts: list[list[int]], n_token
 
 
 def _nothing_counted() -> types.ModuleType:
-    """In place of prometheus_client: counters that count nothing."""
+    """Return a substitute for prometheus_client whose counters do nothing."""
 
     class Nothing:
         def __init__(self, *args: Any, **kwargs: Any) -> None:

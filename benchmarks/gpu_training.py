@@ -33,7 +33,7 @@ SMALL = TINY | dict(hidden_size=512, intermediate_size=1376, num_hidden_layers=8
 
 
 def clear() -> None:
-    """Give back the memory of what is no longer used."""
+    """Free unused memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -43,7 +43,7 @@ def clear() -> None:
 def thinking(
     config: PreTrainedConfig, device: str, dtype: torch.dtype = torch.float32, **settings: Any
 ) -> QuietStarForCausalLM:
-    """A thinking model with random weights, whose mixing head is open."""
+    """Return a thinking model with random weights and an open mixing head."""
     torch.manual_seed(0)
     with torch.device(device):
         base_lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -53,7 +53,7 @@ def thinking(
 
 
 def random_rows(n: int, length: int, vocabulary: int) -> list[dict[str, list[int]]]:
-    """Full rows of random tokens."""
+    """Return full sequences of random tokens."""
     ids = torch.randint(3, vocabulary, (n, length), generator=torch.Generator().manual_seed(1))
     return [{"input_ids": row} for row in ids.tolist()]
 
@@ -61,7 +61,7 @@ def random_rows(n: int, length: int, vocabulary: int) -> list[dict[str, list[int
 def trainer_of(
     model: QuietStarForCausalLM, rows: list[dict[str, list[int]]], folder: str | Path, setting: Setting, **how: Any
 ) -> QuietStarTrainer:
-    """A trainer that says little and saves nothing unless it is told to."""
+    """Return a trainer that logs little, and saves nothing by default."""
     quiet: dict[str, Any] = dict(report_to="none", disable_tqdm=True, eval_strategy="no", save_strategy="no")
     quiet |= dict(logging_steps=1, thoughts_shown=0, warmup_steps=0, use_cpu=setting.dry_run)
     settings = {**quiet, "output_dir": str(folder), **how}
@@ -78,7 +78,7 @@ MEMORY: dict[str, dict[str, Any]] = {
 
 
 def memory(setting: Setting) -> Iterator[dict[str, Any]]:
-    """Peak memory of training steps as `--dry_run` measures it, beside what `quietstar plan` computes."""
+    """Yield the peak memory of training steps as `--dry_run` measures it, compared with `quietstar plan`."""
     from quietstar.scaling.arguments import PlanArguments
     from quietstar.scaling.plan import way_of
     from quietstar.scaling.shape import shape_of
@@ -100,7 +100,7 @@ def memory(setting: Setting) -> Iterator[dict[str, Any]]:
             think_fraction=fraction,
         )
         shape = shape_of(config, lora=args.lora_settings)
-        said = way_of(args, shape, ONE, checkpointing).moment.total
+        planned = way_of(args, shape, ONE, checkpointing).moment.total
         clear()
         weights = args.numbers(shape).weights
         model = thinking(config, setting.device, weights, **({"lora": args.lora_settings} if adapted else {}))
@@ -116,15 +116,15 @@ def memory(setting: Setting) -> Iterator[dict[str, Any]]:
                 gradient_checkpointing=checkpointing,
             )
             found = dry_run(trainer, length)
-        ratio = said / found.peak
-        words = f"measured {found.peak / GIB:.2f} GiB, plan {said / GIB:.2f} GiB: **{ratio:.2f}**"
+        ratio = planned / found.peak
+        result = f"measured {found.peak / GIB:.2f} GiB, plan {planned / GIB:.2f} GiB: **{ratio:.2f}**"
         what = f"{name}, {n_rows} x {length}, {accumulation} batches a step"
-        yield figure(what, words, "within 15 %", None if setting.dry_run else abs(ratio - 1) <= 0.15)
+        yield figure(what, result, "within 15 %", None if setting.dry_run else abs(ratio - 1) <= 0.15)
         del trainer, model
 
 
 def resuming(setting: Setting) -> Iterator[dict[str, Any]]:
-    """Four steps at a time, and two after two: the same weights, bit by bit, thoughts sampled."""
+    """Yield whether four steps and two plus two steps give the same weights, bit by bit, with sampled thoughts."""
     config = AutoConfig.for_model("llama", **(TINY if setting.dry_run else SMALL))
     rows = random_rows(64, 8 if setting.dry_run else 128, config.vocab_size)
 
@@ -133,13 +133,13 @@ def resuming(setting: Setting) -> Iterator[dict[str, Any]]:
         how = dict(max_steps=steps, save_strategy="steps", save_steps=2, save_total_limit=None, learning_rate=1e-3)
         batches = dict(per_device_train_batch_size=4, gradient_accumulation_steps=2)
         trainer = trainer_of(model, rows, folder, setting, **batches, **how)
-        torch.manual_seed(seed)  # of the GPU, too; a resumed run must get it from its checkpoint
+        torch.manual_seed(seed)  # also on the GPU; a resumed run must restore it from its checkpoint
         trainer.train(resume_from_checkpoint=checkpoint)
-        return {name: of.detach().cpu().clone() for name, of in trainer.model.named_parameters()}
+        return {name: value.detach().cpu().clone() for name, value in trainer.model.named_parameters()}
 
     for exact in (False, True):
         torch.use_deterministic_algorithms(exact, warn_only=True)
-        kind = "torch's deterministic algorithms" if exact else "torch as it comes"
+        kind = "torch's deterministic algorithms" if exact else "torch's default algorithms"
         with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
             whole = weights_after(one, 4, 1)
             again = weights_after(other, 4, 1)
@@ -152,15 +152,17 @@ def resuming(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def _alike(what: str, one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], must: bool) -> dict[str, Any]:
-    n_equal = sum(torch.equal(of, other[name]) for name, of in one.items())
-    furthest = max(float((of - other[name]).abs().max()) for name, of in one.items())
+    n_equal = sum(torch.equal(value, other[name]) for name, value in one.items())
+    furthest = max(float((value - other[name]).abs().max()) for name, value in one.items())
     equal = n_equal == len(one)
-    said = "equal, bit by bit" if equal else f"{n_equal} of {len(one)} tensors equal, furthest {furthest:.1e}"
-    return figure(what, said, "equal" if must else "", equal if must else None)
+    result = (
+        "equal, bit by bit" if equal else f"{n_equal} of {len(one)} tensors equal, largest difference {furthest:.1e}"
+    )
+    return figure(what, result, "equal" if must else "", equal if must else None)
 
 
 def out_of_memory(setting: Setting) -> Iterator[dict[str, Any]]:
-    """A step of 8 rows where half of them fit: the same losses as with all the memory."""
+    """Yield whether a step of 8 sequences, half of which fit, has the same losses as with all the memory."""
     config = AutoConfig.for_model("llama", **(TINY if setting.dry_run else SMALL))
     length = 16 if setting.dry_run else 256
     rows = random_rows(32, length, config.vocab_size)
@@ -189,14 +191,15 @@ def out_of_memory(setting: Setting) -> Iterator[dict[str, Any]]:
         if not setting.dry_run:
             torch.cuda.set_per_process_memory_fraction(1.0)
     apart = max(abs(a - b) for a, b in zip(free, short, strict=True))
-    said = f"rows at once {trainer.rows_at_once}; losses {short} beside {free}"
-    # thoughts of a batch in pieces are drawn in another order, so losses are near each other, not equal
+    result = f"micro-batch {trainer.rows_at_once}; losses {short}, with all memory {free}"
+    # micro-batches sample thoughts in another order, so losses are close, not equal
     met = None if setting.dry_run else trainer.rows_at_once is not None and apart < 0.05
-    yield figure(f"8 rows, memory cut to {100 * limit:.1f} %", said, "goes on with fewer, losses within 0.05", met)
+    what = f"8 sequences, memory limited to {100 * limit:.1f} %"
+    yield figure(what, result, "continues with a smaller micro-batch, losses within 0.05", met)
 
 
 def qlora(setting: Setting) -> Iterator[dict[str, Any]]:
-    """One step over a base model in 4 bits."""
+    """Yield the loss of one step over a 4-bit base model."""
     if importlib.util.find_spec("bitsandbytes") is None:
         yield figure("QLoRA", "not run: bitsandbytes is not installed")
         return
@@ -217,7 +220,7 @@ def qlora(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def lora_on_smollm2(setting: Setting) -> Iterator[dict[str, Any]]:
-    """The README's first training line on a real model: text of this project's pages, an eighth held out."""
+    """Yield the result of the README's first training command on SmolLM2 and this project's docs."""
     from quietstar.base.loading import load_tokenizer
     from quietstar.training.model import thinking_model
 
@@ -265,9 +268,9 @@ def lora_on_smollm2(setting: Setting) -> Iterator[dict[str, Any]]:
         seconds = time.perf_counter() - began
         lines = [line for line in trainer.state.log_history if "eval_nll" in line]
         before, after = lines[0]["eval_base_nll"], trainer.evaluate() if len(lines) < 2 else lines[-1]
-        said = (
+        result = (
             f"base_nll {before:.3f} -> {after['eval_base_nll']:.3f}, with thoughts {after['eval_talk_nll_0']:.3f}; "
             f"{seconds:.0f} s for {args.max_steps} steps of {args.per_device_train_batch_size} x {length} tokens"
         )
         met = None if setting.dry_run else after["eval_base_nll"] < before
-        yield figure("held-out text before and after training", said, "below that before", met)
+        yield figure("held-out text before and after training", result, "below that before", met)

@@ -1,16 +1,15 @@
 """Memory of a training step, measured and computed.
 
     python benchmarks/memory.py                       every case
-    python benchmarks/memory.py --cases llama gpt2    those only
-    python benchmarks/memory.py --output found.json   the figures as JSON, too
+    python benchmarks/memory.py --cases llama gpt2    only these
+    python benchmarks/memory.py --output found.json   also write the figures as JSON
 
-Each case runs on the CPU in a process of its own with one thread: a model with random weights, AdamW (fused) whose
-states are there, and a training step of A batches of full rows. `measured` is its largest resident set at the end, less
-the resident set before the model is made, so that Python, torch and the libraries are left out; a step of a tiny model
-before that loads what is loaded late. Freed memory goes back to the system at once (MALLOC_MMAP_THRESHOLD_), or
-high-water marks would be those of the allocator. `tensors` is the largest sum of the memory of all tensors in that
-step, which a dispatch mode counts in a process of its own. `computed` is what `quietstar plan` reckons with for one
-such device.
+Each case runs on the CPU in a separate process with one thread: a model with random weights, AdamW (fused) with its
+states, and a training step of A batches of full sequences. `measured` is the peak resident set minus the resident set
+before the model is built, so Python, torch and the libraries do not count; a step of a tiny model before that triggers
+lazy loading. Freed memory returns to the system at once (MALLOC_MMAP_THRESHOLD_), as the peak would otherwise be the
+allocator's. `tensors` is the peak sum of the memory of all tensors in the step, counted by a dispatch mode in a
+separate process. `computed` is the estimate of `quietstar plan` for one such device.
 """
 
 import argparse
@@ -40,31 +39,31 @@ from quietstar.scaling.strategies import ONE, held_by
 from quietstar.training.positions import draw_positions
 
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
-"""environment of glibc: what is freed goes back to the system"""
+"""environment of glibc: freed memory returns to the system"""
 
 
 class TensorPeak(TorchDispatchMode):
-    """The largest sum of the memory of all tensors that are alive at once, in bytes.
+    """The peak sum of the memory of all live tensors, in bytes.
 
     Args:
-        there: tensors that are there already.
+        existing: tensors that exist already.
     """
 
-    def __init__(self, there: list[Tensor]) -> None:
+    def __init__(self, existing: list[Tensor]) -> None:
         super().__init__()
         self.alive: dict[int, weakref.ref] = {}
         self.now = self.peak = 0
-        for tensor in there:
+        for tensor in existing:
             self._see(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.add_.Tensor and isinstance(args[1], Tensor) and args[0].dtype != args[1].dtype:
             self.peak = max(self.peak, self.now + args[1].numel() * args[0].element_size())  # a CPU makes a copy
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._see(tensor)
-        return made
+        return result
 
     def _see(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -82,7 +81,7 @@ class TensorPeak(TorchDispatchMode):
 
 
 def thinking_model(case: Case, config: PreTrainedConfig) -> QuietStarForCausalLM:
-    """The model of a case, in training mode; its mixing head is drawn, as a zero one would hide thoughts' gradients."""
+    """Return the model of a case in training mode, its mixing head random (zeros would hide gradients of thoughts)."""
     base_lm = AutoModelForCausalLM.from_config(config, dtype=case.dtype)
     settings = {"n_ahead": case.n_ahead, "n_ahead_talk": case.n_ahead_talk, "n_passes": case.n_passes}
     model = QuietStarForCausalLM(QuietStarConfig(base_config=config, lora=case.lora, **settings), base_lm).train()
@@ -93,7 +92,7 @@ def thinking_model(case: Case, config: PreTrainedConfig) -> QuietStarForCausalLM
 
 
 def batch(case: Case, vocabulary: int) -> dict[str, Tensor]:
-    """Full rows of random tokens."""
+    """Return full sequences of random tokens."""
     input_ids = torch.randint(vocabulary, (case.batch, case.length), generator=torch.Generator().manual_seed(0))
     made = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": input_ids.clone()}
     if case.fraction < 1:
@@ -109,12 +108,12 @@ class Training:
         self.case, self.model, self.rows = case, thinking_model(case, config), batch(case, config.vocab_size)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
-        for parameter in trained:  # a step without a gradient to speak of, for states
+        for parameter in trained:  # a step with zero gradients creates the states
             parameter.grad = torch.zeros_like(parameter)
         self._update()
 
     def step(self) -> None:
-        """As the trainer makes it."""
+        """Run a step as the trainer does."""
         for _ in range(self.case.accumulation):
             with torch.autocast("cpu", torch.bfloat16, enabled=self.case.bfloat16):
                 loss = self.model(**self.rows, loss_only=True, use_cache=False).loss
@@ -126,13 +125,14 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> list[Tensor]:
-        """Weights, optimizer states and rows."""
-        states = [of for state in self.optimizer.state.values() for of in state.values() if isinstance(of, Tensor)]
-        return [*self.model.parameters(), *self.model.buffers(), *states, *self.rows.values()]
+        """Return weights, optimizer states and inputs."""
+        states = [value for state in self.optimizer.state.values() for value in state.values()]
+        tensors = [value for value in states if isinstance(value, Tensor)]
+        return [*self.model.parameters(), *self.model.buffers(), *tensors, *self.rows.values()]
 
 
 def computed(case: Case) -> Moment:
-    """What the formulas say."""
+    """Return the peak by the formulas."""
     shape = shape_of(base_config(case.family), lora=case.lora)
     numbers = Numbers(weights=case.dtype, autocast=case.bfloat16)
     held, _ = held_by(shape, numbers, ONE, 1, accumulation=case.accumulation)
@@ -140,7 +140,7 @@ def computed(case: Case) -> Moment:
 
 
 def measure_resident(case: Case) -> int:
-    """This process's largest resident set, less what was resident before the model, in bytes."""
+    """Return this process's peak resident set minus that before the model, in bytes."""
     tiny = replace(case, batch=1, length=8, fraction=1.0)
     small = {"n_layer": 1} if case.family == "gpt2" else {"num_hidden_layers": 1}
     config = base_config(case.family, vocab_size=64, **small)
@@ -154,7 +154,7 @@ def measure_resident(case: Case) -> int:
 
 
 def measure_tensors(case: Case) -> int:
-    """Largest memory of all tensors together, in bytes."""
+    """Return the peak memory of all tensors together, in bytes."""
     training = Training(case, base_config(case.family))
     with TensorPeak(training.tensors()) as peak:
         training.step()
@@ -165,7 +165,7 @@ MEASURES = {"resident": measure_resident, "tensors": measure_tensors}
 
 
 def in_a_process(case: Case, measure: str) -> dict[str, Any]:
-    """A measure of a case, in a process of its own."""
+    """Run a measurement of a case in a separate process."""
     command = [sys.executable, __file__, "--job", json.dumps({"case": asdict(case), "measure": measure})]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment |= GIVE_BACK if measure == "resident" else {}
@@ -176,15 +176,15 @@ def in_a_process(case: Case, measure: str) -> dict[str, Any]:
 
 
 def line(name: str, case: Case, found: dict[str, Any]) -> str:
-    """A row of the table, in Markdown."""
+    """Return a row of the table, in Markdown."""
     what = f"{case.batch} x {case.length}, {case.n_ahead}, {case.n_ahead_talk}, {case.n_passes}, {case.fraction:g}"
     what += f", {case.accumulation}"
     if "error" in found:
         return f"| {name} | {what} | {found['error']} | | | | |"
-    resident, tensors, said = (found[of] for of in ("resident", "tensors", "computed"))
+    resident, tensors, formulas = found["resident"], found["tensors"], found["computed"]
     return (
-        f"| {name} | {what} | {resident / 1e6:,.0f} MB | {tensors / 1e6:,.0f} MB | {said / 1e6:,.0f} MB "
-        f"| **{said / resident:.2f}** | {said / tensors:.2f} |"
+        f"| {name} | {what} | {resident / 1e6:,.0f} MB | {tensors / 1e6:,.0f} MB | {formulas / 1e6:,.0f} MB "
+        f"| **{formulas / resident:.2f}** | {formulas / tensors:.2f} |"
     )
 
 
@@ -192,7 +192,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", help="names of cases (default: all)")
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file, too")
+    parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -210,8 +210,8 @@ def main() -> None:
     for name in options.cases or CASES:
         case, found = CASES[name], {}
         for measure in MEASURES:
-            made = in_a_process(case, measure)
-            found |= {measure: made["bytes"]} if "bytes" in made else made
+            result = in_a_process(case, measure)
+            found |= {measure: result["bytes"]} if "bytes" in result else result
         found["computed"] = computed(case).total
         results[name] = found
         print(line(name, case, found), flush=True)

@@ -64,13 +64,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         sliding_window=None,
     ),
 }
-"""base models with random weights: Llama's layers; tied embeddings and GPT-2's layers; a vocabulary much larger than
-the rest, tied, as Gemma's; many layers; wide ones, where weights, gradients and AdamW's states are most of it"""
+"""base models with random weights: Llama's layers; GPT-2's layers with tied embeddings; Gemma's, with a large tied
+vocabulary; many layers; wide layers, where weights, gradients and AdamW's states dominate"""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table."""
+    """A line of the table."""
 
     family: str
     batch: int = 1
@@ -85,13 +85,13 @@ class Case:
     bfloat16: bool = False
     """bfloat16 autocast over float32 weights"""
     bfloat16_weights: bool = False
-    """and the weights, too"""
+    """bfloat16 weights as well"""
     accumulation: int = 1
     """batches of the step"""
 
     @property
     def step(self) -> Step:
-        """As the formulas take it."""
+        """The arguments of the formulas."""
         return Step(
             B=self.batch,
             S=self.length,
@@ -104,12 +104,12 @@ class Case:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the base model's weights."""
+        """Dtype of the base model's weights."""
         return torch.bfloat16 if self.bfloat16_weights else torch.float32
 
     @property
     def lora(self) -> dict[str, Any] | None:
-        """Settings of the adapters."""
+        """Arguments of `peft.LoraConfig`, or None."""
         return {"r": self.lora_r, "lora_alpha": 2 * self.lora_r} if self.lora_r else None
 
 
@@ -152,6 +152,6 @@ CASES = {
 
 
 def base_config(family: str, **settings: Any) -> PreTrainedConfig:
-    """The base model's config."""
+    """Return the base model's config."""
     sizes = {"model_type": family, **FAMILIES[family], **settings}
     return AutoConfig.for_model(sizes.pop("model_type"), **sizes)

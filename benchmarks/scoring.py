@@ -1,12 +1,12 @@
-"""Items of gsm8k scored each second, with thoughts and without.
+"""Items of gsm8k scored per second, with and without thoughts.
 
     python benchmarks/scoring.py --data gsm8k/test.jsonl                     200 items, a minute on two CPU cores
     python benchmarks/scoring.py --data gsm8k/test.jsonl --batch_size 16
 
-The model is that of the other benchmarks (V 32,002, D 256, 6 layers) with random weights; the tokenizer, byte pairs
-learned from the items themselves, writes digit by digit as Mistral's does. `plain` is the base model as `--original`
-scores it, a forward pass and the LM head at the scored positions; `plain, all logits` the base model's own forward,
-which makes logits everywhere. They take turns in one process; figures are medians.
+The model is that of the other benchmarks (V 32,002, D 256, 6 layers) with random weights. The tokenizer is a BPE
+trained on the items, with separate digits like Mistral's. `plain` is the base model as `--original` scores it, a
+forward pass and the LM head at the scored positions; `plain, all logits` is the base model's own forward with logits at
+all positions. They take turns in one process; figures are medians.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from quietstar.policy import ThinkPolicy
 
 
 def learn_tokenizer(items: list[Item], vocab_size: int = 8000) -> PreTrainedTokenizerFast:
-    """Byte pairs of the items, digits by themselves."""
+    """Train a BPE tokenizer on the items, with separate digits."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -39,7 +39,7 @@ def learn_tokenizer(items: list[Item], vocab_size: int = 8000) -> PreTrainedToke
 
 @torch.no_grad()
 def all_logits(speaker: Speaker, sequences: list[Continuation], batch_size: int) -> float:
-    """Seconds of the base model's own forward passes over the same batches."""
+    """Return the seconds of the base model's own forward passes over the same batches."""
     watch = Stopwatch(speaker.device)
     for indices in by_length(sequences, batch_size):
         rows = [torch.tensor(sequences[index].ids) for index in indices]
@@ -82,7 +82,7 @@ def main() -> None:
     n_tokens = sum(len(sequence.ids) for sequence in sequences) / len(sequences)
     n_scored = sum(len(sequence.ids) - sequence.first for sequence in sequences) / len(sequences)
     print(f"{len(sequences)} items of {n_tokens:.0f} tokens, {n_scored:.1f} scored; batches of {options.batch_size}")
-    print("| | items/s | beside plain |\n| --- | ---: | ---: |")
+    print("| | items/s | relative to plain |\n| --- | ---: | ---: |")
     for name, took in seconds.items():
         rate = len(sequences) / statistics.median(took)
         share = statistics.median(seconds["plain"]) / statistics.median(took)

@@ -1,12 +1,12 @@
-"""Tokens a second that a server writes for one client after another, for all at once, and `generate` for all at once.
+"""Tokens per second of a server, for clients one by one and all at once, compared with `generate` for all at once.
 
     python benchmarks/serving.py                                  32 clients, two minutes on two CPU cores
     python benchmarks/serving.py --clients 4 --tokens 4           quickly
 
 The model is that of the other benchmarks (V 32,002, D 256, 6 layers) with random weights, thinking before every token.
-Clients talk to a real server on this machine by HTTP, with prompts of 16 to 127 tokens, greedily. The three take turns
-in one process; figures are medians of rounds. `generate` gets the same prompts as one batch, padded on the left, and is
-what the server's batch could at best be.
+Clients talk to a real local server over HTTP, with prompts of 16 to 127 tokens, greedily. The three take turns in one
+process; figures are medians of rounds. `generate` gets the same prompts as one left-padded batch, and is the upper
+bound for the server.
 """
 
 import argparse
@@ -36,26 +36,26 @@ WAYS = ("one by one", "all at once", "generate")
 
 @contextmanager
 def served(model: QuietStarForCausalLM, n_clients: int) -> Iterator[str]:
-    """The address of a server that is running."""
-    words = {str(token): token for token in range(model.config.vocab_size)}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="0")))
-    with listen("127.0.0.1", 0) as door:
+    """Run a server, and yield its address."""
+    vocabulary = {str(token): token for token in range(model.config.vocab_size)}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="0")))
+    with listen("127.0.0.1", 0) as listener:
         server = make_server(model, tokenizer, ServeArguments(max_batch=n_clients), "benchmark")
         ready = threading.Event()
         server.when_ready = ready.set
-        thread = threading.Thread(target=lambda: server.run(sockets=[door]))
+        thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
         thread.start()
         ready.wait()
         try:
-            yield f"http://127.0.0.1:{door.getsockname()[1]}"
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join()
 
 
 async def ask(url: str, prompts: list[list[int]], n_tokens: int, at_once: bool) -> float:
-    """Seconds until all have their answers."""
-    how = {"timeout": None, "limits": httpx.Limits(max_connections=None), "trust_env": False}  # no proxy in between
+    """Return the seconds until all have their answers."""
+    how = {"timeout": None, "limits": httpx.Limits(max_connections=None), "trust_env": False}  # no proxy
     async with httpx.AsyncClient(base_url=url, **how) as client:
 
         async def one(prompt: list[int]) -> None:
@@ -74,7 +74,7 @@ async def ask(url: str, prompts: list[list[int]], n_tokens: int, at_once: bool) 
 
 
 def generate(model: QuietStarForCausalLM, prompts: list[list[int]], n_tokens: int) -> float:
-    """Seconds of one batch."""
+    """Return the seconds of one batch."""
     rows = [torch.tensor(prompt) for prompt in prompts]
     input_ids = pad_sequence(rows, batch_first=True, padding_side="left")
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
@@ -89,7 +89,7 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=16, help="that each client asks for")
+    parser.add_argument("--tokens", type=int, default=16, help="tokens that each client requests")
     parser.add_argument("--n_ahead", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -111,8 +111,8 @@ def main() -> int:
     n_tokens = args.clients * args.tokens
     print(f"| {args.clients} clients, {args.tokens} tokens each | visible tokens/s | x one by one |\n|---|---:|---:|")
     first = statistics.median(seconds["one by one"])
-    for way, of in seconds.items():
-        print(f"| {way} | {n_tokens / statistics.median(of):.1f} | {first / statistics.median(of):.2f} |")
+    for way, took in seconds.items():
+        print(f"| {way} | {n_tokens / statistics.median(took):.1f} | {first / statistics.median(took):.2f} |")
     if args.output:
         args.output.write_text(json.dumps({"clients": args.clients, "tokens": args.tokens, "seconds": seconds}))
     return 0

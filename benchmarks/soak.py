@@ -1,15 +1,14 @@
-"""Kills a training run again and again, resumes it each time, and compares its end with that of a run left alone.
+"""Kills a training run again and again, resumes it each time, and compares the result with an uninterrupted run.
 
     python benchmarks/soak.py                        200 kills; half an hour to two hours on two CPU cores
     python benchmarks/soak.py --kills 10             two minutes
-    python benchmarks/soak.py --processes 2          as many, of a run of two processes (DDP over gloo)
+    python benchmarks/soak.py --processes 2          200 kills of a run with two processes (DDP over gloo)
     python benchmarks/soak.py --processes 2 --sharded     the same with FSDP2
 
-A tiny model learns from 64 texts; a checkpoint is written every four of 40 steps. Each life of the run begins with
-`--resume` and is killed (SIGKILL) at a moment drawn at random: between two operations on the file system or while one
-batch is learned from (the n-th that happens), or after some time on the clock, whatever it is doing. Whenever a run has
-come to its end, everything in its folder is compared bit by bit with the run that was left alone, and the next run
-begins, until there were so many kills. Half of the runs stream their texts.
+A tiny model trains on 64 texts; of 40 steps, every fourth saves a checkpoint. Each life of the run begins with
+`--resume` and is killed (SIGKILL) at a random moment: at the n-th file system operation, at the n-th batch, or after
+some seconds. When a run completes, everything in its folder is compared bit by bit with the uninterrupted run, and the
+next run begins, until the number of kills is reached. Half of the runs stream their texts.
 """
 
 import argparse
@@ -38,23 +37,23 @@ from quietstar.training.arguments import ModelArguments
 from quietstar.training.run import run_training
 
 CLOCKS = ("runtime", "per_second", "seconds", "flos")
-"""ends of the names of figures that say how long something took"""
+"""suffixes of figures that are timings"""
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.scandir")
-"""operations on the file system, as Python's audit hooks name them"""
+"""file system operations, by the names of Python's audit events"""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """When a life of a run ends."""
+    """The moment when a life of a run ends."""
 
     kind: str
-    """files: at an operation in the run's folder; batch: while a batch is learned from; clock: after some seconds"""
+    """files: at a file system operation in the run's folder; batch: after a batch's loss; clock: after some seconds"""
     moment: float
     """the number of that operation or batch in this life, or the seconds"""
 
 
 def make_inputs(folder: Path) -> None:
-    """A tiny model with a tokenizer, `base`, and texts in two files, `texts`."""
+    """Write a tiny model with a tokenizer to `base`, and texts to two files in `texts`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({"</s>": 0} | {byte: 1 + i for i, byte in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -72,7 +71,7 @@ def make_inputs(folder: Path) -> None:
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() > 1:  # loud enough that thoughts change what is predicted
+            if parameter.dim() > 1:  # large enough that thoughts change predictions
                 parameter.copy_(torch.randn(parameter.shape) * 1.6 / parameter.shape[-1] ** 0.5)
     model.save_pretrained(folder / "base")
     (folder / "texts").mkdir()
@@ -83,14 +82,14 @@ def make_inputs(folder: Path) -> None:
 
 
 def live(inputs: str, folder: str, kill: Kill | None, settings: dict[str, Any], rank: int, world: list[int]) -> None:
-    """One life of a run, in a process of its own."""
+    """Run one life of a run; the target of a process."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if len(world) > 1:
         port, size = world
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    log = open(f"{folder}.{rank}.out", "a")  # noqa: SIM115  (as long as the process)
+    log = open(f"{folder}.{rank}.out", "a")  # noqa: SIM115  (open as long as the process)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     if kill is not None:
@@ -126,7 +125,7 @@ def live(inputs: str, folder: str, kill: Kill | None, settings: dict[str, Any], 
 
 
 def arm(kill: Kill, folder: str) -> None:
-    """Let this process, and those of its group, die at that moment."""
+    """Make this process die at that moment."""
     seen = [0]
 
     def count() -> None:
@@ -156,10 +155,10 @@ def arm(kill: Kill, folder: str) -> None:
 
 
 def lives(inputs: Path, folder: Path, kill: Kill | None, n_processes: int = 1, **settings: Any) -> bool:
-    """Let a run live once; whether it came to its end. The first of its processes is the one that is killed.
+    """Run one life of a run, whose first process may be killed, and return whether the run completed.
 
     Raises:
-        RuntimeError: it ended by an error.
+        RuntimeError: it ended with an error.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["quietstar.training.run", "transformers", "datasets", "torch"])
@@ -174,7 +173,7 @@ def lives(inputs: Path, folder: Path, kill: Kill | None, n_processes: int = 1, *
         process.start()
     processes[0].join()
     for process in processes[1:]:
-        if processes[0].exitcode:  # as a launcher does when one is gone
+        if processes[0].exitcode:  # as a launcher does when one process dies
             process.kill()
         process.join()
     codes = [process.exitcode for process in processes]
@@ -186,21 +185,21 @@ def lives(inputs: Path, folder: Path, kill: Kill | None, n_processes: int = 1, *
 
 
 def free_port() -> int:
-    """On which the processes of a run find each other."""
+    """Return a free port for the rendezvous of a run's processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
 def remains(folder: Path) -> dict[str, Any]:
-    """All that a run leaves, without what a clock says: name -> bytes, tensors, numbers."""
+    """Return all files of a run by name, as bytes, tensors and numbers, without timings."""
     found: dict[str, Any] = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "run.json"):
         name = str(file.relative_to(folder))
         if file.suffix == ".safetensors":
             found[name] = load_file(file)
         elif file.suffix in (".pt", ".pth"):
-            found[name] = torch.load(file, weights_only=False)  # our own
+            found[name] = torch.load(file, weights_only=False)  # written by ourselves
         elif file.name == "log.jsonl":
             found[name] = [json.loads(line) for line in file.read_text().splitlines()]
         elif file.suffix == ".json":
@@ -211,7 +210,7 @@ def remains(folder: Path) -> dict[str, Any]:
 
 
 def timeless(value: Any) -> Any:
-    """A value without what a clock says, and without sizes of files that hold such."""
+    """Return a value without timings, and without sizes of files that contain timings."""
     if isinstance(value, dict):
         return {
             key: timeless(item)
@@ -222,9 +221,9 @@ def timeless(value: Any) -> Any:
 
 
 def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
-    """Where two such things differ, bit by bit."""
+    """Return where two results differ, bit by bit."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        only = [f"{where}/{key} is in one alone" for key in ours.keys() ^ theirs.keys()]
+        only = [f"{where}/{key} is in one only" for key in ours.keys() ^ theirs.keys()]
         both = [key for key in ours if key in theirs]
         return only + [found for key in both for found in differences(ours[key], theirs[key], f"{where}/{key}")]
     if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
@@ -236,24 +235,24 @@ def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
     return [] if same else [f"{where}: {str(ours)[:40]} and {str(theirs)[:40]}"]
 
 
-def draw_kill(generator: random.Random) -> Kill:
-    """A moment within the life of a run."""
+def random_kill(generator: random.Random) -> Kill:
+    """Return a random moment."""
     kind = generator.choice(("files", "files", "batch", "clock"))
     highest = {"files": 400, "batch": 90, "clock": 4.0}[kind]
     return Kill(kind, generator.uniform(0.05, highest) if kind == "clock" else generator.randint(1, int(highest)))
 
 
 def main() -> int:
-    """Soak, print a line for each run, and say how it went."""
+    """Run the soak test, print a line for each run and a summary, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--sharded", action="store_true", help="by FSDP2")
+    parser.add_argument("--sharded", action="store_true", help="use FSDP2")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", help="JSON file for what was found")
+    parser.add_argument("--output", help="JSON file for the result")
     args = parser.parse_args()
     if args.sharded and args.processes == 1:
-        parser.error("--sharded was given for one process; add --processes 2")
+        parser.error("--sharded needs several processes; add --processes 2")
     sharded = {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}} if args.sharded else {}
     generator = random.Random(args.seed)
     begin, kills, runs, found = time.perf_counter(), [], 0, []
@@ -268,15 +267,15 @@ def main() -> int:
             straight[streaming] = remains(folder)
         while len(kills) < args.kills:
             streaming, folder, n_before = bool(runs % 2), Path(place) / f"run-{runs}", len(kills)
-            kill: Kill | None = draw_kill(generator)
+            kill: Kill | None = random_kill(generator)
             while not lives(inputs, folder, kill, args.processes, streaming=streaming, **sharded):
                 assert kill is not None
                 kills.append(kill)
-                kill = draw_kill(generator) if len(kills) < args.kills else None
+                kill = random_kill(generator) if len(kills) < args.kills else None
             differing = differences(remains(folder), straight[streaming])
             found += differing
             runs += 1
-            print(f"run {runs}: {len(kills) - n_before} kills, {'as the other' if not differing else differing[:3]}")
+            print(f"run {runs}: {len(kills) - n_before} kills, {'identical' if not differing else differing[:3]}")
             shutil.rmtree(folder)
     minutes = (time.perf_counter() - begin) / 60
     kinds = {kind: sum(kill.kind == kind for kill in kills) for kind in ("files", "batch", "clock")}
@@ -285,9 +284,9 @@ def main() -> int:
         f"{'no bit differs' if not found else f'{len(found)} things differ'}; {minutes:.0f} minutes"
     )
     if args.output:
-        told = {"kills": [asdict(kill) for kill in kills], "runs": runs, "differences": found, "minutes": minutes}
-        of = {"processes": args.processes, "sharded": args.sharded}
-        Path(args.output).write_text(json.dumps(told | of, indent=1) + "\n")
+        result = {"kills": [asdict(kill) for kill in kills], "runs": runs, "differences": found, "minutes": minutes}
+        settings = {"processes": args.processes, "sharded": args.sharded}
+        Path(args.output).write_text(json.dumps(result | settings, indent=1) + "\n")
     return 1 if found else 0
 
 

@@ -1,21 +1,20 @@
-"""Time and memory of thinking, beside a plain language-model step of the same base model.
+"""Time and memory of thinking, compared with a plain language-model step of the same base model.
 
     python benchmarks/speed.py                          every row of the CPU table (make bench: some of them)
-    python benchmarks/speed.py --rows train score       those rows only
+    python benchmarks/speed.py --rows train score       only these rows
     python benchmarks/speed.py --device cuda            the GPU table: Qwen3-0.6B's shape, random weights
     python benchmarks/speed.py --backend dense          the same rows with dense masks
-    python benchmarks/speed.py --profile --rows train   where a row's time goes, by torch.profiler
-    python benchmarks/speed.py --malloc default         memory taken from the system anew in every step
+    python benchmarks/speed.py --profile --rows train   profile a row with torch.profiler
+    python benchmarks/speed.py --malloc default         let malloc return freed memory to the system
 
-Each row runs in a process of its own, in which steps of the row and plain steps take turns, so that a shared
-machine's mood falls on both; a ratio is that of their medians. A second table has pairs of rows whose steps take turns.
-The plain step is the base model alone: forward with labels and backward for rows that train, a forward pass for rows
-that score, in float32 on a CPU and in the row's own precision on a GPU. On a CPU, the C library is told to keep memory
-that is freed (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_), for plain steps as well: taken from the system anew, it
-costs what that system's page faults cost. Peak memory is that of the whole process (CPU: largest resident set, Python
-and torch included, against a process that only runs plain steps; GPU: largest allocation). `share` is the arithmetic
-that the method needs (see `needed_flops`), over the time, over the rate of a large matrix product measured in the same
-process.
+Each row runs in a separate process, in which its steps and plain steps take turns, so that the load of a shared machine
+affects both; ratios are ratios of medians. A second table has pairs of rows whose steps take turns. The plain step is
+the base model alone: forward with labels and backward for rows that train, a forward pass for rows that score, in
+float32 on a CPU and in the row's own precision on a GPU. On a CPU, the C library keeps freed memory
+(MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_), for plain steps as well, to exclude the cost of page faults. Peak
+memory is that of the whole process (CPU: peak resident set, Python and torch included, compared with a process that
+only runs plain steps; GPU: peak allocation). `share` is the arithmetic that the method needs (see `needed_flops`),
+divided by the time and by the rate of a large matrix product in the same process.
 """
 
 import argparse
@@ -63,40 +62,40 @@ SHAPES = {
         tie_word_embeddings=True,
     ),
 }
-"""base models: that of the issue's table, and Qwen3-0.6B's shape"""
+"""base models: a small Llama, and Qwen3-0.6B's shape"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """A line of the table."""
 
     what: str
     batch: int
     length: int
     n_ahead: int = 7
-    """start, end and 5 sampled tokens: what the released code counts as 8"""
+    """start, end and 5 sampled tokens; the released code counts this as 8"""
     n_ahead_talk: int = 4
     train: bool = True
     bfloat16: bool = False
     checkpointing: bool = False
     lengths: tuple[int, ...] = ()
-    """of the rows of text, where they are not all as long as the batch; padded on the right"""
+    """length of each sequence if they differ; they are padded on the right"""
     answer: int = 0
-    """score: the last so many tokens only; 0 is every position"""
+    """score only this many tokens at the end; 0 scores every position"""
     layers: int = 0
-    """layers of the base model, where they are not the shape's"""
+    """number of layers if it differs from the shape's"""
     backend: str = "auto"
     masters: bool = False
-    """on a GPU: weights in float32 and products in bfloat16 by autocast, as `quietstar train` has them"""
+    """on a GPU: float32 weights and bfloat16 autocast, as in `quietstar train`"""
 
     @property
     def text_lengths(self) -> tuple[int, ...]:
-        """Tokens of each row of text, padding left out."""
+        """Tokens of each sequence, without padding."""
         return tuple(self.lengths) or (self.length,) * self.batch
 
     @property
     def columns(self) -> int:
-        """Positions that are thought at, of all rows of text."""
+        """Positions with thoughts in all sequences."""
         return sum(self.answer or length - self.train for length in self.text_lengths)
 
 
@@ -139,18 +138,18 @@ ROWS = {
         )
     },
 }
-"""rows of a GPU fit into 80 GiB"""
+"""rows for a GPU fit into 80 GiB"""
 
 
 PAIRS = {"cpu": (("train-11", "train"), ("train-512", "train"), ("train-ragged", "train")), "cuda": ()}
-"""rows whose steps take turns with those of another one"""
+"""pairs of rows whose steps take turns"""
 
 KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
 """environment of glibc"""
 
 
 def base_config(device: str, layers: int = 0) -> PreTrainedConfig:
-    """The base model's config."""
+    """Return the base model's config."""
     shape = dict(SHAPES[device])
     if layers:
         shape["num_hidden_layers"] = layers
@@ -158,10 +157,10 @@ def base_config(device: str, layers: int = 0) -> PreTrainedConfig:
 
 
 def needed_flops(config: PreTrainedConfig, row: Row, n_passes: int = 2) -> float:
-    """Floating-point operations that the method needs for a row: 2 for each weight and token, 6 with gradient.
+    """Return the floating-point operations that the method needs: 2 for each weight and token, 6 with gradient.
 
-    Base tokens go through trunk and LM head once; start once for each column, the rest of a branch once for each
-    pass. Each draw needs one row of logits. With gradient, half of the sampled tokens are reinforced.
+    Base tokens pass trunk and LM head once, start once for each column, the rest of a branch once for each pass. Each
+    sampled token needs one row of logits. With gradient, half of the sampled tokens are reinforced.
     """
     D, heads = config.hidden_size, config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or D // heads
@@ -173,22 +172,22 @@ def needed_flops(config: PreTrainedConfig, row: Row, n_passes: int = 2) -> float
     base, columns = row.batch * row.length, row.columns
     branch = branch_tokens(row, n_passes)
     attention = config.num_hidden_layers * 2 * heads * head_dim * (row.length / 2 * (base + branch) + L / 2 * branch)
-    drawn = columns * (1 + P * max(K - 1, 0)) * head
+    sampled = columns * (1 + P * max(K - 1, 0)) * head
     if not row.train:
-        return 2.0 * ((base + branch) * trunk + attention + drawn + columns * head)
+        return 2.0 * ((base + branch) * trunk + attention + sampled + columns * head)
     talk = P * sum(length - 1 - k for length in row.text_lengths for k in range(row.n_ahead_talk))
     reinforced = columns * P * K / 2
-    return 6.0 * ((base + branch) * trunk + attention + (base + talk + reinforced) * head) + 2.0 * drawn
+    return 6.0 * ((base + branch) * trunk + attention + (base + talk + reinforced) * head) + 2.0 * sampled
 
 
 def branch_tokens(row: Row, n_passes: int = 2) -> int:
-    """Tokens of all branches: start once for each column, the rest once for each pass."""
+    """Return the tokens of all branches: start once for each column, the rest once for each pass."""
     P, L = n_passes if row.train else 1, row.n_ahead + row.n_ahead_talk - 1
     return row.columns * (1 + P * (L - 1))
 
 
 class Bench:
-    """A base model, the thinking model around it, and the steps that are timed."""
+    """A base model, a thinking model around it, and steps to time."""
 
     def __init__(self, row: Row, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -205,7 +204,7 @@ class Bench:
         self.text = {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "labels": self.labels}
 
     def thinking(self) -> QuietStarForCausalLM:
-        """The thinking model, its mixing head drawn at random: a zero one would hide the thoughts' gradient."""
+        """Return the thinking model with a random mixing head (zeros would hide gradients of thoughts)."""
         settings = QuietStarConfig(
             base_config=self.config, n_ahead=self.row.n_ahead, n_ahead_talk=self.row.n_ahead_talk
         )
@@ -216,7 +215,7 @@ class Bench:
         return model
 
     def plain(self) -> None:
-        """A step of the base model alone."""
+        """Run a step of the base model alone."""
         if not self.row.train:
             with torch.no_grad():
                 self.base_lm(input_ids=self.input_ids, use_cache=False)
@@ -227,7 +226,7 @@ class Bench:
         loss.backward()
 
     def step(self, model: QuietStarForCausalLM) -> None:
-        """A step of the thinking model."""
+        """Run a step of the thinking model."""
         row = self.row
         if not row.train:
             # logits after thoughts: at every position, or at those that predict the answer
@@ -246,7 +245,7 @@ class Bench:
             model.gradient_checkpointing_disable()
 
     def seconds(self, step: Callable[[], None]) -> float:
-        """How long a step takes."""
+        """Return the seconds of a step."""
         if self.device == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
@@ -256,20 +255,20 @@ class Bench:
         return time.perf_counter() - start
 
     def matrix_rate(self, dtype: torch.dtype) -> float:
-        """Operations a second of a large matrix product."""
+        """Return the operations per second of a large matrix product."""
         n = 8192 if self.device == "cuda" else 2048
         a = torch.randn(n, n, device=self.device).to(dtype)
         return 2 * n**3 / statistics.median(self.seconds(lambda: a @ a) for _ in range(7))
 
     def peak_mb(self) -> float:
-        """Largest memory so far, MB."""
+        """Return the peak memory so far, in MB."""
         if self.device == "cuda":
             return torch.cuda.max_memory_allocated() / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kB on Linux
 
 
 def measure(row: Row, device: str, steps: int, threads: int) -> dict[str, Any]:
-    """A row, in this process: seconds of its steps and of the plain steps between them, peak memory, rates."""
+    """Measure a row in this process: seconds of its steps and of plain steps in between, peak memory, rates."""
     bench = Bench(row, device, threads)
     model = bench.thinking()
     bench.seconds(lambda: bench.step(model))
@@ -277,7 +276,7 @@ def measure(row: Row, device: str, steps: int, threads: int) -> dict[str, Any]:
     own, plain = [], []
     for _ in range(steps):
         own.append(bench.seconds(lambda: bench.step(model)))
-        # as many plain steps as take about a quarter of the row's time: one alone meets a lucky moment
+        # plain steps for about a quarter of the row's time: a single one would be too noisy
         n_plain = max(4, min(20, round(own[-1] / 4 / (plain[-1] if plain else 0.3))))
         plain += [bench.seconds(bench.plain) for _ in range(n_plain)]
     peak = bench.peak_mb()
@@ -287,7 +286,7 @@ def measure(row: Row, device: str, steps: int, threads: int) -> dict[str, Any]:
 
 
 def measure_pair(row: Row, other: Row, device: str, steps: int, threads: int) -> dict[str, Any]:
-    """Seconds of two rows' steps, which take turns in this process."""
+    """Return the seconds of two rows' steps, which take turns in this process."""
     runs = []
     for each in (row, other):
         bench = Bench(each, device, threads)
@@ -302,7 +301,7 @@ def measure_pair(row: Row, other: Row, device: str, steps: int, threads: int) ->
 
 
 def profile(row: Row, device: str, threads: int) -> str:
-    """Shares of a step's time by operation, the largest first."""
+    """Return the shares of a step's time by operation, largest first."""
     bench = Bench(row, device, threads)
     model = bench.thinking()
     bench.step(model)
@@ -318,7 +317,7 @@ def profile(row: Row, device: str, threads: int) -> str:
 
 
 def measure_plain(row: Row, device: str, threads: int) -> dict[str, Any]:
-    """Peak memory of plain steps alone."""
+    """Return the peak memory of plain steps alone."""
     bench = Bench(row, device, threads)
     for _ in range(4):
         bench.plain()
@@ -326,7 +325,7 @@ def measure_plain(row: Row, device: str, threads: int) -> dict[str, Any]:
 
 
 def in_a_process(row: Row, options: argparse.Namespace, kind: str, other: Row | None = None) -> dict[str, Any]:
-    """`measure`, `measure_plain` or `measure_pair` in a process of its own."""
+    """Run `measure`, `measure_plain` or `measure_pair` in a separate process."""
     job = json.dumps({"row": asdict(row), "kind": kind, "other": other and asdict(other)})
     command = [sys.executable, __file__, "--device", options.device, "--steps", str(options.steps)]
     command += ["--threads", str(options.threads), "--job", job]
@@ -339,7 +338,7 @@ def in_a_process(row: Row, options: argparse.Namespace, kind: str, other: Row | 
 
 
 def run_job(options: argparse.Namespace) -> None:
-    """What a process of `in_a_process` does."""
+    """Run the job of a process started by `in_a_process`."""
     job = json.loads(options.job)
     row = Row(**job["row"])
     if job["kind"] == "row":
@@ -352,7 +351,7 @@ def run_job(options: argparse.Namespace) -> None:
 
 
 def line(row: Row, found: dict[str, Any], plain_mb: float) -> str:
-    """A row of the table, in Markdown."""
+    """Return a row of the table, in Markdown."""
     size = f"{row.batch} x {row.length}, n_ahead {row.n_ahead}"
     backend = "" if row.backend == "auto" else f", {row.backend}"
     if "error" in found:
@@ -368,7 +367,7 @@ def line(row: Row, found: dict[str, Any], plain_mb: float) -> str:
 
 
 def pair_line(name: str, other: str, rows: dict[str, Row], found: dict[str, Any], device: str) -> str:
-    """A row of the table of pairs, in Markdown."""
+    """Return a row of the table of pairs, in Markdown."""
     if "error" in found:
         return f"| {name} | {other} | {found['error']} | | |"
     a, b = rows[name], rows[other]
@@ -378,7 +377,7 @@ def pair_line(name: str, other: str, rows: dict[str, Row], found: dict[str, Any]
 
 
 def machine(options: argparse.Namespace) -> str:
-    """What it ran on."""
+    """Return a description of the machine."""
     name = platform.processor() or platform.machine()
     if options.device == "cuda":
         name = torch.cuda.get_device_name()
@@ -397,18 +396,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rows", nargs="+", help="names of rows (default: all)")
-    parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="for rows that name none")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps of a row, after one to warm up")
+    parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="for rows without a backend")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of a row, after a warm-up step")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--malloc", choices=("keep", "default"), default="keep", help="what becomes of freed memory")
-    parser.add_argument("--profile", action="store_true", help="print where the time goes, instead of the table")
+    parser.add_argument(
+        "--malloc", choices=("keep", "default"), default="keep", help="keep freed memory, or malloc's default"
+    )
+    parser.add_argument("--profile", action="store_true", help="print a profile instead of the table")
     parser.add_argument("--output", type=Path, help="also write all measurements here, as JSON")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
         return run_job(options)
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda was given and there is no CUDA device; leave it out for the CPU table")
+        parser.error("--device cuda was given, but there is no CUDA device; leave it out for the CPU table")
     rows = ROWS[options.device]
     if unknown := sorted(set(options.rows or []) - rows.keys()):
         parser.error(f"no row is named {', '.join(unknown)}; choose from {', '.join(rows)}")
@@ -432,7 +433,7 @@ def main() -> None:
         print(line(row, found, plain_mb[key]), flush=True)
     pairs = [pair for pair in PAIRS[options.device] if set(pair) <= rows.keys()]
     if pairs:
-        print("\n| row | beside | time | arithmetic | branch tokens |\n|---|---|---|---|---|")
+        print("\n| row | relative to | time | arithmetic | branch tokens |\n|---|---|---|---|---|")
     for name, other in pairs:
         results[f"{name} / {other}"] = found = in_a_process(rows[name], options, "pair", rows[other])
         print(pair_line(name, other, rows, found, options.device), flush=True)

@@ -206,4 +206,4 @@ def test_every_part_of_a_gpus_quarter_of_an_hour_runs_tiny_on_a_cpu(tmp_path: Pa
     assert all(part["state"] == "done" and part["figures"] for part in parts.values())
     said = {name: part["figures"][0]["found"] + part["figures"][0]["what"] for name, part in parts.items()}
     assert "bitsandbytes is not installed" in said["qlora"]
-    assert "straight to the engine (fastapi, uvicorn, prometheus_client, httpx not installed)" in said["serve"]
+    assert "directly on the engine (fastapi, uvicorn, prometheus_client, httpx not installed)" in said["serve"]

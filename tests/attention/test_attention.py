@@ -198,7 +198,7 @@ def test_under_checkpointing_the_text_is_computed_again(backend: str, reentrant:
 
 
 def test_under_checkpointing_a_text_that_is_read_on_sees_what_was_read_before() -> None:
-    """A cache that holds tokens already is not given up for the checkpoints' sake."""
+    """A cache that already has tokens is kept under gradient checkpointing."""
     tokens, found = texts(8)["input_ids"], []
     for checkpointing in (False, True):
         model = tiny_model(n_ahead=4).train()

@@ -32,7 +32,7 @@ def in_one_part(
 ) -> Tensor:
     """[1, queries, H, d'] by one softmax over all keys and the sinks, in float64."""
     groups = query.shape[1] // keys.shape[1]
-    keys, values = (of.double().repeat_interleave(groups, dim=1) for of in (keys, values))
+    keys, values = (x.double().repeat_interleave(groups, dim=1) for x in (keys, values))
     scores = scaling * query.double() @ keys.transpose(-1, -2)
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
@@ -274,7 +274,7 @@ def test_every_token_goes_through_every_projection_once() -> None:
     assert set(tokens.values()) == {B * S + columns * (1 + P * (K + 1 + M - 1))}
 
 
-def test_a_backend_is_not_lost_when_the_attention_function_is_set_anew() -> None:
+def test_a_backend_survives_setting_the_attention_function_again() -> None:
     """A grid handed to the base model's own function would be ignored, and every branch would see everything."""
     model, inputs = tiny_model(n_ahead=4), texts(7)
     with torch.no_grad():

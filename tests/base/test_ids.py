@@ -1,4 +1,4 @@
-"""Ids beyond the tokenizer, which fill a vocabulary up, are neither thought nor said; predictions stay as they are."""
+"""Ids beyond the tokenizer, which pad the vocabulary, are never sampled; predictions do not change."""
 
 import copy
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_ids_are_counted_up_to_the_last() -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_thoughts_have_no_padding(training: bool) -> None:
-    """In training and evaluation, greedy and drawn; logits and losses of the base pass are the base model's."""
+    """In training and evaluation, greedy and sampled; logits and losses of the base pass are the base model's."""
     model = thinker().train(training)
     for temperature in (0.0, 1.0, 30.0):
         output = model(IDS, labels=IDS, thought_temperature=temperature, generator=seeded())
@@ -72,7 +72,7 @@ def test_thoughts_have_no_padding(training: bool) -> None:
     assert torch.equal(as_free.base_nll, output.base_nll)
 
 
-def test_the_policy_learns_the_distribution_that_is_drawn_from() -> None:
+def test_the_policy_learns_the_distribution_that_is_sampled_from() -> None:
     """Log-probabilities of thought tokens are those among the tokenizer's, and padding gets no gradient from them."""
     model, text = thinker(), IDS
     output = model(text, labels=text, generator=seeded())

@@ -110,7 +110,7 @@ def test_merging_changes_no_prediction_and_leaves_a_plain_model(family: str, tmp
     assert model.config.lora is None
     assert not any("lora" in name or "base_layer" in name for name in model.state_dict())
     assert all(parameter.requires_grad for parameter in model.parameters())
-    model.merge_lora()  # once more is no harm
+    model.merge_lora()  # merging twice is harmless
 
     model.save_pretrained(tmp_path / "thinking")
     loaded = QuietStarForCausalLM.from_pretrained(tmp_path / "thinking")
@@ -262,7 +262,7 @@ def branch_by_branch(model: QuietStarForCausalLM, ids: Tensor, thought: Tensor, 
     h_base = base_lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, S - 1 :]
     read = base_lm.base_model(input_ids=text, use_cache=True)
     cache = getattr(read, CACHE)
-    start, end = (of[None] for of in (model.thought_embeddings.start, model.thought_embeddings.end))
+    start, end = model.thought_embeddings.start[None], model.thought_embeddings.end[None]
     branch = torch.cat([start, embed(thought), end, embed(rest[0])])
     activate(*own, "branch")
     states = [
@@ -312,7 +312,7 @@ def test_text_is_generated_with_adapters_of_branches_as_it_is_scored(family: str
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "in parts"])
 def test_a_frozen_base_stays_what_it_is(checkpointing: bool) -> None:
-    """Bit by bit, over steps that change what is said after thoughts."""
+    """Bit by bit, over steps that change predictions after thoughts."""
     model = with_branch_adapters(n_passes=2, policy_weight=1.0).train()
     model.freeze_base()
     names = set(trains(model))

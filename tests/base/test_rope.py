@@ -62,7 +62,7 @@ def model_with(rope: str, **settings: Any) -> QuietStarForCausalLM:
 
 
 def reading(model: QuietStarForCausalLM, n_tokens: int) -> QuietStarForCausalLM:
-    """A copy whose base model has the frequencies of texts of so many tokens at every length."""
+    """Return a copy whose base model uses the frequencies of texts of a given length at every length."""
     model = copy.deepcopy(model)
     (rotary,) = (module for module in model.base_lm.modules() if hasattr(module, "rope_type"))
     layers = [{}]
@@ -163,11 +163,11 @@ def test_a_cache_of_a_long_text_goes_on() -> None:
         torch.testing.assert_close(going_on.logits, model(text).logits[:, LIMIT + 3 :], rtol=0, atol=1e-3)
 
 
-def test_frequencies_that_are_chosen_in_a_way_of_its_own_are_refused() -> None:
-    """At load: PhiMoE scales by the length of the text, too."""
+def test_unsupported_length_dependent_frequencies_are_refused() -> None:
+    """At load. PhiMoE also scales by the length of the text."""
     rope = {**_LONG, "short_mscale": 1.1, "long_mscale": 1.4}
     config = AutoConfig.for_model("phimoe", **{**FAMILIES["mixtral"], "rope_parameters": rope})
-    with pytest.raises(UnsupportedModelError, match="change with the length of the text"):
+    with pytest.raises(UnsupportedModelError, match="depend on the length of the text"):
         QuietStarForCausalLM.from_base(AutoModelForCausalLM.from_config(config), n_ahead=4)
 
 

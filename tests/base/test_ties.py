@@ -1,4 +1,4 @@
-"""A config says that embeddings and LM head are one matrix exactly where one is stored for both."""
+"""A config's tie_word_embeddings is true exactly if one matrix is stored for embeddings and LM head."""
 
 import json
 
@@ -21,7 +21,7 @@ def logits_of(model):
 
 
 def base_of(said: bool, tied: bool):
-    """A base model whose config says one thing, and which is another."""
+    """Return a base model that may be tied in another way than its config says."""
     base_lm = tiny_base("llama", tie_word_embeddings=said)
     table, head = base_lm.get_input_embeddings(), base_lm.get_output_embeddings()
     if tied:

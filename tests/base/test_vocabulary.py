@@ -1,4 +1,4 @@
-"""Tokens are drawn from the right distribution."""
+"""Tokens are sampled from the right distribution."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_temperature_0_takes_the_likeliest(rows: list[list[float]]) -> None:
     st.sampled_from([0.0, 1e-4, 0.1, 1.0, 100.0, 1e6]),
     st.sets(st.integers(0, 4), min_size=1, max_size=4),
 )
-def test_suppressed_tokens_are_never_drawn(row: list[float], temperature: float, ids: set[int]) -> None:
+def test_suppressed_tokens_are_never_sampled(row: list[float], temperature: float, ids: set[int]) -> None:
     logits = torch.tensor(row).expand(200, -1)
     tokens = sample(logits, temperature, torch.tensor(sorted(ids)))
     assert not ids & set(tokens.tolist())
@@ -74,7 +74,7 @@ def test_suppressing_leaves_the_others_their_proportions() -> None:
     st.lists(st.sampled_from([0.0, -3.0, -torch.inf, -200.0]), min_size=6, max_size=6).filter(lambda row: 0.0 in row),
     st.sampled_from([0.0, 2.0**-24, 0.5, 1 - 2.0**-24]),
 )
-def test_what_has_no_probability_is_never_drawn(row: list[float], uniform: float) -> None:
+def test_tokens_of_probability_zero_are_never_sampled(row: list[float], uniform: float) -> None:
     """At the ends of the uniform numbers too: 0, and the largest below 1."""
     logits = torch.tensor(row)
     token = int(choose_(logits[:, None].clone(), torch.tensor([[uniform]]), 1.0)[0])
@@ -93,7 +93,7 @@ def test_a_token_is_where_the_cumulative_distribution_passes(V: int, uniform: fl
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.6)])
 @pytest.mark.parametrize("ids", [None, [0, 3]])
-def test_logprobs_are_those_of_what_is_drawn_from(temperature: float, top_p: float, ids: list[int] | None) -> None:
+def test_logprobs_are_of_the_sampled_distribution(temperature: float, top_p: float, ids: list[int] | None) -> None:
     logits = 2 * torch.randn(500, VOCABULARY, generator=seeded())
     suppressed = None if ids is None else torch.tensor(ids)
     uniform = torch.rand(500, 3, generator=seeded(1))

@@ -35,9 +35,9 @@ def test_out_and_in_again(place, capfd, caplog):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("ours base", "base holds something already; give a folder that is empty or not there yet"),
-        ("ours ours", "ours holds something already"),
-        ("ours new --n_ahead 4", "ours says its own settings; leave n_ahead out"),
+        ("ours base", "base is not empty; give a new or empty folder"),
+        ("ours ours", "ours is not empty"),
+        ("ours new --n_ahead 4", "ours has its own settings; leave n_ahead out"),
         ("base new", "it is no checkpoint of the released code"),
         ("base new --n_ahead 1", "n_ahead is 1; give a whole number of at least 2"),
         ("base new --n_ahead x", "invalid int value: 'x'"),

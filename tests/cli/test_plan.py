@@ -37,7 +37,7 @@ def test_a_case_of_ones_own(base, capsys):
 def test_no_duration_is_made_up(base, capsys):
     assert call("plan", "--model", "base", "--gpus", 2, "--tflops", 100) == 0
     said = capsys.readouterr().out
-    assert "No duration: it takes --tflops, and --bandwidth" in said
+    assert "No durations: give --tflops, and --bandwidth" in said
     assert " s │" not in said
 
 

@@ -96,7 +96,7 @@ def test_a_plain_model_speaks_as_it_is(folder: Path) -> None:
 
 REFUSED = {
     "an empty prompt": (["thinking", " "], "the prompt is empty"),
-    "no model": (["nowhere", "x"], "no model could be loaded"),
+    "no model": (["nowhere", "x"], "cannot load a model"),
     "a plain model": (["base", "x"], "does not think"),
     "a long prompt": (["thinking", "x" * 130], "context is 128"),
     "no policy": (["thinking", "x", "--think", "maybe"], "choose from"),

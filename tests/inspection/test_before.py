@@ -1,4 +1,4 @@
-"""What the model predicted before it was trained, against the plain model itself on the same tokens."""
+"""Predictions before training equal those of the plain model itself on the same tokens."""
 
 import json
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_it_is_what_the_plain_model_says(here: Path, tmp_path: Path, name: str) 
         each = [g + b - v for g, b, v in zip(gain, base, values, strict=False)]
         assert of is not None
         assert of.value == pytest.approx(sum(each) / len(each), abs=1e-6)
-    assert "before it was trained" in summary.sentences[0]
+    assert "before training" in summary.sentences[0]
     assert found.settings["before"] == (ADAPTERS_OFF if name == "lora" else str(here / "base"))
     assert list(json.loads((tmp_path / "out" / "trace.jsonl").read_text().split("\n")[0])) == list(found.columns)
     assert found.to_pandas()["before_logprob"][0] == values[0]
@@ -120,7 +120,7 @@ def test_fresh_adapters_have_changed_nothing_to_the_last_bit(here: Path) -> None
     model = QuietStarForCausalLM.from_base(str(here / "base"), n_ahead=5, lora=dict(LORA)).eval()
     found = model.inspect(TEXT, TOKENIZER)
     assert found.columns["before_logprob"][:-1] == [each[0] for each in found.columns["base_logprob"][:-1]]
-    assert "It predicts this text as it did before it was trained (0.000 nats" in found.summary.sentences[0]
+    assert "It predicts this text as well as before training (0.000 nats" in found.summary.sentences[0]
 
 
 def test_of_merged_adapters_nothing_is_known_unless_it_is_given(here: Path) -> None:
@@ -169,7 +169,7 @@ def inspect(here: Path, out: Path, *words: str) -> int:
     ("before", "said"),
     [
         ("full", "before is a thinking model ("),
-        ("swapped", "whose token 100 is '"),
+        ("swapped", "its token 100 is '"),
         ("small", "the text has token "),
         ("short", "reach position 62, but gpt2 has learned 32 positions"),
         ("none", "no tokenizer could be loaded from"),

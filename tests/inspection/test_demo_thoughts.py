@@ -45,9 +45,9 @@ def test_the_summary_says_so(found: Trace) -> None:
     assert summary.computation.high < summary.content.low
     assert summary.sentences[0].startswith(
         "Thoughts help, and more than filler of the same length; with them, the model predicts this text better than "
-        "before it was trained. Over 100 positions, thoughts change"
+        "before training. Over 100 positions, thoughts change"
     )
-    assert "what they say is worth" in summary.sentences[1]
+    assert "the content of thoughts is worth" in summary.sentences[1]
     assert summary.sentences[-1] == "All of their 4 tokens are needed for 90 % of the gain, on average."
     for each in summary.interventions:
         assert each.delta is not None

@@ -14,7 +14,7 @@ from quietstar.inspection.interventions import (
     Situation,
     filler_token,
     interventions_of,
-    plain_words,
+    plain_tokens,
     random_tokens,
     shuffled,
     swapped,
@@ -29,7 +29,7 @@ WORDS = torch.arange(3, 40)
 def situation(n: int, k: int, seed: int = 0, n_words: int = 37, **more: object) -> Situation:
     generator = torch.Generator().manual_seed(seed)
     thoughts = torch.randint(3, 3 + n_words, (n, k), generator=generator)
-    return Situation(thoughts=thoughts, words=WORDS, filler=2, generator=generator, **more)
+    return Situation(thoughts=thoughts, tokens=WORDS, filler=2, generator=generator, **more)
 
 
 @given(n=st.integers(0, 9), k=st.integers(0, 6), seed=st.integers(0, 99), n_words=st.sampled_from([2, 37]))
@@ -47,7 +47,7 @@ def test_shuffled_thoughts_have_the_same_tokens_in_another_order(n: int, k: int,
 @given(n=st.integers(2, 20), seed=st.integers(0, 99))
 def test_swapped_thoughts_are_others_and_each_is_used_once(n: int, seed: int) -> None:
     now = Situation(
-        thoughts=torch.arange(2 * n).view(n, 2), words=WORDS, filler=2, generator=torch.Generator().manual_seed(seed)
+        thoughts=torch.arange(2 * n).view(n, 2), tokens=WORDS, filler=2, generator=torch.Generator().manual_seed(seed)
     )
     found = swapped(now)
     assert found is not None
@@ -57,7 +57,7 @@ def test_swapped_thoughts_are_others_and_each_is_used_once(n: int, seed: int) ->
 
 def test_equal_thoughts_are_swapped_with_others_where_that_can_be() -> None:
     thoughts = torch.tensor([[5]] * 3 + [[6]] * 3 + [[7]] * 3)
-    found = swapped(Situation(thoughts=thoughts, words=WORDS, filler=2, generator=torch.Generator().manual_seed(0)))
+    found = swapped(Situation(thoughts=thoughts, tokens=WORDS, filler=2, generator=torch.Generator().manual_seed(0)))
     assert found is not None
     assert int((found == thoughts).sum()) <= 1
     assert torch.equal(found.sort(0).values, thoughts)
@@ -101,7 +101,7 @@ def test_names() -> None:
 
 def test_words_are_no_special_and_no_suppressed_tokens() -> None:
     tokenizer = byte_tokenizer()
-    words = plain_words(tokenizer, vocab_size=100, suppressed=[50])
+    words = plain_tokens(tokenizer, vocab_size=100, suppressed=[50])
     assert words.tolist() == [token for token in range(3, 100) if token != 50]
 
 
@@ -109,11 +109,9 @@ def test_the_filler_is_a_dot_where_there_is_one() -> None:
     tokenizer = byte_tokenizer()
     assert filler_token(tokenizer, None) == tokenizer(".")["input_ids"][-1]
     assert filler_token(tokenizer, "-") == tokenizer("-")["input_ids"][-1]
-    with pytest.raises(SettingsError, match="filler is '', of which the tokenizer makes no token; give a text of one"):
+    with pytest.raises(SettingsError, match="filler is '', which is no token to the tokenizer; give a text of one"):
         filler_token(tokenizer, "")
-    with pytest.raises(
-        SettingsError, match="filler is 'hm', of which the tokenizer makes 2 tokens; give a text of one"
-    ):
+    with pytest.raises(SettingsError, match="filler is 'hm', which is 2 tokens to the tokenizer; give a text of one"):
         filler_token(tokenizer, "hm")
 
 
@@ -139,14 +137,14 @@ def test_a_token_for_the_unknown_that_is_spelled_out_is_known() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<|end|>", eos_token="<|end|>")
     assert filler_token(tokenizer, None) == filler_token(tokenizer, "<|end|>") == 0
     assert typed_thought(tokenizer, "a <|end|>").tolist() == [1, 0]
-    with pytest.raises(SettingsError, match="a token for what it does not know"):
+    with pytest.raises(SettingsError, match="the unknown token"):
         filler_token(tokenizer, "b")
-    with pytest.raises(SettingsError, match="does not know every word"):
+    with pytest.raises(SettingsError, match="does not know all of it"):
         typed_thought(tokenizer, "a b")
 
 
 def test_a_thought_of_no_token_cannot_be_typed() -> None:
-    with pytest.raises(SettingsError, match="thought is '', of which the tokenizer makes no token; give another text"):
+    with pytest.raises(SettingsError, match="thought is '', but it has no tokens; give another text"):
         typed_thought(byte_tokenizer(), "")
     assert typed_thought(byte_tokenizer(), "hm").tolist() == byte_tokenizer()("hm")["input_ids"]
 
@@ -154,4 +152,4 @@ def test_a_thought_of_no_token_cannot_be_typed() -> None:
 def test_without_plain_tokens_no_thought_is_random() -> None:
     tokenizer = byte_tokenizer()
     with pytest.raises(SettingsError, match=r"has special tokens only, .* leave random out of the interventions"):
-        plain_words(tokenizer, vocab_size=3, suppressed=[0, 1, 2])
+        plain_tokens(tokenizer, vocab_size=3, suppressed=[0, 1, 2])

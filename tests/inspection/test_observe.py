@@ -163,7 +163,7 @@ def test_a_fresh_model_stays_as_it_was_whatever_is_thought() -> None:
         assert set(found.columns[f"{name}_flips"]) == {False}, name
     assert set(found.columns["gain"][:-1]) == {0.0}
     assert len(found.summary.sentences) == 1
-    assert "nothing that is thought changes anything" in found.summary.sentences[0]
+    assert "thoughts change nothing" in found.summary.sentences[0]
 
 
 def test_texts_together_are_texts_alone() -> None:

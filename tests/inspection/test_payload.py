@@ -15,7 +15,7 @@ def test_the_first_thing_that_a_report_says_is_the_verdict() -> None:
     found = model.inspect(TOKENIZER.decode(text), TOKENIZER, before=before)
     first = found.summary.sentences[0]
     assert "filler of the same length" in first
-    assert "before it was trained" in first
+    assert "before training" in first
     assert payload_of(found)["summary"] == found.summary.sentences
     in_html = re.search(r'id="payload">(.*?)</script>', report_html(payload_of(found)))
     assert in_html is not None

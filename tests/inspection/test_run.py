@@ -139,16 +139,16 @@ def test_without_a_name_the_folder_is_named_after_the_model(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "text and prompt are two ways to name what is read, and neither was given; give one of them"),
+        ([], "text and prompt both name the text to read, and neither was given; give one of them"),
         (["--prompt", "a", "--text", "b"], "both were given"),
         (["--text", "no-such.txt"], "no-such.txt cannot be read: No such file or directory; give a readable text file"),
-        (["--prompt", " "], "the prompt is empty; give some text to read"),
-        (["--text", "b", "--generate", "3"], "generate was given without a prompt to go on from; add --prompt"),
+        (["--prompt", " "], "the prompt is empty; give a text to read"),
+        (["--text", "b", "--generate", "3"], "generate was given without a prompt to continue; add --prompt"),
         (["--prompt", "a", "--generate", "2", "--limit", "9"], "limit was given with generate, which reads the whole"),
         (["--prompt", "a", "--top_p", "0.5"], "top_p was given, but a temperature of 0 samples nothing; give a"),
         (
             ["--prompt", "a", "--temperature", "1"],
-            "temperature was given without generate, and nothing is written",
+            "temperature was given without generate, so nothing is generated",
         ),
         (["--text", ""], "text is empty; give a text file to read"),
         (["--prompt", "a", "--generate", "-1"], "generate is -1; give a number of at least 0"),
@@ -159,11 +159,11 @@ def test_without_a_name_the_folder_is_named_after_the_model(
         ),
         (["--prompt", "a", "--n_ahead_talk", "1000"], "take up to 1004 tokens, and the model's context is 64; give a"),
         (["--prompt", "a", "--thought", "b" * 62], "take up to 64 tokens, and the model's context is 64; give a"),
-        (["--prompt", "a", "--thought", ""], "thought is '', of which the tokenizer makes no token"),
+        (["--prompt", "a", "--thought", ""], "thought is '', but it has no tokens"),
         (["--prompt", "a\udcff"], r"prompt is not valid Unicode: character 2 is '\udcff'; give text in UTF-8"),
         (["--prompt", "a", "--thought", "\udcff"], r"thought is not valid Unicode: character 1 is '\udcff'"),
         (["--prompt", "a", "--filler", "\udcff"], r"filler is not valid Unicode: character 1 is '\udcff'"),
-        (["--prompt", "a", "--filler", "hm"], "filler is 'hm', of which the tokenizer makes 2 tokens; give a text of"),
+        (["--prompt", "a", "--filler", "hm"], "filler is 'hm', which is 2 tokens to the tokenizer; give a text of"),
         (
             ["--prompt", "a", "--filler", "b", "--interventions", "removed"],
             "filler is not among the interventions; add",
@@ -209,7 +209,7 @@ def test_of_its_own_text_it_is_said_that_it_is(here: Path, tmp_path: Path, capsy
     assert inspect(here, out, "--prompt", "What is", "--generate", "40", "--temperature", "0.5", "--top_p", "0.9") == 0
     found = Trace.load(out)
     assert found.is_own
-    assert found.summary.sentences[0].startswith("The model wrote this text")
+    assert found.summary.sentences[0].startswith("The model generated this text")
     assert "Thoughts help" not in capsys.readouterr().out
     said = {"prompt": "What is", "generate": 40, "temperature": 0.5, "top_p": 0.9, "dtype": "float32", "top_k": 5}
     assert found.settings.items() >= said.items()

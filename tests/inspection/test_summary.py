@@ -1,4 +1,4 @@
-"""What is said of a trace follows from its columns."""
+"""The summary of a trace follows from its columns."""
 
 import math
 from typing import Any
@@ -53,8 +53,8 @@ def test_the_gain_is_content_and_computation() -> None:
     assert summary.content.value == pytest.approx(1.15)
     assert summary.content.value + summary.computation.value == pytest.approx(summary.gain.value)
     assert text.startswith("Thoughts help, and more than filler of the same length. Over 60 positions, thoughts change")
-    assert "what they say is worth +1.15 nats" in text
-    assert "computation alone, is worth +0.425 nats" in text
+    assert "the content of thoughts is worth +1.15 nats" in text
+    assert "computation only, is worth +0.425 nats" in text
     share = summary.content_share
     assert share is not None
     assert share.value == pytest.approx(1.15 / 1.575)
@@ -68,10 +68,10 @@ def test_the_gain_is_content_and_computation() -> None:
 def test_computation_alone() -> None:
     summary, text = said([1.0, 1.2, 0.9], filler=[0.0, 0.1, -0.11], removed=[-1.0, -1.2, -0.9])
     assert text.startswith(
-        "Thoughts help no more than filler of the same length, as far as can be told. Over 45 positions"
+        "Thoughts help no more than filler of the same length, as far as can be measured. Over 45 positions"
     )
-    assert "what they say makes no difference that can be told from none" in text
-    assert "computation alone, is worth +1.03 nats" in text
+    assert "the content of thoughts makes no measurable difference" in text
+    assert "computation only, is worth +1.03 nats" in text
     assert "So 0 % of the gain comes from the content of thoughts" in text
     assert summary.content_share is not None
     assert summary.content_share.low < 0 < summary.content_share.high
@@ -79,10 +79,10 @@ def test_computation_alone() -> None:
 
 def test_shares_are_not_given_where_one_part_works_against_the_other() -> None:
     _, text = said([1.0, 1.2, 0.9], filler=[-2.0, -2.1, -2.2])
-    assert "Filler does harm by itself: 1.07 nats of what content is worth make up for that." in text
+    assert "Filler by itself hurts; content first makes up for these 1.07 nats." in text
     assert "% of the gain comes" not in text
     _, text = said([1.0, 1.2, 0.9], filler=[1.0, 0.5, 0.8])
-    assert "Filler would help more: what they say takes away some of what computation is worth." in text
+    assert "Filler would help more: content takes away some of what computation is worth." in text
     assert "% of the gain comes" not in text
     summary, text = said([1.0, -1.2, 0.1], filler=[-0.1, 0.1, 0.0])  # no gain that could be shared out
     assert summary.content_share is None
@@ -90,21 +90,21 @@ def test_shares_are_not_given_where_one_part_works_against_the_other() -> None:
 
 
 def test_harm_and_doubt() -> None:
-    assert said([-1.0, -2.0, -1.5])[1].startswith("Thoughts do harm")
-    assert said([-1.0, 2.0, -1.5, 1.0])[1].startswith("Whether thoughts help or do harm cannot be told")
+    assert said([-1.0, -2.0, -1.5])[1].startswith("Thoughts hurt")
+    assert said([-1.0, 2.0, -1.5, 1.0])[1].startswith("Thoughts neither help nor hurt measurably")
 
 
-def test_a_thought_that_changes_nothing_is_said_to() -> None:
+def test_thoughts_that_change_nothing_are_reported_so() -> None:
     summary, text = said([0.0] * 3, filler=[0.0] * 3, removed=[0.0] * 3)
-    assert text.endswith("The thoughts do not count.")
+    assert text.endswith("The thoughts have no effect.")
     assert len(summary.sentences) == 1
     # a change that is small is a change
-    assert "do not count" not in said([0.0] * 3, filler=[0.0, 0.0, 1e-9], removed=[0.0] * 3)[1]
-    # nor is it said where nothing else was tried
-    assert "do not count" not in said([1.0] * 3, filler=[0.0] * 3)[1]
+    assert "have no effect" not in said([0.0] * 3, filler=[0.0, 0.0, 1e-9], removed=[0.0] * 3)[1]
+    # nor without another intervention
+    assert "have no effect" not in said([1.0] * 3, filler=[0.0] * 3)[1]
     same = columns([0.0] * 3, filler=[0.0] * 3)
     same["filler_thought_ids"] = same["thought_ids"]
-    assert "do not count" not in " ".join(summarize(same, {}).sentences)
+    assert "have no effect" not in " ".join(summarize(same, {}).sentences)
 
 
 def test_of_a_few_positions_nothing_is_concluded() -> None:
@@ -113,7 +113,7 @@ def test_of_a_few_positions_nothing_is_concluded() -> None:
         "These are too few positions to tell whether thoughts help: over 3 positions"
     )
     assert "is worth" not in " ".join(summary.sentences)
-    assert "does harm" not in " ".join(summary.sentences)
+    assert "hurt" not in " ".join(summary.sentences)
     assert "Beside filler" not in " ".join(summary.sentences)
     assert "interval" not in " ".join(summary.sentences)
     assert summary.gain is not None
@@ -137,14 +137,11 @@ def test_how_long_a_thought_must_be() -> None:
 
 
 def test_nothing_to_measure() -> None:
-    assert (
-        said([None])[1]
-        == "No thought has a gain that is a number: no token with a label follows, or no prediction is finite."
-    )
+    assert said([None])[1] == "No thought has a finite gain: no token with a label follows, or no prediction is finite."
     empty = columns([None])
     empty["thought"] = [False]
     empty["mixing_weight"] = [None]
-    assert summarize(empty, {}).sentences == ["Nothing was thought: there is nothing to measure."]
+    assert summarize(empty, {}).sentences == ["There are no thoughts, so there is nothing to measure."]
 
 
 def test_positions_without_a_truth_count_nowhere() -> None:
@@ -172,8 +169,8 @@ def test_an_intervention_that_changed_no_thought_has_no_figures() -> None:
     assert summary.content is None
     text = " ".join(summary.sentences)
     assert "shuffled" not in text
-    assert "Every thought is filler already: what it says cannot be told from its computation." in text
-    assert "Thoughts are the same at every position: there is none from another one to be tried." in text
+    assert "Every thought is filler already, so content and computation cannot be separated." in text
+    assert "Thoughts are the same at every position, so swapping them changes nothing." in text
     assert "shuffled | 40, 40 the same | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} |" in summary_markdown(summary)
 
 
@@ -213,7 +210,7 @@ def test_tables_have_a_row_for_each_intervention() -> None:
 
 def test_without_thoughts_there_is_no_table() -> None:
     assert summary_markdown(traced(thinker(), think="never").summary) == (
-        "- Nothing was thought: there is nothing to measure.\n"
+        "- There are no thoughts, so there is nothing to measure.\n"
     )
 
 
@@ -221,19 +218,21 @@ def test_thoughts_that_are_filler_here_and_there_are_counted() -> None:
     found = columns([1.0] * 40, filler=[-0.5] * 40)
     for i in range(12):
         found["filler_thought_ids"][i] = found["thought_ids"][i]
-    assert "At 12 of the 40 positions it is the very same thought." in " ".join(summarize(found, {}).sentences)
+    assert "At 12 of the 40 positions it equals the thought." in " ".join(summarize(found, {}).sentences)
 
 
 def test_of_the_models_own_text_nothing_is_concluded_about_help() -> None:
-    """It follows by the very predictions that are judged."""
+    """The text agrees with the same predictions that are compared."""
     found = columns([1.0] * 40, filler=[-1.0] * 40, removed=[-1.0] * 40, truncated_0=[-1.0] * 40)
     summary = summarize(found, {"filler": "filler in its place", "removed": "thought removed"}, is_own=True)
     text = " ".join(summary.sentences)
-    assert text.startswith("The model wrote this text: it chose what follows at 40 positions by the very predictions")
-    for word in ("Thoughts help", "harm", "is worth", "content", "truncated"):
+    assert text.startswith(
+        "The model generated this text: at 40 positions it chose the next token by the same predictions"
+    )
+    for word in ("Thoughts help", "hurt", "is worth", "content", "truncated"):
         assert word not in text
     assert (
-        "Thought removed: predictions lie 1.00 nats (95 % interval 1.00 to 1.00) away (KL), and the likeliest" in text
+        "Thought removed: predictions change by 1.00 nats (95 % interval 1.00 to 1.00) (KL), and the likeliest" in text
     )
     assert summary.content is summary.computation is summary.content_share is None
 
@@ -241,7 +240,7 @@ def test_of_the_models_own_text_nothing_is_concluded_about_help() -> None:
 def test_a_gain_that_is_next_to_nothing_is_said_as_it_is_and_not_divided() -> None:
     gain = [2e-7, 3e-7, 4e-7]
     summary, text = said(gain, filler=[-1e-7, -2e-7, -1e-7], truncated_0=[-each for each in gain])
-    assert text.startswith("Thoughts change next to nothing, no more than filler of the same length. Over 45 positions")
+    assert text.startswith("Thoughts change almost nothing, no more than filler of the same length. Over 45 positions")
     assert "+3.0e-07 nats" in text
     assert "% of the gain" not in text
     assert summary.content_share is None
@@ -257,12 +256,12 @@ def test_a_division_that_cannot_be_told_is_not_told() -> None:
     assert "% of the gain comes" not in text
     wild = [30.0, -28.0, 1.0] * 4 + [0.1, 0.2, 0.3]
     summary, text = said([1.0] * 15, filler=wild)
-    assert summary.content_share is None or "cannot be told from these positions" in text
+    assert summary.content_share is None or "too few to tell how the gain divides" in text
     wide = [9.0, -9.5, 0.0]
     summary, text = said([1.0] * 3, filler=wide)
     assert summary.content_share is not None
     assert summary.content_share.high - summary.content_share.low > 1
-    assert "How the gain is divided between them cannot be told from these positions." in text
+    assert "These positions are too few to tell how the gain divides between them." in text
     for few in (columns([1.0] * 8, filler=[-0.5] * 8), columns([1.0] * 40, filler=[-0.5] * 3 + [None] * 37)):
         assert summarize(few, {}).content_share is None
 
@@ -285,4 +284,4 @@ def test_thoughts_that_were_put_in_their_own_place_are_counted() -> None:
     found["swapped_thought_ids"][0] = [1, 2]
     summary = summarize(found, {})
     assert summary.interventions[0].n_same == 1
-    assert "At 1 of the 2 positions it is the very same thought." in " ".join(summary.sentences)
+    assert "At 1 of the 2 positions it equals the thought." in " ".join(summary.sentences)

@@ -99,7 +99,7 @@ def test_no_trace_is_written_over_another(found: Trace, tmp_path: Path) -> None:
     found.write(tmp_path / "run", "parquet", overwrite=True)
     assert [each.name for each in sorted((tmp_path / "run").iterdir())] == ["run.json", "trace.parquet"]
     (tmp_path / "run" / "trace.jsonl").write_bytes(before)
-    with pytest.raises(DataError, match=r"holds both of trace.jsonl and trace.parquet"):
+    with pytest.raises(DataError, match=r"has both of trace.jsonl and trace.parquet"):
         Trace.load(tmp_path / "run")
 
 
@@ -123,7 +123,7 @@ def test_in_a_notebook_it_shows_the_report_and_in_a_terminal_the_summary(found: 
 
 
 def test_a_folder_without_a_trace(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds neither of trace.jsonl and trace.parquet; give a folder of"):
+    with pytest.raises(DataError, match=r"has neither of trace.jsonl and trace.parquet; give a folder of"):
         Trace.load(tmp_path)
 
 
@@ -164,15 +164,15 @@ def test_values_of_other_types_are_refused(found: Trace, name: str, value: objec
     [
         (
             {"thought_ids": [3]},
-            "thought_ids, thought_tokens, thought_logprob do not belong together; there should be as",
+            "thought_ids, thought_tokens, thought_logprob differ in length; they should be equally",
         ),
-        ({"base_top_tokens": []}, "base_top_ids, base_top_tokens, base_top_logprob do not belong together"),
-        ({"next_id": None}, "next_id, next_token do not belong together"),
-        ({"filler_thought_tokens": None}, "filler_thought_ids, filler_thought_tokens do not belong together"),
-        ({"removed_top_id": None}, "removed_top_id, removed_top_token do not belong together"),
-        ({"base_logprob": []}, "record 2 has a gain without what it is a gain over"),
-        ({"base_logprob": [None]}, "record 2 has a gain without what it is a gain over"),
-        ({"thought": False, "gain": None}, "record 2 has a thought without tokens, or tokens without"),
+        ({"base_top_tokens": []}, "base_top_ids, base_top_tokens, base_top_logprob differ in length"),
+        ({"next_id": None}, "next_id, next_token differ in length"),
+        ({"filler_thought_tokens": None}, "filler_thought_ids, filler_thought_tokens differ in length"),
+        ({"removed_top_id": None}, "removed_top_id, removed_top_token differ in length"),
+        ({"base_logprob": []}, "record 2 has a gain but no thought or base_logprob"),
+        ({"base_logprob": [None]}, "record 2 has a gain but no thought or base_logprob"),
+        ({"thought": False, "gain": None}, "in record 2, thought and thought_ids disagree"),
     ],
 )
 def test_values_that_do_not_fit_each_other_are_refused(found: Trace, values: dict, said: str, tmp_path: Path) -> None:

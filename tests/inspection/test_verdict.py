@@ -1,4 +1,4 @@
-"""The first thing that is said of a trace is the whole verdict, from constructed figures of every kind."""
+"""The first sentence of a summary is the whole verdict, for constructed figures of every kind."""
 
 import re
 from itertools import product
@@ -10,16 +10,16 @@ from quietstar.inspection.summary import summarize
 from tests.inspection.test_summary import columns
 
 UNSURE = 0.05
-"""nats: a mean so near to 0 is not told from it, beside how far the values of `spread` lie apart"""
+"""nats: a mean this near to 0 is not significant at the spread of the values of `spread`"""
 
 
 def spread(mean: float, n: int) -> list[float]:
-    """n values of that mean, 0.4 apart at most."""
+    """Return n values with that mean, at most 0.4 apart."""
     return [mean + 0.2 * (-1) ** i for i in range(n)]
 
 
 def found(gain: float, content: float | None = None, drift: float | None = None, n: int = 60) -> Summary:
-    """Of a trace with these means: over no thought, over filler, and of the base pass over that before training."""
+    """Return the summary of a trace with these means: over no thought, over filler, and drift of the base pass."""
     given = {} if content is None else {"filler": [-each for each in spread(content, n)]}
     values = columns(spread(gain, n), base_nll=2.0, **given)  # type: ignore[arg-type]
     if drift is not None:
@@ -28,7 +28,7 @@ def found(gain: float, content: float | None = None, drift: float | None = None,
 
 
 def verdict(*means: float | None) -> str:
-    """The first sentence of the first bullet: in words."""
+    """Return the first sentence of the first bullet."""
     return found(*means).sentences[0].split(". ")[0]  # type: ignore[arg-type]
 
 
@@ -36,36 +36,36 @@ def verdict(*means: float | None) -> str:
     ("gain", "content", "said"),
     [
         (0.5, 0.3, "Thoughts help, and more than filler of the same length"),
-        (0.5, 0.0, "Thoughts help no more than filler of the same length, as far as can be told"),
+        (0.5, 0.0, "Thoughts help no more than filler of the same length, as far as can be measured"),
         (0.5, -0.3, "Thoughts help less than filler of the same length"),
         (0.5, None, "Thoughts help (filler in their place was not measured)"),
         (
             0.0,
             0.3,
-            "Whether thoughts help or do harm cannot be told, but they do better than filler of the same length",
+            "Thoughts neither help nor hurt measurably, but they do better than filler of the same length",
         ),
         (
             0.0,
             0.0,
-            "Whether thoughts help or do harm cannot be told, nor whether they do better than filler of the same",
+            "Thoughts neither help nor hurt measurably, nor do they do better than filler of the same",
         ),
         (
             0.0,
             -0.3,
-            "Whether thoughts help or do harm cannot be told, but they do worse than filler of the same length",
+            "Thoughts neither help nor hurt measurably, but they do worse than filler of the same length",
         ),
-        (-0.5, 0.3, "Thoughts do harm, but less than filler of the same length"),
-        (-0.5, 0.0, "Thoughts do harm, no less than filler of the same length, as far as can be told"),
-        (-0.5, -0.3, "Thoughts do harm, and more than filler of the same length"),
-        (-0.5, None, "Thoughts do harm (filler in their place was not measured)"),
+        (-0.5, 0.3, "Thoughts hurt, but less than filler of the same length"),
+        (-0.5, 0.0, "Thoughts hurt, no less than filler of the same length, as far as can be measured"),
+        (-0.5, -0.3, "Thoughts hurt, and more than filler of the same length"),
+        (-0.5, None, "Thoughts hurt (filler in their place was not measured)"),
     ],
 )
-def test_beside_no_thoughts_and_beside_filler(gain: float, content: float | None, said: str) -> None:
+def test_compared_with_no_thoughts_and_with_filler(gain: float, content: float | None, said: str) -> None:
     assert verdict(gain, content).startswith(said)
-    assert "trained" not in verdict(gain, content)
-    better = verdict(gain, content, 2.0)  # whatever else there is to say, it comes after
+    assert "training" not in verdict(gain, content)
+    better = verdict(gain, content, 2.0)  # everything else comes after
     assert better.startswith(said)
-    assert better.endswith("; with them, the model predicts this text better than before it was trained")
+    assert better.endswith("; with them, the model predicts this text better than before training")
 
 
 @pytest.mark.parametrize(
@@ -76,71 +76,69 @@ def test_beside_no_thoughts_and_beside_filler(gain: float, content: float | None
             0.3,
             -0.1,
             "Thoughts help, and more than filler of the same length; with them, the model predicts this text better "
-            "than before it was trained, but 0.100 of the 0.400 nats that they give only make up for what the base "
-            "pass has lost",
+            "than before training, but 0.100 of their gain of 0.400 nats only make up for what the base pass has lost",
         ),
         (
             0.4,
             0.3,
             -0.4,
-            "Even with thoughts, the model predicts this text not measurably better than before it was trained: they "
-            "only make up for the 0.400 nats that the base pass has lost, and filler of the same length does not do as "
+            "Even with thoughts, the model predicts this text not measurably better than before training: they only "
+            "make up for the 0.400 nats that the base pass has lost, and filler of the same length does not do as "
             "well",
         ),
         (
             0.4,
             0.0,
             -0.9,
-            "Even with thoughts, the model predicts this text worse than before it was trained: they make up for 0.400 "
-            "of the 0.900 nats that the base pass has lost, and filler of the same length does as well, as far as can "
-            "be told",
+            "Even with thoughts, the model predicts this text worse than before training: they make up for 0.400 of "
+            "the 0.900 nats that the base pass has lost, and filler of the same length does as well, as far as can "
+            "be measured",
         ),
         (
             0.4,
             -0.3,
             -0.9,
-            "Even with thoughts, the model predicts this text worse than before it was trained: they make up for 0.400 "
-            "of the 0.900 nats that the base pass has lost, and filler of the same length does better",
+            "Even with thoughts, the model predicts this text worse than before training: they make up for 0.400 of "
+            "the 0.900 nats that the base pass has lost, and filler of the same length does better",
         ),
         (
             0.4,
             None,
             -0.9,
-            "Even with thoughts, the model predicts this text worse than before it was trained: they make up for 0.400 "
-            "of the 0.900 nats that the base pass has lost (filler in their place was not measured)",
+            "Even with thoughts, the model predicts this text worse than before training: they make up for 0.400 of "
+            "the 0.900 nats that the base pass has lost (filler in their place was not measured)",
         ),
         (
             -0.4,
             0.3,
             -0.9,
-            "Thoughts do harm, but less than filler of the same length; with them, the model predicts this text worse "
-            "than before it was trained: the base pass alone has lost 0.900 nats",
+            "Thoughts hurt, but less than filler of the same length; with them, the model predicts this text worse "
+            "than before training: the base pass alone has lost 0.900 nats",
         ),
         (
             -0.4,
             0.3,
             0.1,
-            "Thoughts do harm, but less than filler of the same length; with them, the model predicts this text worse "
-            "than before it was trained",
+            "Thoughts hurt, but less than filler of the same length; with them, the model predicts this text worse "
+            "than before training",
         ),
         (
             -0.4,
             0.3,
             0.4,
-            "Thoughts do harm, but less than filler of the same length; with them, the model predicts this text not "
-            "measurably better than before it was trained",
+            "Thoughts hurt, but less than filler of the same length; with them, the model predicts this text not "
+            "measurably better than before training",
         ),
         (
             0.0,
             0.0,
             -0.9,
-            "Whether thoughts help or do harm cannot be told, nor whether they do better than filler of the same "
-            "length; with them, the model predicts this text worse than before it was trained: the base pass alone has "
-            "lost 0.900 nats",
+            "Thoughts neither help nor hurt measurably, nor do they do better than filler of the same length; with "
+            "them, the model predicts this text worse than before training: the base pass alone has lost 0.900 nats",
         ),
     ],
 )
-def test_beside_the_model_before_it_was_trained(gain: float, content: float | None, drift: float, said: str) -> None:
+def test_compared_with_the_model_before_training(gain: float, content: float | None, drift: float, said: str) -> None:
     assert re.sub(r"0\.(399|401)\b", "0.400", verdict(gain, content, drift)) == said
 
 
@@ -148,7 +146,7 @@ def test_beside_the_model_before_it_was_trained(gain: float, content: float | No
     ("content", "drift"), [pair for pair in product((None, 0.3, 0.0, -0.3), (None, 0.3, -0.4, -0.9)) if any(pair)]
 )
 def test_it_never_begins_with_help_alone(content: float | None, drift: float | None) -> None:
-    """Where filler does as well, or the model is no better than before training, that is said before the first stop."""
+    """Where filler does as well, or the model is no better than before training, the first sentence says so."""
     said = verdict(0.4, content, drift)
     if drift is not None and 0.4 + drift < UNSURE:
         assert said.startswith("Even with thoughts, the model predicts this text")
@@ -167,7 +165,7 @@ def test_the_second_sentence_has_the_figures_with_their_intervals() -> None:
     assert summary.nll_before.value == pytest.approx(1.1)
     interval = r"nats \(95 % interval [-+]0\.\d\d\d to [-+]0\.\d\d\d\)"
     assert re.search(
-        r"\. Over 60 positions, thoughts change the log-probability of the token that really follows by "
+        r"\. Over 60 positions, thoughts change the log-probability of the true next token by "
         rf"\+0\.400 {interval}; it differs by \+0\.300 {interval} from that with filler and by -0\.500 {interval} from "
         r"that before training\.$",
         summary.sentences[0],
@@ -179,8 +177,8 @@ def test_the_second_sentence_has_the_figures_with_their_intervals() -> None:
     )
 
 
-def test_how_to_know_more_is_said_where_the_model_before_training_is_not_known() -> None:
-    said = "is not known here: give the plain model that it was trained from (--before MODEL; before= in Python)."
+def test_a_sentence_says_how_to_compare_with_the_model_before_training() -> None:
+    said = "give the plain model that it was trained from (--before MODEL; before= in Python)."
     assert sum(said in each for each in found(0.4, 0.3).sentences) == 1
     assert said not in found(0.4, 0.3).sentences[0]
     assert not any(said in each for each in found(0.4, 0.3, 0.1).sentences)
@@ -188,56 +186,56 @@ def test_how_to_know_more_is_said_where_the_model_before_training_is_not_known()
     assert summary.nll_before is summary.over_before is summary.base_over_before is None
 
 
-def test_of_few_positions_nothing_is_concluded_of_training_either() -> None:
+def test_few_positions_allow_no_conclusion_on_training() -> None:
     for n in (3, 29):
         text = " ".join(found(0.4, 0.3, -0.9, n=n).sentences)
         assert text.startswith("These are too few positions to tell whether thoughts help")
         assert "train" not in text
     values = columns([0.4] * 60, filler=[-0.3] * 60)
     values["before_logprob"][:29] = [-1.0] * 29
-    assert "not known here" in " ".join(summarize(values, {}).sentences)
-    assert "trained" not in summarize(values, {}).sentences[0]
+    assert "It is not known whether" in " ".join(summarize(values, {}).sentences)
+    assert "training" not in summarize(values, {}).sentences[0]
 
 
-def test_of_the_models_own_text_nothing_is_concluded_of_training_either() -> None:
+def test_the_models_own_text_allows_no_conclusion_on_training() -> None:
     values = columns([0.4] * 60, filler=[-0.3] * 60)
     values["before_logprob"] = [-1.0] * 60
     text = " ".join(summarize(values, {"filler": "filler in its place"}, is_own=True).sentences)
-    assert text.startswith("The model wrote this text")
+    assert text.startswith("The model generated this text")
     assert "train" not in text
 
 
-def test_thoughts_that_do_nothing_leave_what_training_did() -> None:
-    """A head that has not opened, over a base model that was trained."""
+def test_without_an_effect_of_thoughts_that_of_training_is_reported() -> None:
+    """A closed mixing head over a base model that was trained."""
     values = columns([0.0] * 60, filler=[0.0] * 60)
     for before, said in (
-        (-2.5, "It predicts this text better than before it was trained (+0.500 nats (95 %"),
-        (-1.5, "It predicts this text worse than before it was trained (-0.500 nats (95 %"),
-        (-2.0, "It predicts this text as it did before it was trained (0.000 nats (95 %"),
+        (-2.5, "It predicts this text better than before training (+0.500 nats (95 %"),
+        (-1.5, "It predicts this text worse than before training (-0.500 nats (95 %"),
+        (-2.0, "It predicts this text as well as before training (0.000 nats (95 %"),
     ):
         values["before_logprob"] = [before] * 60
         (sentence,) = summarize(values, {}).sentences
-        assert "The thoughts do not count. " in sentence
+        assert "The thoughts have no effect. " in sentence
         assert said in sentence
 
 
-def test_a_change_that_is_next_to_nothing_is_none() -> None:
+def test_a_negligible_change_counts_as_none() -> None:
     assert verdict(0.4, 0.0).startswith("Thoughts help no more than filler")
     values = columns([0.4] * 60, filler=[-1e-5] * 60)
     values["before_logprob"] = [-2.0 + 1e-5] * 60
     said = summarize(values, {}).sentences[0]
     assert said.startswith(
-        "Thoughts help no more than filler of the same length, as far as can be told; with them, the"
+        "Thoughts help no more than filler of the same length, as far as can be measured; with them, the"
     )
     assert "make up" not in said
     values["before_logprob"] = [-1.6 + 1e-5] * 60
     assert (
-        "Even with thoughts, the model predicts this text as it did before it was trained: they make up for"
+        "Even with thoughts, the model predicts this text as well as before training: they make up for"
         in (summarize(values, {}).sentences[0])
     )
 
 
-def test_thoughts_that_are_filler_are_called_so() -> None:
+def test_thoughts_that_are_filler_are_reported_as_such() -> None:
     values = columns([0.4] * 60, filler=[0.0] * 60)
     values["filler_thought_ids"] = values["thought_ids"]
     assert (

@@ -240,10 +240,10 @@ def test_a_target_that_holds_something_is_left_alone(tmp_path, kind, held):
         target.mkdir()
         (target / "thesis.txt").write_text("years of work")
     before = files_of(tmp_path)
-    with pytest.raises(CheckpointError, match="holds something already; give a folder that is empty"):
+    with pytest.raises(CheckpointError, match="is not empty; give a new or empty folder"):
         convert(str(source), target)
     assert files_of(tmp_path) == before
-    with pytest.raises(CheckpointError, match="holds something already"):
+    with pytest.raises(CheckpointError, match="is not empty"):
         convert(str(source), source)
     assert files_of(tmp_path) == before
 
@@ -256,7 +256,7 @@ def test_an_empty_target_will_do(tmp_path):
 
 def test_settings_of_a_model_that_has_its_own(tmp_path):
     source = our_folder(tmp_path / "ours")
-    with pytest.raises(CheckpointError, match="says its own settings; leave n_ahead, n_ahead_talk out"):
+    with pytest.raises(CheckpointError, match="has its own settings; leave n_ahead, n_ahead_talk out"):
         convert(str(source), tmp_path / "theirs", n_ahead=4, n_ahead_talk=2)
     assert not (tmp_path / "theirs").exists()
 

@@ -68,5 +68,5 @@ def test_adapters_keep_less_of_frozen_weights_and_their_own_states():
 
 
 def test_experts_are_refused():
-    with pytest.raises(UnsupportedModelError, match="keeps cannot be counted"):
+    with pytest.raises(UnsupportedModelError, match="cannot count the activation memory of a layer"):
         count_kept(config_of("mixtral"), torch.float32)

@@ -77,7 +77,7 @@ def case_of(memory, family, change):
 
 
 @pytest.mark.parametrize(("family", "change"), CASES)
-def test_the_fullest_moment_is_the_computed_one(memory, family, change):
+def test_the_peak_is_the_computed_one(memory, family, change):
     """All tensors that are alive together, within 5 %: weights, states, what is kept, gradients."""
     case = case_of(memory, family, change)
     assert memory.computed(case).total == pytest.approx(memory.measure_tensors(case), rel=0.05)

@@ -1,4 +1,4 @@
-"""What is chosen, and what gives where a run does not fit as it was asked for."""
+"""The choice of a plan, and how it eases a run that does not fit."""
 
 from dataclasses import replace
 

@@ -27,7 +27,7 @@ def test_every_heading_and_strategy_is_whole_in_a_narrow_terminal(width):
     console.print(shown(plan(args), width))
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
-    for words in (*WAY_HEADINGS, "tokens of text", "passed again", "FSDP2, CPU offload"):
+    for words in (*WAY_HEADINGS, "tokens of text", "recomputed", "FSDP2, CPU offload"):
         assert any(words in line for line in lines), words
 
 
@@ -39,7 +39,7 @@ def test_every_heading_is_whole_where_there_is_no_terminal(capsys, monkeypatch):
 
 def test_the_command_for_several_nodes_says_what_each_must_give():
     told = list(choice(plan(PlanArguments(model=QWEN, gpus=8, nodes=2))))
-    assert "On each of the 2 nodes" in told[-2]
+    assert "Run on each of the 2 nodes" in told[-2]
     assert " --num_machines 2 --machine_rank 0 --main_process_ip FIRST_MACHINE -m quietstar" in told[-1]
 
 
@@ -59,10 +59,10 @@ def test_the_command_leaves_out_what_a_thinking_model_says_itself(tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (dict(bandwidth=5.0), "; --bandwidth alone is not used."),
-        (dict(gpus=2, tflops=5.0), "; --tflops alone is not used."),
-        (dict(tflops=5.0), "No duration where GPUs talk to each other or to their host: it takes --bandwidth"),
-        (dict(lora_r=5), "--lora_r 5 is not used without --lora."),
+        (dict(bandwidth=5.0), "; --bandwidth alone has no effect."),
+        (dict(gpus=2, tflops=5.0), "; --tflops alone has no effect."),
+        (dict(tflops=5.0), "No durations of strategies that communicate: give --bandwidth"),
+        (dict(lora_r=5), "--lora_r 5 has no effect without --lora."),
     ],
     ids=str,
 )

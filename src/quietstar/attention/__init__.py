@@ -1,4 +1,4 @@
-"""How the base model attends over a thought grid: one backend behind one small interface.
+"""Attention of the base model over a thought grid: interchangeable backends behind one interface.
 
 A backend turns a ThoughtGrid into keyword arguments for the base model's trunk.
 """
@@ -20,20 +20,20 @@ from quietstar.grid import ThoughtGrid
 
 
 class AttentionBackend(Protocol):
-    """What think and talk ask of a backend: keyword arguments for the trunk that make it see the grid."""
+    """An attention backend: keyword arguments for the trunk that make it attend over the grid."""
 
     name: str
-    """as BACKENDS lists it"""
+    """its name in BACKENDS"""
     by_row: bool
-    """whether branches are laid out row by row beside their text, and layers are given all keys and values in one
-    tensor; or all in one row, and layers look the earlier ones up in the cache"""
+    """True: branches are batched with their text, row by row, and layers get all keys and values in one tensor.
+    False: all branches share one row, and layers read earlier keys and values from the cache."""
 
     def attending(self, base_lm: PreTrainedModel) -> AbstractContextManager[None]:
-        """Entered around every pass in which layers are handed how to attend."""
+        """Return a context manager for every pass over branches."""
         ...
 
     def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
-        """For some steps of all branches over the keys and values of everything before them."""
+        """Return the arguments for a pass over some steps of all branches, given the cache of everything before."""
         ...
 
 
@@ -45,11 +45,11 @@ BACKENDS: dict[str, Callable[[PreTrainedModel], AttentionBackend]] = {
 
 
 def attention_backend(name: str, base_lm: PreTrainedModel) -> AttentionBackend:
-    """The backend of that name for a base model.
+    """Return a new backend by name, for a base model.
 
     Raises:
-        SettingsError: there is no such backend, or it cannot run on the base model's device.
-        UnsupportedModelError: the backend cannot serve the base model.
+        SettingsError: the name is unknown, or the backend cannot run on the base model's device.
+        UnsupportedModelError: the backend does not support the base model.
     """
     if name not in BACKENDS:
         raise SettingsError(f"attention backend {name!r} is unknown; choose from {', '.join(BACKENDS)}")
@@ -57,5 +57,5 @@ def attention_backend(name: str, base_lm: PreTrainedModel) -> AttentionBackend:
 
 
 def default_backend(base_lm: PreTrainedModel) -> str:
-    """The name of the fastest backend that a base model can be given on any device."""
+    """Return the name of the fastest backend that supports the base model on every device."""
     return "split" if can_hook(base_lm) else "dense"

@@ -1,4 +1,4 @@
-"""Keys and values of a base pass with branches growing on them."""
+"""Keys and values of a base pass, and of the branches that grow on it."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from quietstar.grid import ThoughtGrid
 
 
 class BranchLayer(DynamicLayer):
-    """One layer's keys and values: those of the base tokens, and a piece for each pass over branch tokens since.
+    """One layer's keys and values: those of the base tokens, and a piece for each pass over branch tokens.
 
     Args:
         keys: [B, J, S, d]
         values: [B, J, S, d']
-        by_row: whether branches lie row by row beside their text, and `update` returns everything so far in one
-            tensor, as the base model's own attention needs it; or all in one row, and it returns what is new.
+        by_row: see AttentionBackend. If True, `update` returns all keys and values so far in one tensor, as the base
+            model's own attention needs them; if False, only the new ones.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, by_row: bool) -> None:
@@ -29,7 +29,7 @@ class BranchLayer(DynamicLayer):
         self.pieces: list[tuple[Tensor, Tensor]] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Add the keys and values of some steps of all branches."""
+        """Append the keys and values of some steps of all branches."""
         self.pieces.append((key_states, value_states))
         if not self.by_row:
             return key_states, value_states
@@ -38,27 +38,26 @@ class BranchLayer(DynamicLayer):
 
     def repeat(self, n_passes: int) -> None:
         """See BranchCache."""
-        self.pieces = [tuple(of.repeat(1, 1, n_passes, 1) for of in piece) for piece in self.pieces]  # type: ignore[misc]
+        self.pieces = [tuple(x.repeat(1, 1, n_passes, 1) for x in piece) for piece in self.pieces]  # type: ignore[misc]
 
     def get_seq_length(self) -> int:
-        """Tokens of a row and of the branches so far."""
+        """Return the number of tokens of a row plus those of the branches so far."""
         return self.keys.shape[2] + sum(keys.shape[2] for keys, _ in self.pieces)
 
 
 class BranchCache(DynamicCache):
-    """Keys and values of the base tokens, and of the branch tokens grown so far.
+    """Keys and values of the base tokens, and of the branch tokens so far.
 
-    It starts from the base pass's own tensors without copying or changing them: dropping it is all that is
-    needed to go back to the base pass.
+    It shares the tensors of the base pass without copying or changing them, so dropping it restores the base pass.
 
     Args:
-        base: cache of a base pass, its layers dynamic or sliding.
+        base: cache of a base pass, with dynamic or sliding layers.
         grid: where branches grow.
         by_row: see BranchLayer.
-        rows: those of `base` that the grid has.
+        rows: the rows of `base` that the grid contains.
 
     Raises:
-        SettingsError: a layer's window has moved past what a branch sees.
+        SettingsError: a layer's sliding window has dropped keys that a branch needs.
     """
 
     def __init__(self, base: Cache, grid: ThoughtGrid, *, by_row: bool, rows: slice = slice(None)) -> None:
@@ -66,16 +65,16 @@ class BranchCache(DynamicCache):
         S = grid.n_base
         self.layers = [BranchLayer(layer.keys[rows, :, :S], layer.values[rows, :, :S], by_row) for layer in base.layers]
         self.n_base_kept = [layer.keys.shape[2] for layer in self.layers]
-        """base tokens that each layer still keeps: fewer than S where a window has moved on"""
-        moved_on = min(self.n_base_kept, default=grid.n_base) < grid.n_base
-        if moved_on and bool((grid.columns < grid.n_base - 1).any()):
+        """base tokens that each layer still has: fewer than S if a sliding window has dropped some"""
+        has_dropped = min(self.n_base_kept, default=grid.n_base) < grid.n_base
+        if has_dropped and bool((grid.columns < grid.n_base - 1).any()):
             raise SettingsError(
-                "thinking at earlier positions than the last needs keys that this sliding-window cache has "
-                "dropped; pass cache=DynamicCache() without a config, or logits_to_keep=1 "
-                "(assisted generation thinks at several)"
+                "thinking at positions before the last one needs keys that this sliding-window cache has dropped; "
+                "pass cache=DynamicCache() without a config, or logits_to_keep=1 (assisted generation thinks at "
+                "several positions)"
             )
 
     def repeat(self, n_passes: int) -> None:
-        """Let a step that was the same for all passes, and went through the trunk once, be every pass's own."""
+        """Repeat the branch tokens so far, computed once because all passes share them, for each of the passes."""
         for layer in self.layers:
             layer.repeat(n_passes)

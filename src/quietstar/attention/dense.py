@@ -1,4 +1,4 @@
-"""The dense backend: additive 4-D masks as large as the grid. The yardstick of correctness for every other one."""
+"""The dense backend: additive 4-D masks as large as the grid. The other backends are tested against it."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,13 +13,13 @@ from quietstar.grid import ThoughtGrid
 
 
 class DenseAttention:
-    """Additive 4-D masks [B, 1, query, key], for any base model that takes them.
+    """Additive 4-D masks [B, 1, query, key], for any base model that accepts them.
 
     Args:
         base_lm: the base model.
 
     Raises:
-        UnsupportedModelError: a layer is of a kind that no mask can describe.
+        UnsupportedModelError: a layer has a type that masks cannot describe.
     """
 
     name = "dense"
@@ -42,15 +42,17 @@ class DenseAttention:
 
 
 def branch_mask(grid: ThoughtGrid, steps: range, window: int | None, n_kept: int, dtype: torch.dtype) -> Tensor:
-    """[B, 1, Q x P x N, n_kept + steps.stop x P x N]: what is added to those steps' scores, over the last n_kept
-    base tokens and the branches, row by row."""
+    """Return the additive mask [B, 1, Q x P x N, n_kept + steps.stop x P x N] of some steps.
+
+    Its keys are the last n_kept base tokens and the branches, row by row.
+    """
     return additive(grid.branch_sight(steps, window)[..., grid.n_base - n_kept :], dtype)
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, Q, T] what is seen -> [B, 1, Q, T] what is added to attention scores: 0, or the dtype's lowest value.
+    """Return the additive mask [B, 1, Q, T] of the keys seen, [B, Q, T]: 0, or the dtype's lowest value.
 
-    Additive, because eager attention adds whatever it is given, booleans too.
+    It is not boolean because eager attention adds its mask to the scores, whatever the dtype.
     """
     hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return hidden.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]

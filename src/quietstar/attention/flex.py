@@ -1,14 +1,14 @@
-"""The flex backend: torch's flex attention over branches laid side by side, one kernel for CUDA devices.
+"""The flex backend: torch's flex attention over branches side by side, in one kernel for CUDA devices.
 
-A branch token's sight is two runs of keys: base tokens up to its column, and its own branch up to itself. Branch
-tokens come step by step; here each branch's tokens are put together, so that both runs are short stretches, and
-128 x 128 blocks of scores that nobody sees are never computed:
+A branch token sees two runs of keys: base tokens up to its column, and its own branch up to itself. Branch tokens are
+ordered by step; here they are reordered by branch, so that both runs are short, and 128 x 128 blocks of scores that
+are fully masked are never computed:
 
-    keys       base tokens of row 0 | of row 1 | ..., filled up to whole blocks | branch 0 | branch 1 | ...
-    queries    branch 0 | branch 1 | ..., filled up to whole blocks
+    keys       base tokens of row 0 | of row 1 | ..., padded to whole blocks | branch 0 | branch 1 | ...
+    queries    branch 0 | branch 1 | ..., padded to whole blocks
 
-Whole blocks keep every index of the kernel within its tables, let many lengths share one compiled kernel, and keep
-short queries away from a second kernel of torch's, which takes fewer head sizes and groups.
+Whole blocks keep every index of the kernel within its tables, let many lengths share one compiled kernel, and avoid
+torch's separate kernel for short queries, which supports fewer head sizes and groups.
 
 Legend: B rows of text, H heads, J key-value heads, Q steps of P passes of C columns, S base tokens whose keys are
 kept, L steps of the branches so far, R and T queries and keys in whole blocks, d head size.
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
@@ -29,27 +30,22 @@ from quietstar.attention.two_parts import products_dtype
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
 
-try:
-    from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
-except ImportError:  # a torch built without it
-    flex_attention = None  # type: ignore[assignment]
-
 BLOCK = 128
-"""queries, and keys, of a block: flex attention's own default"""
+"""queries, and keys, in a block: flex attention's own default"""
 
 LEAST_HEAD_SIZE = 16
-"""flex attention's kernels multiply no smaller heads; they are filled up with zeros"""
+"""smallest head size of flex attention's kernels; smaller heads are padded with zeros"""
 
 COMPILATION = {"recompile_limit": 64, "specialize_float": True}
-"""settings of torch's compiler: a kernel for one block or several, each dtype, with and without gradient, and kind of
-head are more than the 8 that it makes by default; and scale and softcap cannot be variables of a kernel"""
+"""settings of torch's compiler. Kernels for one or several blocks, each dtype, with and without gradient, and each kind
+of head are more than its default limit of 8. Scale and softcap must be constants of a kernel."""
 
 
 @dataclass(slots=True)
 class FlexOverGrid(SplitOverGrid):
-    """One pass of the trunk over a grid, as its layers attend."""
+    """Attention of the layers in one pass of the trunk over a grid."""
 
-    _block_masks: dict[tuple[int | None, int], "BlockMask"] = field(default_factory=dict)
+    _block_masks: dict[tuple[int | None, int], BlockMask] = field(default_factory=dict)
 
     def over_branches(
         self,
@@ -57,24 +53,24 @@ class FlexOverGrid(SplitOverGrid):
         query: Tensor,
         prefix: tuple[Tensor, Tensor],
         pieces: list[tuple[Tensor, Tensor]],
-        how: dict[str, Any],
+        scores: dict[str, Any],
     ) -> Tensor:
         """See SplitOverGrid.
 
         Raises:
             SettingsError: the tensors are not on a CUDA device.
         """
-        _check_device(query.device, "these tensors are")
+        _check_device(query.device, "the tensors are")
         return flex_over_branches(
             query,
             prefix,
             pieces,
             self._block_mask(window, prefix[0].shape[2]),
             (self.grid.n_passes, self.grid.n_columns),
-            **how,
+            **scores,
         )
 
-    def _block_mask(self, window: int | None, n_kept: int) -> "BlockMask":
+    def _block_mask(self, window: int | None, n_kept: int) -> BlockMask:
         if (window, n_kept) not in self._block_masks:
             self._block_masks[window, n_kept] = branch_block_mask(self.grid, self.steps, window, n_kept)
         return self._block_masks[window, n_kept]
@@ -83,26 +79,21 @@ class FlexOverGrid(SplitOverGrid):
 class FlexAttention(SplitAttention):
     """Flex attention, for base models on CUDA devices whose attention can be hooked.
 
-    Few branches, and layers with attention dropout or a position bias, attend as they do with SplitAttention.
+    A few branches, and layers with attention dropout or a position bias, attend as with SplitAttention.
 
     Args:
         base_lm: the base model.
 
     Raises:
-        SettingsError: the base model is not on a CUDA device, or torch has no flex attention.
-        UnsupportedModelError: its attention cannot be hooked, or has layers that branches cannot grow over.
+        SettingsError: the base model is not on a CUDA device.
+        UnsupportedModelError: its attention cannot be hooked, or a layer has a type that masks cannot describe.
     """
 
     name = "flex"
     over_grid = FlexOverGrid
 
     def __init__(self, base_lm: PreTrainedModel) -> None:
-        if flex_attention is None:
-            raise SettingsError(
-                f"attention backend 'flex' needs torch's flex attention, which torch {torch.__version__} here lacks; "
-                "install another build of torch, or choose split"
-            )
-        _check_device(base_lm.device, "this model is")
+        _check_device(base_lm.device, "the model is")
         super().__init__(base_lm)
 
 
@@ -110,7 +101,7 @@ def flex_over_branches(
     query: Tensor,
     prefix: tuple[Tensor, Tensor],
     own: list[tuple[Tensor, Tensor]],
-    block_mask: "BlockMask",
+    block_mask: BlockMask,
     branches: tuple[int, int],
     *,
     scaling: float,
@@ -123,11 +114,11 @@ def flex_over_branches(
         query: [1, H, Q x P x C, d], step by step.
         prefix: keys [B, J, S, d] and values [B, J, S, d'] of the base tokens.
         own: keys [1, J, l x P x C, d] and values of the branch tokens, in pieces of some steps each, L in all.
-        block_mask: what is seen; see branch_block_mask.
+        block_mask: the keys that are seen; see branch_block_mask.
         branches: P and C.
         scaling: factor of the scores.
-        softcap: scores are bent to stay within it.
-        sinks: [H], a score for each head that takes part in the softmax and has no value.
+        softcap: scores are squashed to stay within it.
+        sinks: [H], for each head a score that enters the softmax and has no value.
 
     Returns:
         [1, Q x P x C, H, d']
@@ -135,12 +126,12 @@ def flex_over_branches(
     n_queries, size = query.shape[2], prefix[1].shape[3]
     attend, dtype = _flex_attention(query.is_cuda), products_dtype(query)
     with torch.autocast(query.device.type, enabled=False), torch._dynamo.config.patch(COMPILATION):
-        own_keys, own_values = (torch.cat(of, dim=2) for of in zip(*own, strict=True))
+        own_keys, own_values = (torch.cat(pieces, dim=2) for pieces in zip(*own, strict=True))
         out, aux = attend(
             _in_blocks(_by_branch(query.to(dtype), branches)),
             _keys_in_blocks(prefix[0], own_keys, branches, dtype),
             _keys_in_blocks(prefix[1], own_values, branches, dtype),
-            score_mod=None if softcap is None else _bend(softcap),
+            score_mod=None if softcap is None else _softcap(softcap),
             block_mask=block_mask,
             scale=scaling,
             enable_gqa=True,
@@ -148,37 +139,37 @@ def flex_over_branches(
         )
         out = out[:, :, :n_queries, :size]
         if sinks is not None:
-            # what the sink leaves of the softmax
+            # share of the softmax outside the sink
             share = torch.sigmoid(aux.lse[:, :, :n_queries] - sinks.float()[:, None])
             out = (out * share[..., None]).to(query.dtype)
     return out.unflatten(2, (*branches, -1)).permute(0, 4, 2, 3, 1, 5).flatten(1, 3)
 
 
-def branch_block_mask(grid: ThoughtGrid, steps: range, window: int | None, n_kept: int) -> "BlockMask":
-    """What some steps of all branches see, as flex attention takes it: [1, 1, R, T] in blocks, never as a whole.
+def branch_block_mask(grid: ThoughtGrid, steps: range, window: int | None, n_kept: int) -> BlockMask:
+    """Return the block mask of some steps of all branches: [1, 1, R, T] in blocks, never materialized as a whole.
 
     Args:
         grid: where the branches grow.
-        steps: Q of them, the last L - 1.
-        window: how far back a token sees; None for everything.
-        n_kept: S, base tokens whose keys are kept: the last ones.
+        steps: Q steps, the last of them L - 1.
+        window: the sliding window; None for full attention.
+        n_kept: S, the number of base tokens, the last ones, whose keys are kept.
     """
     P, C, Q, L, S = grid.n_passes, grid.n_columns, len(steps), steps.stop, n_kept
     first_own = _whole_blocks(grid.batch_size * S)
     R, T = _whole_blocks(Q * P * C), first_own + _whole_blocks(L * P * C)
-    device, forgotten = grid.columns.device, grid.n_base - S
+    device, n_dropped = grid.columns.device, grid.n_base - S
 
     def runs(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
-        """[P or 1, C, Q or 1] twice -> [R]: keys that each query sees, none of them for those that fill up."""
-        start, stop = (pad(of.expand(P, -1, Q).flatten(), (0, R - Q * P * C)).int() for of in (start, stop))
+        """Expand the bounds [P or 1, C, Q or 1] of the keys that each query sees to [R]; padding sees none."""
+        start, stop = (pad(bound.expand(P, -1, Q).flatten(), (0, R - Q * P * C)).int() for bound in (start, stop))
         return start.where(start < stop, T), stop.where(start < stop, 0)
 
     ahead = torch.arange(steps.start + 1, steps.stop + 1, device=device)
     column, text = grid.columns[None, :, None], (grid.rows * S)[None, :, None]
-    since = torch.zeros_like(column) if window is None else (column + ahead - window + 1 - forgotten).clamp(min=0)
-    until = torch.maximum(column + 1 - forgotten, since)
+    since = torch.zeros_like(column) if window is None else (column + ahead - window + 1 - n_dropped).clamp(min=0)
+    until = torch.maximum(column + 1 - n_dropped, since)
     base_start, base_stop = runs(text + since, text + until)
-    base_seen = pad(grid.base_mask[:, forgotten:].flatten(), (0, T - grid.batch_size * S))  # [T]
+    base_seen = pad(grid.base_mask[:, n_dropped:].flatten(), (0, T - grid.batch_size * S))  # [T]
 
     own_seen = grid.own_sight(steps, window).permute(2, 0, 1)[None]  # [1, C, Q, L], one run each
     branch = torch.arange(P * C, device=device).view(P, C, 1)
@@ -192,7 +183,7 @@ def branch_block_mask(grid: ThoughtGrid, steps: range, window: int | None, n_kep
     block = torch.arange(0, T, BLOCK, device=device)
 
     def touched(start: Tensor, stop: Tensor) -> Tensor:
-        """[R / BLOCK, T / BLOCK]: blocks in which there may be something to see."""
+        """Return the blocks [R / BLOCK, T / BLOCK] that may have unmasked scores."""
         first, last = _by_block(start).amin(-1, keepdim=True), _by_block(stop).amax(-1, keepdim=True)
         return (first < block + BLOCK) & (last > block)
 
@@ -201,26 +192,26 @@ def branch_block_mask(grid: ThoughtGrid, steps: range, window: int | None, n_kep
     full = seen_by_all & _by_block(base_seen).all(-1)
     partial = (touched(base_start, base_stop) | touched(own_start, own_stop)) & ~full
     return BlockMask.from_kv_blocks(
-        *_listed(partial), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=mask_mod, seq_lengths=(R, T)
+        *_indices(partial), *_indices(full), BLOCK_SIZE=BLOCK, mask_mod=mask_mod, seq_lengths=(R, T)
     )
 
 
 def _check_device(device: torch.device, what: str) -> None:
     if device.type != "cuda":
         raise SettingsError(
-            f"attention backend 'flex' runs on CUDA devices only, and {what} on {device.type}; move the model first, "
+            f"attention backend 'flex' runs on CUDA devices only, but {what} on {device.type}; move the model first, "
             "or choose split"
         )
 
 
 @cache
 def _flex_attention(on_cuda: bool) -> Callable[..., Any]:
-    # compiled as a full graph, so that too many variants end in an error and not in scores as large as the grid
+    # a full graph makes too many variants an error; without it, torch falls back to scores as large as the grid
     return torch.compile(flex_attention, fullgraph=True) if on_cuda else flex_attention  # type: ignore[return-value]
 
 
 @cache
-def _bend(softcap: float) -> Callable[..., Tensor]:
+def _softcap(softcap: float) -> Callable[..., Tensor]:
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return softcap * torch.tanh(score / softcap)
 
@@ -231,29 +222,29 @@ def _whole_blocks(n: int) -> int:
     return -(-n // BLOCK) * BLOCK
 
 
-def _by_block(of: Tensor) -> Tensor:
-    """[n x BLOCK] -> [n, BLOCK]"""
-    return of.unflatten(0, (-1, BLOCK))
+def _by_block(values: Tensor) -> Tensor:
+    """Reshape [n x BLOCK] to [n, BLOCK]."""
+    return values.unflatten(0, (-1, BLOCK))
 
 
-def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """[R / BLOCK, T / BLOCK] which blocks -> how many in each row, and first those, then the others' indices."""
+def _indices(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each row of a mask of blocks [R / BLOCK, T / BLOCK] their number, and their indices, padded."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1).int()[None, None], order.int()[None, None]
 
 
 def _by_branch(tokens: Tensor, branches: tuple[int, int]) -> Tensor:
-    """[1, H, l x P x C, d] -> [1, H, P x C x l, d]"""
+    """Reorder tokens [1, H, l x P x C, d] by branch: [1, H, P x C x l, d]."""
     return tokens.unflatten(2, (-1, *branches)).permute(0, 1, 3, 4, 2, 5).flatten(2, 4)
 
 
 def _in_blocks(tokens: Tensor) -> Tensor:
-    """[1, H, n, d] -> whole blocks of tokens, and heads large enough."""
+    """Pad [1, H, n, d] to whole blocks of tokens and to the smallest head size."""
     n, size = tokens.shape[2:]
     return pad(tokens, (0, max(0, LEAST_HEAD_SIZE - size), 0, _whole_blocks(n) - n))
 
 
 def _keys_in_blocks(base: Tensor, own: Tensor, branches: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """[B, J, S, d] and [1, J, L x P x C, d] -> [1, J, T, d], keys or values"""
+    """Join keys or values of the base, [B, J, S, d], and of branches, [1, J, L x P x C, d], to [1, J, T, d]."""
     texts = base.transpose(0, 1).flatten(1, 2)[None]
     return torch.cat([_in_blocks(texts.to(dtype)), _in_blocks(_by_branch(own.to(dtype), branches))], dim=2)

@@ -1,8 +1,9 @@
-"""A base model's own attention function, and ours in its place where a branch attends.
+"""Replacing a base model's attention function while branches attend.
 
 The modeling files of transformers look their attention function up by `config._attn_implementation`. While branches
-attend, and while a base pass keeps its keys under gradient checkpointing, the name there ends in `+thoughts`. Such a
-function is the base model's own, or what is handed down through the layers as the keyword argument `over_grid`.
+attend, and while a base pass keeps its keys under gradient checkpointing, that name ends in `+thoughts`. The function
+of such a name calls the keyword argument `over_grid` that is passed down through the layers, or without one the base
+model's own function.
 """
 
 import sys
@@ -22,18 +23,18 @@ from quietstar.errors import UnsupportedModelError
 
 SUFFIX = "+thoughts"
 HOOKED = ("sdpa", "eager")
-"""attention functions of base models that take the additive masks of a base pass"""
+"""attention functions of base models that take additive masks"""
 
 _LOCK = Lock()
 _INSIDE: dict[int, int] = {}
-"""how many hooked passes are under way over a config"""
+"""id of a config -> number of threads inside `hooked` with it"""
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
-"""what transformers calls: module, query [B, H, T, d], key, value, mask -> [B, T, H, d'] and weights or None"""
+"""as transformers calls it: module, query [B, H, T, d], key, value, mask -> [B, T, H, d'] and weights or None"""
 
 
 class OverGrid(Protocol):
-    """What is handed down to the layers, to attend in place of their own function."""
+    """A function that layers call instead of their own attention function."""
 
     def __call__(
         self,
@@ -50,10 +51,10 @@ class OverGrid(Protocol):
 
 
 class KeepingKeys:
-    """Layers attend as they do, and their keys and values are kept in a cache.
+    """The layers' own attention, which also stores their keys and values in a cache.
 
-    Gradient checkpointing takes every cache away from a layer, as it would be written to a second time when the layer
-    is computed again. Here it is written to once.
+    Gradient checkpointing takes the cache away from layers, as recomputing a layer would write to it twice. Here each
+    layer writes once.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -79,7 +80,7 @@ class KeepingKeys:
 
 
 def own_implementation(base_lm: PreTrainedModel) -> str:
-    """The name of the base model's own attention function."""
+    """Return the name of the base model's own attention function."""
     return str(base_lm.config.get_text_config()._attn_implementation).removesuffix(SUFFIX)
 
 
@@ -89,7 +90,7 @@ def can_hook(base_lm: PreTrainedModel) -> bool:
 
 
 def check_hook(base_lm: PreTrainedModel) -> None:
-    """Raise UnsupportedModelError where the base model's attention function cannot be replaced."""
+    """Raise UnsupportedModelError if the base model's attention function cannot be replaced."""
     if not can_hook(base_lm):
         raise UnsupportedModelError(
             f"the attention of family {base_lm.config.model_type!r} ({own_implementation(base_lm)}) cannot be "
@@ -99,9 +100,9 @@ def check_hook(base_lm: PreTrainedModel) -> None:
 
 @contextmanager
 def hooked(base_lm: PreTrainedModel) -> Iterator[None]:
-    """Let a base model take `over_grid` for a while; several threads may be inside at once.
+    """Make a base model accept `over_grid` inside the context; several threads may be inside at once.
 
-    Some modeling files look at the name of their attention function: outside, it is what it was.
+    Outside, the attention function has its old name again, which some modeling files read.
     """
     config = base_lm.config.get_text_config()
     with _LOCK:
@@ -118,18 +119,20 @@ def hooked(base_lm: PreTrainedModel) -> Iterator[None]:
 
 
 def own_attention(module: nn.Module) -> AttentionFunction:
-    """The attention function that a layer of a hooked base model has of its own."""
+    """Return the own attention function of a layer of a hooked base model."""
     config: Any = module.config
     name = str(config._attn_implementation).removesuffix(SUFFIX)
-    if name == "eager":  # every modeling file has its own
+    if name == "eager":  # each modeling file defines one
         own: AttentionFunction = sys.modules[type(module).__module__].eager_attention_forward
         return own
     return ALL_ATTENTION_FUNCTIONS[name]
 
 
-def bends(own: AttentionFunction) -> bool:
-    """Whether a base model's own attention function bends its scores. sdpa does not: transformers 5.17 hands it a soft
-    cap that it passes by, later versions refuse to. Branches attend as their text does."""
+def takes_softcap(own: AttentionFunction) -> bool:
+    """Whether a base model's own attention function applies a softcap; branches must attend as their text does.
+
+    sdpa does not: transformers 5.17 ignores the softcap, and later versions refuse it.
+    """
     return own is not ALL_ATTENTION_FUNCTIONS["sdpa"]
 
 
@@ -143,7 +146,7 @@ def attend(
     over_grid: OverGrid | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """What a hooked base model's layers call."""
+    """Attend as a layer of a hooked base model: through `over_grid`, or without one with its own function."""
     own = own_attention(module)
     if over_grid is None:
         return own(module, query, key, value, attention_mask, **kwargs)
@@ -151,7 +154,7 @@ def attend(
 
 
 def no_mask(device: torch.device) -> Tensor:
-    """[1, 1, 1, 1] NaN: stands where a mask must be given and none is used, and would not go unnoticed if it were."""
+    """Return a placeholder mask [1, 1, 1, 1] of NaN, which would show in the output if anything used it."""
     return torch.full((1, 1, 1, 1), torch.nan, device=device)
 
 

@@ -1,4 +1,4 @@
-"""Which columns are attended over at once, and what they see: blocks of them that are even though rows are not.
+"""Blocks of columns that attend together, and the keys they see. Blocks are rectangular although rows are ragged.
 
 Legend: B rows of text, Q steps of P passes of C columns, S base tokens whose keys are kept, L steps of the branches so
 far. A block has n columns of each of b rows.
@@ -13,10 +13,10 @@ from torch import Tensor
 from quietstar.grid import ThoughtGrid
 
 COLUMNS_AT_ONCE = 128
-"""columns of a row in a block: keys past the last of them are never multiplied"""
+"""most columns of a row in a block; keys after the last of them are never multiplied"""
 
 SCORES_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
-"""elements of a block of scores: what fits into a core's cache, or keeps a GPU busy"""
+"""elements of a block of scores, chosen to fit a core's cache, or to keep a GPU busy"""
 
 
 @dataclass(slots=True)
@@ -25,47 +25,47 @@ class Place:
 
     rows: slice | Tensor
     columns: slice | Tensor
-    """of each row, where all rows have equally many; otherwise [b, n] among the columns of all rows"""
+    """the columns of each row as a slice if all rows have equally many, otherwise indices [b, n] into all columns"""
     per_row: int
-    """columns of every row, where all rows have equally many"""
+    """columns of every row, if all rows have equally many"""
     is_real: Tensor | None
-    """[b, n]: False where a row has fewer columns, and another one stands in; None where there is no such place"""
+    """[b, n] bool: False for padding, where a row has fewer columns; None if there is no padding"""
     real: tuple[Tensor, Tensor] | None
-    """where is_real is true: which of the b x n, and which among the columns of all rows"""
+    """indices of the real places among the b x n, and of their columns among all columns; None if all are real"""
     keys: slice
 
-    def take(self, of: Tensor) -> Tensor:
-        """[x, C, ...] -> [x, b, n, ...]"""
-        return of[:, self.columns] if isinstance(self.columns, Tensor) else self._evenly(of)
+    def take(self, values: Tensor) -> Tensor:
+        """Gather the block's columns from values [x, C, ...]: [x, b, n, ...]."""
+        return values[:, self.columns] if isinstance(self.columns, Tensor) else self._even(values)
 
     def put(self, into: Tensor, values: Tensor) -> None:
-        """Values [x, b, n, ...] into [x, C, ...]."""
+        """Scatter values [x, b, n, ...] into [x, C, ...], without the padding."""
         if not isinstance(self.columns, Tensor):
-            self._evenly(into).copy_(values)
+            self._even(into).copy_(values)
         elif self.real is None:
             into[:, self.columns] = values.to(into.dtype)
         else:
             some, columns = self.real
             into[:, columns] = values.flatten(1, 2)[:, some].to(into.dtype)
 
-    def _evenly(self, of: Tensor) -> Tensor:
-        return of.unflatten(1, (-1, self.per_row))[:, self.rows, self.columns]
+    def _even(self, values: Tensor) -> Tensor:
+        return values.unflatten(1, (-1, self.per_row))[:, self.rows, self.columns]
 
 
 @dataclass(slots=True)
 class Sight:
-    """What branch tokens may not see, one layer's window taken into account."""
+    """The keys that are hidden from branch tokens, under one layer's window."""
 
     n_passes: int
     """P"""
     per_row: list[int]
-    """columns of each row; they stand row by row"""
+    """number of columns of each row; columns are ordered by row"""
     prefix_hidden: Tensor
-    """[C, Q or 1, S] bool: base tokens that a column's steps do not see; one entry where all steps see alike."""
+    """[C, Q or 1, S] bool: base tokens hidden from a column's steps; one entry if all steps see the same"""
     own_hidden: Tensor
-    """[C, Q, L] bool: tokens of its own branch that a step does not see."""
+    """[C, Q, L] bool: tokens of its own branch hidden from a step"""
     _reach: list[tuple[int, int]] = field(init=False)
-    """for each column, the first base token that any step of it sees, and the one after the last"""
+    """for each column, the first base token that any of its steps sees, and one past the last"""
     _places: dict[int, list[Place]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -77,13 +77,13 @@ class Sight:
 
     @classmethod
     def over(cls, grid: ThoughtGrid, steps: range, window: int | None, n_kept: int) -> "Sight":
-        """Of some steps of all branches; the last n_kept base tokens have keys."""
+        """Return the sight of some steps of all branches; the last n_kept base tokens have keys."""
         prefix = grid.prefix_sight(steps, window)[..., grid.n_base - n_kept :]
         own = grid.own_sight(steps, window)
         return cls(grid.n_passes, grid.per_row, ~prefix.transpose(0, 1), ~own.permute(2, 0, 1))
 
     def places(self, n_heads: int) -> list[Place]:
-        """Blocks of columns, as large as their scores may be; see SCORES_AT_ONCE."""
+        """Return blocks of columns, as large as SCORES_AT_ONCE allows."""
         if n_heads not in self._places:
             self._places[n_heads] = list(self._in_blocks(n_heads * self.n_passes * self.own_hidden.shape[1]))
         return self._places[n_heads]
@@ -104,22 +104,21 @@ class Sight:
                 yield self._place(first, {row: ranges[row] for row in rows[at : at + b]})
 
     def _keys(self, ranges: Iterable[tuple[int, int]]) -> slice:
-        """The base tokens that any column of these ranges sees."""
+        """Return the base tokens that any column in these ranges sees."""
         reach = [pair for start, stop in ranges for pair in self._reach[start:stop]]
         start = min(low for low, _ in reach)
         return slice(start, max(start, *(high for _, high in reach)))
 
     def _place(self, first: int, ranges: dict[int, tuple[int, int]]) -> Place:
-        """Of these rows, the columns from the first on: which they are among the columns of all rows."""
+        """Return a block: columns from the `first` of each row, whose `ranges` are their indices among all columns."""
         keys, rows = self._keys(ranges.values()), list(ranges)
         counts = [stop - start for start, stop in ranges.values()]
         if len(set(self.per_row)) == 1:
             columns = slice(first, first + counts[0])
             return Place(slice(rows[0], rows[-1] + 1), columns, self.per_row[0], None, None, keys)
         device = self.own_hidden.device
-        start, count = (
-            torch.tensor(of, device=device)[:, None] for of in ([low for low, _ in ranges.values()], counts)
-        )
+        start = torch.tensor([start for start, _ in ranges.values()], device=device)[:, None]
+        count = torch.tensor(counts, device=device)[:, None]
         ahead = torch.arange(max(counts), device=device)
         among_all = start + ahead.minimum(count - 1)
         is_real, real = None, None

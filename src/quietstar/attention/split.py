@@ -1,5 +1,4 @@
-"""The split backend: branch tokens attend to the base and to their own branch apart, and no mask is as large as
-the grid."""
+"""The split backend: branch tokens attend to the base and to their own branch separately, without a grid-sized mask."""
 
 import logging
 from contextlib import AbstractContextManager
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 
 from quietstar.attention.cache import BranchCache
 from quietstar.attention.dense import branch_mask
-from quietstar.attention.hook import AttentionFunction, bends, check_hook, hooked, no_mask
+from quietstar.attention.hook import AttentionFunction, check_hook, hooked, no_mask, takes_softcap
 from quietstar.attention.sight import Sight
 from quietstar.attention.two_parts import two_part_attention
 from quietstar.attention.windows import LayerWindows
@@ -22,19 +21,19 @@ from quietstar.grid import ThoughtGrid
 logger = logging.getLogger(__name__)
 
 FEW_BRANCHES = 16
-"""branches of a row over which one small mask and one call of the base model's own attention are faster: those of a
-token that is generated, or of a short answer"""
+"""up to this many branches in a row, a small dense mask and the base model's own attention are faster: in generation,
+or for a short answer"""
 
 
 @dataclass(slots=True)
 class SplitOverGrid:
-    """One pass of the trunk over a grid, as its layers attend."""
+    """Attention of the layers in one pass of the trunk over a grid."""
 
     grid: ThoughtGrid
     steps: range
     windows: LayerWindows
     cache: BranchCache
-    """what was before these steps"""
+    """everything before these steps"""
     few_branches: int
     """see FEW_BRANCHES"""
     _sights: dict[tuple[int | None, int], Sight] = field(default_factory=dict)
@@ -50,28 +49,29 @@ class SplitOverGrid:
         attention_mask: Tensor | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """[1, H, Q x P x C, d] queries of branch tokens -> [1, Q x P x C, H, d']."""
+        """Attend with the queries of branch tokens [1, H, Q x P x C, d]; return [1, Q x P x C, H, d']."""
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        window, grown = self.windows.of(layer), self.cache.layers[layer]
-        prefix, pieces = (grown.keys, grown.values), grown.pieces
+        window, layer_cache = self.windows.of(layer), self.cache.layers[layer]
+        prefix, pieces = (layer_cache.keys, layer_cache.values), layer_cache.pieces
         n_kept = prefix[0].shape[2]
-        what = beyond_two_parts(kwargs)
-        if what:
-            _warn_of_dense(what)
-        if what or self.grid.n_passes * max(self.grid.per_row) <= self.few_branches:
-            joined = [
-                torch.cat([of[0], *map(self._to_rows, of[1:])], dim=2) for of in zip(prefix, *pieces, strict=True)
+        unsupported = unsupported_in_two_parts(kwargs)
+        if unsupported:
+            _warn_of_dense(unsupported)
+        if unsupported or self.grid.n_passes * max(self.grid.per_row) <= self.few_branches:
+            key_value = [
+                torch.cat([base, *map(self._to_rows, branches)], dim=2)
+                for base, *branches in zip(prefix, *pieces, strict=True)
             ]
             mask = self._dense_mask(window, n_kept, query.dtype)
-            out, _ = own(module, self._to_rows(query), *joined, mask, **kwargs)  # [B, Q x P x N, H, d']
+            out, _ = own(module, self._to_rows(query), *key_value, mask, **kwargs)  # [B, Q x P x N, H, d']
             by_step = out.unflatten(1, (len(self.steps), self.grid.n_passes, -1))
             return self.grid.from_rows(by_step, dim=2).flatten(0, 2)[None], None
-        how = {
+        scores = {
             "scaling": kwargs.get("scaling") or query.shape[-1] ** -0.5,
-            "softcap": kwargs.get("softcap") if bends(own) else None,
+            "softcap": kwargs.get("softcap") if takes_softcap(own) else None,
             "sinks": kwargs.get("s_aux"),
         }
-        return self.over_branches(window, query, prefix, pieces, how), None
+        return self.over_branches(window, query, prefix, pieces, scores), None
 
     def over_branches(
         self,
@@ -79,10 +79,10 @@ class SplitOverGrid:
         query: Tensor,
         prefix: tuple[Tensor, Tensor],
         pieces: list[tuple[Tensor, Tensor]],
-        how: dict[str, Any],
+        scores: dict[str, Any],
     ) -> Tensor:
-        """Queries, keys and values as `two_part_attention` takes them -> [1, Q x P x C, H, d']."""
-        return two_part_attention(query, prefix, pieces, self._sight(window, prefix[0].shape[2]), **how)
+        """Attend with arguments as for `two_part_attention`, `scores` its keyword arguments; return its result."""
+        return two_part_attention(query, prefix, pieces, self._sight(window, prefix[0].shape[2]), **scores)
 
     def _to_rows(self, tokens: Tensor) -> Tensor:
         """[1, x, l x P x C, d] -> [B, x, l x P x N, d]"""
@@ -101,13 +101,13 @@ class SplitOverGrid:
 
 
 class SplitAttention:
-    """Attention in two parts, in plain torch: for any device, and any base model whose attention can be hooked.
+    """Attention in two parts, in plain torch, for any device and any base model whose attention can be hooked.
 
     Args:
         base_lm: the base model.
 
     Raises:
-        UnsupportedModelError: its attention cannot be hooked, or has layers that branches cannot grow over.
+        UnsupportedModelError: its attention cannot be hooked, or a layer has a type that masks cannot describe.
     """
 
     name = "split"
@@ -130,13 +130,13 @@ class SplitAttention:
         return {"attention_mask": self.windows.masks(lambda _: unused), "over_grid": over_grid}
 
 
-def beyond_two_parts(kwargs: dict[str, Any]) -> str | None:
-    """What a layer asks of its attention that two parts cannot do; None where there is nothing."""
+def unsupported_in_two_parts(kwargs: dict[str, Any]) -> str | None:
+    """Return the name of a layer's attention feature that two parts do not support, or None."""
     if kwargs.get("dropout"):
         return "attention dropout"
     return "a position bias" if kwargs.get("position_bias") is not None else None
 
 
 @cache
-def _warn_of_dense(what: str) -> None:
-    logger.warning("%s cannot be computed in two parts: layers with it attend through dense masks, slower", what)
+def _warn_of_dense(feature: str) -> None:
+    logger.warning("%s is not supported in two parts: layers with it use dense masks, which is slower", feature)

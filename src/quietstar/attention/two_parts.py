@@ -1,9 +1,9 @@
 """Attention of branch tokens in two parts: to the base tokens before their column, and to their own branch.
 
-Both parts share one softmax, forwards and backwards, and only small blocks of scores ever exist. Everything is
-computed in float32 on a CPU; elsewhere products keep the dtype of their inputs, and softmax, log-sum-exp and sums are
-in float32. Exponentials are of base 2 and scores are in bits: on a CPU the natural one is ten times slower where it
-meets -inf or underflows, which is wherever a score is masked.
+Both parts share one softmax, in the forward and the backward pass, and only small blocks of scores ever exist. On a CPU
+everything is computed in float32; elsewhere products keep the dtype of their inputs, and softmax, log-sum-exp and sums
+are in float32. Scores are in bits and exponentials have base 2: on a CPU, exp is ten times slower than exp2 for -inf
+and on underflow, so for every masked score.
 
 Legend: B rows of text, H heads = J key-value heads x G queries for each, Q steps of P passes of C columns, S base
 tokens whose keys are kept, L steps of the branches so far, d head size. A block has n columns of each of b rows and
@@ -26,11 +26,11 @@ from quietstar.attention.sight import Place, Sight
 from quietstar.base.precision import product_dtype
 
 BITS = 1 / math.log(2)
-"""in a nat"""
+"""bits in a nat"""
 
 ROWS_AT_LEAST = 8
-"""queries of a branch in products with as many columns as a head is large: with fewer, a CPU's batched products are
-many times slower"""
+"""least queries of a branch in products with its keys and values; with fewer, batched products are many times slower on
+a CPU"""
 
 
 def two_part_attention(
@@ -43,16 +43,16 @@ def two_part_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attention of branch tokens to the base and to their own branches.
+    """Return the attention of branch tokens to the base and to their own branches.
 
     Args:
-        query: [1, H, Q x P x C, d], step by step.
+        query: [1, H, Q x P x C, d], ordered by step.
         prefix: keys [B, J, S, d] and values [B, J, S, d'] of the base tokens.
         own: keys [1, J, l x P x C, d] and values of the branch tokens, in pieces of some steps each, L in all.
-        sight: what is not seen.
+        sight: the keys that are hidden.
         scaling: factor of the scores.
-        softcap: scores are bent to stay within it.
-        sinks: [H], a score for each head that takes part in the softmax and has no value.
+        softcap: scores are squashed to stay within it.
+        sinks: [H], for each head a score that enters the softmax and has no value.
 
     Returns:
         [1, Q x P x C, H, d']
@@ -62,7 +62,7 @@ def two_part_attention(
 
 
 def products_dtype(query: Tensor) -> torch.dtype:
-    """In which products are made, as the base model's own attention makes them on a GPU, autocast regarded."""
+    """Return the dtype of products: float32 on a CPU, elsewhere that of the base model's own attention."""
     return torch.float32 if query.device.type == "cpu" else product_dtype(query)
 
 
@@ -84,17 +84,15 @@ class _Parts:
         self.heads = (J, query.shape[1] // J)
         self.steps = (sight.own_hidden.shape[1], sight.n_passes, C)
         self.dtype = dtype
-        self.query = self.by_column(query)
-        self.key, self.value = (of.to(self.dtype).transpose(0, 1).contiguous() for of in (key, value))  # [J, B, S, d]
-        self.own_keys, self.own_values = (
-            [piece[0].unflatten(1, (-1, sight.n_passes, C)).permute(0, 3, 2, 1, 4) for piece in which]
-            for which in (pieces[::2], pieces[1::2])
-        )  # [J, C, P, l, d] each
+        self.query = self.by_column(query[0])
+        self.key, self.value = (x.to(self.dtype).transpose(0, 1).contiguous() for x in (key, value))  # [J, B, S, d]
+        own = [piece[0].unflatten(1, (-1, sight.n_passes, C)).permute(0, 3, 2, 1, 4) for piece in pieces]
+        self.own_keys, self.own_values = own[::2], own[1::2]  # [J, C, P, l, d] each
         self.sight, self.scaling, self.softcap = sight, scaling, softcap
 
     def by_column(self, tokens: Tensor) -> Tensor:
-        """[1, H, Q x P x C, x] -> [J, C, P, G, Q, x], the same memory"""
-        return tokens[0].unflatten(1, self.steps).unflatten(0, self.heads).permute(0, 4, 3, 1, 2, 5)
+        """View [H, Q x P x C, x] as [J, C, P, G, Q, x]."""
+        return tokens.unflatten(1, self.steps).unflatten(0, self.heads).permute(0, 4, 3, 1, 2, 5)
 
     def __iter__(self) -> Iterator[tuple[Place, "_Block"]]:
         for place in self.sight.places(self.heads[0] * self.heads[1]):
@@ -117,22 +115,22 @@ class _Parts:
         return torch.mul(query, self.scaling * BITS, out=query.new_empty(query.shape))
 
     def _own(self, pieces: list[Tensor], place: Place) -> Tensor:
-        """[J x b x n x P, L, x] keys or values of branches."""
+        """Return the keys or values of the block's branches, [J x b x n x P, L, x]."""
         return torch.cat([place.take(piece) for piece in pieces], dim=-2).to(self.dtype).flatten(0, 3)
 
 
 @dataclass(slots=True)
 class _Block:
-    """Some columns' branches."""
+    """The branches of some columns."""
 
     q: Tensor
-    """[J, b, n, P, G, Q, d], times scaling, in bits"""
+    """[J, b, n, P, G, Q, d], multiplied by scaling, in bits"""
     k: Tensor
-    """[J x b, T, d] of the base tokens"""
+    """[J x b, T, d], of the base tokens"""
     v: Tensor
     """[J x b, T, d']"""
     own_k: Tensor
-    """[J x b x n x P, L, d] of the branches themselves"""
+    """[J x b x n x P, L, d], of the branches"""
     own_v: Tensor
     """[J x b x n x P, L, d']"""
     prefix_mask: Tensor
@@ -142,39 +140,39 @@ class _Block:
     softcap: float | None
 
     def scores(self) -> tuple[Tensor, Tensor]:
-        """[J, b, n, P, G, Q, T] for the base tokens and [J, b, n, P, G, Q, L] for its own, in bits and in float32."""
+        """Return float32 scores in bits: [J, b, n, P, G, Q, T] for base tokens, [J, b, n, P, G, Q, L] for branches."""
         prefix = torch.bmm(by_row(self.q), self.k.transpose(1, 2).contiguous()).float()
         own = torch.bmm(by_branch(self.q), self.own_k.transpose(1, 2)).float()
-        bent = self.of_queries(prefix), self.from_branch(own)
-        for scores, mask in zip(bent, (self.prefix_mask, self.own_mask), strict=True):
+        both = self.from_row(prefix), self.from_branch(own)
+        for scores, mask in zip(both, (self.prefix_mask, self.own_mask), strict=True):
             if self.softcap is not None:
                 scores.div_(self.softcap * BITS).tanh_().mul_(self.softcap * BITS)
             scores.add_(mask[:, :, :, None, None])
-        return bent
+        return both
 
-    def of_queries(self, rows: Tensor) -> Tensor:
-        """[J x b, n x P x G x Q, x] -> [J, b, n, P, G, Q, x]"""
+    def from_row(self, rows: Tensor) -> Tensor:
+        """View [J x b, n x P x G x Q, x] as [J, b, n, P, G, Q, x]."""
         return rows.view(*self.q.shape[:-1], rows.shape[-1])
 
     def from_branch(self, rows: Tensor) -> Tensor:
-        """[J x b x n x P, R, x], filled or not -> [J, b, n, P, G, Q, x]"""
+        """Reshape [J x b x n x P, R, x], padded or not, to [J, b, n, P, G, Q, x]."""
         G, Q = self.q.shape[4:6]
         return rows[:, : G * Q].contiguous().view(*self.q.shape[:-1], rows.shape[-1])
 
 
 def by_row(tokens: Tensor) -> Tensor:
-    """[J, b, n, P, G, Q, x] -> [J x b, n x P x G x Q, x], the same memory"""
+    """View [J, b, n, P, G, Q, x] as [J x b, n x P x G x Q, x]."""
     J, b, *queries, x = tokens.shape
     return tokens.view(J * b, math.prod(queries), x)
 
 
 def by_branch(tokens: Tensor) -> Tensor:
-    """[J, b, n, P, G, Q, x] -> [J x b x n x P, G x Q, x]"""
+    """Reshape [J, b, n, P, G, Q, x] to [J x b x n x P, G x Q, x]."""
     return tokens.flatten(0, 3).flatten(1, 2)
 
 
-def filled(rows: Tensor) -> Tensor:
-    """[..., G x Q, x] -> [..., R, x]: zeros after them, up to ROWS_AT_LEAST."""
+def padded(rows: Tensor) -> Tensor:
+    """Pad [..., G x Q, x] with zeros to [..., R, x], at least ROWS_AT_LEAST rows."""
     missing = ROWS_AT_LEAST - rows.shape[1]
     return nn.functional.pad(rows, (0, 0, 0, missing)) if missing > 0 else rows
 
@@ -196,7 +194,7 @@ class _TwoParts(torch.autograd.Function):
         with torch.autocast(query.device.type, enabled=False):
             parts = _Parts(query, key, value, pieces, sight, scaling, softcap, dtype)
             result = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
-            by_column, sink = parts.by_column(_as_query(result)), _sink(sinks, parts.heads)
+            by_column, sink = parts.by_column(result.transpose(0, 1)), _sink(sinks, parts.heads)
             lses = []
             for place, block in parts:
                 prefix, own = block.scores()
@@ -209,11 +207,11 @@ class _TwoParts(torch.autograd.Function):
                 total += own.sub_(highest).exp2_().sum(-1, keepdim=True)
                 if sink is not None:
                     total += (sink - highest).exp2_()
-                out = block.from_branch(torch.bmm(filled(by_branch(own)).to(parts.dtype), block.own_v)).float()
+                out = block.from_branch(torch.bmm(padded(by_branch(own)).to(parts.dtype), block.own_v)).float()
                 _add_product_(by_row(out), by_row(prefix).to(parts.dtype), block.v)
                 place.put(by_column, out.div_(total))
                 lse = total.log2_().add_(highest)
-                if place.is_real is not None:  # what stands in for a column has no share in any gradient
+                if place.is_real is not None:  # padding takes no part in any gradient
                     lse.masked_fill_(~place.is_real[:, :, None, None, None, None], torch.inf)
                 lses.append(lse)
         ctx.save_for_backward(query, key, value, sinks, result, *lses, *pieces)
@@ -230,10 +228,10 @@ class _TwoParts(torch.autograd.Function):
             parts = _Parts(query, key, value, pieces, sight, scaling, softcap, dtype)
             C, _, L = sight.own_hidden.shape
             offset = (d_result[0].float() * result.float()).sum(-1, keepdim=True)
-            d_outs, offsets = (parts.by_column(_as_query(of)) for of in (d_result[0], offset))
+            d_outs, offsets = (parts.by_column(x.transpose(0, 1)) for x in (d_result[0], offset))
             d_query = torch.empty_like(query)
-            d_key, d_value = (torch.zeros_like(of, dtype=torch.float32) for of in (parts.key, parts.value))
-            d_own = [of.new_empty(of.shape[1], L, sight.n_passes, C, of.shape[-1]) for of in (key, value)]
+            d_key, d_value = (torch.zeros_like(x, dtype=torch.float32) for x in (parts.key, parts.value))
+            d_own = [x.new_empty(x.shape[1], L, sight.n_passes, C, x.shape[-1]) for x in (key, value)]
             sink, d_sinks = _sink(sinks, parts.heads), None
             for (place, block), lse in zip(parts, lses, strict=True):
                 d_out, off = place.take(d_outs).to(parts.dtype).contiguous(), place.take(offsets)
@@ -241,52 +239,39 @@ class _TwoParts(torch.autograd.Function):
                 prefix, own = block.scores()
 
                 d_p = block.from_branch(torch.bmm(own_rows, block.own_v.transpose(1, 2)).float())
-                p, d_scores = (filled(by_branch(of)) for of in _through(own, lse, d_p, off, softcap, parts.dtype))
+                p, d_scores = (padded(by_branch(x)) for x in _through(own, lse, d_p, off, softcap, parts.dtype))
                 d_q = block.from_branch(_product(d_scores, block.own_k, scaling)).float()
-                d_own_k = _product(d_scores.transpose(1, 2), filled(q_own), 1 / BITS)
-                d_own_v = torch.bmm(p.transpose(1, 2), filled(own_rows))
+                d_own_k = _product(d_scores.transpose(1, 2), padded(q_own), 1 / BITS)
+                d_own_v = torch.bmm(p.transpose(1, 2), padded(own_rows))
                 for whole, part in zip(d_own, (d_own_k, d_own_v), strict=True):  # [J, L, P, C, x]
                     place.put(whole.permute(0, 3, 2, 1, 4), part.view(*block.q.shape[:4], *part.shape[1:]))
 
-                d_p = block.of_queries(torch.bmm(rows, block.v.transpose(1, 2).contiguous()).float())
-                p, d_scores = (by_row(of) for of in _through(prefix, lse, d_p, off, softcap, parts.dtype))
+                d_p = block.from_row(torch.bmm(rows, block.v.transpose(1, 2).contiguous()).float())
+                p, d_scores = (by_row(x) for x in _through(prefix, lse, d_p, off, softcap, parts.dtype))
                 _add_product_(by_row(d_q), d_scores, block.k, scaling)
-                d_value[:, place.rows, place.keys] += _unflat(torch.bmm(p.transpose(1, 2), rows), block.q)
-                d_key[:, place.rows, place.keys] += _unflat(torch.bmm(d_scores.transpose(1, 2), q), block.q)
-                place.put(parts.by_column(d_query), d_q)
+                J_b = block.q.shape[:2]
+                d_value[:, place.rows, place.keys] += torch.bmm(p.transpose(1, 2), rows).unflatten(0, J_b)
+                d_key[:, place.rows, place.keys] += torch.bmm(d_scores.transpose(1, 2), q).unflatten(0, J_b)
+                place.put(parts.by_column(d_query[0]), d_q)
                 if sink is not None:
                     share = (sink - lse).exp2_().mul_(off).sum((1, 2, 3, 5, 6)).flatten()
                     d_sinks = -share if d_sinks is None else d_sinks - share
             n_steps = [piece.shape[2] // (sight.n_passes * C) for piece in pieces[::2]]
-            d_pieces = [
-                d_piece.flatten(1, 3)[None]
-                for both in zip(*(whole.split(n_steps, dim=1) for whole in d_own), strict=True)
-                for d_piece in both
-            ]
-            d_key, d_value = (
-                of.transpose(0, 1).to(like.dtype) for of, like in ((d_key.div_(BITS), key), (d_value, value))
-            )
+            d_pairs = zip(*(whole.split(n_steps, dim=1) for whole in d_own), strict=True)
+            d_pieces = [d_piece.flatten(1, 3)[None] for d_pair in d_pairs for d_piece in d_pair]
+            d_key = d_key.div_(BITS).transpose(0, 1).to(key.dtype)
+            d_value = d_value.transpose(0, 1).to(value.dtype)
         d_sinks = None if d_sinks is None else d_sinks.to(sinks.dtype)
         return d_query, d_key, d_value, d_sinks, None, None, None, None, *d_pieces
 
 
-def _as_query(tokens: Tensor) -> Tensor:
-    """[Q x P x C, H, x] -> [1, H, Q x P x C, x]"""
-    return tokens.transpose(0, 1)[None]
-
-
-def _unflat(rows: Tensor, q: Tensor) -> Tensor:
-    """[J x b, T, x] -> [J, b, T, x]"""
-    return rows.unflatten(0, q.shape[:2])
-
-
 def _product(a: Tensor, b: Tensor, factor: float) -> Tensor:
-    """Of batches of matrices, times a factor."""
+    """Return a batched matrix product times a factor."""
     return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=factor)
 
 
 def _add_product_(to: Tensor, a: Tensor, b: Tensor, factor: float = 1.0) -> None:
-    """Add a product of batches of matrices, times a factor, in place and in float32."""
+    """Add a batched matrix product times a factor, in place and in float32."""
     if a.dtype == torch.float32:
         to.baddbmm_(a, b, alpha=factor)
     else:
@@ -298,14 +283,14 @@ def _mask(hidden: Tensor) -> Tensor:
 
 
 def _sink(sinks: Tensor | None, heads: tuple[int, int]) -> Tensor | None:
-    """[H] -> [J, 1, 1, 1, G, 1, 1] in bits"""
+    """Return the sinks [H] in bits, as [J, 1, 1, 1, G, 1, 1]."""
     return None if sinks is None else BITS * sinks.float().view(heads[0], 1, 1, 1, heads[1], 1, 1)
 
 
 def _through(
     scores: Tensor, lse: Tensor, d_p: Tensor, offset: Tensor, softcap: float | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """In place of scores and d_p: probabilities, and the gradient of scores as they were before they were bent."""
+    """Return, in place of scores and d_p, the probabilities and the gradient of the scores before softcapping."""
     slope = None if softcap is None else 1 - (scores / (softcap * BITS)).clamp_(-1, 1).square_()
     p = scores.sub_(lse).exp2_()
     d_scores = d_p.sub_(offset).mul_(p)

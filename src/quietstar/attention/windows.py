@@ -1,4 +1,4 @@
-"""How far back each layer of a base model sees, and how masks are handed to it."""
+"""Sliding windows of a base model's layers, and the form in which it takes masks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,29 +18,29 @@ class LayerWindows:
         config: the base model's text config.
 
     Raises:
-        UnsupportedModelError: a layer is of a kind that no mask can describe (recurrent, chunked).
+        UnsupportedModelError: a layer has a type that masks cannot describe (recurrent, chunked).
     """
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.layer_types: list[str] | None = getattr(config, "layer_types", None)
         self.window: int | None = getattr(config, "sliding_window", None)
-        strange = sorted(set(self.layer_types or []) - {FULL, WINDOWED})
-        if strange:
+        unsupported = sorted(set(self.layer_types or []) - {FULL, WINDOWED})
+        if unsupported:
             raise UnsupportedModelError(
-                f"{config.model_type} has layers of type {', '.join(strange)}; branches need layers of type "
-                f"{FULL} or {WINDOWED}: choose another base model"
+                f"{config.model_type} has layers of type {', '.join(unsupported)}; only {FULL} and {WINDOWED} are "
+                "supported: choose another base model"
             )
 
     def of(self, layer: int) -> int | None:
-        """The window of a layer; None where it sees everything."""
+        """Return the window of a layer, or None if it attends to everything."""
         is_full = self.layer_types is not None and self.layer_types[layer] == FULL
         return None if is_full else self.window
 
     def masks(self, make: Callable[[int], Any]) -> Any:
-        """What the base model takes as `attention_mask`: one mask, or one for each layer type that it has.
+        """Return the base model's `attention_mask` argument: one mask, or a dict with one for each layer type.
 
         Args:
-            make: the number of a layer -> its mask.
+            make: builds the mask of a layer, by its index.
         """
         if self.layer_types is None:
             return make(0)

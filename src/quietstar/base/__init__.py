@@ -1,1 +1,1 @@
-"""The base model underneath: loaded, checked, run, adapted, and its vocabulary a few states at a time."""
+"""The base model: loading, checks, forward passes, adapters, and its vocabulary a few states at a time."""

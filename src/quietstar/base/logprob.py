@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, and what descends from them, from the logits of a few states at a time.
+"""Log-probabilities of given tokens and their gradients, from the logits of a few states at a time.
 
 Softmax, log and sums are in float32 whatever the LM head's dtype.
 
@@ -18,19 +18,20 @@ from quietstar.base.precision import product_dtype
 from quietstar.base.vocabulary import STATES, Blocks, LMHead
 
 
-@torch.compiler.disable  # dynamo cannot trace an autograd.Function that leaves memory to the head for the next block
+@torch.compiler.disable  # dynamo cannot trace an autograd.Function that reuses the head's scratch memory
 def token_logprob(
     head: LMHead, hidden: Tensor, tokens: Tensor, temperature: float = 1.0, suppressed: Tensor | None = None
 ) -> Tensor:
-    """log softmax(logits / temperature) of the given tokens, in float32. No logits are kept: a gradient makes them
-    again.
+    """Return log softmax(logits / temperature) of the given tokens, in float32.
+
+    No logits are kept; the backward pass recomputes them.
 
     Args:
         head: the LM head.
         hidden: [n, D]
         tokens: [n]
         temperature: above 0.
-        suppressed: ids that have no probability, None for none.
+        suppressed: ids of probability 0, or None.
 
     Returns:
         [n]
@@ -39,27 +40,30 @@ def token_logprob(
 
 
 class Descent:
-    """A weighted sum of log-probabilities, and its gradients, made while each block of logits is there.
+    """A weighted sum of log-probabilities whose gradients are computed while each block of logits is in memory.
 
-    Logits are made once, not twice, and the LM head has one gradient for all that a step does with the vocabulary.
+    Logits are computed once instead of twice, and the LM head gets one gradient for everything a step does with the
+    vocabulary.
 
     Args:
         head: the LM head.
-        of_head: whether the head's own parameters get a gradient, where they have one at all.
+        of_head: whether the head's own parameters get a gradient if they require one.
     """
 
     def __init__(self, head: LMHead, of_head: bool = True) -> None:
         self.head = head
         self.d_weight, self.d_bias = (
-            torch.zeros(of.shape, device=of.device) if of_head and of is not None and of.requires_grad else None
-            for of in (head.weight, head.bias)
+            torch.zeros(parameter.shape, device=parameter.device)
+            if of_head and parameter is not None and parameter.requires_grad
+            else None
+            for parameter in (head.weight, head.bias)
         )
         self.hidden: list[Tensor] = []
         self.d_hidden: list[Tensor | None] = []
 
     @staticmethod
     def serves(head: LMHead) -> bool:
-        """Whether gradients can be made before a loss scale is known: float16 has no room for that."""
+        """Whether gradients can be computed before the loss scale is known; in float16 they would underflow."""
         return torch.is_grad_enabled() and torch.float16 not in (product_dtype(head.weight), head.weight.dtype)
 
     def logprob(
@@ -70,58 +74,58 @@ class Descent:
         temperature: float = 1.0,
         suppressed: Tensor | None = None,
     ) -> Tensor:
-        """[n] as `token_logprob` has them, without gradient; the loss takes in - weights x logprob, weights [n]."""
+        """Return `token_logprob` [n] without gradient, and add - weights x logprob, weights [n], to the loss."""
         head, blocks = self.head, Blocks(self.head, hidden, STATES)
         weights = weights * (head.factor / head.divisor / temperature)
         d_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
         values = []
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
             for some in blocks:
-                made = _Softmax(blocks, some, tokens[some], temperature, suppressed)
-                values.append(made.logprob)
-                _add_(blocks, some, made, weights[some], d_hidden, self.d_weight, self.d_bias)
+                softmax = _Softmax(blocks, some, tokens[some], temperature, suppressed)
+                values.append(softmax.logprob)
+                _add_(blocks, some, softmax, weights[some], d_hidden, self.d_weight, self.d_bias)
         self.hidden.append(hidden)
         self.d_hidden.append(d_hidden)
         return torch.cat(values) if values else torch.zeros(0, device=hidden.device)
 
     def squared_gradients(self) -> list[Tensor]:
-        """[n] for each call of `logprob`: the squared length of the gradient at each state; 0 without a gradient."""
+        """Return the squared norm of the gradient at each state, [n] for each call of `logprob`; 0 without gradient."""
         return [
             torch.zeros(len(hidden), device=hidden.device) if d is None else d.float().square().sum(-1)
             for hidden, d in zip(self.hidden, self.d_hidden, strict=True)
         ]
 
     def attach(self, loss: Tensor) -> Tensor:
-        """The loss [], its value as computed from the log-probabilities, with the gradients behind it.
-
-        One backward pass uses them up.
-        """
+        """Return the loss [] with the collected gradients attached; one backward pass consumes them."""
         return _Attached.apply(loss, self, self.head.weight, self.head.bias, *self.hidden)
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Tokens that are scored, the states that predict them, and what each weighs in a loss."""
+    """Tokens to score, the states that predict them, and the weight of each in a loss."""
 
     hidden: Tensor
     """[..., D]"""
     tokens: Tensor
     """[...]"""
     where: Tensor
-    """[...] bool: which of them count"""
+    """[...] bool: the tokens that count"""
     weights: Tensor
-    """[...]: the loss takes in - weights x logprob"""
+    """[...]: the loss contains - weights x logprob"""
     temperature: float = 1.0
     suppressed: Tensor | None = None
-    """ids that have no probability, None for none"""
+    """ids of probability 0, or None"""
 
     def scattered(self, values: Tensor) -> Tensor:
-        """[n] values of those that count -> [...], 0 elsewhere."""
+        """Scatter values [n] of the tokens that count into [...], 0 elsewhere."""
         return torch.zeros(self.tokens.shape, device=values.device).masked_scatter(self.where, values)
 
 
 def masked_logprob(head: LMHead, scored: Scored, descent: Descent | None = None) -> Tensor:
-    """[...] log-probabilities of the tokens that count, 0 elsewhere: by `Descent.logprob`, else `token_logprob`."""
+    """Return log-probabilities [...] of the tokens that count, 0 elsewhere.
+
+    They come from `descent` if one is given, and from `token_logprob` otherwise.
+    """
     where, how = scored.where, (scored.temperature, scored.suppressed)
     hidden, tokens = scored.hidden[where], scored.tokens[where]
     if descent is None:
@@ -132,9 +136,9 @@ def masked_logprob(head: LMHead, scored: Scored, descent: Descent | None = None)
 
 
 def squared_gradient(head: LMHead, scored: Scored) -> Tensor:
-    """[...] squared length of the gradient of - weights x logprob at each state that counts, 0 elsewhere.
+    """Return the squared norm [...] of the gradient of - weights x logprob at each state that counts, 0 elsewhere.
 
-    States that nothing trains have none. Where gradients are off altogether, which those are is not known.
+    States that do not require a gradient have 0. With gradients disabled, all states are taken to require one.
     """
     if torch.is_grad_enabled() and not scored.hidden.requires_grad:
         return torch.zeros(scored.tokens.shape, device=scored.hidden.device)
@@ -145,15 +149,15 @@ def squared_gradient(head: LMHead, scored: Scored) -> Tensor:
 
 
 class _Softmax:
-    """A block of logits turned, in place, into probabilities times a total."""
+    """A block of logits, turned in place into unnormalized probabilities and their total."""
 
     def __init__(
         self, blocks: Blocks, some: slice, tokens: Tensor, temperature: float, suppressed: Tensor | None
     ) -> None:
         logits, head = blocks.logits(some), blocks.head
         self.n_states = len(tokens)
-        self.tokens = blocks.filled(tokens)[None]
-        # what bending the logits does to their gradient
+        self.tokens = blocks.padded(tokens)[None]
+        # derivative of the softcap
         self.slope = None if head.softcap is None else 1 - (logits / head.softcap).square_()
         if temperature != 1:
             logits /= temperature
@@ -166,7 +170,7 @@ class _Softmax:
         self.logprob = (chosen - highest - self.total.log())[0, : self.n_states]
 
     def d_logits_(self) -> Tensor:
-        """In place of the probabilities: [V, states], the gradient of - logprob, times total and temperature."""
+        """Return the gradient of - logprob times total and temperature, [V, states], in place of the probabilities."""
         self.p.scatter_add_(0, self.tokens, -self.total)
         d_logits = self.p if self.slope is None else self.p.mul_(self.slope)
         return d_logits[:, : self.n_states]
@@ -175,19 +179,19 @@ class _Softmax:
 def _add_(
     blocks: Blocks,
     some: slice,
-    made: _Softmax,
+    softmax: _Softmax,
     weights: Tensor,
     d_hidden: Tensor | None,
     d_weight: Tensor | None,
     d_bias: Tensor | None,
 ) -> None:
-    """Add to gradients, where there are any, those of - weights x logprob of some states, weights [states].
+    """Add the gradients of - weights x logprob of a block of states, weights [states], to those that are not None.
 
-    Sums over blocks are in float32, whatever the parameters are in.
+    Sums over blocks are in float32, whatever the dtype of the parameters.
     """
-    scale, d_logits = weights[:, None], made.d_logits_()
-    total = made.total[:, : made.n_states]
-    if blocks.dtype == torch.float16:  # which a total may be too large for
+    scale, d_logits = weights[:, None], softmax.d_logits_()
+    total = softmax.total[:, : softmax.n_states]
+    if blocks.dtype == torch.float16:  # the total may overflow float16
         d_logits = d_logits / total
     else:
         scale = scale / total.T
@@ -232,13 +236,13 @@ class _TokenLogprob(torch.autograd.Function):
             blocks = Blocks(head, hidden, STATES)
         weights = -d_logprob * (head.factor / head.divisor / temperature)
         needed = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
-        gradients = [torch.zeros(of.shape, device=of.device) if needs else None for of, needs in needed]
+        gradients = [torch.zeros(x.shape, device=x.device) if needs else None for x, needs in needed]
         with torch.autocast(hidden.device.type, enabled=False):
             for some in blocks:
-                made = _Softmax(blocks, some, tokens[some], temperature, suppressed)
-                _add_(blocks, some, made, weights[some], *gradients)
+                softmax = _Softmax(blocks, some, tokens[some], temperature, suppressed)
+                _add_(blocks, some, softmax, weights[some], *gradients)
         pairs = zip(gradients, (hidden, weight, bias), strict=True)
-        return *(d if d is None else d.to(of.dtype) for d, of in pairs), None, None, None, None
+        return *(d if d is None else d.to(x.dtype) for d, x in pairs), None, None, None, None
 
 
 class _Attached(torch.autograd.Function):
@@ -247,7 +251,7 @@ class _Attached(torch.autograd.Function):
         ctx: Any, loss: Tensor, descent: Descent, weight: Tensor, bias: Tensor | None, *hidden: Tensor
     ) -> Tensor:
         ctx.descent = descent
-        ctx.dtypes = [None if of is None else of.dtype for of in (weight, bias, *hidden)]
+        ctx.dtypes = [None if x is None else x.dtype for x in (weight, bias, *hidden)]
         return loss.clone()
 
     @staticmethod
@@ -256,8 +260,8 @@ class _Attached(torch.autograd.Function):
         descent, ctx.descent = ctx.descent, None
         if descent is None:
             raise RuntimeError(
-                "a loss made with loss_only=True was to be differentiated a second time; one backward pass uses its "
-                "gradients up: leave loss_only out"
+                "a loss computed with loss_only=True can be backpropagated once, and this is the second time; "
+                "leave loss_only out"
             )
-        made = (descent.d_weight, descent.d_bias, *descent.d_hidden)
-        return None, None, *(d if d is None else d.mul_(d_loss).to(of) for d, of in zip(made, ctx.dtypes, strict=True))
+        gradients = zip((descent.d_weight, descent.d_bias, *descent.d_hidden), ctx.dtypes, strict=True)
+        return None, None, *(d if d is None else d.mul_(d_loss).to(dtype) for d, dtype in gradients)

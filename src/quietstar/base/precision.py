@@ -1,4 +1,4 @@
-"""In which precision matrix products are made, and weights are kept while they train."""
+"""The precision of matrix products, and of weights in training."""
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +9,15 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 def product_dtype(like: Tensor) -> torch.dtype:
-    """That of products with such a tensor: autocast's where it is at work, otherwise its own."""
+    """Return the dtype of matrix products with a tensor: autocast's if enabled, otherwise the tensor's own."""
     device = like.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
 
 
 def train_in_float32(module: nn.Module) -> None:
-    """Keep the weights that train in float32, in place: a step of 1e-4 is lost in bfloat16.
+    """Convert trainable weights to float32 in place: an update of 1e-4 is rounded away in bfloat16.
 
-    Frozen weights stay as they are, and so do weights that ZeRO-3 has spread: it keeps float32 copies itself.
+    Frozen weights stay as they are. So do weights that ZeRO-3 has partitioned, as it keeps float32 copies itself.
     """
     for parameter in module.parameters():
         if parameter.requires_grad and parameter.dtype in HALVES and not is_partitioned(parameter):
@@ -25,5 +25,5 @@ def train_in_float32(module: nn.Module) -> None:
 
 
 def trained_in_half(module: nn.Module) -> torch.dtype | None:
-    """The 16-bit dtype that some of the weights that train are kept in; None where there are none."""
-    return next((of.dtype for of in module.parameters() if of.requires_grad and of.dtype in HALVES), None)
+    """Return the 16-bit dtype of the first trainable weight that has one, or None."""
+    return next((p.dtype for p in module.parameters() if p.requires_grad and p.dtype in HALVES), None)

@@ -1,8 +1,8 @@
 """Rotary embeddings whose frequencies depend on the length of the text: LongRoPE and dynamic NTK scaling.
 
-Such a base model chooses its frequencies in each call, by the highest position in it. The positions of a branch lie
-past the end of its text, so branches keep the frequencies that their text is read with: a thought never changes how the
-text before it is seen.
+These base models choose their frequencies in each call, by its highest position. The positions of a branch lie past the
+end of its text, so branches reuse the frequencies of their text: a thought never changes how the text before it is
+encoded.
 """
 
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from quietstar.errors import SettingsError, UnsupportedModelError
 
 FIXED = "default"
-"""rope type of an embedding that changes nothing by itself"""
+"""rope type whose frequencies never change"""
 
 
 def _settings(config: PreTrainedConfig) -> dict[str | None, dict[str, Any]]:
-    """Rope settings whose frequencies depend on the length, by layer type; None where all layers share them."""
-    found = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    by_layer = {None: found} if "rope_type" in found else found
+    """Return the rope settings with length-dependent frequencies by layer type, under None if all layers share them."""
+    settings = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    by_layer = {None: settings} if "rope_type" in settings else settings
     return {
         layer: each
         for layer, each in by_layer.items()
@@ -35,7 +35,7 @@ def _is_dynamic(settings: dict[str, Any]) -> bool:
 
 
 def steady_length(config: PreTrainedConfig) -> int | None:
-    """Tokens up to which texts of all lengths are read with the same frequencies; None where there is no such limit."""
+    """Return the length up to which all texts share the same frequencies, in tokens; None if there is no limit."""
     limits = [
         config.get_text_config().max_position_embeddings
         if _is_dynamic(settings)
@@ -46,10 +46,10 @@ def steady_length(config: PreTrainedConfig) -> int | None:
 
 
 class Frequencies:
-    """The rope frequencies that a text is read with, kept for its branches.
+    """The rope frequencies of a text, kept for its branches.
 
     Args:
-        base_lm: the base model; nothing of it is changed outside `choose` and `kept`.
+        base_lm: the base model. Only `choose` and `kept` change it.
     """
 
     def __init__(self, base_lm: PreTrainedModel) -> None:
@@ -59,12 +59,12 @@ class Frequencies:
         self._chosen: list[Tensor] = []
 
     def choose(self, position_ids: Tensor) -> None:
-        """Take those that the base model has for texts with these positions, of any shape."""
+        """Remember the frequencies that the base model uses for these positions, of any shape."""
         self._chosen = []
         for module, layer in self._rotaries:
             name = _buffer(layer)
             if "dynamic" in _rope_type(module, layer):
-                # transformers goes on with the frequencies of a longer text that was read before
+                # transformers keeps using the frequencies of a longer text that came before
                 setattr(module, name, getattr(module, _buffer(layer, "original_inv_freq")).to(position_ids.device))
                 setattr(module, _buffer(layer, "max_seq_len_cached"), module.original_max_seq_len)
             _embed(module, layer, position_ids.max().view(1, 1))
@@ -72,7 +72,7 @@ class Frequencies:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Let the base model use the chosen ones at any positions; its own choice where none were chosen."""
+        """Make the base model use the chosen frequencies at all positions, or its own if none were chosen."""
         before = []
         for (module, layer), frequencies in zip(self._rotaries, self._chosen, strict=bool(self._chosen)):
             name, kind = _buffer(layer), module.rope_type
@@ -87,7 +87,7 @@ class Frequencies:
                 module.rope_type = kind
 
     def check(self, limit: int) -> None:
-        """Raise UnsupportedModelError where frequencies cannot be kept past a limit at which they change."""
+        """Raise UnsupportedModelError if frequencies cannot be kept past a limit at which they change."""
         near = torch.arange(2, device=next(iter(self._devices()), None))[None]
         far = torch.cat([near, near + 2 * limit], dim=1)
         self.choose(near)
@@ -105,25 +105,25 @@ class Frequencies:
 
 
 _UNKNOWN = (
-    "the rope frequencies of this base model change with the length of the text in a way that is not known here; "
+    "the rope frequencies of this base model depend on the length of the text in a way that is not supported; "
     "choose another base model, or one without rope scaling"
 )
 
 
 def check_rope(base_lm: PreTrainedModel) -> None:
-    """Raise UnsupportedModelError where rope frequencies depend on the length in a way that is not known here."""
+    """Raise UnsupportedModelError if rope frequencies depend on the length in a way that is not supported."""
     limit = steady_length(base_lm.config)
     if limit is not None:
         Frequencies(base_lm).check(limit)
 
 
 def check_cached(base_lm: PreTrainedModel, position_ids: Tensor, n_past: int) -> None:
-    """Raise SettingsError where cached keys were made with other frequencies than the new tokens have.
+    """Raise SettingsError if cached keys were computed with other frequencies than the new tokens need.
 
     Args:
         base_lm: the base model.
         position_ids: [B, S], of all tokens.
-        n_past: how many of the S are in the cache.
+        n_past: number of the S tokens that are in the cache.
     """
     limit = steady_length(base_lm.config)
     if limit is None or n_past == 0 or (length := int(position_ids.max()) + 1) <= limit:
@@ -132,7 +132,7 @@ def check_cached(base_lm: PreTrainedModel, position_ids: Tensor, n_past: int) ->
     if always or int(position_ids[:, :n_past].max()) < limit:
         raise SettingsError(
             f"a text of {length} tokens is past the {limit} at which the rope frequencies of this "
-            f"{base_lm.config.model_type} model change, but its cache was filled with other frequencies: give "
+            f"{base_lm.config.model_type} model change, and its cache was filled with other frequencies; pass "
             f"use_cache=False, or keep prompt and new tokens within {limit}"
         )
 

@@ -1,7 +1,7 @@
-"""Base models whose weights are spread over processes (FSDP2, ZeRO-3), for what reads a weight outside its module.
+"""Base models whose weights are sharded over processes (FSDP2, ZeRO-3), and access to weights outside their module.
 
-Under either, a module's weights are whole while it runs, and a part of them at any other time. The LM head's and the
-embeddings' are read outside: a few rows of the vocabulary at a time, all look-ups with one gradient.
+Under both, a module's weights are whole while it runs and sharded otherwise. The weights of the LM head and of the
+embeddings are also read outside their modules: for a few states at a time, and for look-ups that share a gradient.
 """
 
 import importlib
@@ -14,22 +14,22 @@ from torch.distributed.fsdp import FSDPModule
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether weights are spread over processes: then every process must make the same passes through it."""
+    """Whether weights are sharded over processes; then all processes must run the same forward passes."""
     return any(isinstance(module, FSDPModule) for module in model.modules()) or any(
         is_partitioned(parameter) for parameter in model.parameters()
     )
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is of that kind and does no more, so that its weight says all; `whole` makes it readable."""
-    is_it = type(module) is kind or (isinstance(module, FSDPModule) and kind in type(module).__bases__)
-    return is_it and not any(is_partitioned(parameter) for parameter in module.parameters())
+    """Whether a module is exactly of that kind, so that its weight, gathered by `whole`, replaces calling it."""
+    is_kind = type(module) is kind or (isinstance(module, FSDPModule) and kind in type(module).__bases__)
+    return is_kind and not any(is_partitioned(parameter) for parameter in module.parameters())
 
 
 def whole(module: nn.Module) -> Any:
-    """The module with its own weights whole until the step's backward pass is done, inside a forward pass.
+    """Gather a module's own weights until the end of the step's backward pass, and return it. Call it inside a forward.
 
-    FSDP2 then sums and spreads their gradients as those of any module's.
+    FSDP2 reduces and scatters their gradients as usual.
     """
     if isinstance(module, FSDPModule):
         module.unshard()
@@ -38,16 +38,16 @@ def whole(module: nn.Module) -> Any:
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """Make all weights of a module whole that ZeRO-3 has spread while it was loaded, on every process."""
-    spread = [parameter for parameter in module.parameters() if is_partitioned(parameter)]
-    if not spread:
+    """Gather, on every process, the weights of a module that ZeRO-3 partitioned while loading it."""
+    partitioned = [parameter for parameter in module.parameters() if is_partitioned(parameter)]
+    if not partitioned:
         yield
         return
     zero = importlib.import_module("deepspeed").zero
-    with zero.GatheredParameters(spread):
+    with zero.GatheredParameters(partitioned):
         yield
 
 
 def is_partitioned(parameter: nn.Parameter) -> bool:
-    """Whether ZeRO-3 has spread it."""
+    """Whether ZeRO-3 has partitioned the parameter."""
     return hasattr(parameter, "ds_id")

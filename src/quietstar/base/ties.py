@@ -1,17 +1,17 @@
-"""Embeddings and LM head that are one matrix, and configs that say so exactly where it is true."""
+"""Tied embeddings and LM heads, and configs that agree with the weights about it."""
 
 from transformers import PreTrainedModel
 
 
 def is_tied(base_lm: PreTrainedModel) -> bool:
-    """Whether a language model's embeddings and LM head are one matrix."""
+    """Whether a language model's embeddings and LM head share one matrix."""
     return base_lm.get_input_embeddings().weight is base_lm.get_output_embeddings().weight
 
 
 def say_whether_tied(base_lm: PreTrainedModel) -> None:
-    """Have a language model's config say whether embeddings and LM head are one matrix, as they are.
+    """Set `tie_word_embeddings` in a language model's config to what holds for its weights.
 
-    Where the config says otherwise, both are saved and one of them is lost in loading, or there are warnings for ever.
+    With a wrong config, both matrices are saved and one is lost on loading, or every load warns.
     """
     tied, config = is_tied(base_lm), base_lm.config
     if config.get_text_config().tie_word_embeddings == tied:

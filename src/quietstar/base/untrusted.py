@@ -1,4 +1,4 @@
-"""Models from elsewhere: what their configs and weights may ask for, and what is wrong with them in one line."""
+"""Checks of models from untrusted sources: limits on configs and weights, and one-line messages for load failures."""
 
 import json
 import math
@@ -31,7 +31,7 @@ ADVICE = "give a folder with config.json and weights, or the name of a model on 
 WEIGHTS = (".safetensors", ".bin")
 
 MOST = 1024
-"""layers, experts or labels that a config may ask for: each is an object of its own, even without its weights"""
+"""most layers, experts or labels that a config may ask for: each is a Python object, even without its weights"""
 COUNTS = re.compile(r"(.*_)?(layers?|experts|blocks|labels)")
 IMPLEMENTATIONS = frozenset(
     f"{begin}{kind}_implementation{end}"
@@ -39,46 +39,46 @@ IMPLEMENTATIONS = frozenset(
     for kind in ("attn", "experts")
     for end in ("", "_internal")
 )
-"""fields that say how attention and experts are computed; with a slash they name a repository of code"""
+"""fields that choose the implementation of attention and experts; a value with a slash names a code repository"""
 FROM_ELSEWHERE = frozenset({"auto_map", "_auto_class", "transformers_weights"})
-"""fields of a config that point at code and files beside it"""
+"""fields of a config that point at code and other files"""
 DENSEST = 8
-"""weights that a byte of a file may hold"""
+"""most weights that a byte of a file can hold"""
 SLACK = 2**24
-"""weights that a model may have beside those in its files: whatever they are, they do no harm"""
+"""weights that a model may have beyond those in its files; so few do no harm"""
 
 
 @contextmanager
 def loading(name: str | Path) -> Iterator[None]:
-    """Say in one line of our own errors why a model cannot be loaded, whatever the libraries below raise."""
+    """Turn whatever the libraries raise while loading a model into a one-line error of this package."""
     try:
         yield
     except QuietStarError:
         raise
     except (OSError, pickle.UnpicklingError, SafetensorError) as error:
-        raise CheckpointError(f"no model could be loaded from {str(name)!r}: {ADVICE} ({first_line(error)})") from error
+        raise CheckpointError(f"cannot load a model from {str(name)!r}: {ADVICE} ({first_line(error)})") from error
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise CheckpointError(
-                f"{str(name)!r} brings code of its own, which is run only with --trust_remote_code; look at it first"
+                f"{str(name)!r} contains code, which runs only with --trust_remote_code; review it first"
             ) from error
         if "Unrecognized" in str(error) or "model type" in str(error):
             raise UnsupportedModelError(
-                f"{str(name)!r} is no decoder-only language model that transformers knows: {first_line(error)}"
+                f"{str(name)!r} is not a decoder-only language model that transformers knows: {first_line(error)}"
             ) from error
         raise CheckpointError(
-            f"no model could be loaded from {str(name)!r} ({reason(error)}); give a folder "
-            "whose config.json and weights belong together"
+            f"cannot load a model from {str(name)!r} ({reason(error)}); give a folder whose config.json and weights "
+            "belong together"
         ) from error
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is a whole number."""
+    """Whether a value is an integer."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number that can be reckoned with."""
+    """Whether a value is a finite number."""
     try:
         return (is_whole(value) or isinstance(value, float)) and math.isfinite(value)
     except OverflowError:
@@ -86,43 +86,43 @@ def is_number(value: Any) -> bool:
 
 
 def check_fields(fields: Mapping[str, Any], where: str) -> None:
-    """Look through the fields of a config, and those of the configs in it.
+    """Check the fields of a config and of the configs nested in it.
 
     Args:
-        fields: as they stand in the file.
-        where: what they are, for the message.
+        fields: as read from the file.
+        where: name of the config, for the message.
 
     Raises:
         SettingsError: a field asks for more parts than any model has, or names code of another repository, which
-            transformers would fetch and run; or a config within this one points at code. (What this one points at
-            itself is heeded only where the user says so.)
+            transformers would fetch and run, or a nested config points at code. (Code that the outer config points at
+            runs only with trust_remote_code.)
     """
-    whole, *within = _mappings(fields)
-    for name in chain.from_iterable(within):
+    outer, *nested = _mappings(fields)
+    for name in chain.from_iterable(nested):
         if name in FROM_ELSEWHERE:
             raise SettingsError(
-                f"{where} has {name} in a config within it, which points at code of its own; take it out, or look at "
-                "that code and add --trust_remote_code"
+                f"{where} has {name} in a nested config, which points at code; remove it, or review that code and add "
+                "--trust_remote_code"
             )
-    for name, value in chain.from_iterable(part.items() for part in (whole, *within)):
+    for name, value in chain.from_iterable(part.items() for part in (outer, *nested)):
         if COUNTS.fullmatch(str(name)) and isinstance(value, int) and value > MOST:
             raise SettingsError(f"{where} has {name} {shown(value)}; give at most {MOST}")
         if str(name) in IMPLEMENTATIONS and "/" in str(value):
             raise SettingsError(
-                f"{where} has {name} {shown(value)}, code of another repository; take it out, and ask for it when you "
+                f"{where} has {name} {shown(value)}, code of another repository; remove it, and ask for it when you "
                 "load the model"
             )
 
 
 def without_pointers(fields: Any) -> Any:
-    """The same fields, of configs at any depth, but for those that point at code and files beside a config."""
+    """Return the fields of a config, nested ones included, without those that point at code and other files."""
     if isinstance(fields, Mapping):
         return {name: without_pointers(each) for name, each in fields.items() if name not in FROM_ELSEWHERE}
     return [without_pointers(each) for each in fields] if isinstance(fields, list) else fields
 
 
 def check_config(name: str | Path, **hub: Any) -> None:
-    """Look through the config of a plain model, where it can be read.
+    """Check the config of a plain model, if it can be read.
 
     Args:
         name: hub name or folder.
@@ -133,86 +133,86 @@ def check_config(name: str | Path, **hub: Any) -> None:
         SettingsError: as `check_fields`.
     """
     check_there(name, hub.get("subfolder", ""))
-    with suppress(OSError):  # whoever loads it will say what is wrong
+    with suppress(OSError):  # loading it will report what is wrong
         check_fields(PreTrainedConfig.get_config_dict(str(name), **hub)[0], "config.json")
 
 
 def check_there(name: str | Path, subfolder: str = "") -> None:
-    """Raise CheckpointError where a folder has no config, which transformers would take for one of defaults."""
+    """Raise CheckpointError if a folder has no config; transformers would use a default one."""
     folder = Path(name, subfolder)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise CheckpointError(f"folder {str(folder)!r} holds no config.json: {ADVICE}")
+        raise CheckpointError(f"folder {str(folder)!r} has no config.json: {ADVICE}")
 
 
 def check_alone(name: str | Path, **hub: Any) -> None:
-    """Raise CheckpointError where adapters of PEFT lie beside a model, which transformers would put into it."""
+    """Raise CheckpointError if PEFT adapters lie next to a model; transformers would load them into it."""
     with suppress(OSError):
         if find_adapter_config_file(str(name), **hub) is not None:
             raise CheckpointError(
-                f"{str(name)!r} has adapters beside the model (adapter_config.json), which would change it unasked; "
-                "merge them into it by PEFT's merge_and_unload, or take that file away"
+                f"{str(name)!r} has adapters next to the model (adapter_config.json), which would be loaded with it; "
+                "merge them with PEFT's merge_and_unload, or remove that file"
             )
 
 
 def check_folder(folder: Path, skeleton: Callable[[], nn.Module]) -> None:
-    """Compare weights in a folder with the model that its config describes, before memory is taken for it.
+    """Compare the weights in a folder with the model that its config describes, before allocating memory for it.
 
     Args:
         folder: of a model.
-        skeleton: makes the model; it is called on the meta device.
+        skeleton: builds the model; it is called on the meta device.
 
     Raises:
         CheckpointError: an index lists files that are not in the folder, or the weights are far too few.
     """
     for index in sorted(folder.glob("*.index.json")):
-        shards_of(index)
+        read_index(index)
     n_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS)
     check_size(str(folder), n_bytes, skeleton)
 
 
 def check_size(name: str, n_bytes: int, skeleton: Callable[[], nn.Module]) -> None:
-    """Compare the size of weights' files with the model that a config describes, before memory is taken for it.
+    """Compare the size of weight files with the model that a config describes, before allocating memory for it.
 
     Args:
         name: of the model, for the message.
-        n_bytes: of the files.
-        skeleton: makes the model; it is called on the meta device.
+        n_bytes: total size of the files.
+        skeleton: builds the model; it is called on the meta device.
 
     Raises:
         CheckpointError: the weights are far too few.
     """
-    if is_deepspeed_zero3_enabled():  # which makes models in a way of its own
+    if is_deepspeed_zero3_enabled():  # ZeRO-3 replaces how modules are built
         return
     with torch.device("meta"):
         model = skeleton()
     n_weights = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
     if n_weights > SLACK + DENSEST * n_bytes:
         raise CheckpointError(
-            f"{name} has {n_bytes} bytes of weights, and its config describes a model of {n_weights}; give one "
-            "whose config and weights belong together"
+            f"{name} has {n_bytes} bytes of weights, but its config describes {n_weights} weights; give a model whose "
+            "config and weights belong together"
         )
 
 
-def shards_of(index: Path) -> dict[str, str]:
-    """The file that each tensor is in, by the index of a checkpoint.
+def read_index(index: Path) -> dict[str, str]:
+    """Return the name of the weight file of each tensor, from the index of a checkpoint.
 
     Raises:
         CheckpointError: it cannot be read, or lists files outside its folder.
     """
     try:
-        shards = json.loads(index.read_bytes())["weight_map"]
-        for tensor, name in shards.items():
+        files = json.loads(index.read_bytes())["weight_map"]
+        for tensor, name in files.items():
             if not isinstance(name, str) or not name.endswith(WEIGHTS) or re.search(r"[/\\\0]", name):
-                raise ValueError(f"{shown(tensor)} is in {shown(name)}, no file of this folder")
+                raise ValueError(f"{shown(tensor)} is in {shown(name)}, which is not a file of this folder")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{index} is no index of weights ({reason(error)}); give a folder that save_pretrained wrote"
+            f"{index} is not an index of weights ({reason(error)}); give a folder that save_pretrained wrote"
         ) from error
-    return shards
+    return files
 
 
 def _mappings(fields: Any) -> list[Mapping[str, Any]]:
-    """A mapping and all that are in it."""
+    """Return a mapping, if it is one, and all mappings nested in it."""
     found, left = [], [fields]
     while left:
         each = left.pop()

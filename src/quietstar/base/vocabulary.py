@@ -1,6 +1,6 @@
-"""An LM head a few states at a time, so that [tokens, V] never exists, and tokens drawn from its logits.
+"""The LM head applied to a few states at a time, so that [tokens, V] never exists, and sampling from its logits.
 
-A block of logits has the vocabulary first, [V, states]: on a CPU its product is made 15 % faster so.
+A block of logits has the vocabulary first, [V, states]: on a CPU that makes its product 15 % faster.
 
 Legend: n states, D hidden size, V vocabulary.
 """
@@ -14,19 +14,19 @@ from torch import Tensor
 from quietstar.base.precision import product_dtype
 
 BYTES_AT_ONCE = {"cpu": 2**25, "cuda": 2**29}
-"""size of a block of logits in float32"""
+"""size of a block of float32 logits"""
 
 STATES = 64
-"""blocks have a multiple of so many states; for losses they are filled up to it: a state's sums are then rounded alike
-wherever it stands, and a thought that changes nothing is rewarded with exactly nothing"""
+"""blocks have a multiple of this many states. For losses they are padded to it, so that a state's sums are rounded the
+same way at every place in a block, and a thought that changes nothing has a reward of exactly 0."""
 
 BLOCK = 256
-"""words whose probabilities are summed before a drawn number is looked for among them"""
+"""tokens whose probabilities are summed first when sampling: a uniform number finds its block, then its token"""
 
 
 @dataclass(slots=True)
 class LMHead:
-    """An LM head by its parts: logits = softcap(weight h + bias) with the base model's factors; see `Trunk.head`."""
+    """The parts of an LM head: logits = softcap(weight h + bias), scaled as the base model does; see `Trunk.head`."""
 
     weight: Tensor
     """[V, D]"""
@@ -37,32 +37,32 @@ class LMHead:
     divisor: float = 1.0
     """logits are divided by it"""
     softcap: float | None = None
-    """logits are bent to stay within it"""
+    """logits are squashed to stay within it"""
     _scratch: Tensor | None = field(default=None, init=False, repr=False)
     _cast: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def weight_in(self, dtype: torch.dtype) -> Tensor:
-        """[V, D], without gradient, made once where the dtype is another one (under autocast)."""
+        """Return the weight [V, D] without gradient, cast once if the dtype differs (under autocast)."""
         if dtype not in self._cast:
             self._cast[dtype] = self.weight.detach().to(dtype)
         return self._cast[dtype]
 
     def scratch(self, n_states: int) -> Tensor:
-        """[V, n_states] in float32, for a block of logits.
+        """Return float32 memory [V, n_states] for a block of logits.
 
-        On a CPU it is the same memory each time: new pages of it cost more than what is computed in them.
+        A CPU reuses the same memory: allocating new pages costs more than the computation in them.
         """
         size = n_states * len(self.weight)
         if self._scratch is not None and self._scratch.numel() >= size:
             return self._scratch[:size].view(-1, n_states)
-        made = torch.empty(size, dtype=torch.float32, device=self.weight.device)
-        if made.device.type == "cpu":
-            self._scratch = made
-        return made.view(-1, n_states)
+        scratch = torch.empty(size, dtype=torch.float32, device=self.weight.device)
+        if scratch.device.type == "cpu":
+            self._scratch = scratch
+        return scratch.view(-1, n_states)
 
 
 def bend(logits: Tensor, factor: float, divisor: float, softcap: float | None) -> Tensor:
-    """[..., V] products of an LM head and states, with bias -> [..., V] logits; see LMHead."""
+    """Return the logits [..., V] of an LM head's products with states [..., V], bias included; see LMHead."""
     if factor != 1:
         logits = logits * factor
     if divisor != 1:
@@ -71,35 +71,35 @@ def bend(logits: Tensor, factor: float, divisor: float, softcap: float | None) -
 
 
 class Blocks:
-    """Logits of [n, D] states, some states at a time, in memory that every block writes over.
+    """Logits of states [n, D], a block of states at a time, each overwriting the one before.
 
     Iterating gives the slices of states.
 
     Args:
         head: the LM head.
         hidden: [n, D]
-        filled_to: blocks are filled up to a multiple of so many states.
+        multiple: blocks are padded to a multiple of this many states.
     """
 
-    def __init__(self, head: LMHead, hidden: Tensor, filled_to: int = 1) -> None:
+    def __init__(self, head: LMHead, hidden: Tensor, multiple: int = 1) -> None:
         device = hidden.device.type
         self.dtype = product_dtype(head.weight)
         self.head, self.hidden, self.weight = head, hidden.detach().to(self.dtype), head.weight_in(self.dtype)
-        self.filled_to = filled_to
+        self.multiple = multiple
         fitting = BYTES_AT_ONCE.get(device, BYTES_AT_ONCE["cpu"]) // (4 * len(self.weight))
         self.n_states = max(STATES, fitting - fitting % STATES)
 
     def __iter__(self) -> Iterator[slice]:
         return (slice(first, first + self.n_states) for first in range(0, len(self.hidden), self.n_states))
 
-    def filled(self, of: Tensor) -> Tensor:
-        """[states, ...] -> zeros after them, where a block is filled up."""
-        missing = -len(of) % self.filled_to
-        return torch.cat([of, of.new_zeros(missing, *of.shape[1:])]) if missing else of
+    def padded(self, values: Tensor) -> Tensor:
+        """Return the values of a block, [states, ...], padded with zeros to the multiple."""
+        missing = -len(values) % self.multiple
+        return torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) if missing else values
 
     def logits(self, some: slice) -> Tensor:
-        """[V, filled states] in float32; the next call writes over it."""
-        hidden, head = self.filled(self.hidden[some]), self.head
+        """Return the float32 logits [V, padded states] of a block; the next call overwrites them."""
+        hidden, head = self.padded(self.hidden[some]), self.head
         out = head.scratch(len(hidden))
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
             if self.dtype == torch.float32:
@@ -120,100 +120,100 @@ def draw(
     n_draws: int = 1,
     top_p: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Draw tokens from each state's prediction, or take the likeliest at temperature 0; no gradient.
+    """Sample tokens from each state's prediction, or take the likeliest at temperature 0, without gradient.
 
     Args:
         head: the LM head.
         hidden: [n, D]
         temperature: at least 0.
-        suppressed: ids that are never drawn.
-        generator: source of one uniform number a token, on the states' device.
+        suppressed: ids that are never sampled.
+        generator: source of one uniform number for each token, on the states' device.
         n_draws: m, tokens for each state.
-        top_p: draw among the likeliest tokens that together reach this probability (arXiv 1904.09751), above 0.
+        top_p: sample among the likeliest tokens that together reach this probability (arXiv 1904.09751), above 0.
 
     Returns:
-        [n, m] token ids, and [n, m] their log-probabilities in what they were drawn from: 0 at temperature 0.
+        [n, m] token ids, and [n, m] their log-probabilities under the sampled distribution: 0 at temperature 0.
     """
     uniform = torch.zeros(len(hidden), n_draws, device=hidden.device)
     if temperature:
         uniform.uniform_(generator=generator)
     with torch.no_grad():
         blocks = Blocks(head, hidden)
-        drawn = [choose_(blocks.logits(some), uniform[some], temperature, suppressed, top_p) for some in blocks]
-    if not drawn:
+        sampled = [choose_(blocks.logits(some), uniform[some], temperature, suppressed, top_p) for some in blocks]
+    if not sampled:
         return uniform.long(), uniform
-    tokens, logprob = zip(*drawn, strict=True)
+    tokens, logprob = zip(*sampled, strict=True)
     return torch.cat(tokens), torch.cat(logprob)
 
 
 def choose_(
     logits: Tensor, uniform: Tensor, temperature: float, suppressed: Tensor | None = None, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """The tokens at which the cumulative distribution passes the given numbers, or the likeliest at temperature 0.
+    """Return the tokens where the cumulative distribution passes the uniform numbers; the likeliest at temperature 0.
 
-    Noise of vocabulary size is never made. A number is looked for among the sums of blocks of words first, then
+    Noise of vocabulary size is never allocated. A number is located among the sums of blocks of tokens first, then
     within one block.
 
     Args:
-        logits: [V, n] in float32, written over.
+        logits: [V, n] in float32, overwritten.
         uniform: [n, m], from 0 to below 1.
         temperature: at least 0.
         suppressed: ids that are never chosen.
         top_p: see `draw`.
 
     Returns:
-        [n, m] token ids, and [n, m] their log-probabilities in what they were drawn from: 0 at temperature 0.
+        [n, m] token ids, and [n, m] their log-probabilities under the sampled distribution: 0 at temperature 0.
     """
     n, m = uniform.shape
     if suppressed is not None and suppressed.numel():
         logits.index_fill_(0, suppressed, -torch.inf)
     if temperature == 0:
         block = _by_block(logits, torch.amax).argmax(-1, keepdim=True)
-        word = _words_of(logits, block, -torch.inf).argmax(-1)
+        offset = _tokens_of(logits, block, -torch.inf).argmax(-1)
     else:
         logits.sub_(logits.amax(dim=0))
         if temperature != 1:
             logits /= temperature
-        p = logits.exp_()  # times a total
+        p = logits.exp_()  # unnormalized
         if top_p < 1:
             leave_nucleus_(p, top_p)
         sums = _by_block(p, torch.sum)
         block, left = _pass(sums, uniform * sums.sum(-1, keepdim=True))
-        word, _ = _pass(_words_of(p, block, 0.0).flatten(0, 1), left.reshape(n * m, 1))
-    # NaN is found nowhere; the loss will show it
-    tokens = (block * BLOCK + word.view_as(block)).clamp(max=len(logits) - 1).expand(n, m)
+        offset, _ = _pass(_tokens_of(p, block, 0.0).flatten(0, 1), left.reshape(n * m, 1))
+    # NaN logits lead past the last token; the loss will be NaN too
+    tokens = (block * BLOCK + offset.view_as(block)).clamp(max=len(logits) - 1).expand(n, m)
     if temperature == 0:
         return tokens, torch.zeros_like(uniform)
     return tokens, (p.gather(0, tokens.T).T / sums.sum(-1, keepdim=True)).log()
 
 
 def leave_nucleus_(p: Tensor, top_p: float) -> None:
-    """Set what lies outside the likeliest words that together reach top_p to 0: [V, n], each state's sum any."""
-    mass, word = p.sort(dim=0, descending=True)
+    """Set unnormalized probabilities [V, n] to 0 outside the likeliest tokens that together reach top_p."""
+    mass, token = p.sort(dim=0, descending=True)
     before = mass.cumsum(dim=0) - mass
-    p.scatter_(0, word, mass.masked_fill_(before >= top_p * p.sum(dim=0), 0))
+    p.scatter_(0, token, mass.masked_fill_(before >= top_p * p.sum(dim=0), 0))
 
 
-def _by_block(of_words: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
-    """[V, n] -> [n, blocks]: what each block of words comes to."""
-    n_whole, n_rest = divmod(len(of_words), BLOCK)
-    whole, rest = of_words.split([n_whole * BLOCK, n_rest])
+def _by_block(values: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
+    """Reduce values [V, n] over each block of tokens, to [n, blocks]."""
+    n_whole, n_rest = divmod(len(values), BLOCK)
+    whole, rest = values.split([n_whole * BLOCK, n_rest])
     reduced = [reduce(whole.unflatten(0, (n_whole, BLOCK)), dim=1)]
     return torch.cat([*reduced, reduce(rest, dim=0, keepdim=True)] if n_rest else reduced).T
 
 
-def _words_of(of_words: Tensor, block: Tensor, beyond: float) -> Tensor:
-    """[V, n] and blocks [n, m] -> [n, m, BLOCK]: their words, `beyond` where the vocabulary is at its end."""
-    V, (n, m) = len(of_words), block.shape
-    words = block[..., None] * BLOCK + torch.arange(BLOCK, device=block.device)
-    found = of_words.gather(0, words.clamp(max=V - 1).flatten(1).T).T.reshape(n, m, BLOCK)
-    return found.masked_fill_(words >= V, beyond)
+def _tokens_of(values: Tensor, block: Tensor, beyond: float) -> Tensor:
+    """Gather the values [V, n] of the tokens of blocks [n, m], as [n, m, BLOCK]; `beyond` past the vocabulary."""
+    V, (n, m) = len(values), block.shape
+    tokens = block[..., None] * BLOCK + torch.arange(BLOCK, device=block.device)
+    gathered = values.gather(0, tokens.clamp(max=V - 1).flatten(1).T).T.reshape(n, m, BLOCK)
+    return gathered.masked_fill_(tokens >= V, beyond)
 
 
 def _pass(masses: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the sum of masses [n, x] passes points [n, m], and how far these are into that mass: both [n, m].
+    """Return where the cumulative sum of masses [n, x] passes points [n, m], and their offsets there, both [n, m].
 
-    A mass of 0 is never where it passes, as rounding may not lift the point past all of them.
+    A mass of 0 is never returned: points are kept below the total, whatever rounding does.
     """
     cumulative = masses.cumsum(dim=-1)
     total = cumulative[:, -1:]

@@ -1,4 +1,4 @@
-"""What `quietstar inspect` can be told."""
+"""The options of `quietstar inspect`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,45 +19,45 @@ NONE = "none"
 
 @dataclass(kw_only=True)
 class InspectArguments(SpeakArguments):
-    """What to inspect, and what to try in the thoughts' place.
+    """What to inspect, and which interventions to try.
 
     Raises:
         SettingsError: a value is impossible.
     """
 
     text: str | None = option(None, "text file to read", TEXT)
-    prompt: str | None = option(None, "text to read, or to go on from with --generate", TEXT)
-    generate: int = option(0, "tokens to write after the prompt; then these alone are thought before", TEXT)
+    prompt: str | None = option(None, "text to read, or to continue with --generate", TEXT)
+    generate: int = option(0, "tokens to generate after the prompt; the model then thinks at these only", TEXT)
     max_length: int | None = option(
         None,
-        "a longer text is cut into windows of so many tokens, each read alone (default: 2048, or the context)",
+        "tokens of a window; longer texts are cut into windows, each read separately (default: 2048, or the context)",
         TEXT,
     )
-    limit: int | None = option(None, "tokens of the text to read at most", TEXT)
+    limit: int | None = option(None, "most tokens of the text to read", TEXT)
     before: str | None = option(
         None,
-        "folder or hub name of the plain model that it was trained from, to compare with it too "
-        "(default: the base model with its adapters switched off, where it has some)",
+        "folder or hub name of the plain model that it was trained from, to compare with "
+        "(default: the base model without its adapters, if it has any)",
         MODEL,
     )
     n_ahead_talk: int | None = option(
-        None, "true tokens that a reward is summed over (default: as the model was trained)", THOUGHTS
+        None, "true tokens that a reward is summed over (default: as in training)", THOUGHTS
     )
-    top_k: int = option(5, "likeliest tokens to keep of each prediction", THOUGHTS)
+    top_k: int = option(5, "number of likeliest tokens to record for each prediction", THOUGHTS)
     interventions: list[str] = option(
-        list(CHOICES), f"what to try in each thought's place: {', '.join(CHOICES)}; or {NONE}", WHAT_IF
+        list(CHOICES), f"replacements of each thought to try: {', '.join(CHOICES)}; or {NONE}", WHAT_IF
     )
-    thought: str | None = option(None, "a thought of yours to try in the place of every thought", WHAT_IF)
+    thought: str | None = option(None, "your own thought, to try in the place of every thought", WHAT_IF)
     filler: str | None = option(
-        None, "text of one token, the filler (default: a dot where the tokenizer has one, else padding)", WHAT_IF
+        None, "text of one token, used as filler (default: a dot if the tokenizer has one, else padding)", WHAT_IF
     )
     output_dir: str | None = option(
-        None, "folder of the results; it must not hold a run already (default: runs/MODEL-inspection)", RUN
+        None, "folder of the results; it must not contain a run (default: runs/MODEL-inspection)", RUN
     )
-    overwrite: bool = option(False, "empty an output_dir that holds an earlier run of ours", RUN)
-    format: str = option("jsonl", f"of the trace: {' or '.join(FORMATS)}", RUN)
+    overwrite: bool = option(False, "empty an output_dir that contains an earlier run of quietstar", RUN)
+    format: str = option("jsonl", f"format of the trace: {' or '.join(FORMATS)}", RUN)
     report: bool = option(True, "write report.html", RUN)
-    figures: bool = option(False, "draw the coloured text and the distributions as PDF and PNG, too", RUN)
+    figures: bool = option(False, "also write the coloured text and the distributions as PDF and PNG", RUN)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,12 +67,12 @@ class InspectArguments(SpeakArguments):
             raise SettingsError("before is empty; give the folder or hub name of the plain model it was trained from")
         if (self.text is None) == (self.prompt is None):
             given = "both were given" if self.text is not None else "neither was given"
-            raise SettingsError(f"text and prompt are two ways to name what is read, and {given}; give one of them")
+            raise SettingsError(f"text and prompt both name the text to read, and {given}; give one of them")
         if self.generate and self.prompt is None:
-            raise SettingsError("generate was given without a prompt to go on from; add --prompt")
+            raise SettingsError("generate was given without a prompt to continue; add --prompt")
         for name, plain in {"temperature": 0, "top_p": 1}.items():
             if not self.generate and getattr(self, name) != plain:
-                raise SettingsError(f"{name} was given without generate, and nothing is written; add --generate")
+                raise SettingsError(f"{name} was given without generate, so nothing is generated; add --generate")
         for name in ("max_length", "limit"):
             if self.generate and getattr(self, name) is not None:
                 raise SettingsError(f"{name} was given with generate, which reads the whole prompt; leave one out")
@@ -87,18 +87,18 @@ class InspectArguments(SpeakArguments):
                 f"interventions are {', '.join(self.interventions)}; give {NONE} alone, or leave it out"
             )
         check_text("prompt", self.prompt)
-        self.trace_settings  # noqa: B018  (says what is impossible)
+        self.trace_settings  # noqa: B018  (raises for impossible values)
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Where the text comes from, as far as it was said."""
+        """The options that say where the text comes from."""
         names = ["text", "prompt", "generate", "max_length", "limit"]
         names += ["temperature", "top_p"] if self.generate else []
         return {name: value for name in names if (value := getattr(self, name))}
 
     @property
     def trace_settings(self) -> TraceSettings:
-        """As `trace` takes them."""
+        """The settings for `trace`."""
         return TraceSettings(
             think=self.think,
             thought_temperature=self.thought_temperature,

@@ -1,4 +1,4 @@
-"""What a model predicted before it was trained: its base model without adapters, or a plain model that is given.
+"""Predictions of a model before it was trained: by its base model without adapters, or by a given plain model.
 
 Legend: S tokens of a text.
 """
@@ -21,7 +21,7 @@ from quietstar.inspection.measure import true_logprob
 from quietstar.inspection.reading import Reading
 from quietstar.model import QuietStarForCausalLM
 
-ADAPTERS_OFF = "the base model with its adapters switched off"
+ADAPTERS_OFF = "the base model without its adapters"
 
 
 def load_before(
@@ -31,18 +31,18 @@ def load_before(
     *,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """The plain model that a thinking one was trained from.
+    """Load and check the plain model that a thinking one was trained from.
 
     Args:
         before: its folder or hub name, loaded in the dtype and onto the device of `model`; or the model itself.
-        model: what it has become.
+        model: the trained model.
         tokenizer: of `model`.
-        trust_remote_code: run code that lies beside `before` on the hub.
+        trust_remote_code: run code that comes with `before` on the hub.
 
     Raises:
-        SettingsError: it thinks, has other tokens, or is a part of `model` that was trained with it.
-        CheckpointError: there is no model or no tokenizer of that name.
-        UnsupportedModelError: its LM head does something that is not known here.
+        SettingsError: it thinks, has other tokens, or is `model`'s own base model.
+        CheckpointError: no model or no tokenizer of that name can be loaded.
+        UnsupportedModelError: its LM head is not supported.
     """
     if isinstance(before, QuietStarForCausalLM) or (isinstance(before, str | Path) and holds_thinking_model(before)):
         raise SettingsError(
@@ -50,8 +50,8 @@ def load_before(
         )
     if before is model.base_lm:
         raise SettingsError(
-            "before is this model's own base_lm, which was trained with it; give the plain model as it was before, or "
-            "its name"
+            "before is this model's own base_lm, which was trained with it; give the plain model as it was before "
+            "training, or its name"
         )
     if isinstance(before, PreTrainedModel):
         if n_embeddings(before) != n_embeddings(model):
@@ -63,41 +63,41 @@ def load_before(
         return before
     if not isinstance(before, str | Path):
         raise SettingsError(f"before is a {type(before).__name__}; give a model of transformers, or its name")
-    how = UseArguments(
+    args = UseArguments(
         dtype=str(model.base_lm.dtype).removeprefix("torch."),
         device=str(model.device),
         trust_remote_code=trust_remote_code,
     )
-    found, its_tokenizer = load_model(before, how, original=True)
+    base_lm, its_tokenizer = load_model(before, args, original=True)
     check_same_tokens(tokenizer, its_tokenizer, str(before))
-    return found
+    return base_lm
 
 
 def check_same_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise SettingsError where an id means another token to the model of that name; either may have further ids."""
+    """Raise SettingsError if an id that both tokenizers have means different tokens."""
     ours, theirs = ({id: token for token, id in each.get_vocab().items()} for each in (tokenizer, other))
     shared = sorted(ours.keys() & theirs.keys())
     differing = next((id for id in shared if ours[id] != theirs[id]), None)
     if differing is not None:
         raise SettingsError(
-            f"before is {name!r}, whose token {differing} is {theirs[differing][:40]!a} and not "
-            f"{ours[differing][:40]!a}: it has another vocabulary; give the plain model that this one was trained from"
+            f"before is {name!r}, which has another vocabulary: its token {differing} is {theirs[differing][:40]!a}, "
+            f"not {ours[differing][:40]!a}; give the plain model that this one was trained from"
         )
 
 
 def check_texts(before: PreTrainedModel, texts: Sequence[list[int]]) -> None:
-    """Raise SettingsError where a text has a token that the model before training lacks, or is too long for it."""
+    """Raise SettingsError if a text has a token that the model before training lacks, or is too long for it."""
     highest = max(max(ids, default=0) for ids in texts)
     if highest >= n_embeddings(before):
         raise SettingsError(
-            f"the text has token {highest}, and before has {n_embeddings(before)} embeddings; give the plain model "
+            f"the text has token {highest}, but before has {n_embeddings(before)} embeddings; give the plain model "
             "that this one was trained from"
         )
     check_reach(before, max(map(len, texts)), 0)
 
 
 def description(model: QuietStarForCausalLM, before: PreTrainedModel | None) -> str | None:
-    """What stands for the model before it was trained; None where nothing does."""
+    """Return the name of the model before training for reports, or None if it is not known."""
     if before is not None:
         return _name(before)
     return ADAPTERS_OFF if model.config.lora is not None else None
@@ -111,7 +111,7 @@ def _name(before: str | Path | PreTrainedModel) -> str:
 def logprob_before(
     model: QuietStarForCausalLM, before: PreTrainedModel | None, reading: Reading, targets: Tensor
 ) -> Tensor:
-    """[S]: log-probability of targets [S] before training, in nats; NaN where there is none, or it is not known."""
+    """Return the log-probabilities [S] of targets [S] before training, in nats; NaN if unknown."""
     if before is not None:
         return _by_plain_model(before, reading.input_ids, targets)
     if model.config.lora is None:

@@ -1,4 +1,4 @@
-"""A trace as pictures, PNG and PDF: the text coloured as in the report, and how values are distributed."""
+"""Figures of a trace as PNG and PDF: the text coloured as in the report, and distributions of its values."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMES = {"weight": "mixing weight", "reward": "reward, nats", "gain": "gain in log-probability, nats"}
-"""per-position values that colour a text, and what they are called"""
+"""per-position values that colour a text, and their names"""
 MOST_POSITIONS = 600
-"""of the text that are drawn"""
+"""most positions of the text to plot"""
 MOST_LINES = 200
-"""in which they are drawn"""
+"""most lines to plot"""
 COLUMNS = 96
-"""character cells in a line"""
+"""characters in a line"""
 FONT = "DejaVu Sans Mono"
-"""comes with matplotlib"""
+"""ships with matplotlib"""
 MISSING = "\N{WHITE SQUARE}"
-"""stands for a character that the font lacks"""
+"""replaces characters that the font lacks"""
 CELL, LINE = 0.0805, 0.235
-"""inches: width of a character of 9.6 points, height of a line"""
+"""inches: width of a character at 9.6 points, height of a line"""
 MARGIN, HEAD = 0.3, 0.75
 """inches"""
 INK, MUTED, GRID, BLUE, ORANGE = "#1d1f23", "#5b5f67", "#e4e2dc", "#1f5f9e", "#a4530b"
 
 
 def need_matplotlib() -> None:
-    """Raise MissingExtraError where no figure can be drawn."""
+    """Raise MissingExtraError if matplotlib is not installed."""
     need("matplotlib", "inspect", "figures (or leave out --figures)")
 
 
@@ -45,10 +45,10 @@ def draw_figures(payload: dict[str, Any], folder: Path) -> list[Path]:
 
     Args:
         payload: of a trace, see `quietstar.inspection.payload`.
-        folder: is made where it is missing.
+        folder: created if missing.
 
     Returns:
-        the files.
+        The files.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -58,7 +58,7 @@ def draw_figures(payload: dict[str, Any], folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    # a user's own settings (TeX, other fonts) would draw other things than these
+    # a user's own settings (TeX, fonts) must not change the figures
     with rc_context({"text.usetex": False, "font.family": ["DejaVu Sans"], "font.size": 9, "pdf.fonttype": 42}):
         figures = {f"text_{name}": draw_text(payload, name) for name in NAMES}
         figures["distributions"] = draw_distributions(payload)
@@ -71,24 +71,24 @@ def draw_figures(payload: dict[str, Any], folder: Path) -> list[Path]:
 
 @dataclass(slots=True)
 class Run:
-    """A token, or as much of it as stands in one line."""
+    """A token, or the part of it on one line."""
 
     line: int
     column: int
     text: str
     width: int
-    """cells"""
+    """in characters"""
     index: int
-    """position, in all rows together"""
+    """position, counted over all rows"""
 
 
 def lay_out(rows: Sequence[Sequence[str]], known: set[int], most: int = MOST_POSITIONS) -> list[Run]:
-    """Where the first tokens of rows of pieces stand, in lines of COLUMNS cells, with an empty line between rows.
+    """Lay out the first tokens of all rows in lines of COLUMNS characters, with an empty line between rows.
 
     Args:
-        rows: pieces of text.
-        known: code points that can be drawn.
-        most: tokens.
+        rows: the pieces of text of each row.
+        known: code points that the font has.
+        most: number of tokens.
     """
     runs: list[Run] = []
     line = column = index = 0
@@ -113,8 +113,8 @@ def lay_out(rows: Sequence[Sequence[str]], known: set[int], most: int = MOST_POS
 
 
 def _parts(piece: str, known: set[int]) -> Iterator[str]:
-    """A piece as it is drawn, cut after line ends and where it is longer than a line."""
-    shown = "".join(_drawn(character, known) for character in unicodedata.normalize("NFC", piece)) or "▏"
+    """Yield a piece as it is printed, cut after line ends and at the length of a line."""
+    shown = "".join(_printed(character, known) for character in unicodedata.normalize("NFC", piece)) or "▏"
     shown = f"◌{shown}" if unicodedata.combining(shown[0]) else shown
     part, width = "", 0
     for character in shown:
@@ -129,7 +129,7 @@ def _parts(piece: str, known: set[int]) -> Iterator[str]:
         yield part
 
 
-def _drawn(character: str, known: set[int]) -> str:
+def _printed(character: str, known: set[int]) -> str:
     if character == "\n":
         return "↵"
     category = unicodedata.category(character)
@@ -145,7 +145,7 @@ def _width(character: str) -> int:
 
 
 def draw_text(payload: dict[str, Any], name: str) -> Figure:
-    """The first MOST_POSITIONS tokens, each on the colour of its value; those without one in grey letters."""
+    """Return a figure of the first MOST_POSITIONS tokens on the colours of their values, grey if they have none."""
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties, findfont, get_font
     from matplotlib.patches import Rectangle
@@ -173,9 +173,9 @@ def draw_text(payload: dict[str, Any], name: str) -> Figure:
             color=MUTED if value is None else INK,
             parse_math=False,
         )
-    n_drawn = len({run.index for run in runs})
-    cut = f"the first {n_drawn} of {len(values)} positions" if n_drawn < len(values) else f"{len(values)} positions"
-    _head(axes, NAMES[name], f"{cut}; grey: no value there", end, colours)
+    n_shown = len({run.index for run in runs})
+    cut = f"the first {n_shown} of {len(values)} positions" if n_shown < len(values) else f"{len(values)} positions"
+    _head(axes, NAMES[name], f"{cut}; grey: no value", end, colours)
     return figure
 
 
@@ -194,7 +194,7 @@ def _head(axes: Axes, title: str, note: str, end: float, colours: list[str]) -> 
 
 
 def draw_distributions(payload: dict[str, Any]) -> Figure:
-    """Histograms of reward and mixing weight, reward against difficulty, and what interventions do."""
+    """Return histograms of reward and mixing weight, reward against difficulty, and effects of interventions."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7.5), facecolor="white", layout="constrained")
@@ -225,7 +225,7 @@ def _histogram(axes: Axes, values: list[float], name: str) -> None:
 
 
 def _middle(values: list[float]) -> tuple[float, float]:
-    """The range of all values but one in a hundred at each end; wider where they are all equal."""
+    """Return the range from the 1st to the 99th percentile, widened if all values are equal."""
     ordered = sorted(values)
     low, high = ordered[int(0.01 * len(ordered))], ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
     margin = abs(low) / 2 or 0.5
@@ -281,7 +281,7 @@ def _interventions(axes: Axes, interventions: list[dict[str, Any]]) -> None:
 
 
 def _ends(estimate: dict[str, Any]) -> tuple[float, float]:
-    """Of the interval; the value itself where it is of too few positions to have one."""
+    """Return the ends of the interval, or the value twice if there are too few positions for one."""
     value = estimate["value"]
     return (value, value) if estimate["low"] is None else (estimate["low"], estimate["high"])
 

@@ -1,20 +1,20 @@
-"""What is found out about the thoughts of a trace, in numbers and in words."""
+"""The findings about the thoughts of a trace, in numbers and sentences."""
 
 from dataclasses import dataclass
 
 from quietstar.reporting.interval import Estimate
 
 FEWEST = 30
-"""positions below which nothing is concluded, and a mean's interval is the whole line: it would be too narrow"""
+"""least positions for a conclusion; with fewer, a bootstrap interval is too narrow and is replaced by ±infinity"""
 NEGLIGIBLE = 0.001
-"""nats: a gain that surely is smaller is next to nothing, and is not divided up"""
+"""nats; a gain whose whole interval is below this is negligible, and is not split"""
 
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """What one intervention did.
+    """The effects of one intervention.
 
-    The figures are None where it could not be done, and where it put every thought in its own place.
+    The estimates are None if it could not be done, or if every replacement equals the thought.
     """
 
     name: str
@@ -22,21 +22,21 @@ class Effects:
     n: int
     """positions"""
     n_same: int
-    """positions at which what was put in the thought's place is the thought itself"""
+    """positions at which the replacement equals the thought"""
     delta: Estimate | None
     """change in the true next token's log-probability, nats"""
     kl: Estimate | None
     """nats"""
     flips: Estimate | None
-    """share of positions whose likeliest token became another one"""
+    """share of positions whose likeliest token changed"""
 
 
 @dataclass(frozen=True, slots=True)
 class Difficulty:
-    """Positions of like difficulty."""
+    """Positions of similar difficulty."""
 
     by: str
-    """base nll (of the token that follows) or base entropy, in nats"""
+    """base nll (of the next token) or base entropy, in nats"""
     low: float
     high: float
     n: int
@@ -47,28 +47,28 @@ class Difficulty:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Of a trace."""
+    """The summary of a trace."""
 
     n_positions: int
     n_thoughts: int
     gain: Estimate | None
-    """of the model's own thoughts; None where no thought's next token is known"""
+    """gain of the model's own thoughts; None if no thought's next token is known"""
     content: Estimate | None
-    """the part that filler loses"""
+    """the part of the gain that filler loses"""
     computation: Estimate | None
-    """the part that filler has as well"""
+    """the part of the gain that filler keeps"""
     content_share: Estimate | None
-    """content by gain, as a ratio of means; None where there is no gain to divide, or a part works against the other"""
+    """content / gain, as a ratio of means; None if there is no clear gain, or the parts have opposite signs"""
     nll_before: Estimate | None
-    """nats, of the model before it was trained; None where that is not known"""
+    """nats, of the model before training; None if unknown"""
     over_before: Estimate | None
     """log-probability with thoughts, minus that before training"""
     base_over_before: Estimate | None
-    """log-probability without thoughts, minus that before training: below 0 where the base pass has become worse"""
+    """log-probability without thoughts, minus that before training: below 0 if the base pass has become worse"""
     reward: Estimate | None
     mixing_weight: Estimate | None
     interventions: list[Effects]
     difficulty: list[Difficulty]
     is_own: bool
-    """whether the model wrote the text: what follows then follows by its own predictions, and no gain is a finding"""
+    """whether the model generated the text; it then agrees with its own predictions, and a gain means nothing"""
     sentences: list[str]

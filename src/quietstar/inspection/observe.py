@@ -23,7 +23,7 @@ from quietstar.inspection.interventions import (
     Situation,
     filler_token,
     interventions_of,
-    plain_words,
+    plain_tokens,
     typed_thought,
 )
 from quietstar.inspection.measure import NO_TARGET, Look, compare, look, next_tokens, true_logprob
@@ -116,7 +116,7 @@ class _Tracing:
             check_ids(model, [self.filler], "filler")
         self.words = torch.zeros(0, dtype=torch.long)
         if RANDOM in settings.interventions:
-            self.words = plain_words(tokenizer, model.config.vocab_size, model.config.suppressed)
+            self.words = plain_tokens(tokenizer, model.config.vocab_size, model.config.suppressed)
         self.generator = torch.Generator(model.device).manual_seed(settings.seed)
         self.texts_of_tokens: dict[int, str] = {}
 
@@ -282,7 +282,7 @@ class _Tracing:
             return {}
         now = Situation(
             thoughts=thoughts,
-            words=self.words,
+            tokens=self.words,
             filler=self.filler,
             given=self.given,
             generator=torch.Generator().manual_seed(self.settings.seed),

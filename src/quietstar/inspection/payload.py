@@ -1,23 +1,23 @@
-"""A trace as the report's data: compact, a text of each token and each thought once."""
+"""A trace as compact data for the report, with the text of each token and each thought stored once."""
 
 from dataclasses import asdict
 from typing import Any
 
 from quietstar.inspection.interventions import is_truncated
-from quietstar.inspection.schema import interventions_in
+from quietstar.inspection.schema import PREDICTIONS, interventions_in
 from quietstar.inspection.trace import Trace
 from quietstar.reporting.tables import finite
 
 SAME = ("thought", "reason", "reward", "gain", "before_logprob", "base_entropy")
 """columns that keep their names"""
 LIKELIEST = 10
-"""tokens of each prediction that are shown at most"""
+"""most tokens shown of each prediction"""
 CUTS = 8
-"""lengths of shortened thoughts that are shown of each position at most"""
+"""most lengths of truncated thoughts shown at each position"""
 
 
 def payload_of(trace: Trace) -> dict[str, Any]:
-    """What the report is made of; see `quietstar.inspection.report`."""
+    """Return the data of the report; see `quietstar.inspection.report`."""
     columns = trace.columns
     names = shown(interventions_in(list(columns)))
     summary = finite(asdict(trace.summary))
@@ -38,7 +38,7 @@ def payload_of(trace: Trace) -> dict[str, Any]:
 
 
 def shown(names: list[str]) -> list[str]:
-    """Interventions that are shown of each position: of many shortened thoughts some, from none to nearly all."""
+    """Return the interventions to show at each position: all, but at most CUTS evenly spaced truncations."""
     cuts = [name for name in names if is_truncated(name)]
     if len(cuts) <= CUTS:
         return names
@@ -47,14 +47,14 @@ def shown(names: list[str]) -> list[str]:
 
 
 class _Pool:
-    """Each thought once, however often it stands anywhere."""
+    """Distinct thoughts, each stored once."""
 
     def __init__(self) -> None:
         self.thoughts: list[list[int]] = []
         self._places: dict[tuple[int, ...], int] = {}
 
     def places(self, thoughts: list[list[int] | None]) -> list[int | None]:
-        """Where they stand in the pool."""
+        """Return the index of each thought in the pool, adding new ones."""
         return [None if thought is None else self._place(thought) for thought in thoughts]
 
     def _place(self, thought: list[int]) -> int:
@@ -65,7 +65,7 @@ class _Pool:
 
 
 def _rows(rows: list[int]) -> list[slice]:
-    """Where each row's records stand."""
+    """Return the slice of records of each row."""
     starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1]]
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)]
 
@@ -73,36 +73,36 @@ def _rows(rows: list[int]) -> list[slice]:
 def _tokens(columns: dict[str, list[Any]], names: list[str]) -> dict[str, str]:
     texts: dict[str, str] = {}
     pairs = [("next_id", "next_token"), ("thought_ids", "thought_tokens")]
-    pairs += [(f"{of}_top_ids", f"{of}_top_tokens") for of in ("base", "alone", "mixed")]
-    pairs += [(f"{of}_top_id", f"{of}_top_token") for of in names]
-    pairs += [(f"{of}_thought_ids", f"{of}_thought_tokens") for of in names]
+    pairs += [(f"{kind}_top_ids", f"{kind}_top_tokens") for kind in PREDICTIONS]
+    pairs += [(f"{name}_top_id", f"{name}_top_token") for name in names]
+    pairs += [(f"{name}_thought_ids", f"{name}_thought_tokens") for name in names]
     for ids_name, texts_name in pairs:
         most = LIKELIEST if ids_name.endswith("_top_ids") else None
-        for ids, words in zip(columns[ids_name], columns[texts_name], strict=True):
+        for ids, tokens in zip(columns[ids_name], columns[texts_name], strict=True):
             if isinstance(ids, list):
-                texts |= {str(token): word for token, word in zip(ids[:most], words[:most], strict=True)}
+                texts |= {str(id): token for id, token in zip(ids[:most], tokens[:most], strict=True)}
             elif ids is not None:
-                texts[str(ids)] = words
+                texts[str(ids)] = tokens
     return texts
 
 
 def _row(columns: dict[str, list[Any]], names: list[str], some: slice, pool: _Pool) -> dict[str, Any]:
-    def top(of: str) -> list[Any]:
-        pairs = zip(columns[f"{of}_top_ids"][some], columns[f"{of}_top_logprob"][some], strict=True)
+    def top(kind: str) -> list[Any]:
+        pairs = zip(columns[f"{kind}_top_ids"][some], columns[f"{kind}_top_logprob"][some], strict=True)
         return [None if ids is None else _likeliest(ids, logprob) for ids, logprob in pairs]
 
-    def first(of: str) -> list[Any]:
-        return [values[0] if values else None for values in columns[f"{of}_logprob"][some]]
+    def first(kind: str) -> list[Any]:
+        return [values[0] if values else None for values in columns[f"{kind}_logprob"][some]]
 
     return {
         "pieces": columns["piece"][some],
         "ids": columns["token_id"][some],
         **{name: columns[name][some] for name in SAME},
         "thought_ids": pool.places(columns["thought_ids"][some]),
-        "thought_logprob": [of and list(map(_percentage, of)) for of in columns["thought_logprob"][some]],
+        "thought_logprob": [values and list(map(_percentage, values)) for values in columns["thought_logprob"][some]],
         "weight": columns["mixing_weight"][some],
-        **{f"{of}_logprob": first(of) for of in ("base", "alone", "mixed")},
-        **{f"{of}_top": top(of) for of in ("base", "alone", "mixed")},
+        **{f"{kind}_logprob": first(kind) for kind in PREDICTIONS},
+        **{f"{kind}_top": top(kind) for kind in PREDICTIONS},
         "what_if": {name: _effect(columns, name, some, pool) for name in names},
     }
 
@@ -113,9 +113,9 @@ def _effect(columns: dict[str, list[Any]], name: str, some: slice, pool: _Pool) 
         "delta": list(map(_effect_size, columns[f"{name}_delta"][some])),
         "kl": list(map(_effect_size, columns[f"{name}_kl"][some])),
         "flips": [None if was is None else int(was) for was in flips],
-        "top": [token if was else None for was, token in zip(flips, top, strict=True)],  # else it is the model's own
+        "top": [token if was else None for was, token in zip(flips, top, strict=True)],  # otherwise the model's own
     }
-    if not is_truncated(name):  # the beginning of the thought need not be told twice
+    if not is_truncated(name):  # the report has the whole thought already
         found["thought_ids"] = pool.places(columns[f"{name}_thought_ids"][some])
     return found
 
@@ -126,10 +126,10 @@ def _likeliest(ids: list[int], logprob: list[float | None]) -> list[list[Any]]:
 
 
 def _percentage(logprob: float | None) -> float | None:
-    """As far as it changes the percentage that is shown."""
+    """Round to the digits that affect the percentage shown."""
     return None if logprob is None else round(logprob, 4)
 
 
 def _effect_size(value: float | None) -> float | None:
-    """As far as it is shown: three digits after the point, and of less than that two that count."""
+    """Round to three decimals, or to two significant digits below 0.001."""
     return None if value is None else round(value, 3) if abs(value) >= 0.001 else float(f"{value:.1e}")

@@ -1,4 +1,4 @@
-"""A trace as one HTML file that opens from disk and loads nothing: text, thoughts, interventions, charts, a table."""
+"""A trace as one self-contained HTML file: text, thoughts, interventions, charts, a table."""
 
 import base64
 import hashlib
@@ -13,7 +13,7 @@ from quietstar.web.scale import limit
 COLOURED = ("weight", "reward", "gain")
 """per-position values that colour the text"""
 DIGITS = 5
-"""that count, of every number in the file"""
+"""significant digits of every number in the file"""
 _PARTS = re.compile(
     r'<link rel="stylesheet" href="(?P<style>[\w.]+)">|<script src="(?P<script>[\w.]+)"></script>'
     r"|<!-- (?P<mark>\w+) -->"
@@ -21,16 +21,16 @@ _PARTS = re.compile(
 
 
 def report_html(payload: dict[str, Any]) -> str:
-    """The report as one document.
+    """Return the report as one HTML document.
 
     Args:
         payload: of a trace, see `quietstar.inspection.payload`: plain JSON.
 
     Raises:
-        ValueError: the payload holds NaN or infinity, which JSON does not know.
+        ValueError: the payload contains NaN or infinity, which JSON does not have.
     """
     values = {name: [value for row in payload["rows"] for value in row[name]] for name in COLOURED}
-    limits = {name: limit(of) for name, of in values.items()}
+    limits = {name: limit(numbers) for name, numbers in values.items()}
     data = script_json({**payload, "limits": limits})
     marks = {
         "policy": "",
@@ -43,7 +43,7 @@ def report_html(payload: dict[str, Any]) -> str:
 
 
 def script_json(value: Any) -> str:
-    """JSON in ASCII that ends no script element and begins no comment, with numbers of few digits."""
+    """Return JSON in ASCII, with rounded numbers, that is safe inside a script element."""
     text = json.dumps(_rounded(value), allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -69,7 +69,7 @@ def _part(found: re.Match[str], marks: dict[str, str]) -> str:
 
 
 def _policy(template: str) -> str:
-    """Only the styles and scripts that stand in the document are allowed, each by its hash."""
+    """Return a content security policy that allows only the document's own styles and scripts, by their hashes."""
 
     def hashes(kind: str) -> str:
         names = [found[kind] for found in _PARTS.finditer(template) if found[kind]]

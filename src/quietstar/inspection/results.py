@@ -18,10 +18,10 @@ FIGURES = "figures"
 def write_results(
     found: Trace, folder: Path, *, format: str = "jsonl", report: bool = True, figures: bool = False
 ) -> None:
-    """Write trace, summary.json and summary.md into a folder that is ours; report.html and figures where asked for.
+    """Write trace, summary.json and summary.md into a claimed folder, and report.html and figures if requested.
 
     Raises:
-        MissingExtraError: Parquet or figures are asked for, and pyarrow or matplotlib is not installed.
+        MissingExtraError: Parquet or figures are requested, and pyarrow or matplotlib is not installed.
     """
     found.write_records(folder, format)
     summary = json.dumps(finite(asdict(found.summary)), indent=2)

@@ -1,4 +1,4 @@
-"""What `quietstar inspect` does: read or write a text, trace it, and leave trace, summary, report and figures."""
+"""`quietstar inspect` without its command line: read or generate a text, trace it, write the results."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -27,16 +27,16 @@ from quietstar.text.files import read_text
 def inspect(
     model_name: str, args: InspectArguments, console: Console | None = None, *, config: str | None = None
 ) -> Path:
-    """Trace a text, and write what was found; the folder.
+    """Trace a text, write the results, and return their folder.
 
     Args:
         model_name: folder or hub name of a thinking model.
         args: settings.
         console: for the summary; the terminal if None.
-        config: the file that settings came from, which must not be emptied away.
+        config: the file that settings came from, which `overwrite` must not delete.
 
     Raises:
-        QuietStarError: something in the settings, the model or the text needs the user.
+        QuietStarError: settings, model or text need to be corrected by the user.
     """
     args.output_dir = args.output_dir or f"runs/{name_of(model_name)}-inspection"
     refuse_full(args.output_dir, overwrite=args.overwrite)
@@ -46,22 +46,20 @@ def inspect(
         need_matplotlib()
     text = args.prompt if args.text is None else read_text(args.text)
     if not (text or "").strip():
-        raise DataError(f"{args.text or 'the prompt'} is empty; give some text to read")
+        raise DataError(f"{args.text or 'the prompt'} is empty; give a text to read")
     model, tokenizer = load_model(model_name, args)
     assert isinstance(model, QuietStarForCausalLM)
     before = None
     if args.before is not None:
         before = load_before(args.before, model, tokenizer, trust_remote_code=args.trust_remote_code)
     torch.manual_seed(args.seed)
-    how = args.trace_settings
+    settings, sampling = args.trace_settings, {"temperature": args.temperature, "top_p": args.top_p}
     texts: list[TextToTrace]
     if args.generate:
         say_what_is_set_aside(model)
-        texts = [
-            written(model, tokenizer, str(text), args.generate, how, temperature=args.temperature, top_p=args.top_p)
-        ]
+        texts = [written(model, tokenizer, str(text), args.generate, settings, **sampling)]
     else:
-        texts = windows(model, tokenizer, str(text), how, max_length=args.max_length, limit=args.limit)
+        texts = windows(model, tokenizer, str(text), settings, max_length=args.max_length, limit=args.limit)
     console = console or Console(highlight=False)
     with _progress() as bar:
         task = bar.add_task("thinking")
@@ -69,11 +67,11 @@ def inspect(
             model,
             tokenizer,
             texts,
-            how,
+            settings,
             name=name_of(model_name),
             origin={"model": model_name, **args.origin},
             before=before,
-            progress=lambda done, of: bar.update(task, completed=done, total=of),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
         bar.update(task, description="writing")
         arguments = {"model": model_name, **asdict(args)}

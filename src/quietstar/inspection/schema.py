@@ -1,6 +1,6 @@
-"""The columns of a trace: a record for each position of a text.
+"""The columns of a trace, which has a record for each position of a text.
 
-A position is the index of a token; what is thought there is thought after that token, before the next one.
+A position is the index of a token; a thought at a position comes after that token and before the next one.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,17 @@ from quietstar.text.unicode import half_character
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column."""
+    """The type and meaning of a column."""
 
     type: str
-    """int, float, bool or text; with a list of them for `ints`, `floats` and `texts`"""
+    """int, float, bool or text; `ints`, `floats` and `texts` are lists"""
     meaning: str
     optional: bool = True
-    """whether null stands where there is nothing"""
+    """whether the value may be null"""
 
+
+PREDICTIONS = ("base", "alone", "mixed")
+"""the predictions recorded at each position: without the thought, by the thought alone, and mixed"""
 
 COLUMNS: dict[str, Column] = {
     "row": Column("int", "index of the text, or of the window of a long one, from 0", optional=False),
@@ -28,13 +31,13 @@ COLUMNS: dict[str, Column] = {
     "token_id": Column("int", "the token", optional=False),
     "piece": Column(
         "text",
-        "what the token adds to the text; empty while a character is not whole; a row's pieces, joined, are its text",
+        "text that the token adds; empty inside a multi-token character; a row's pieces joined are its text",
         optional=False,
     ),
-    "next_id": Column("int", "the token that really follows; null at the end"),
+    "next_id": Column("int", "the true next token; null at the end"),
     "next_token": Column("text", "its text"),
-    "thought": Column("bool", "whether there was a thought after it", optional=False),
-    "reason": Column("text", "why there was, or was not; empty where nothing was to be decided", optional=False),
+    "thought": Column("bool", "whether the model thought after it", optional=False),
+    "reason": Column("text", "why it did or did not; empty where there was no decision", optional=False),
     "thought_ids": Column("ints", "the K thought tokens"),
     "thought_tokens": Column("texts", "their texts"),
     "thought_text": Column("text", "the thought as text"),
@@ -42,18 +45,18 @@ COLUMNS: dict[str, Column] = {
     "mixing_weight": Column("float", "how much the thought counts in the prediction of the next token"),
     "reward": Column(
         "float",
-        "nats by which the thought made the next M true tokens likelier, as in training; null where fewer follow",
+        "nats by which the thought made the next M true tokens likelier, as in training; null if fewer follow",
     ),
     "gain": Column("float", "the same for the next token alone: mixed_logprob[0] - base_logprob[0]"),
     "base_logprob": Column(
         "floats",
-        "log-probability of the next M true tokens without the thought, or of those that follow; null: it has no label",
+        "log-probability of the next M true tokens, or of as many as follow, without the thought; null without a label",
         optional=False,
     ),
     "alone_logprob": Column("floats", "by the thought alone"),
     "mixed_logprob": Column("floats", "with the thought mixed in, as the model predicts"),
     "before_logprob": Column(
-        "float", "log-probability of the next token by the model before it was trained; null where that is not known"
+        "float", "log-probability of the next token by the model before training; null if unknown"
     ),
     "base_entropy": Column("float", "of the next token's prediction without the thought, in nats", optional=False),
     "base_top_ids": Column("ints", "likeliest next tokens without the thought, likeliest first", optional=False),
@@ -64,38 +67,38 @@ COLUMNS: dict[str, Column] = {
     "alone_top_logprob": Column("floats", "their log-probabilities"),
     "mixed_top_ids": Column(
         "ints",
-        "likeliest next tokens with the thought mixed in; `generate` leaves out suppressed ones, this does not",
+        "likeliest next tokens with the thought mixed in, suppressed ones included (`generate` never emits them)",
     ),
     "mixed_top_tokens": Column("texts", "their texts"),
     "mixed_top_logprob": Column("floats", "their log-probabilities"),
 }
-"""of every trace"""
+"""columns of every trace"""
 
 EFFECTS: dict[str, Column] = {
-    "delta": Column("float", "log-probability of the true next token, with this in the thought's place minus with it"),
-    "kl": Column("float", "KL divergence of the prediction so made from the model's own, own first, in nats"),
-    "flips": Column("bool", "whether the likeliest next token is another one"),
-    "top_id": Column("int", "the likeliest next token so predicted"),
+    "delta": Column("float", "log-probability of the true next token with the replacement minus with the thought"),
+    "kl": Column("float", "KL(prediction with the thought || prediction with the replacement), in nats"),
+    "flips": Column("bool", "whether the likeliest next token changes"),
+    "top_id": Column("int", "the likeliest next token with the replacement"),
     "top_token": Column("text", "its text"),
-    "thought_ids": Column("ints", "what was thought in its place; null where nothing was"),
+    "thought_ids": Column("ints", "the replacement of the thought; null if there is none"),
     "thought_tokens": Column("texts", "their texts"),
 }
-"""of each intervention, behind its name: removed_delta, removed_kl, ..."""
+"""columns of each intervention, prefixed by its name: removed_delta, removed_kl, ..."""
 
 
 def schema_of(interventions: list[str]) -> dict[str, Column]:
-    """All columns of a trace with these interventions."""
+    """Return all columns of a trace with these interventions."""
     more = {f"{name}_{effect}": column for name in interventions for effect, column in EFFECTS.items()}
     return COLUMNS | more
 
 
 def interventions_in(names: list[str]) -> list[str]:
-    """The interventions that a trace with columns of these names has, in their order."""
+    """Return the interventions of a trace with columns of these names, in their order."""
     return [name.removesuffix("_delta") for name in names if name.endswith("_delta")]
 
 
 def with_later_columns(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Columns from a file, in the schema's order; those that older traces lack are added, empty."""
+    """Return columns from a file in the schema's order, with null columns for those that older traces lack."""
     n = len(next(iter(columns.values()), []))
     columns = {name: [None] * n for name in LATER} | columns
     order = schema_of(interventions_in(list(columns)))
@@ -105,12 +108,12 @@ def with_later_columns(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
 LATER = ("before_logprob",)
 """columns that the first traces did not have"""
 LARGEST = 1e30
-"""number; what is larger is taken for none"""
+"""numbers beyond this are rejected"""
 _ONE = {"int": int, "float": (int, float), "bool": bool, "text": str}
 
 
 def check(columns: dict[str, list[Any]], source: str) -> None:
-    """Raise DataError where columns from a file are not those of a trace.
+    """Raise DataError if columns from a file are not a valid trace.
 
     Args:
         columns: values by column.
@@ -119,46 +122,46 @@ def check(columns: dict[str, list[Any]], source: str) -> None:
     names = interventions_in(list(columns))
     schema = schema_of(names)
     if missing := [name for name in schema if name not in columns]:
-        raise DataError(f"{source} is no trace: it lacks {_listed(missing)}; give a file of quietstar inspect")
+        raise DataError(f"{source} is not a trace: it lacks {_listed(missing)}; give a file of quietstar inspect")
     if unknown := [name for name in columns if name not in schema]:
-        raise DataError(f"{source} is no trace: it has {_listed(unknown)}; give a file of quietstar inspect")
+        raise DataError(f"{source} is not a trace: it has {_listed(unknown)}; give a file of quietstar inspect")
     for name, column in schema.items():
         for index, value in enumerate(columns[name]):
             if not _fits(value, column):
                 raise DataError(
-                    f"{source} is no trace: {_listed([name])} of record {index + 1} is {ascii(value)[:40]}; "
+                    f"{source} is not a trace: {_listed([name])} of record {index + 1} is {ascii(value)[:40]}; "
                     f"it should be {column.type}{' or null' if column.optional else ''}"
                 )
     for together in _partners(names):
         for index, values in enumerate(zip(*(columns[name] for name in together), strict=True)):
             if len({_length(value) for value in values}) > 1:
                 raise DataError(
-                    f"{source} is no trace: in record {index + 1}, {_listed(together)} do not belong together; "
-                    "there should be as many of each"
+                    f"{source} is not a trace: in record {index + 1}, {_listed(together)} differ in length; "
+                    "they should be equally long"
                 )
     parts = (columns[name] for name in ("gain", "base_logprob", "thought", "thought_ids"))
     for index, (gain, base, thought, ids) in enumerate(zip(*parts, strict=True)):
         if gain is not None and (not thought or not base or base[0] is None):
-            raise DataError(f"{source} is no trace: record {index + 1} has a gain without what it is a gain over")
+            raise DataError(f"{source} is not a trace: record {index + 1} has a gain but no thought or base_logprob")
         if thought is (ids is None):
-            raise DataError(f"{source} is no trace: record {index + 1} has a thought without tokens, or tokens without")
+            raise DataError(f"{source} is not a trace: in record {index + 1}, thought and thought_ids disagree")
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first names, on one line, whatever a file calls its columns."""
+    """Return the first names on one line, safe to print whatever the file's column names are."""
     return ", ".join(ascii(name)[1:-1][:80] for name in names[:3])
 
 
 def _partners(interventions: list[str]) -> list[tuple[str, ...]]:
-    """Columns that are null together, and as long as each other."""
+    """Return groups of columns that are null together, or equally long."""
     found: list[tuple[str, ...]] = [("next_id", "next_token"), ("thought_ids", "thought_tokens", "thought_logprob")]
-    found += [tuple(f"{of}_top_{what}" for what in ("ids", "tokens", "logprob")) for of in ("base", "alone", "mixed")]
+    found += [tuple(f"{kind}_top_{part}" for part in ("ids", "tokens", "logprob")) for kind in PREDICTIONS]
     found += [(f"{name}_top_id", f"{name}_top_token") for name in interventions]
     return found + [(f"{name}_thought_ids", f"{name}_thought_tokens") for name in interventions]
 
 
 def _length(value: Any) -> int | None:
-    """-1 for a single value; None for none."""
+    """Return the length of a list, -1 for a single value, None for null."""
     return len(value) if isinstance(value, list) else None if value is None else -1
 
 
@@ -167,7 +170,7 @@ def _fits(value: Any, column: Column) -> bool:
         return column.optional
     kind = column.type.removesuffix("s") if column.type in ("ints", "floats", "texts") else column.type
     if column.type != kind:
-        # a number that is none stands as null
+        # NaN is stored as null
         return isinstance(value, list) and all((each is None and kind == "float") or _is(each, kind) for each in value)
     return _is(value, kind)
 
@@ -179,4 +182,4 @@ def _is(value: Any, kind: str) -> bool:
         return abs(value) < 2**63
     if kind == "text":
         return half_character(value) is None
-    return kind != "float" or abs(value) < LARGEST  # no number is not smaller
+    return kind != "float" or abs(value) < LARGEST  # NaN compares false

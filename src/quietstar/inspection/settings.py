@@ -1,4 +1,4 @@
-"""What is traced, and how."""
+"""Texts to trace, and the settings of a trace."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,27 +12,27 @@ from quietstar.text.unicode import check_text
 
 @dataclass(slots=True, kw_only=True)
 class TextToTrace:
-    """A text, and what is known of its thoughts already."""
+    """A text, with its thoughts if they are known already."""
 
     ids: list[int]
     """S tokens"""
     may_think: Sequence[int] | None = None
-    """positions at which there may be a thought; None for all"""
+    """positions at which the model may think; None for all"""
     thoughts: dict[int, list[int]] | None = None
-    """what was thought at which positions, K tokens each, whatever `may_think` says; None lets the model think"""
+    """recorded thoughts, K tokens each, by position, regardless of `may_think`; None lets the model think"""
     reasons: dict[int, str] | None = None
-    """why, where thoughts are given"""
+    """reason for each recorded thought"""
     labels: list[int] | None = None
-    """S, IGNORED (-100) at tokens that are not to be predicted; None for all of them"""
+    """S labels, IGNORED (-100) for tokens that are not predicted; None for all tokens"""
     before_logprob: list[float | None] | None = None
-    """S, log-probability of each next token before training, where that was written down; None works it out"""
+    """S recorded log-probabilities of each next token before training; None computes them"""
     is_own: bool = False
-    """whether the model wrote it: it then follows by its own predictions"""
+    """whether the model generated the text, which then agrees with its own predictions"""
 
 
 @dataclass(slots=True, kw_only=True)
 class TraceSettings:
-    """How texts are thought about, and what else is tried.
+    """How the model thinks, and which interventions are tried.
 
     Raises:
         SettingsError: a value is impossible.
@@ -45,15 +45,15 @@ class TraceSettings:
     n_ahead_talk: int | None = None
     """M of rewards; None is the model's"""
     top_k: int = 5
-    """likeliest tokens that are kept of each prediction"""
+    """number of likeliest tokens recorded for each prediction"""
     interventions: tuple[str, ...] = CHOICES
-    """names of what is tried in the thoughts' place"""
+    """names of the interventions to try"""
     thought: str | None = None
     """a thought to try in the place of every thought"""
     filler: str | None = None
-    """text of one token, the filler; None: a dot where the tokenizer has one, else padding"""
+    """text of one token, used as filler; None: a dot if the tokenizer has one, else padding"""
     seed: int = 0
-    """of everything that is drawn"""
+    """seed of all sampling"""
 
     def __post_init__(self) -> None:
         ThinkPolicy.parse(self.think)
@@ -69,10 +69,10 @@ class TraceSettings:
                 raise SettingsError(f"{name} is {value!r}; give a whole number of at least {lowest}")
         if isinstance(self.interventions, str):
             self.interventions = (self.interventions,)
-        interventions_of(list(self.interventions), 0, False)  # says which is unknown
+        interventions_of(list(self.interventions), 0, False)  # raises for unknown names
         for name in ("thought", "filler"):
             check_text(name, getattr(self, name))
         if self.filler is not None and FILLER not in self.interventions:
             raise SettingsError(
-                f"filler was given, and {FILLER} is not among the interventions; add it, or leave it out"
+                f"filler was given, but {FILLER} is not among the interventions; add it, or leave filler out"
             )

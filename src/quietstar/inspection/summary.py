@@ -1,16 +1,16 @@
-"""Whether thoughts matter: what interventions did, with 95 % intervals over positions, and the same in plain words.
+"""The summary of a trace: effects of thoughts and interventions, with 95 % intervals over positions.
 
-The gain of thoughts is split with a control, a thought of filler, which computes as much and says nothing:
+The gain of thoughts is split by a control, a thought of filler tokens, which has the same computation and no content:
 
     gain = log p(own thought) - log p(no thought)
          = [log p(own) - log p(filler)]  +  [log p(filler) - log p(no thought)]
                     content                          computation
 
-Thoughts may only make up for what the base pass has lost in training: the model before training is a second control.
+Thoughts may only compensate for what the base pass lost in training: the model before training is a second control.
 
     log p(own thought) - log p(before) = gain + [log p(no thought) - log p(before)]
 
-Legend: n positions thought at whose next token is known.
+Legend: n positions with a thought and a known next token.
 """
 
 from dataclasses import replace
@@ -29,11 +29,17 @@ from quietstar.inspection.verdict import sentences
 from quietstar.reporting.interval import Estimate, bootstrap_ratios, share_of
 
 Figures = dict[str, Tensor]
-"""[n] each, in float64; NaN where there is none"""
+"""figures by name, [n] each in float64, NaN where missing"""
 
 
 def summarize(columns: dict[str, list[Any]], labels: dict[str, str], *, is_own: bool = False) -> Summary:
-    """From a trace's columns, what its interventions are in words, and whether the text is the model's own."""
+    """Summarize a trace.
+
+    Args:
+        columns: of the trace.
+        labels: description of each intervention by name.
+        is_own: whether the model generated the text.
+    """
     labels = {name: labels.get(name, name) for name in interventions_in(list(columns))}
     known = [i for i, gain in enumerate(columns["gain"]) if gain is not None]
     figures = _figures(columns, list(labels), known)
@@ -91,7 +97,7 @@ def _figures(columns: dict[str, list[Any]], names: list[str], known: list[int]) 
 
 
 def _means(figures: Figures) -> dict[str, Estimate | None]:
-    """The mean of each over the positions that have it, with its 95 % interval."""
+    """Return the mean of each figure over the positions that have it, with its 95 % interval."""
     values = torch.stack(list(figures.values()), dim=1)
     n_known = (~values.isnan()).sum(0).tolist()
     if not any(n_known):
@@ -134,7 +140,7 @@ def _effects(figures: Figures, means: dict[str, Estimate | None], labels: dict[s
 
 
 def _is_still(figures: Figures, effects: list[Effects]) -> bool:
-    """Whether thoughts do nothing at all, and nor does anything in their place."""
+    """Whether neither thoughts nor interventions have any effect."""
     tried = [f"{each.name}_{what}" for each in effects if each.delta is not None for what in ("kl", "delta")]
     return bool(tried) and not any(figures[name].any() for name in ("gain", *tried))
 

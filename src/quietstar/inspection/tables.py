@@ -1,4 +1,4 @@
-"""The summary of a trace for the screen and for Markdown."""
+"""The summary of a trace as a table on the screen and as Markdown."""
 
 from collections.abc import Callable
 from itertools import groupby
@@ -11,7 +11,7 @@ from quietstar.inspection.words import nats, plain
 from quietstar.reporting.interval import Estimate
 from quietstar.reporting.tables import markdown
 
-HEADINGS = ("in the thought's place", "positions", "log p of what follows, nats", "KL, nats", "top word flips")
+HEADINGS = ("in the thought's place", "positions", "log p of the next token, nats", "KL, nats", "top token flips")
 NOTHING = "\N{EN DASH}"
 
 
@@ -24,26 +24,26 @@ def _measures(each: Effects) -> tuple[str, str, str]:
     return _signed(each.delta), _plain(each.kl), _share(each.flips)
 
 
-def _signed(of: Estimate | None) -> str:
-    return _with_interval(of, nats)
+def _signed(mean: Estimate | None) -> str:
+    return _with_interval(mean, nats)
 
 
-def _plain(of: Estimate | None) -> str:
-    return _with_interval(of, plain)
+def _plain(mean: Estimate | None) -> str:
+    return _with_interval(mean, plain)
 
 
-def _share(of: Estimate | None) -> str:
-    return NOTHING if of is None else f"{100 * of.value:.1f} % ({100 * of.low:.1f} to {100 * of.high:.1f})"
+def _share(mean: Estimate | None) -> str:
+    return NOTHING if mean is None else f"{100 * mean.value:.1f} % ({100 * mean.low:.1f} to {100 * mean.high:.1f})"
 
 
-def _with_interval(of: Estimate | None, show: Callable[[float], str]) -> str:
-    if of is None:
+def _with_interval(mean: Estimate | None, show: Callable[[float], str]) -> str:
+    if mean is None:
         return NOTHING
-    return f"{show(of.value)} ({show(of.low)} to {show(of.high)})" if isfinite(of.low) else show(of.value)
+    return f"{show(mean.value)} ({show(mean.low)} to {show(mean.high)})" if isfinite(mean.low) else show(mean.value)
 
 
 def effects_table(summary: Summary) -> Table:
-    """For the screen: a row for each intervention, with 95 % intervals over positions."""
+    """Return a table for the screen: a row for each intervention, with 95 % intervals over positions."""
     table = Table(box=None, header_style="bold")
     for index, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if index else "left", overflow="fold")
@@ -53,16 +53,16 @@ def effects_table(summary: Summary) -> Table:
 
 
 def summary_markdown(summary: Summary) -> str:
-    """Sentences, a row for each intervention, and what they do by difficulty of the token."""
+    """Return Markdown: sentences, a table of interventions, and tables by difficulty of the token."""
     text = "".join(f"- {sentence}\n" for sentence in summary.sentences)
     if summary.gain is None:
         return text
     if summary.interventions:
         text += f"\n{markdown(HEADINGS, [_cells(each) for each in summary.interventions])}"
-    text += f"\nIn brackets: 95 % intervals over positions; of means, where there are at least {FEWEST}.\n"
+    text += f"\nIn brackets: 95 % intervals over positions; means have them from {FEWEST} positions on.\n"
     text += "\n## By difficulty of the token\n"
     if summary.interventions:
-        text += "\nOf each intervention: log p of what follows, nats; KL, nats; how often the top word flips.\n"
+        text += "\nFor each intervention: log p of the next token, nats; KL, nats; how often the top token flips.\n"
     for _, bins in groupby(summary.difficulty, lambda each: each.by):
         text += f"\n{_difficulty_markdown(list(bins))}"
     return text
@@ -80,7 +80,7 @@ def _bin_cells(each: Difficulty) -> tuple[str, ...]:
 
 
 def _short(each: Effects) -> str:
-    """Without intervals, which are in summary.json and in the report."""
+    """Return an effect without intervals; summary.json and the report have them."""
     if each.delta is None or each.kl is None or each.flips is None:
         return NOTHING
     return f"{nats(each.delta.value)}; {plain(each.kl.value)}; {100 * each.flips.value:.0f} %"

@@ -1,4 +1,4 @@
-"""A trace: what was thought at each position of a text, what it did, and what other thoughts would have done."""
+"""A trace: the thoughts at each position of a text, their effects, and the effects of interventions."""
 
 import html
 import json
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 FORMATS = ("jsonl", "parquet")
 STEM = "trace"
-"""name of a trace's file, before its format"""
+"""stem of a trace's file name"""
 
 
 @dataclass
 class Trace:
-    """Records of positions, column by column; see `quietstar.inspection.schema`."""
+    """Records of positions, stored by column; see `quietstar.inspection.schema`."""
 
     columns: dict[str, list[Any]]
     """values by column, one for each position"""
     labels: dict[str, str]
-    """what each intervention is, in words, by its name"""
+    """description of each intervention, by name"""
     model: str
-    """what it was called"""
+    """name of the model"""
     settings: dict[str, Any] = field(default_factory=dict)
-    """how it was made"""
+    """settings of the trace"""
     versions: dict[str, str] = field(default_factory=versions)
-    """of what its figures depend on"""
+    """versions of the packages that its figures depend on"""
     made: str = ""
-    """when"""
+    """when it was made"""
     is_own: bool = False
-    """whether the model wrote the text, which then follows by its own predictions"""
+    """whether the model generated the text, which then agrees with its own predictions"""
 
     def __len__(self) -> int:
         return len(self.columns["row"])
@@ -51,23 +51,23 @@ class Trace:
         return f"Trace of {self.model}: {len(self)} positions, {n} thoughts\n" + "\n".join(self.summary.sentences)
 
     def _repr_html_(self) -> str:
-        """In a notebook: the report, in a frame of its own."""
+        """Return the report in a frame, for a notebook."""
         document = html.escape(self.html(), quote=True)
         style = "width:100%;height:720px;border:0"
         return f'<iframe srcdoc="{document}" sandbox="allow-scripts allow-downloads" style="{style}"></iframe>'
 
     @cached_property
     def summary(self) -> Summary:
-        """Whether the thoughts matter."""
+        """Effects of the thoughts and of interventions."""
         return summarize(self.columns, self.labels, is_own=self.is_own)
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Position by position."""
+        """Iterate over the records of positions."""
         names = list(self.columns)
         return (dict(zip(names, values, strict=True)) for values in zip(*self.columns.values(), strict=True))
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A table with a row for each position.
+        """Return a table with a row for each position.
 
         Raises:
             MissingExtraError: pandas is not installed.
@@ -75,7 +75,7 @@ class Trace:
         return need("pandas", "inspect", "a trace as a table").DataFrame(self.columns)
 
     def html(self) -> str:
-        """The report: one HTML document that needs nothing else."""
+        """Return the report as one self-contained HTML document."""
         from quietstar.inspection.payload import payload_of
         from quietstar.inspection.report import report_html
 
@@ -85,22 +85,22 @@ class Trace:
         """Write the trace into a folder, for `load`.
 
         Args:
-            folder: a new or an empty one; it is made.
-            format: of the records: jsonl (one in each line) or parquet.
-            overwrite: empty a folder that holds a trace or another run of ours.
+            folder: a new or empty folder; created if missing.
+            format: of the records: jsonl (one on each line) or parquet.
+            overwrite: empty a folder that contains a trace or another run of quietstar.
 
         Returns:
-            the records' file.
+            Path of the records.
 
         Raises:
-            SettingsError: there is no such format, or the folder cannot be made or holds something.
-            MissingExtraError: Parquet is wanted and pyarrow is not installed.
+            SettingsError: the format is unknown, or the folder cannot be created or is not empty.
+            MissingExtraError: Parquet is requested and pyarrow is not installed.
         """
         check_format(format)
         return self.write_records(claim(folder, self.about, overwrite=overwrite), format)
 
     def write_records(self, folder: Path, format: str) -> Path:
-        """Write the records alone into a folder that is ours already; the file."""
+        """Write only the records, into a folder that is claimed already, and return their path."""
         path = folder / f"{STEM}.{format}"
         if format == "parquet":
             _write_parquet(self.columns, path)
@@ -115,17 +115,17 @@ class Trace:
         """Read the trace of a folder that `quietstar inspect` wrote.
 
         Raises:
-            DataError: there is none, or it is none.
+            DataError: the folder has no valid trace.
             MissingExtraError: it is Parquet and pyarrow is not installed.
         """
         folder = Path(folder)
-        found = [path for name in FORMATS if (path := folder / f"{STEM}.{name}").is_file()]
-        if len(found) != 1:
-            held = "both" if found else "neither"
+        paths = [path for name in FORMATS if (path := folder / f"{STEM}.{name}").is_file()]
+        if len(paths) != 1:
             raise DataError(
-                f"{folder} holds {held} of {STEM}.jsonl and {STEM}.parquet; give a folder of quietstar inspect"
+                f"{folder} has {'both' if paths else 'neither'} of {STEM}.jsonl and {STEM}.parquet; give a folder of "
+                "quietstar inspect"
             )
-        path = found[0]
+        path = paths[0]
         columns = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
         columns = schema.with_later_columns(columns)
         schema.check(columns, str(path))
@@ -143,12 +143,12 @@ class Trace:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What stands in run.json beside the records."""
+        """The contents of run.json, next to the records."""
         return {name: getattr(self, name) for name in ("model", "made", "settings", "labels", "versions", "is_own")}
 
 
 def check_format(format: str) -> None:
-    """Raise where records cannot be written so."""
+    """Raise SettingsError or MissingExtraError if records cannot be written in a format."""
     if format not in FORMATS:
         raise SettingsError(f"format is {format!r}; choose from {', '.join(FORMATS)}")
     if format == "parquet":
@@ -156,7 +156,7 @@ def check_format(format: str) -> None:
 
 
 def need_parquet() -> ModuleType:
-    """pyarrow, or MissingExtraError."""
+    """Return pyarrow, or raise MissingExtraError."""
     return need("pyarrow.parquet", "inspect", "traces as Parquet")
 
 
@@ -175,8 +175,8 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
     arrow = need_parquet()
     try:
         return arrow.parquet.read_table(path).to_pydict()
-    except Exception as error:  # pyarrow raises many: at times outside of Python's calendar, say
-        raise DataError(f"{path} is no Parquet file of a trace: {first_line(error)}") from error
+    except Exception as error:  # pyarrow raises many kinds, for example for dates outside Python's calendar
+        raise DataError(f"{path} is not a Parquet file of a trace: {first_line(error)}") from error
 
 
 def _read_jsonl(path: Path) -> dict[str, list[Any]]:
@@ -191,9 +191,9 @@ def _read_jsonl(path: Path) -> dict[str, list[Any]]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"line {number} of {path} is no JSON: {error}") from error
+            raise DataError(f"line {number} of {path} is not JSON: {error}") from error
         if not isinstance(record, dict) or (columns and record.keys() != columns.keys()):
-            raise DataError(f"line {number} of {path} is no record like those before it; give a file as it was written")
+            raise DataError(f"line {number} of {path} has other keys than those before it; give an unmodified file")
         for name, value in record.items():
             columns.setdefault(name, []).append(value)
     return columns
@@ -202,9 +202,9 @@ def _read_jsonl(path: Path) -> dict[str, list[Any]]:
 def _read_about(path: Path) -> dict[str, Any]:
     try:
         about = finite(json.loads(path.read_text(encoding="utf-8")))
-        json.dumps(about, ensure_ascii=False).encode()  # raises at halves of characters
+        json.dumps(about, ensure_ascii=False).encode()  # raises on lone surrogates
     except (OSError, ValueError, RecursionError):
-        return {}  # the records alone are a trace
+        return {}  # records without run.json are a trace too
     parts = ("settings", "labels", "versions")
     if not isinstance(about, dict) or not all(isinstance(about.get(name, {}), dict) for name in parts):
         return {}

@@ -1,4 +1,4 @@
-"""Numbers in words, and what stands behind the verdict on a trace."""
+"""Formatted numbers, and the sentences after the verdict on a trace."""
 
 from math import isfinite
 from typing import TypeGuard
@@ -8,11 +8,11 @@ from quietstar.inspection.interventions import FILLER, GIVEN, is_truncated
 from quietstar.reporting.interval import Estimate
 
 MOST = 0.9
-"""share of the gain by which a shortened thought is said to have most of it"""
+"""share of the gain that a truncated thought needs to count as long enough"""
 
 
 def nats(value: float) -> str:
-    """+0.123, -1.20, +2.7e-07; 0.000 for nothing only."""
+    """Format a number: +0.123, -1.20, +2.7e-07, and 0.000 for exactly 0."""
     if not value:
         return "0.000"
     if abs(value) < NEGLIGIBLE or abs(value) >= 1e6:
@@ -21,35 +21,35 @@ def nats(value: float) -> str:
 
 
 def plain(value: float) -> str:
-    """The same without a plus: of what is never below 0."""
+    """Format a number that is never negative, without a plus."""
     return nats(value).removeprefix("+")
 
 
 def with_interval(estimate: Estimate) -> str:
-    """+0.123 nats, with its 95 % interval where it has one."""
+    """Format a mean in nats, with its 95 % interval if it has one."""
     if not isfinite(estimate.low):
         return f"{nats(estimate.value)} nats on average"
     return f"{nats(estimate.value)} nats (95 % interval {nats(estimate.low)} to {nats(estimate.high)})"
 
 
 def details(found: Summary) -> list[str]:
-    """What stands behind a verdict: what interventions did, what training did, how much of a thought is needed."""
+    """Return the sentences behind a verdict: effects of interventions and of training, and the length needed."""
     assert found.gain is not None
     effects = {each.name: each for each in found.interventions if each.delta is not None}
-    said = []
+    lines = []
     filler = next((each for each in found.interventions if each.name == FILLER), None)
     if filler is not None and filler.n == filler.n_same > 0:
-        said.append("Every thought is filler already: what it says cannot be told from its computation.")
+        lines.append("Every thought is filler already, so content and computation cannot be separated.")
     elif filler is not None and is_known(found.content) and is_known(found.computation):
-        said.append(_of_content(found.content, found.computation, found.content_share) + _same(filler))
-    said.append(_of_training(found))
-    said += _of_others(found.interventions)
-    said.append(_of_length(found.gain, effects))
-    return [sentence for sentence in said if sentence]
+        lines.append(_of_content(found.content, found.computation, found.content_share) + _same(filler))
+    lines.append(_of_training(found))
+    lines += _of_others(found.interventions)
+    lines.append(_of_length(found.gain, effects))
+    return [line for line in lines if line]
 
 
 def is_known(estimate: Estimate | None) -> TypeGuard[Estimate]:
-    """Whether there are enough positions to conclude something from a mean."""
+    """Whether a mean is over enough positions for a conclusion."""
     return estimate is not None and estimate.n >= FEWEST
 
 
@@ -58,8 +58,8 @@ def _of_training(found: Summary) -> str:
         return ""
     if not (is_known(found.nll_before) and is_known(found.over_before) and is_known(found.base_over_before)):
         return (
-            "Whether the model predicts this text better than before it was trained is not known here: give the plain "
-            "model that it was trained from (--before MODEL; before= in Python)."
+            "It is not known whether the model predicts this text better than before training: give the plain model "
+            "that it was trained from (--before MODEL; before= in Python)."
         )
     before = found.nll_before.value
     without, with_thoughts = before - found.base_over_before.value, before - found.over_before.value
@@ -71,62 +71,62 @@ def _of_training(found: Summary) -> str:
 
 
 def sign(estimate: Estimate) -> int:
-    """1 or -1 where the whole interval is on that side of 0; else 0."""
+    """Return 1 or -1 if the whole interval is on that side of 0, otherwise 0."""
     return (estimate.low > 0) - (estimate.high < 0)
 
 
 def _of_content(content: Estimate, computation: Estimate, share: Estimate | None) -> str:
     def worth(estimate: Estimate) -> str:
-        verb = {1: "is worth", -1: "does harm:", 0: "makes no difference that can be told from none:"}[sign(estimate)]
+        verb = {1: "is worth", -1: "hurts:", 0: "makes no measurable difference:"}[sign(estimate)]
         return f"{verb} {with_interval(estimate)}"
 
-    said = (
-        f"Beside filler in their place, what they say {worth(content)}. "
-        f"Beside no thought at all, filler, which is computation alone, {worth(computation)}."
+    text = (
+        f"Compared with filler, the content of thoughts {worth(content)}. "
+        f"Compared with no thought, filler, which is computation only, {worth(computation)}."
     )
     if sign(content) > 0 > sign(computation):
-        loss = plain(abs(computation.value))
-        said += f" Filler does harm by itself: {loss} nats of what content is worth make up for that."
+        text += f" Filler by itself hurts; content first makes up for these {plain(abs(computation.value))} nats."
     elif sign(computation) > 0 > sign(content):
-        said += " Filler would help more: what they say takes away some of what computation is worth."
+        text += " Filler would help more: content takes away some of what computation is worth."
     elif share is not None and share.high - share.low < 1:
-        said += (
+        text += (
             f" So {_percent(share.value)} of the gain comes from the content of thoughts (95 % interval "
             f"{_percent(share.low)} to {_percent(share.high)}), and {_percent(1 - share.value)} from having more "
             "computation."
         )
     elif share is not None:
-        said += " How the gain is divided between them cannot be told from these positions."
-    return said
+        text += " These positions are too few to tell how the gain divides between them."
+    return text
 
 
 def _percent(share: float) -> str:
-    """Neither part works against the other: no share is below nothing, or above all."""
+    """Format a share, clipped to 0 to 100 %: neither part works against the other here."""
     return f"{round(100 * min(max(share, 0), 1))} %"
 
 
 def _same(each: Effects) -> str:
-    return f" At {each.n_same:,} of the {each.n:,} positions it is the very same thought." if each.n_same else ""
+    return f" At {each.n_same:,} of the {each.n:,} positions it equals the thought." if each.n_same else ""
 
 
 def _of_others(interventions: list[Effects]) -> list[str]:
-    said = []
-    words = {
+    lines = []
+    names = {
         "random": "Random tokens",
         "swapped": "Thoughts from other positions",
         "shuffled": "The same tokens shuffled",
-        GIVEN: "The thought that was typed",
+        GIVEN: "Your thought",
     }
-    for name in words:
-        each = next((each for each in interventions if each.name == name), None)
+    by_name = {each.name: each for each in interventions}
+    for name, label in names.items():
+        each = by_name.get(name)
         if each is not None and each.name == "swapped" and each.n == each.n_same > 0:
-            said.append("Thoughts are the same at every position: there is none from another one to be tried.")
+            lines.append("Thoughts are the same at every position, so swapping them changes nothing.")
         if each is not None and each.delta is not None and each.flips is not None:
-            said.append(
-                f"{words[name]} in their place: {with_interval(each.delta)}; the likeliest token is another one at "
+            lines.append(
+                f"{label} in their place: {with_interval(each.delta)}; the likeliest token changes at "
                 f"{100 * each.flips.value:.1f} % of the positions.{_same(each)}"
             )
-    return said
+    return lines
 
 
 def _of_length(gain: Estimate, effects: dict[str, Effects]) -> str:

@@ -1,4 +1,4 @@
-"""`quietstar convert` without its command line: between the released code's checkpoints and ours, and out of GGUF."""
+"""`quietstar convert` without its command line: to and from the released code's checkpoints, and from GGUF files."""
 
 from pathlib import Path
 from typing import Any
@@ -11,23 +11,23 @@ from quietstar.model import QuietStarForCausalLM
 
 
 def convert(source: str, target: str | Path, **settings: Any) -> str:
-    """Read one kind of checkpoint and write the other; put one of shards together; unpack a GGUF file.
+    """Convert a checkpoint to the other format, consolidate a sharded one, or write a GGUF file as a plain folder.
 
     Args:
-        source: folder or hub name of a thinking model of ours, a checkpoint of shards, or one of the released code; or
-            a GGUF file, as `find_source` takes it.
-        target: folder, empty or not there yet.
-        settings: for a checkpoint of the released code, what it does not say itself (n_ahead, ...).
+        source: folder or hub name of a thinking model, a sharded checkpoint, a checkpoint of the released code, or a
+            GGUF file, as for `find_source`.
+        target: a new or empty folder.
+        settings: for a checkpoint of the released code, settings that it does not contain (n_ahead, ...).
 
     Returns:
-        What was written: "original", "quietstar", or "plain" for a model that does not think.
+        The format written: "original", "quietstar", or "plain" for a model that does not think.
 
     Raises:
-        CheckpointError: the target holds something, or the source is neither.
+        CheckpointError: the target is not empty, or the source is not in a known format.
     """
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} holds something already; give a folder that is empty or not there yet")
+        raise CheckpointError(f"{target} is not empty; give a new or empty folder")
     tokenizer = load_tokenizer(source)
     sharded = is_sharded_checkpoint(Path(source))
     if is_gguf := find_source(source).gguf_file is not None:
@@ -36,7 +36,7 @@ def convert(source: str, target: str | Path, **settings: Any) -> str:
         load_base(source).save_pretrained(target)
     elif sharded or holds_thinking_model(source):
         if settings:
-            raise CheckpointError(f"{source} says its own settings; leave {', '.join(sorted(settings))} out")
+            raise CheckpointError(f"{source} has its own settings; leave {', '.join(sorted(settings))} out")
         if not sharded:
             model = QuietStarForCausalLM.from_pretrained(source)
             model.merge_lora()

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from quietstar.attention import attention_backend
 from quietstar.base.loading import HUB_ARGUMENTS, best_backend, load_base, load_tokenizer
 from quietstar.base.ties import is_tied
-from quietstar.base.untrusted import check_fields, loading, shards_of
+from quietstar.base.untrusted import check_fields, loading, read_index
 from quietstar.config import QuietStarConfig
 from quietstar.errors import CheckpointError, UnsupportedModelError, first_line, shown
 
@@ -198,7 +198,7 @@ def read_tensors(path: str, wanted: re.Pattern, hub: dict[str, Any]) -> dict[str
     """Tensors whose names match, from a folder or hub name; only the files that hold them are opened."""
     for index in INDEXES:
         if (listed := _find(path, index, hub)) is not None:
-            files = sorted({file for name, file in shards_of(listed).items() if wanted.search(name)})
+            files = sorted({file for name, file in read_index(listed).items() if wanted.search(name)})
             return _read([_file(path, file, hub) for file in files], wanted)
     for single in SINGLES:
         if (file := _find(path, single, hub)) is not None:

@@ -1,4 +1,4 @@
-"""What is to be planned: a model and settings of a run, named as `quietstar train` names them, and GPUs."""
+"""The options of `quietstar plan`: a model, settings of a run as in `quietstar train`, and GPUs."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ METHOD = "method (arXiv 2403.09629)"
 RECIPE = "recipe"
 MACHINE = "machine"
 GROUPS = (MODEL, METHOD, RECIPE, MACHINE)
-"""the order in which `--help` lists the options"""
+"""groups of options, in the order of `--help`"""
 
 AT_LEAST = {
     "gpus": 1,
@@ -32,7 +32,7 @@ AT_LEAST = {
 
 @dataclass(kw_only=True)
 class PlanArguments:
-    """A run that is planned.
+    """The run to plan.
 
     Raises:
         SettingsError: a value is impossible.
@@ -43,36 +43,35 @@ class PlanArguments:
     )
     dtype: str = option(
         "auto",
-        f"weights are loaded as: {', '.join(DTYPES)} (auto: those that train in float32, frozen ones as they are "
-        "stored)",
+        f"dtype of the weights: {', '.join(DTYPES)} (auto: float32 for trained weights, as stored for frozen ones)",
         MODEL,
     )
-    trust_remote_code: bool = option(False, "run code that lies beside the model on the hub", MODEL)
-    lora: bool = option(False, "train low-rank adapters, mixing head and thought embeddings; nothing else", MODEL)
+    trust_remote_code: bool = option(False, "run code that comes with the model on the hub", MODEL)
+    lora: bool = option(False, "train only low-rank adapters, mixing head and thought embeddings", MODEL)
     lora_r: int = option(16, "rank of the adapters", MODEL)
-    load_in_4bit: bool = option(False, "frozen matrices of the layers are stored in 4 bits, beside --lora", MODEL)
+    load_in_4bit: bool = option(False, "store frozen matrices of the layers in 4 bits; needs --lora", MODEL)
 
     n_ahead: int | None = option(None, "tokens of a thought, start and end included (default: 8)", METHOD)
-    n_ahead_talk: int | None = option(None, "true tokens that each thought is judged by (default: 4)", METHOD)
+    n_ahead_talk: int | None = option(None, "true tokens that each thought is rewarded for (default: 4)", METHOD)
     n_passes: int | None = option(None, "thoughts sampled for each position (default: 2)", METHOD)
-    think_fraction: float = option(1.0, "share of the positions to think at", METHOD)
+    think_fraction: float = option(1.0, "fraction of the positions to think at", METHOD)
 
-    max_length: int = option(256, "tokens of a row", RECIPE)
-    per_device_train_batch_size: int = option(1, "rows in memory at once, on each device", RECIPE)
-    gradient_accumulation_steps: int = option(8, "batches whose gradients add up to one step", RECIPE)
+    max_length: int = option(256, "tokens of a sequence", RECIPE)
+    per_device_train_batch_size: int = option(1, "sequences in a batch on each device", RECIPE)
+    gradient_accumulation_steps: int = option(8, "batches whose gradients are accumulated for one step", RECIPE)
     gradient_checkpointing: bool = option(
-        False, "compute activations again instead of keeping them (default: both ways are compared)", RECIPE
+        False, "recompute activations instead of keeping them (default: compare both)", RECIPE
     )
     bf16: bool | None = option(None, "train in bfloat16 (default: yes)", RECIPE)
 
-    gpus: int = option(1, "GPUs of a node", MACHINE)
-    nodes: int = option(1, "nodes with so many GPUs each", MACHINE)
-    memory: float = option(80.0, "GiB of each GPU", MACHINE)
+    gpus: int = option(1, "GPUs on each node", MACHINE)
+    nodes: int = option(1, "number of nodes", MACHINE)
+    memory: float = option(80.0, "memory of each GPU, GiB", MACHINE)
     tflops: float | None = option(
-        None, "TFLOP/s that one GPU reaches in training; without it no duration is given", MACHINE
+        None, "TFLOP/s that one GPU reaches in training; needed to estimate durations", MACHINE
     )
     bandwidth: float | None = option(
-        None, "GB/s that one GPU receives from the others; without it no duration is given", MACHINE
+        None, "GB/s that one GPU receives from the others; needed to estimate durations", MACHINE
     )
 
     def __post_init__(self) -> None:
@@ -88,33 +87,33 @@ class PlanArguments:
         if self.dtype not in DTYPES:
             raise SettingsError(f"dtype is {self.dtype!r}; choose from {', '.join(DTYPES)}")
         if self.load_in_4bit and not self.lora:
-            raise SettingsError("load_in_4bit was given without lora, and weights in 4 bits do not train; add --lora")
-        QuietStarConfig(**self.method)  # says what is impossible
+            raise SettingsError("load_in_4bit was given without lora, but 4-bit weights cannot be trained; add --lora")
+        QuietStarConfig(**self.method)  # raises for impossible values
 
     @property
     def method(self) -> dict[str, int]:
-        """Settings of the method that were given, by their names in QuietStarConfig."""
+        """The method's settings that were given, by their names in QuietStarConfig."""
         names = ("n_ahead", "n_ahead_talk", "n_passes")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
     def n_gpus(self) -> int:
-        """Of all nodes."""
+        """Number of GPUs on all nodes."""
         return self.gpus * self.nodes
 
     @property
     def lora_settings(self) -> dict[str, int] | None:
-        """As `peft.LoraConfig` takes them; None without adapters."""
+        """Arguments of `peft.LoraConfig`, or None without adapters."""
         return {"r": self.lora_r} if self.lora else None
 
     def numbers(self, shape: Shape) -> Numbers:
-        """The precision of a model's weights, and of products."""
+        """Return the precision of a model's weights and of matrix products."""
         stored = shape.dtype if self.lora else torch.float32  # as `quietstar train` loads them
         weights = stored if self.dtype == "auto" else getattr(torch, self.dtype)
         return Numbers(weights=weights, autocast=self.bf16 is not False)
 
     def step(self, checkpointing: bool) -> Step:
-        """One forward and backward pass."""
+        """Return the sizes of one forward and backward pass."""
         config = QuietStarConfig(**self.method)
         return Step(
             B=self.per_device_train_batch_size,

@@ -1,8 +1,8 @@
-"""What a layer keeps for its gradient: counted from the layer itself, on tensors that have no memory.
+"""Activation memory of a layer, measured on the layer itself with fake tensors.
 
-One or two layers of the base model run over a few tokens with fake tensors, and what autograd saves is added up. So a
-norm that keeps two copies, an activation that keeps four, adapters and autocast are what the modeling file makes them.
-Attention stands for itself with what each backend keeps: queries, keys, values, result, and a log-sum-exp.
+One or two layers of the base model run over a few fake tokens, and the tensors that autograd saves are added up. So
+norms, activations, adapters and autocast count as the modeling file implements them. Attention is replaced by what each
+backend keeps: queries, keys, values, output, and a log-sum-exp.
 """
 
 import copy
@@ -24,42 +24,43 @@ from quietstar.base.lora import add_lora
 from quietstar.errors import QuietStarError, UnsupportedModelError, first_line
 
 TOKENS = (64, 128)
-"""two lengths tell what grows with the tokens from what does not"""
+"""two lengths, to separate what grows with the number of tokens from what does not"""
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Bytes that a pass with gradient leaves behind."""
+    """Bytes that a forward pass with gradient keeps."""
 
     layer: float
     """a: for each token in each layer"""
     rest: float
-    """r: for each token beside the layers: the final norm, cosines and sines"""
+    """r: for each token outside the layers: the final norm, cosines and sines"""
     copies: float
-    """in each layer, whatever the tokens: weights that autocast made in another precision"""
+    """in each layer, regardless of tokens: weights cast by autocast"""
     hidden_size: int
-    """e_h: of one number of a hidden state"""
+    """e_h: bytes of an element of a hidden state"""
     key_size: int
-    """e_k: of one number of a key"""
+    """e_k: bytes of an element of a key"""
     head_sizes: tuple[int, int]
-    """numbers of a query and of a value in each head"""
+    """size of a query and of a value in each head"""
 
 
 def count_kept(
     config: PreTrainedConfig, dtype: torch.dtype, *, autocast: bool = False, lora: dict[str, Any] | None = None
 ) -> Kept:
-    """Count what the layers of a base model keep.
+    """Count the activation memory of a base model's layers.
 
     Args:
         config: the base model's text config.
         dtype: of its weights.
-        autocast: whether bfloat16 autocast is at work.
-        lora: settings of adapters, as `peft.LoraConfig` takes them; None trains all weights.
+        autocast: whether bfloat16 autocast is on.
+        lora: arguments of `peft.LoraConfig`; None trains all weights.
 
     Raises:
-        UnsupportedModelError: the layers cannot run so: their sizes hang on their input (experts), or no hook fits.
+        UnsupportedModelError: the layers do not run on fake tensors (experts depend on their input), or their
+            attention cannot be hooked.
     """
-    with counting(f"what a layer of family {config.model_type!r} keeps"):
+    with counting(f"the activation memory of a layer of family {config.model_type!r}"):
         found = {(n, T): _saved(config, n, T, dtype, autocast, lora) for n in (1, 2) for T in TOKENS}
     few, many = TOKENS
     in_layer = {T: found[2, T].n_bytes - found[1, T].n_bytes for T in TOKENS}
@@ -77,7 +78,7 @@ def count_kept(
 
 @contextmanager
 def counting(what: str) -> Iterator[None]:
-    """Say in one line what of a model cannot be counted, and why, whatever the libraries below raise and log."""
+    """Turn whatever the libraries raise into a one-line error about what cannot be counted, and silence their log."""
     log = logging.getLogger(FakeTensorMode.__module__)
     was_disabled, log.disabled = log.disabled, True
     try:
@@ -86,8 +87,8 @@ def counting(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UnsupportedModelError(
-            f"{what} cannot be counted ({type(error).__name__}: {first_line(error)}); plan with a dense model of the "
-            "same sizes"
+            f"cannot count {what} ({type(error).__name__}: {first_line(error)}); plan with a dense model of the same "
+            "sizes"
         ) from error
     finally:
         log.disabled = was_disabled
@@ -104,7 +105,7 @@ class _Saved:
 def _saved(
     config: PreTrainedConfig, n_layers: int, T: int, dtype: torch.dtype, autocast: bool, lora: dict[str, Any] | None
 ) -> _Saved:
-    few, attention = with_layers(config, n_layers), _StandsForAttention()
+    few, attention = with_layers(config, n_layers), _PlaceholderAttention()
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ def _saved(
         if lora is not None:
             add_lora(base_lm, lora)
     with FakeTensorMode():
-        pretend(base_lm)
+        make_fake(base_lm)
         embeds = torch.empty(1, T, few.hidden_size, dtype=dtype, requires_grad=True)
         masks = LayerWindows(few).masks(lambda _: no_mask(embeds.device))
         place = torch.arange(T)[None]
@@ -129,13 +130,13 @@ def _saved(
             hidden = base_lm.base_model(
                 inputs_embeds=embeds, position_ids=place, attention_mask=masks, over_grid=attention, use_cache=False
             ).last_hidden_state
-        own = {of.untyped_storage()._cdata for of in (*base_lm.parameters(), *base_lm.buffers())}
+        own = {tensor.untyped_storage()._cdata for tensor in (*base_lm.parameters(), *base_lm.buffers())}
         n_bytes = sum(storage.nbytes() for name, storage in kept.items() if name not in own)
     return _Saved(n_bytes, hidden.element_size(), attention.key_size, attention.head_sizes)
 
 
 def with_layers(config: PreTrainedConfig, n_layers: int) -> PreTrainedConfig:
-    """The same model with its first layers only."""
+    """Return the config of the same model with its first layers only."""
     few = copy.deepcopy(config)
     few.num_hidden_layers = n_layers
     for name in ("layer_types", "no_rope_layers"):
@@ -144,18 +145,18 @@ def with_layers(config: PreTrainedConfig, n_layers: int) -> PreTrainedConfig:
     return few
 
 
-def pretend(model: nn.Module) -> None:
-    """Turn the parameters and buffers of a model on the meta device into those of the fake CPU that is at work."""
+def make_fake(model: nn.Module) -> None:
+    """Replace the parameters and buffers of a model on the meta device by fake tensors, inside FakeTensorMode."""
     for module in model.modules():
-        for name, of in list(module.named_parameters(recurse=False)):
-            made = torch.empty(of.shape, dtype=of.dtype)
-            setattr(module, name, nn.Parameter(made, requires_grad=of.requires_grad))
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            fake = torch.empty(parameter.shape, dtype=parameter.dtype)
+            setattr(module, name, nn.Parameter(fake, requires_grad=parameter.requires_grad))
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
-class _StandsForAttention:
-    """Keeps what attention keeps, and computes nothing."""
+class _PlaceholderAttention:
+    """Attention that saves the same tensors for its gradient and computes nothing."""
 
     def __init__(self) -> None:
         self.key_size = 0

@@ -1,9 +1,9 @@
-"""Bytes on a GPU at each moment of a step that could be its highest. Pure formulas.
+"""Bytes on a GPU at each possible peak of a step. Pure formulas.
 
-A step goes so: the base pass; K sampling steps; the last branch pass; losses, with the LM head's gradient; then all of
-it backwards, the branches first. What a pass keeps goes while its gradients come, so the highest moment is one of a
-few: at the end of the forward pass, after the last branch pass has its gradients, or at the end. Under gradient
-checkpointing layers keep their inputs, keys and values alone, and branches are made again in parts.
+A step is: the base pass; K sampling steps; the last branch pass; losses, with the LM head's gradient; then the backward
+pass, branches first. Activations are freed as gradients are computed, so the peak is at one of a few moments: the end
+of the forward pass, after the backward pass of the last branch pass, or the end. Under gradient checkpointing, layers
+keep only their inputs, keys and values, and branches are recomputed in parts.
 
 Legend: see `quietstar.scaling.step`; a, r, e_h, e_k see `quietstar.scaling.kept`.
 """
@@ -19,17 +19,17 @@ from quietstar.scaling.shape import Shape
 from quietstar.scaling.step import Step
 
 FLOAT = 4
-"""bytes of a float32"""
+"""bytes of a float32 number"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """In which precision a model is trained."""
+    """The precision that a model is trained in."""
 
     weights: torch.dtype
-    """of the base model's weights"""
+    """dtype of the base model's weights"""
     autocast: bool
-    """whether bfloat16 autocast is at work"""
+    """whether bfloat16 autocast is on"""
 
     @property
     def weight_size(self) -> int:
@@ -38,77 +38,77 @@ class Numbers:
 
     @property
     def product_size(self) -> int:
-        """Bytes of a factor of a matrix product, and of a gradient while it is summed over the passes."""
+        """Bytes of an operand of a matrix product, and of a gradient while it is summed over the passes."""
         return 2 if self.autocast else self.weights.itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """Bytes that a GPU holds whatever is being computed."""
+    """Bytes of weights, gradients and optimizer state on a GPU."""
 
     weights: float
     optimizer: float
     gradients: float = 0.0
-    """throughout: buckets that gradients are averaged in"""
+    """throughout: the buckets that DDP averages gradients in"""
     earlier_gradients: float = 0.0
-    """beside those, of the step's batches before, until all passes have been through"""
+    """gradients accumulated from earlier batches of the step, until the backward pass is done"""
     last_gradients: float = 0.0
-    """in their place, when all passes have been through"""
+    """gradients at the end of the backward pass, instead of the earlier ones"""
     layer_gradients: float = 0.0
-    """of all layers, while they are summed over the passes"""
+    """gradients of all layers while they are summed over the passes"""
     head_gradient: float = 0.0
-    """of the LM head's weight in float32, while the losses are made"""
+    """float32 gradient of the LM head's weight while the losses are computed"""
     early_gradients: float = 0.0
-    """of LM head and mixing head, while those of the layers are made"""
+    """gradients of LM head and mixing head while those of the layers are computed"""
     table_gradient: float = 0.0
-    """of the embeddings' weight"""
+    """gradient of the embeddings' weight"""
     gathered: float = 0.0
-    """weights of other GPUs' shards, forwards"""
+    """weights gathered from other GPUs in the forward pass"""
     gathered_again: float = 0.0
-    """the same while branches are made again"""
+    """weights gathered from other GPUs while branches are recomputed"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """What lies in memory at one moment, in bytes."""
+    """Bytes in memory at one moment, by part."""
 
     when: str
     weights: float
     gradients: float
     optimizer: float
     text: float
-    """kept for the gradient of the base pass"""
+    """activations of the base pass"""
     branches: float
-    """kept for the gradients of all branches"""
+    """activations of all branches"""
     head: float
-    """LM head: a block of logits, states that are scored and their gradients"""
+    """LM head: a block of logits, scored states and their gradients"""
 
     @property
     def total(self) -> float:
-        """All together."""
-        return sum(getattr(self, of.name) for of in fields(self) if of.name != "when")
+        """Sum of all parts."""
+        return sum(getattr(self, part.name) for part in fields(self) if part.name != "when")
 
 
 def highest(shape: Shape, step: Step, numbers: Numbers, held: Held, device: str = "cuda") -> Moment:
-    """The moment of a step at which memory is fullest.
+    """Return the moment of peak memory in a step.
 
     Args:
         shape: the model.
         step: one forward and backward pass.
-        numbers: their precision.
-        held: what lies there throughout.
-        device: type of the device, which says how large a block of logits or scores is.
+        numbers: the precision.
+        held: weights, gradients and optimizer state.
+        device: type of the device, which decides the size of a block of logits or scores.
     """
     kept = shape.kept(numbers.weights, autocast=numbers.autocast)
-    made = _moments_in_parts if step.checkpointing else _moments
-    return max(made(shape, step, numbers, held, kept, device), key=lambda moment: moment.total)
+    moments = _moments_in_parts if step.checkpointing else _moments
+    return max(moments(shape, step, numbers, held, kept, device), key=lambda moment: moment.total)
 
 
 def _moments(shape: Shape, step: Step, numbers: Numbers, held: Held, kept: Kept, device: str) -> list[Moment]:
-    """Without gradient checkpointing."""
-    of_token = shape.n_layers * kept.layer + kept.rest
-    text = step.base_tokens * (of_token + shape.D * kept.hidden_size)
-    sampled = step.sampled_tokens * of_token + repeated_start(shape, step, kept)
+    """Return the possible peaks without gradient checkpointing."""
+    per_token = shape.n_layers * kept.layer + kept.rest
+    text = step.base_tokens * (per_token + shape.D * kept.hidden_size)
+    sampled = step.sampled_tokens * per_token + repeated_start(shape, step, kept)
     weights = held.weights + held.gathered + copies_of_weights(shape, step, numbers, kept)
     gradients = held.gradients + held.earlier_gradients
     flow = gradients_of_keys(shape, kept, step.base_tokens + step.sampled_tokens)
@@ -120,7 +120,7 @@ def _moments(shape: Shape, step: Step, numbers: Numbers, held: Held, kept: Kept,
             gradients=gradients + held.head_gradient,
             optimizer=held.optimizer,
             text=text,
-            branches=sampled + step.last_tokens * of_token + talk_states(shape, step, numbers, kept),
+            branches=sampled + step.last_tokens * per_token + talk_states(shape, step, numbers, kept),
             head=scored_states(shape, step, kept) + blocks_of_logits(shape, step, numbers, device)[1],
         ),
         Moment(
@@ -137,7 +137,7 @@ def _moments(shape: Shape, step: Step, numbers: Numbers, held: Held, kept: Kept,
 
 
 def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, kept: Kept, device: str) -> list[Moment]:
-    """Under gradient checkpointing."""
+    """Return the possible peaks under gradient checkpointing."""
     n, e = shape.n_layers, kept.hidden_size
     keys = 2 * n * shape.key_width * kept.key_size
     text = step.base_tokens * ((n + 1) * shape.D * e + keys + kept.rest)
@@ -147,7 +147,7 @@ def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, ke
     earlier = held.gradients + held.earlier_gradients
     gradients = earlier + held.early_gradients + held.layer_gradients
     at_once = step.columns_at_once(n)
-    drawn, block, block_kept = blocks_of_logits(shape, step, numbers, device)
+    sampled, block, block_kept = blocks_of_logits(shape, step, numbers, device)
     part = at_once * step.P * step.L * (n * kept.layer + kept.rest)
     part_moves = gradients_of_keys(shape, kept, step.base_tokens) + block_of_scores(
         shape, step, at_once, step.L, device
@@ -161,7 +161,7 @@ def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, ke
             optimizer=held.optimizer,
             text=text,
             branches=sampling + block_of_scores(shape, step, step.C, 1, device),
-            head=drawn,
+            head=sampled,
         ),
         Moment(
             when="end of the forward pass",
@@ -173,7 +173,7 @@ def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, ke
             head=block + scored_states(shape, step, kept),
         ),
         Moment(
-            when="a part of the branches is made again",
+            when="a part of the branches is recomputed",
             weights=held.weights + held.gathered_again + copies,
             gradients=gradients,
             optimizer=held.optimizer,
@@ -182,7 +182,7 @@ def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, ke
             head=block_kept,
         ),
         Moment(
-            when="a layer of the text is made again",
+            when="a layer of the text is recomputed",
             weights=weights,
             gradients=gradients,
             optimizer=held.optimizer,
@@ -195,9 +195,9 @@ def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, ke
 
 
 def _last_moment(shape: Shape, step: Step, held: Held, kept: Kept) -> Moment:
-    """All gradients are there, those of the embeddings last.
+    """Return the end of the backward pass, when all gradients exist; those of the embeddings come last.
 
-    Tied embeddings have two, one from the LM head: the second one is there until it is added to the first.
+    Tied embeddings have two gradients, one from the LM head, until they are added.
     """
     adds = 1 if shape.is_tied else 0
     looked_up = 0 if shape.lora else step.base_tokens + step.P * step.C * step.K
@@ -213,21 +213,21 @@ def _last_moment(shape: Shape, step: Step, held: Held, kept: Kept) -> Moment:
 
 
 def copies_of_weights(shape: Shape, step: Step, numbers: Numbers, kept: Kept) -> float:
-    """Weights that autocast made in bfloat16: those that train once, frozen ones anew in each pass."""
+    """Return the bytes of weights that autocast casts to bfloat16: trained ones once, frozen ones in every pass."""
     copies = shape.n_layers * kept.copies
     trained = numbers.product_size * shape.n_adapters if shape.lora and numbers.autocast else copies
     return trained + max(copies - trained, 0.0) * (step.K + 2)
 
 
 def copy_of_head(shape: Shape, numbers: Numbers) -> float:
-    """The LM head's weight in the precision of products, where it is stored in another one."""
+    """Return the bytes of the LM head's weight cast to the precision of products; 0 if it is stored in that."""
     return float(numbers.product_size * shape.n_table) if numbers.product_size != numbers.weight_size else 0.0
 
 
 def product_for_head(shape: Shape, numbers: Numbers, device: str) -> float:
-    """What a block of states adds to the gradient of the LM head's weight, and a CPU's copy of that in float32.
+    """Return the bytes of the product added to the LM head's gradient, and of its float32 copy on a CPU.
 
-    A product in float32 is added in place.
+    A float32 product is added in place.
     """
     if shape.lora or numbers.product_size == FLOAT:
         return 0.0
@@ -235,17 +235,20 @@ def product_for_head(shape: Shape, numbers: Numbers, device: str) -> float:
 
 
 def repeated_start(shape: Shape, step: Step, kept: Kept) -> float:
-    """Keys and values of start, once for each pass: it went through the layers once for all of them."""
+    """Return the bytes of the start token's keys and values, computed once and repeated for every thought."""
     return gradients_of_keys(shape, kept, step.P * step.C) if step.K else 0.0
 
 
 def gradients_of_keys(shape: Shape, kept: Kept, n_tokens: int) -> float:
-    """Keys and values of so many tokens in all layers, or their gradients, which later passes add to."""
+    """Return the bytes of the keys and values of `n_tokens` tokens in all layers, or of their gradients."""
     return 2.0 * shape.n_layers * shape.key_width * n_tokens * kept.key_size
 
 
 def talk_states(shape: Shape, step: Step, numbers: Numbers, kept: Kept) -> float:
-    """States along all branches, and what mixing keeps: two states side by side, two hidden layers, the mixed state."""
+    """Return the bytes of the states along all branches and of the mixing head's activations.
+
+    The mixing head keeps both states concatenated, two hidden layers, and the mixed state.
+    """
     predictions = step.P * step.C * step.M
     mixing = 4 * (2 if numbers.autocast else FLOAT)
     if kept.hidden_size != FLOAT:  # both states are mixed in float32
@@ -255,35 +258,36 @@ def talk_states(shape: Shape, step: Step, numbers: Numbers, kept: Kept) -> float
 
 
 def scored_states(shape: Shape, step: Step, kept: Kept) -> float:
-    """States whose tokens are scored, and their gradients."""
-    return 2.0 * (step.base_states + step.talk_states + step.word_states) * shape.D * kept.hidden_size
+    """Return the bytes of the states whose tokens are scored, and of their gradients."""
+    return 2.0 * (step.base_states + step.talk_states + step.reinforced_states) * shape.D * kept.hidden_size
 
 
 def block_of_logits(shape: Shape, n_states: int, device: str) -> float:
-    """Numbers in the logits of so many states, a block at most; see `quietstar.base.vocabulary`."""
+    """Return the number of logits of `n_states` states, at most of a block; see `quietstar.base.vocabulary`."""
     fitting = BYTES_AT_ONCE.get(device, BYTES_AT_ONCE["cpu"]) // (FLOAT * shape.V)
     return float(min(max(STATES, fitting - fitting % STATES), n_states) * shape.V)
 
 
 def blocks_of_logits(shape: Shape, step: Step, numbers: Numbers, device: str) -> tuple[float, float, float]:
-    """The largest block that words are drawn from, that of the losses, and what of it is kept until the end.
+    """Return the bytes of the largest block of logits in sampling, of that in the losses, and of what is kept of it.
 
-    Logits are float32, with what a product makes of them in another precision beside. A CPU keeps a block's float32,
-    and makes a larger one beside it.
+    Logits are float32, next to the product in its own precision. A CPU reuses a block's memory, and allocates a larger
+    one next to it.
     """
-    drawn = block_of_logits(shape, step.P * step.C if step.K else 0, device)
-    n_states = max(-(-of // STATES) * STATES for of in (step.base_states, step.talk_states))
+    sampled = block_of_logits(shape, step.P * step.C if step.K else 0, device)
+    n_states = max(-(-n // STATES) * STATES for n in (step.base_states, step.talk_states))
     block = block_of_logits(shape, n_states, device)
     beside = 0 if numbers.product_size == FLOAT else numbers.product_size
     added = product_for_head(shape, numbers, device)
-    draws, scores = drawn * (FLOAT + beside), block * (FLOAT + beside) + added
+    in_sampling, in_losses = sampled * (FLOAT + beside), block * (FLOAT + beside) + added
     if device != "cpu":
-        return draws, scores, 0.0
-    kept = FLOAT * max(block, drawn)
-    return draws, max(kept + block * beside + added, FLOAT * (block + drawn) if drawn < block else 0.0), kept
+        return in_sampling, in_losses, 0.0
+    kept = FLOAT * max(block, sampled)
+    grown = FLOAT * (block + sampled) if sampled < block else 0.0
+    return in_sampling, max(kept + block * beside + added, grown), kept
 
 
 def block_of_scores(shape: Shape, step: Step, n_columns: int, n_steps: int, device: str) -> float:
-    """Scores of a block of columns and their gradients, in float32; see `quietstar.attention.two_parts`."""
+    """Return the bytes of float32 scores of a block of columns and their gradients; see `attention.two_parts`."""
     all_scores = shape.config.num_attention_heads * step.P * n_columns * n_steps * step.S
     return 2.0 * FLOAT * min(all_scores, SCORES_AT_ONCE.get(device, SCORES_AT_ONCE["cpu"]))

@@ -1,4 +1,4 @@
-"""Strategies side by side for one run, and which to choose."""
+"""Comparison of strategies for a run, and the choice of one."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,69 +13,69 @@ from quietstar.scaling.strategies import Strategy, Traffic, held_by, strategies,
 GIB = 2**30
 
 USABLE = 0.9
-"""share of a GPU's memory that a step may fill: CUDA, its libraries and gaps between tensors take the rest"""
+"""fraction of a GPU's memory that a step may use; CUDA, its libraries and fragmentation take the rest"""
 
 LEAST_FRACTION = 1 / 16
-"""share of the positions below which a run hardly learns to think"""
+"""least think_fraction; below it a run hardly learns to think"""
 
 LEAST_LENGTH = 128
-"""tokens of a row that are not shortened further"""
+"""least max_length that a plan proposes"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way to run the step."""
+    """One way to run the step: a strategy, with or without gradient checkpointing."""
 
     strategy: Strategy
     step: Step
     moment: Moment
-    """at which memory is fullest"""
+    """moment of peak memory"""
     host: float
-    """bytes of the host's memory for each GPU"""
+    """bytes of host memory for each GPU"""
     flops: Flops
     """of one GPU, for an optimizer step"""
     traffic: Traffic
     """of one GPU, for an optimizer step"""
     seconds: float | None
-    """of an optimizer step, where rates were given; computing and receiving one after the other"""
+    """duration of an optimizer step without overlap of computing and receiving; None if rates were not given"""
     fits: bool
 
     @property
     def cost(self) -> tuple[float, float, float]:
-        """What ways are ordered by: duration where it is known; otherwise arithmetic, then bytes."""
+        """Sort key of ways: duration if known, then arithmetic, then bytes received."""
         return (self.seconds or 0.0, self.flops.total, self.traffic.total)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run, the ways to run it, and a choice."""
+    """A run, the ways to run it, and the choice."""
 
     args: PlanArguments
     shape: Shape
     ways: list[Way]
-    """of the run as it was asked for"""
+    """ways to run the requested settings"""
     chosen: Way | None
-    """the cheapest that fits; None where none does"""
+    """the cheapest way that fits; None if none does"""
     chosen_args: PlanArguments
-    """the run that was chosen: as asked for, or eased; the one that comes nearest where none fits"""
+    """settings of the chosen way, as requested or eased; of the nearest way if none fits"""
     nearest: Way
-    """the least memory that was found"""
+    """the way with the least memory"""
     own: frozenset[str] = frozenset()
-    """settings that are a thinking model's own, not given"""
+    """settings that come from the thinking model's config"""
 
 
 def plan(args: PlanArguments) -> Plan:
-    """Compare strategies for a run, and choose.
+    """Compare strategies for a run, and choose one.
 
     Raises:
-        CheckpointError: there is no such model.
+        CheckpointError: the model cannot be found.
         SettingsError: a setting does not fit the model.
         UnsupportedModelError: the model cannot be counted.
     """
     config = read_config(args.model, args.trust_remote_code)
     names = ("n_ahead", "n_ahead_talk", "n_passes")
-    said = {name: getattr(config, name, None) for name in names if getattr(args, name) is None}
-    own: dict[str, Any] = {name: value for name, value in said.items() if isinstance(value, int)}
+    in_config = {name: getattr(config, name, None) for name in names if getattr(args, name) is None}
+    own: dict[str, Any] = {name: value for name, value in in_config.items() if isinstance(value, int)}
 
     class Shapes(dict[bool, Shape]):
         def __missing__(self, adapted: bool) -> Shape:
@@ -86,17 +86,17 @@ def plan(args: PlanArguments) -> Plan:
 
 
 def compare(args: PlanArguments, shapes: Mapping[bool, Shape]) -> Plan:
-    """As `plan`, for a model whose sizes are known.
+    """Compare strategies as `plan` does, for a model whose sizes are known.
 
     Args:
         args: the run.
-        shapes: of the model without adapters, and with them where they are asked for.
+        shapes: sizes of the model without adapters (False) and with them (True).
     """
     tried: list[tuple[PlanArguments, list[Way]]] = []
     chosen = None
     for eased in easings(args):
         ways = ways_of(eased, shapes[eased.lora])
-        if eased.load_in_4bit > args.load_in_4bit:  # in shards it is untried: chosen only by who asks for it
+        if eased.load_in_4bit > args.load_in_4bit:  # untested with sharding, so only on request
             ways = [way for way in ways if not way.strategy.shards]
         tried.append((eased, ways))
         if chosen := _cheapest(*tried[-1], offloads=False):
@@ -109,13 +109,13 @@ def compare(args: PlanArguments, shapes: Mapping[bool, Shape]) -> Plan:
 
 
 def _cheapest(args: PlanArguments, ways: list[Way], *, offloads: bool) -> tuple[PlanArguments, Way] | None:
-    """Of those that fit."""
+    """Return the cheapest way that fits, with its settings."""
     fitting = [way for way in ways if way.fits and way.strategy.offloads == offloads]
     return (args, min(fitting, key=lambda way: way.cost)) if fitting else None
 
 
 def ways_of(args: PlanArguments, shape: Shape) -> list[Way]:
-    """Every strategy for these GPUs, without gradient checkpointing (where that is not asked for) and with it."""
+    """Return every strategy for these GPUs, with gradient checkpointing, and without it unless it is requested."""
     both = (True,) if args.gradient_checkpointing else (False, True)
     return [
         way_of(args, shape, strategy, checkpointing)
@@ -125,7 +125,7 @@ def ways_of(args: PlanArguments, shape: Shape) -> list[Way]:
 
 
 def way_of(args: PlanArguments, shape: Shape, strategy: Strategy, checkpointing: bool) -> Way:
-    """One strategy, with gradient checkpointing or without."""
+    """Return the memory, arithmetic and traffic of one strategy, with or without gradient checkpointing."""
     given = args.numbers(shape)
     step = replace(args.step(checkpointing), sharded=strategy.shards)
     accumulation = args.gradient_accumulation_steps
@@ -153,10 +153,10 @@ def way_of(args: PlanArguments, shape: Shape, strategy: Strategy, checkpointing:
 
 
 def easings(args: PlanArguments) -> Iterator[PlanArguments]:
-    """The run as asked for, then with less in memory at once: what changes least comes first.
+    """Yield the run as requested, then with settings that need less memory, smallest changes first.
 
-    One row at a time; fewer positions that think, down to a quarter; adapters in place of all weights; fewer positions
-    still; the weights beside adapters in 4 bits, at all positions again, then fewer; shorter rows.
+    These are: one sequence in a batch; a smaller think_fraction, down to a quarter; adapters instead of all weights; a
+    still smaller think_fraction; frozen weights in 4 bits, again from the full think_fraction down; shorter sequences.
     """
     yield args
     rows = args.per_device_train_batch_size

@@ -1,4 +1,4 @@
-"""What a model's config says of its size. Nothing is downloaded but the config, and no weight has memory."""
+"""Sizes of a model, from its config. Only the config is downloaded, and no memory is allocated for weights."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -62,37 +62,37 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         dtype="bfloat16",
     ),
 }
-"""what the config.json beside each of these says (Qwen3: arXiv 2505.09388, table 1; Mistral 7B: arXiv 2310.06825,
-table 1; Llama 3: arXiv 2407.21783, table 3): for planning without a hub"""
+"""configs of published models, for planning without a hub (Qwen3: arXiv 2505.09388, table 1; Mistral 7B: arXiv
+2310.06825, table 1; Llama 3: arXiv 2407.21783, table 3)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Sizes of a thinking model. Parameters are counted, not estimated."""
+    """Sizes of a thinking model; parameters are counted, not estimated."""
 
     name: str
     config: PreTrainedConfig
     """the base model's text config"""
     lora: dict[str, Any] | None
-    """settings of adapters; None where all weights train"""
+    """arguments of `peft.LoraConfig`; None if all weights train"""
     n_base: int
     """N: parameters of the base model, without adapters"""
     n_layers_all: int
     """parameters of all layers together, without adapters"""
     n_matrices: int
-    """those in the matrices of all layers: 2 operations each for a token"""
+    """N_m: parameters in the matrices of all layers, with 2 operations each for a token"""
     n_norms: int
-    """parameters of all layers that are in no matrix"""
+    """parameters of all layers outside their matrices"""
     n_adapters: int
     """parameters of low-rank adapters"""
     n_thoughts: int
     """parameters of mixing head and thought embeddings"""
     n_table: int
-    """V x D, of the embeddings"""
+    """V x D, parameters of the embeddings"""
     is_tied: bool
     """whether embeddings and LM head are one matrix"""
     keeps_scores: bool
-    """whether its attention keeps scores or dense masks, whose memory is not counted here"""
+    """whether its attention keeps scores or dense masks, which are not counted"""
 
     @property
     def D(self) -> int:  # noqa: N802
@@ -101,7 +101,7 @@ class Shape:
 
     @property
     def V(self) -> int:  # noqa: N802
-        """Vocabulary."""
+        """Vocabulary size."""
         return int(self.config.vocab_size)
 
     @property
@@ -127,7 +127,7 @@ class Shape:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That the weights are stored in; float32 where the config does not say."""
+        """Dtype of the stored weights; float32 if the config does not say."""
         stored = getattr(self.config, "dtype", None)
         return stored if isinstance(stored, torch.dtype) else getattr(torch, str(stored or "float32"))
 
@@ -138,7 +138,7 @@ class Shape:
 
     @property
     def n_small(self) -> int:
-        """Parameters that are float32 and trained whatever else is: adapters, mixing head, thought embeddings."""
+        """Parameters that are always trained, in float32: adapters, mixing head, thought embeddings."""
         return self.n_adapters + self.n_thoughts
 
     @property
@@ -147,16 +147,16 @@ class Shape:
         return self.n_small + (0 if self.lora else self.n_base)
 
     def kept(self, dtype: torch.dtype, *, autocast: bool) -> Kept:
-        """What its layers keep for their gradient; see `count_kept`.
+        """Return the activation memory of its layers; see `count_kept`.
 
         Raises:
-            UnsupportedModelError: heads are not of the size that the config says.
+            UnsupportedModelError: heads do not have the size that the config says.
         """
         kept = _kept(self, dtype, autocast)
         if kept.head_sizes != (self.head_size, self.head_size):
             raise UnsupportedModelError(
-                f"{self.name} has heads of {kept.head_sizes[0]} numbers for queries and {kept.head_sizes[1]} for "
-                f"values, and {self.head_size} by its config; plan with a model whose heads are alike"
+                f"{self.name} has heads of size {kept.head_sizes[0]} for queries and {kept.head_sizes[1]} for values, "
+                f"but {self.head_size} in its config; plan with a model whose heads all have one size"
             )
         return kept
 
@@ -170,15 +170,15 @@ def _kept(shape: Shape, dtype: torch.dtype, autocast: bool) -> Kept:
 
 
 def shape_of(config: PreTrainedConfig, name: str = "", lora: dict[str, Any] | None = None) -> Shape:
-    """The sizes of a thinking model around a base model's config.
+    """Return the sizes of a thinking model from a config.
 
     Args:
         config: of the base model, or of a thinking model.
-        name: to call it by.
-        lora: settings of adapters, as `peft.LoraConfig` takes them.
+        name: of the model, for messages.
+        lora: arguments of `peft.LoraConfig`.
 
     Raises:
-        UnsupportedModelError: it is no decoder-only model, or its layers are not found.
+        UnsupportedModelError: it is not a decoder-only model, or its layers are not recognized.
         SettingsError: the adapters do not fit it.
     """
     whole, config = config, config.get_text_config()
@@ -213,11 +213,11 @@ def shape_of(config: PreTrainedConfig, name: str = "", lora: dict[str, Any] | No
 
 
 def read_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config of a model by hub name, folder or GGUF file; of the few in PUBLISHED without a hub.
+    """Return the config of a model by hub name, folder or GGUF file; those in PUBLISHED need no hub.
 
     Raises:
-        CheckpointError: there is none of that name, or the hub cannot be reached.
-        UnsupportedModelError: it is no decoder-only language model.
+        CheckpointError: it cannot be found, or the hub cannot be reached.
+        UnsupportedModelError: it is not a decoder-only language model.
     """
     if name in PUBLISHED and not Path(name).exists():
         sizes = dict(PUBLISHED[name])
@@ -225,48 +225,46 @@ def read_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     if not name:
         raise SettingsError("model is empty; give a hub name, or a folder with config.json")
     source = find_source(name)
-    config = gguf_config(source) if source.gguf_file else _ordinary_config(name, trust_remote_code)
+    config = gguf_config(source) if source.gguf_file else _plain_config(name, trust_remote_code)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{name} is an encoder-decoder; choose a decoder-only model")
     return config
 
 
-def _ordinary_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
+def _plain_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
     with loading(name):
-        if not (trust_remote_code or holds_thinking_model(name)):  # whose config looks through itself
+        if not (trust_remote_code or holds_thinking_model(name)):  # a thinking model's config checks itself
             check_config(name)
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
 def _check_counted(name: str, config: PreTrainedConfig, layers: list[nn.Module]) -> None:
-    """Raise UnsupportedModelError for layers that the formulas are not of."""
+    """Raise UnsupportedModelError for layers that the formulas do not cover."""
     modules = [module for layer in layers for module in layer.modules()]
     if len(layers) != config.num_hidden_layers or not layers:
         raise UnsupportedModelError(
-            f"{name} has {len(layers)} layers that are known here and {config.num_hidden_layers} in its config; plan "
-            "with a Llama of the same sizes"
+            f"{name} has {config.num_hidden_layers} layers in its config, but {len(layers)} were recognized; plan with "
+            "a Llama of the same sizes"
         )
     if any(isinstance(module, nn.Conv1d) for module in modules):
         raise UnsupportedModelError(
-            f"{name} has convolutions in its layers, whose states no branch of a thought can share; choose a model "
-            "whose layers attend"
+            f"{name} has convolutions in its layers, and branches cannot share their states; choose a model with "
+            "attention layers only"
         )
     if any(parameter.dim() > 2 for layer in layers for parameter in layer.parameters()):
         raise UnsupportedModelError(
-            f"{name} has experts, whose share of the tokens no config says; plan with a dense model of the same sizes"
+            f"{name} has experts, whose load a config does not tell; plan with a dense model of the same sizes"
         )
     if any(getattr(module, "is_causal", None) is False for module in modules):
-        raise UnsupportedModelError(
-            f"{name} is an encoder, whose tokens see those after them; choose a decoder-only model"
-        )
+        raise UnsupportedModelError(f"{name} is an encoder, whose tokens see later ones; choose a decoder-only model")
 
 
 def _check_text_is_all(name: str, config: PreTrainedConfig, text_lm: PreTrainedModel) -> None:
-    """Raise UnsupportedModelError where a model is loaded with more than its text model, or packed."""
-    if packed := getattr(config, "quantization_config", None):
+    """Raise UnsupportedModelError if a model has more than its text model, or is quantized."""
+    if quantization := getattr(config, "quantization_config", None):
         raise UnsupportedModelError(
-            f"the weights of {name} are packed (quantization_config: {packing_of(packed)}), and do not "
-            "train; plan with the model that they were made of, and --lora --load_in_4bit"
+            f"the weights of {name} are quantized (quantization_config: {packing_of(quantization)}), and cannot be "
+            "trained; plan with the original model, and --lora --load_in_4bit"
         )
     if config.get_text_config() is config:
         return
@@ -274,25 +272,25 @@ def _check_text_is_all(name: str, config: PreTrainedConfig, text_lm: PreTrainedM
         n_beside = AutoModelForCausalLM.from_config(config).num_parameters() - text_lm.num_parameters()
     if n_beside:
         raise UnsupportedModelError(
-            f"{name} has {n_beside:,} weights beside its text model, for images, say, which are not counted; plan with "
-            "a folder whose config.json is its text_config"
+            f"{name} has {n_beside:,} weights outside its text model, for example for images, which are not counted; "
+            "plan with a folder whose config.json is its text_config"
         )
 
 
 def _count_adapters(config: PreTrainedConfig, lora: dict[str, Any]) -> int:
-    """Parameters of the adapters, all layers' being alike."""
-    found = []
+    """Return the number of parameters of adapters, from models of one and two layers; all layers are alike."""
+    counts = []
     for n_layers in (1, 2):
         with counting(f"adapters of family {config.model_type!r}"), torch.device("meta"):
             few = AutoModelForCausalLM.from_config(with_layers(config, n_layers))
             n_base = few.num_parameters()
             add_lora(few, lora)
-            found.append(few.num_parameters() - n_base)
-    return found[0] + (config.num_hidden_layers - 1) * (found[1] - found[0])
+            counts.append(few.num_parameters() - n_base)
+    return counts[0] + (config.num_hidden_layers - 1) * (counts[1] - counts[0])
 
 
 def _keeps_scores(base_lm: PreTrainedModel) -> bool:
-    """Whether text attends eagerly, or branches through dense masks: what cannot be hooked, or has dropout."""
+    """Whether text uses eager attention, or branches use dense masks: without a hook, or with dropout."""
     config = base_lm.config.get_text_config()
     dropout = getattr(config, "attention_dropout", None) or getattr(config, "attn_pdrop", None)
     return bool(dropout) or default_backend(base_lm) == "dense" or own_implementation(base_lm) == "eager"

@@ -1,7 +1,7 @@
-"""How many tokens one forward and backward pass has, of each kind, and the arithmetic that they take. Pure formulas.
+"""Numbers of tokens in one forward and backward pass, by kind, and their arithmetic. Pure formulas.
 
-Legend: B rows, S tokens in a row, P passes, M true tokens after each thought, K sampled tokens of a thought, C columns
-of all rows together, n layers, D hidden size, V vocabulary.
+Legend: B sequences of S tokens, P passes, M true tokens after each thought, K sampled tokens of a thought, C columns of
+all sequences together, n layers, D hidden size, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from quietstar.scaling.shape import Shape
 from quietstar.talk import SHARDED_PARTS
 
 BACKWARD = 2.5
-"""times the forward pass's attention: scores again, then four products in place of two"""
+"""cost of attention's backward pass relative to its forward pass: scores are recomputed, then four products, not two"""
 
 REINFORCED = 0.5
-"""share of the thoughts that are better than their position's mean, the only ones whose words are scored"""
+"""fraction of thoughts that are better than their position's mean; only their tokens are scored"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one forward and backward pass over rows that are full does."""
+    """Sizes of one forward and backward pass over full sequences."""
 
     B: int
     S: int
@@ -30,7 +30,7 @@ class Step:
     checkpointing: bool = False
     """gradient checkpointing"""
     sharded: bool = False
-    """whether weights are spread over GPUs: branches are then made again in SHARDED_PARTS"""
+    """whether weights are sharded over GPUs; branches are then recomputed in SHARDED_PARTS"""
 
     @property
     def K(self) -> int:  # noqa: N802
@@ -44,7 +44,7 @@ class Step:
 
     @property
     def C(self) -> int:  # noqa: N802
-        """Columns: the share of each row's labels, and at least one where there is a share at all."""
+        """Columns: the fraction of each sequence's labels, and at least one if the fraction is above 0."""
         per_row = round(self.fraction * (self.S - 1))
         return self.B * max(per_row, 1 if self.fraction > 0 else 0)
 
@@ -55,22 +55,22 @@ class Step:
 
     @property
     def sampled_tokens(self) -> int:
-        """Tokens of the K sampling steps: start once for each column, as it is the same in every pass."""
+        """Tokens of the K sampling steps; start counts once for each column, as all passes share it."""
         return self.C * (1 + (self.K - 1) * self.P) if self.K else 0
 
     @property
     def last_tokens(self) -> int:
-        """Tokens of the last branch pass: the last word (or start, where no word is sampled), end, M - 1 true ones."""
+        """Tokens of the last branch pass: the last sampled token (or start if K is 0), end, and M - 1 true tokens."""
         return self.P * self.C * (self.M + 1)
 
     @property
     def whole_tokens(self) -> int:
-        """Tokens of whole branches, made in parts under gradient checkpointing."""
+        """Tokens of whole branches; recomputed in parts under gradient checkpointing."""
         return self.P * self.C * self.L
 
     @property
     def branch_tokens(self) -> int:
-        """Branch tokens that pass forwards with gradient."""
+        """Branch tokens in forward passes with gradient."""
         return self.whole_tokens if self.checkpointing else self.sampled_tokens + self.last_tokens
 
     @property
@@ -80,80 +80,76 @@ class Step:
 
     @property
     def talk_states(self) -> int:
-        """States that predict true tokens after a thought: fewer than P C M, as texts end."""
+        """States that predict true tokens after a thought; fewer than P C M at the end of texts."""
         ahead = sum(max(self.S - 1 - k, 0) for k in range(self.M))
         return round(self.P * self.C * ahead / (self.S - 1))
 
     @property
-    def word_states(self) -> int:
-        """States whose sampled token is reinforced: of columns with all their M labels, the better thoughts."""
+    def reinforced_states(self) -> int:
+        """States whose sampled token is reinforced: those of the better thoughts at columns with all M labels."""
         return round(REINFORCED * self.P * self.C * self.K * max(self.S - self.M, 0) / (self.S - 1))
 
-    @property
-    def drawing_states(self) -> int:
-        """States that a token is drawn from."""
-        return self.sampled_tokens
-
     def n_parts(self, n_layers: int) -> int:
-        """Parts of the columns under gradient checkpointing: twice as many as layers, where there are so many."""
+        """Return the number of parts of the columns under gradient checkpointing: up to two for each layer."""
         if self.C == 0 or not self.checkpointing:
             return 0
         return SHARDED_PARTS if self.sharded else min(2 * n_layers, self.C)
 
     def columns_at_once(self, n_layers: int) -> int:
-        """Columns of the largest part."""
+        """Return the number of columns of the largest part."""
         return -(-self.C // max(1, self.n_parts(n_layers)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
-    """Floating-point operations of a step, two for each product that is added."""
+    """Floating-point operations of a step; a multiply-add counts as two."""
 
     layers: float
     """matrices of the layers"""
     attention: float
     vocabulary: float
-    """LM head: drawing words, and predictions that have a label"""
+    """LM head: sampling, and predictions with a label"""
     mixing: float
     """mixing head"""
 
     @property
     def total(self) -> float:
-        """Of the step."""
+        """Sum of all parts."""
         return self.layers + self.attention + self.vocabulary + self.mixing
 
 
 def flops(shape: Shape, step: Step) -> Flops:
-    """The arithmetic of one forward and backward pass.
+    """Return the arithmetic of one forward and backward pass.
 
-    A matrix of m numbers takes 2 m for a token forwards, 2 m for the gradient of its input, and 2 m for its own where
-    it trains. With low-rank adapters only they have the last; under gradient checkpointing the text and the branches go
-    forwards twice, and the sampling steps once beside.
+    For each token, a matrix of m numbers takes 2 m in the forward pass, 2 m for the gradient of its input, and 2 m for
+    its own gradient if it trains; with low-rank adapters only they train. Gradient checkpointing adds a second forward
+    pass over text and branches, and one over the sampling steps.
     """
     forward = 2.0 * (shape.n_matrices + shape.n_adapters)
     once = 2 * forward + 2.0 * (shape.n_adapters or shape.n_matrices)
     again = 2 if step.checkpointing else 1
-    learned = step.base_tokens + step.branch_tokens
-    layers = learned * (once + (again - 1) * forward)
-    seen = attention_forward(shape, step)
-    attention = seen * (again + BACKWARD)
+    with_gradient = step.base_tokens + step.branch_tokens
+    layers = with_gradient * (once + (again - 1) * forward)
+    attention = attention_forward(shape, step) * (again + BACKWARD)
     if step.checkpointing:
         layers += step.sampled_tokens * forward
         attention += attention_of_branches(shape, step, step.sampled_tokens, step.K)
     head = 2.0 * shape.n_table
-    scored = step.base_states + step.talk_states + step.word_states
-    vocabulary = head * (step.drawing_states + scored * (2 if shape.lora else 3))
-    vocabulary += head * 2 * step.word_states  # a balanced policy weight measures the policy term's gradient first
+    scored = step.base_states + step.talk_states + step.reinforced_states
+    vocabulary = head * (step.sampled_tokens + scored * (2 if shape.lora else 3))
+    vocabulary += (
+        head * 2 * step.reinforced_states
+    )  # a balanced policy weight measures the policy term's gradient first
     mixing = 6.0 * step.P * step.C * step.M * (3 * shape.D**2 + shape.D)
     return Flops(layers=layers, attention=attention, vocabulary=vocabulary, mixing=mixing)
 
 
 def attention_forward(shape: Shape, step: Step) -> float:
-    """Scores and weighted values of text and branches, forwards."""
+    """Return the operations of attention of text and branches in the forward pass."""
     text = 4.0 * shape.n_layers * shape.query_width * step.base_tokens * step.S / 2
     return text + attention_of_branches(shape, step, step.branch_tokens, step.L)
 
 
 def attention_of_branches(shape: Shape, step: Step, n_tokens: int, length: int) -> float:
-    """Of so many branch tokens: half a row of text on average, and half of their own branch."""
+    """Return the operations of branch tokens' attention: on average to half the text and half of their own branch."""
     return 4.0 * shape.n_layers * shape.query_width * n_tokens * (step.S + length) / 2

@@ -1,4 +1,4 @@
-"""Ways to spread a step over GPUs: what each GPU holds, and what it sends and receives. Pure formulas."""
+"""Strategies to distribute a step over GPUs: memory and traffic of each GPU. Pure formulas."""
 
 from dataclasses import dataclass
 
@@ -9,36 +9,36 @@ from quietstar.scaling.shape import Shape
 from quietstar.scaling.step import Step
 
 ADAMW = 2
-"""numbers of AdamW for each weight, in its precision"""
+"""states of AdamW for each weight, in its precision"""
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
-"""of a weight in 4 bits with double quantization (arXiv 2305.14314, section 3): a scale of 8 bits for 64 weights, and
-one of 32 bits for 256 scales"""
+"""bits of a 4-bit weight with double quantization (arXiv 2305.14314, section 3): an 8-bit scale for 64 weights, and a
+32-bit one for 256 scales"""
 
 MAX_LIVE_PARAMETERS = 1e9
-"""weights that ZeRO-3 keeps gathered at most, as DeepSpeed's stage3_max_live_parameters has it by default"""
+"""most weights that ZeRO-3 keeps gathered: DeepSpeed's default stage3_max_live_parameters"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """How weights, gradients and optimizer states lie on GPUs."""
+    """How weights, gradients and optimizer states are distributed over GPUs."""
 
     name: str
     recipe: str | None
     """file under recipes/accelerate"""
     shards: bool = False
-    """whether each GPU holds a share of everything, and layers are gathered when they run"""
+    """whether each GPU holds a shard of everything, and layers are gathered when they run"""
     offloads: bool = False
-    """whether shares lie in the host's memory"""
+    """whether shards are in the host's memory"""
     averages: bool = False
     """whether each GPU holds everything, and gradients are averaged"""
     masters: bool = False
-    """whether bfloat16 weights have float32 ones beside them (DeepSpeed)"""
+    """whether bfloat16 weights have float32 master copies (DeepSpeed)"""
     averages_once: bool = True
-    """whether gradients of several batches are averaged and spread together, not those of each (DeepSpeed)"""
+    """whether gradients are reduced once for all accumulated batches, not after each batch (DeepSpeed)"""
 
     def numbers(self, given: Numbers) -> Numbers:
-        """The precision that layers run in: what is gathered is bfloat16 under bf16."""
+        """Return the precision that layers run in; under bf16, gathered weights are bfloat16."""
         return Numbers(weights=torch.bfloat16, autocast=True) if self.shards and given.autocast else given
 
 
@@ -51,14 +51,14 @@ FSDP2_OFFLOAD = Strategy(name="FSDP2, CPU offload", recipe="fsdp2_offload.yaml",
 
 
 def strategies(gpus: int, nodes: int) -> list[Strategy]:
-    """Those that so many GPUs on each of so many nodes can use."""
+    """Return the strategies for this many GPUs on each node."""
     if gpus * nodes == 1:
         return [ONE, FSDP2_OFFLOAD]
     return [DDP, FSDP2_NODES if nodes > 1 else FSDP2, ZERO3, FSDP2_OFFLOAD]
 
 
 def base_bytes(shape: Shape, size: int, four_bit: bool) -> float:
-    """Of the base model's weights, so many bytes each; those of the layers' matrices in 4 bits where asked for."""
+    """Return the bytes of the base model's weights of `size` bytes, the layers' matrices in 4 bits if `four_bit`."""
     if not four_bit:
         return float(shape.n_base * size)
     return shape.n_matrices * NF4_BITS / 8 + (shape.n_base - shape.n_matrices) * size
@@ -67,13 +67,13 @@ def base_bytes(shape: Shape, size: int, four_bit: bool) -> float:
 def held_by(
     shape: Shape, given: Numbers, strategy: Strategy, n_gpus: int, four_bit: bool = False, accumulation: int = 1
 ) -> tuple[Held, float]:
-    """Bytes that one GPU holds, and those that its share of the host's memory does.
+    """Return the bytes that one GPU holds, and the bytes of host memory for it.
 
     Args:
         shape: the model.
         given: precision that the model is loaded and trained in.
-        strategy: how it is spread.
-        n_gpus: over how many.
+        strategy: how it is distributed.
+        n_gpus: number of GPUs.
         four_bit: whether the layers' frozen matrices are stored in 4 bits.
         accumulation: batches of an optimizer step.
     """
@@ -98,7 +98,7 @@ def held_by(
             ),
             0.0,
         )
-    # under bf16, trained weights are float32 in their shards, and gathered in bfloat16
+    # under bf16, shards of trained weights are float32 and gathered in bfloat16
     in_shards = FLOAT if trains and given.autocast else w
     share = (
         base_bytes(shape, in_shards + (2 if strategy.masters and trains and given.autocast else 0), four_bit) + small
@@ -112,7 +112,7 @@ def held_by(
     on_gpu = 0.0 if strategy.offloads else 1.0 / n_gpus
     on_host = 1.0 / n_gpus if strategy.offloads else 0.0
     everything = share + (1 + ADAMW) * gradients
-    # those of a batch before are whole until the last one's are spread, or shares
+    # gradients of earlier batches are kept whole until the last batch's are reduced, or as shards
     keeps_whole = again and strategy.averages_once
     whole = product * shape.n_trained
     last = gradients * on_gpu + table * (1 if shape.is_tied else 2) + product * shape.n_thoughts
@@ -136,9 +136,9 @@ def held_by(
 
 
 def _early_gradients(shape: Shape, table: float, size: int, adds: bool) -> float:
-    """Of LM head and mixing head, numbers of so many bytes, apart from those that they are added to as they come.
+    """Return the bytes of the gradients of LM head and mixing head, unless they are added to existing ones.
 
-    Tied to the embeddings, the LM head's waits for the embeddings' own.
+    The gradient of a tied LM head is kept until that of the embeddings.
     """
     if adds:
         return table if shape.is_tied else 0.0
@@ -150,21 +150,23 @@ class Traffic:
     """Bytes that one GPU receives for an optimizer step."""
 
     gathers: int
-    """times that each layer is gathered in one forward and backward pass"""
+    """gathers of each layer in one forward and backward pass"""
     weights: float
     gradients: float
     host: float = 0.0
-    """between GPU and host"""
+    """bytes between GPU and host"""
 
     @property
     def total(self) -> float:
-        """Between GPUs."""
+        """Bytes received from other GPUs."""
         return self.weights + self.gradients
 
 
 def gathers_of_a_layer(step: Step, n_layers: int) -> int:
-    """How often FSDP2 gathers a layer in one forward and backward pass: forwards once for each pass of the trunk, and
-    backwards once for each that has a gradient."""
+    """Return how often FSDP2 gathers a layer in one forward and backward pass.
+
+    It does so once for each forward pass of the trunk, and once for each backward pass.
+    """
     if step.C == 0:
         return 2
     if step.checkpointing:
@@ -183,9 +185,9 @@ def traffic(
     accumulation: int = 1,
     four_bit: bool = False,
 ) -> Traffic:
-    """What one GPU receives for an optimizer step of several batches.
+    """Return the bytes that one GPU receives in an optimizer step of several batches.
 
-    A ring of N GPUs moves (N - 1) / N of what is gathered or reduced through each; an all-reduce is both.
+    In a ring of N GPUs, each receives (N - 1) / N of what is gathered or reduced; an all-reduce does both.
     """
     ring = (n_gpus - 1) / n_gpus
     small = FLOAT * shape.n_small

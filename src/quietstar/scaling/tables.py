@@ -1,4 +1,4 @@
-"""A plan as tables for a terminal and in words."""
+"""A plan as tables for a terminal, and as text."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -11,8 +11,8 @@ from quietstar.scaling.arguments import PlanArguments
 from quietstar.scaling.memory import Moment
 from quietstar.scaling.plan import GIB, USABLE, Plan, Way
 
-PARTS = [of.name for of in fields(Moment) if of.name != "when"]
-"""of the memory"""
+PARTS = [part.name for part in fields(Moment) if part.name != "when"]
+"""parts of the memory"""
 
 GIVEN = (
     "dtype",
@@ -24,20 +24,20 @@ GIVEN = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
 )
-"""options of `quietstar train` that a command names where they are not its defaults"""
+"""options of `quietstar train` that a printed command contains if they differ from the defaults"""
 
 LEAST_SHOWN = 0.01 * GIB
-"""bytes of a part of the memory"""
+"""parts of the memory below this are printed as 0"""
 
-WAY_HEADINGS = ("strategy", "checkpointing", *PARTS, "in all", "received a step", "time", "fits")
+WAY_HEADINGS = ("strategy", "checkpointing", *PARTS, "total", "received a step", "time", "fits")
 
 
 def shown(found: Plan, width: int) -> Group:
-    """What the terminal shows, but for the choice.
+    """Return the tables for the terminal; the choice is printed separately.
 
     Args:
-        found: what was planned.
-        width: of a line in characters, at least 80.
+        found: the plan.
+        width: characters in a line, at least 80.
     """
     first, last = WAY_HEADINGS[:2], WAY_HEADINGS[2 + len(PARTS) :]
     wide = [step_table(found), way_table(found, WAY_HEADINGS)]
@@ -51,13 +51,13 @@ def shown(found: Plan, width: int) -> Group:
 
 
 def sizes(found: Plan) -> Table:
-    """The model's sizes."""
+    """Return a table of the model's sizes."""
     shape, table = found.shape, Table(title=f"{found.args.model}", title_justify="left", show_header=False)
-    trained = "all of them" if not shape.lora else f"adapters of rank {shape.lora['r']}"
+    trained = "all weights" if not shape.lora else f"adapters of rank {shape.lora['r']}"
     rows = {
         "layers x hidden size D": f"{shape.n_layers} x {shape.D:,}",
-        "vocabulary V": f"{shape.V:,}" + (", embeddings and LM head one matrix" if shape.is_tied else ""),
-        "weights of the base model": f"{shape.n_base:,}, of them {shape.n_matrices:,} in the layers' matrices",
+        "vocabulary V": f"{shape.V:,}" + (", embeddings and LM head tied" if shape.is_tied else ""),
+        "weights of the base model": f"{shape.n_base:,}, {shape.n_matrices:,} of them in the layers' matrices",
         "mixing head and thought embeddings": f"{shape.n_thoughts:,}",
         "trained": f"{shape.n_trained:,} ({trained})",
     }
@@ -67,9 +67,9 @@ def sizes(found: Plan) -> Table:
 
 
 def step_table(found: Plan) -> Table:
-    """Tokens and arithmetic of one GPU's forward and backward pass, without gradient checkpointing and with it."""
+    """Return a table of tokens and arithmetic of one GPU's forward and backward pass, by gradient checkpointing."""
     table = Table(title="One forward and backward pass on one GPU", title_justify="left")
-    for heading in ("checkpointing", "tokens of text", "columns", "sampled", "last pass", "passed again", "TFLOP"):
+    for heading in ("checkpointing", "tokens of text", "columns", "sampled", "last pass", "recomputed", "TFLOP"):
         table.add_column(heading, justify="left" if heading == "checkpointing" else "right")
     accumulation = found.args.gradient_accumulation_steps
     for checkpointing in dict.fromkeys(way.step.checkpointing for way in found.ways):
@@ -88,10 +88,10 @@ def step_table(found: Plan) -> Table:
 
 
 def way_table(found: Plan, headings: tuple[str, ...]) -> Table:
-    """Strategies side by side, those columns."""
+    """Return a table that compares the strategies, with these columns."""
     args = found.args
     gpus = f"{args.n_gpus} GPU{'s' * (args.n_gpus > 1)}" + (f" on {args.nodes} nodes" if args.nodes > 1 else "")
-    table = Table(title=f"Memory of each of {gpus}, GiB, at its fullest moment", title_justify="left")
+    table = Table(title=f"Memory of each of {gpus}, GiB, at its peak", title_justify="left")
     for heading in headings:
         table.add_column(heading, justify="left" if heading in WAY_HEADINGS[:2] else "right")
     for way in found.ways:
@@ -101,7 +101,7 @@ def way_table(found: Plan, headings: tuple[str, ...]) -> Table:
 
 
 def cells(way: Way) -> tuple[str, ...]:
-    """A row of the table of strategies."""
+    """Return a row of the table of strategies."""
     return (
         way.strategy.name,
         yes(way.step.checkpointing),
@@ -114,56 +114,56 @@ def cells(way: Way) -> tuple[str, ...]:
 
 
 def notes(found: Plan) -> Iterator[str]:
-    """What the figures leave out, in this case, and options that were given and are not used."""
+    """Yield what the figures leave out, and options that were given without effect."""
     args = found.args
-    limit = USABLE * args.memory
-    yield f"A step fits where it takes at most {gib(limit * GIB)} of {args.memory:g} GiB: CUDA and gaps take the rest."
+
+    most = gib(USABLE * args.memory * GIB)
+    yield f"A step fits if it needs at most {most} of {args.memory:g} GiB; CUDA and fragmentation take the rest."
     given = [f"--{name}" for name in ("tflops", "bandwidth") if getattr(args, name) is not None]
     timed = [way.seconds is not None for way in found.ways]
     if not any(timed):
-        unused = f"; {' and '.join(given)} alone is not used" if given else ""
-        what = "it takes --tflops, and --bandwidth where GPUs talk to each other or to their host"
-        yield f"No duration: {what}{unused}."
+        unused = f"; {' and '.join(given)} alone has no effect" if given else ""
+        yield f"No durations: give --tflops, and --bandwidth for strategies that communicate{unused}."
     elif not all(timed):
-        yield "No duration where GPUs talk to each other or to their host: it takes --bandwidth, too."
+        yield "No durations of strategies that communicate: give --bandwidth too."
     else:
-        yield "Durations add computing and receiving; what overlaps makes a step shorter."
+        yield "Durations are the sum of computing and receiving; overlap makes steps shorter."
     if args.lora_r != PlanArguments().lora_r and not found.chosen_args.lora:
-        yield f"--lora_r {args.lora_r} is not used without --lora."
+        yield f"--lora_r {args.lora_r} has no effect without --lora."
     if found.shape.keeps_scores:
-        yield "This model's attention keeps scores or dense masks (eager, or with dropout): they are not counted here."
+        yield "This model's attention keeps scores or dense masks (eager, or with dropout), which are not counted."
 
 
 def choice(found: Plan) -> Iterator[str]:
-    """What to choose, in words; where nothing fits, what would have to give."""
+    """Yield the recommendation, or what to change if nothing fits."""
     args, way = found.args, found.chosen
     if way is None:
         near = found.nearest
         largest = max(PARTS, key=lambda part: getattr(near.moment, part))
-        settings = " ".join(changes(args, found.chosen_args)) or "as asked for"
+        settings = " ".join(changes(args, found.chosen_args)) or "as requested"
         yield (
             f"Nothing fits. The least is {gib(near.moment.total)} GiB ({described(near)}, {settings}), "
-            f"{gib(getattr(near.moment, largest))} of it {largest}: it takes GPUs with more memory, "
-            f"{'several of them' if args.n_gpus == 1 else 'more of them'}, or a smaller model."
+            f"{gib(getattr(near.moment, largest))} of it {largest}. Use GPUs with more memory, "
+            f"{'several GPUs' if args.n_gpus == 1 else 'more GPUs'}, or a smaller model."
         )
         return
     chosen = ", ".join([described(way), *changes(args, found.chosen_args)])
     when = ("at the " if way.moment.when.startswith("end") else "when ") + way.moment.when
-    yield f"Choose {chosen}: {gib(way.moment.total)} GiB of {args.memory:g}, fullest {when}."
+    yield f"Choose {chosen}: {gib(way.moment.total)} GiB of {args.memory:g}, with the peak {when}."
     if way.host:
-        yield f"The host holds {gib(way.host)} GiB for each GPU."
+        yield f"It needs {gib(way.host)} GiB of host memory for each GPU."
     if args.nodes > 1:
-        yield f"On each of the {args.nodes} nodes, with its own --machine_rank and the first one's address:"
+        yield f"Run on each of the {args.nodes} nodes, with its own --machine_rank and the first node's address:"
     yield command(found, way)
 
 
 def described(way: Way) -> str:
-    """A way in words."""
+    """Describe a way."""
     return f"{way.strategy.name} {'with' if way.step.checkpointing else 'without'} gradient checkpointing"
 
 
 def changes(asked: PlanArguments, chosen: PlanArguments) -> Iterator[str]:
-    """What was eased."""
+    """Yield the options that differ from the requested ones."""
     for name in ("per_device_train_batch_size", "think_fraction", "lora", "load_in_4bit", "max_length"):
         before, after = getattr(asked, name), getattr(chosen, name)
         if before != after:
@@ -171,7 +171,7 @@ def changes(asked: PlanArguments, chosen: PlanArguments) -> Iterator[str]:
 
 
 def command(found: Plan, way: Way) -> str:
-    """The command that trains so; the text's options are the user's."""
+    """Return the command for a way, without the options of the data."""
     chosen, start = found.chosen_args, "quietstar train"
     if way.strategy.recipe:
         start = f"accelerate launch --config_file recipes/accelerate/{way.strategy.recipe}"
@@ -179,13 +179,13 @@ def command(found: Plan, way: Way) -> str:
         if chosen.nodes > 1:
             start += f" --num_machines {chosen.nodes} --machine_rank 0 --main_process_ip FIRST_MACHINE"
         if chosen.bf16 is False:
-            start += " --mixed_precision no"  # which recipes have as bf16
+            start += " --mixed_precision no"  # the recipes set bf16
         start += " -m quietstar train"
     return " ".join([start, *flags(found, way)])
 
 
 def flags(found: Plan, way: Way) -> list[str]:
-    """Options of `quietstar train` that differ from its defaults and the model's own, the chosen ones included."""
+    """Return the options of `quietstar train` for a way that differ from the defaults and from the model's config."""
     chosen, plain = found.chosen_args, PlanArguments()
     options = [f"--model {chosen.model}"]
     for name in GIVEN:
@@ -202,7 +202,7 @@ def flags(found: Plan, way: Way) -> list[str]:
 
 
 def gib(n_bytes: float) -> str:
-    """Bytes in GiB, with as many digits as are worth reading."""
+    """Format bytes in GiB with useful digits."""
     value = n_bytes / GIB
     if 0 < value < 0.05:
         return f"{value:.1g}" if value >= 5e-4 else f"{value:.0e}"
@@ -210,5 +210,5 @@ def gib(n_bytes: float) -> str:
 
 
 def yes(is_so: bool) -> str:
-    """A cell."""
+    """Format a boolean."""
     return "yes" if is_so else "no"

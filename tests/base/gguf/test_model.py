@@ -35,7 +35,7 @@ def test_weights_are_float32_unless_asked_otherwise(file):
 
 
 def test_nothing_of_the_file_is_left_in_the_model(file):
-    """Or it could not be saved, and training would refuse it as packed."""
+    """Otherwise it could not be saved, and training would refuse it as quantized."""
     base_lm = load_base(file)
     assert not getattr(base_lm, "is_quantized", False)
     assert not hasattr(base_lm, "hf_quantizer")
@@ -57,7 +57,7 @@ def test_saved_loaded_and_saved_again(file, tmp_path):
 
 
 def test_folders_that_were_saved_with_what_the_loader_left(file, tmp_path):
-    """Earlier versions saved it: it says nothing of the weights, which are unpacked."""
+    """Earlier versions saved the quantization config, although the weights are dequantized."""
     QuietStarForCausalLM.from_base(file, n_ahead=4).save_pretrained(tmp_path / "old")
     config = json.loads((tmp_path / "old" / "config.json").read_text())
     packing = {"quant_method": "gguf", "gguf_file": file.name, "dequantize": False}
@@ -80,7 +80,7 @@ def test_every_way_to_name_it_finds_the_tokenizer_too(file):
 
 
 def test_a_model_that_the_caller_has_loaded(file, tmp_path):
-    """What transformers leaves behind is taken off here."""
+    """The quantization config that transformers leaves behind is removed."""
     base_lm = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     assert base_lm.is_quantized
     model = QuietStarForCausalLM.from_base(base_lm, tokenizer=reference_tokenizer(), n_ahead=4)
@@ -97,7 +97,7 @@ def test_a_model_whose_weights_are_still_packed(file):
     base_lm = load_base(file)
     base_lm.config.quantization_config = GgufConfig()
     base_lm.register_buffer("blocks", torch.zeros(4, dtype=torch.uint8))
-    with pytest.raises(UnsupportedModelError, match=r"packed as in its GGUF file.*dequantize=True"):
+    with pytest.raises(UnsupportedModelError, match=r"quantized as in its GGUF file.*dequantize=True"):
         QuietStarForCausalLM.from_base(base_lm, tokenizer=reference_tokenizer())
 
 
@@ -106,7 +106,7 @@ def test_4_bits_are_for_a_folder(file):
         load_base(file, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
 
 
-# ---------------------------------------------------------------------- files that do not hold such a model
+# ---------------------------------------------------------------------- files that cannot be loaded
 
 
 @pytest.mark.parametrize("architecture", ["clip", "no-such-model", "bert"])
@@ -119,27 +119,27 @@ def test_an_architecture_that_transformers_does_not_load(tmp_path, architecture)
 
 
 def test_weights_that_are_missing(tmp_path):
-    """transformers would go on with random ones."""
+    """transformers would continue with random ones."""
     file = write_gguf(tmp_path / "less.gguf", tiny_llama(), tensors={"blk.1.ffn_up.weight": None})
     with pytest.raises(CheckpointError, match=r"less.gguf lacks 1 of the model's weights, first model.layers.1.mlp.up"):
         load_base(file)
 
 
 def test_weights_that_transformers_has_no_place_for(tmp_path, caplog):
-    """Frequencies divided in a way that is not known, say: it reads the file without them, and says nothing."""
+    """For example unknown divisors of rope frequencies: transformers silently ignores them."""
     file = write_gguf(tmp_path / "more.gguf", tiny_llama(), tensors={"rope_freqs.weight": torch.arange(1.0, 5.0)})
     with caplog.at_level(logging.WARNING, "quietstar"):
         load_base(file)
-    (said,) = [record.message for record in caplog.records]
-    assert "holds 4 weights for which transformers" in said
-    assert "(rope_freqs.weight)" in said
+    (warning,) = [record.message for record in caplog.records]
+    assert "has 4 weights that transformers" in warning
+    assert "does not use (rope_freqs.weight)" in warning
 
 
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
         ({"llama.block_count": 10**6}, "num_hidden_layers 1000000; give at most"),
-        ({"llama.embedding_length": 2**20, "llama.feed_forward_length": 2**28}, "describes a model of"),
+        ({"llama.embedding_length": 2**20, "llama.feed_forward_length": 2**28}, "its config describes"),
         ({"llama.embedding_length": 64}, "odd.gguf"),
         ({"llama.attention.head_count": 0}, "odd.gguf"),
         ({"llama.attention.head_count": "four"}, "odd.gguf"),

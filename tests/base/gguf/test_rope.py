@@ -1,4 +1,4 @@
-"""Positions that a GGUF file scales are scaled in the model that is made of it, saved and loaded again too."""
+"""Rope scaling of a GGUF file is applied in the loaded model, also after saving and loading again."""
 
 import logging
 
@@ -30,7 +30,7 @@ def scaled(kind: str, **further):
 
 
 def divisors(model) -> torch.Tensor:
-    """[F]: what llama.cpp's converter writes for Llama 3."""
+    """Return the divisors [F] that llama.cpp's converter writes for Llama 3."""
     of_its_own, _ = ROPE_INIT_FUNCTIONS["llama3"](model.config, "cpu")
     return scaled("default").model.rotary_emb.inv_freq / of_its_own
 
@@ -69,11 +69,11 @@ def test_frequencies_divided_in_another_way_are_warned_of(tmp_path, caplog):
     )
     with caplog.at_level(logging.WARNING, "quietstar"):
         assert load_base(file).config.rope_parameters["rope_type"] == "default"
-    assert "(rope_freqs.weight): what they do is lost" in caplog.text
+    assert "does not use (rope_freqs.weight)" in caplog.text
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.5, float("nan"), "four", None])
 def test_a_factor_that_scales_nothing(tmp_path, factor):
     file = write_scaled(tmp_path / "m.gguf", scaled("linear"), "linear", **{"llama.rope.scaling.factor": factor})
-    with pytest.raises(CheckpointError, match=r"m.gguf scales its rotary embeddings by .*; get it again"):
+    with pytest.raises(CheckpointError, match=r"m.gguf has rope scaling factor .*; download it again"):
         load_base(file)

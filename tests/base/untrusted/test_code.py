@@ -1,4 +1,4 @@
-"""Code beside a model or in its files runs only where the user says so."""
+"""Code next to a model or in its files runs only with the user's consent."""
 
 import json
 import os
@@ -46,12 +46,12 @@ def test_a_pickle_with_code_is_not_opened(copied: Copied, witness: Path, kind: s
     assert witness.exists(), "it does run where it is trusted"
     witness.unlink()
     load = (lambda: load_model(folder, CPU)) if kind == "by command" else (lambda: LOADERS[kind](folder))
-    refused(load, r"no model could be loaded.*was not opened\)$", CheckpointError)
+    refused(load, r"cannot load a model.*was not opened\)$", CheckpointError)
     assert not witness.exists()
 
 
 def custom_code(folder: Path, witness: Path) -> None:
-    """Modules beside a model which say, when they are imported, that they were."""
+    """Write modules next to a model that record when they are imported."""
     for name in ("configuration_x", "modeling_x", "tokenization_x", "custom_generate/generate"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / f"{name}.py").write_text(
@@ -86,8 +86,8 @@ def test_code_beside_a_plain_model_runs_only_where_it_is_trusted(
         only_our_errors(load)
         assert not witness.exists()
     if model_type == "x":
-        refused(loaders[0], "run only with --trust_remote_code", CheckpointError)
-        refused(loaders[1], "run only with --trust_remote_code", CheckpointError)
+        refused(loaders[0], "runs only with --trust_remote_code", CheckpointError)
+        refused(loaders[1], "runs only with --trust_remote_code", CheckpointError)
         with suppress(QuietStarError):
             loaders[0](trust_remote_code=True)
         assert witness.exists(), "it does run where it is trusted"
@@ -120,7 +120,7 @@ def test_code_beside_a_thinking_model_is_never_asked_for(
 def test_code_that_a_config_within_a_config_points_at_is_not_asked_for(
     copied: Copied, witness: Path, inside: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Transformers would make the inner model without being told whether its code is trusted."""
+    """transformers would build the inner model without asking whether its code is trusted."""
     folder = copied("base" if inside == "config.json" else "thinking")
     custom_code(folder, witness)
     auto_map = dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), f"{folder}--modeling_x.XModel")
@@ -136,14 +136,14 @@ def test_code_that_a_config_within_a_config_points_at_is_not_asked_for(
         only_our_errors(load)
         assert not witness.exists()
     if inside == "config.json":
-        refused(loaders[0], "has auto_map in a config within it, which points at code of its own", SettingsError)
-        refused(lambda: read_config(str(folder)), "has auto_map in a config within it", SettingsError)
+        refused(loaders[0], "has auto_map in a nested config, which points at code", SettingsError)
+        refused(lambda: read_config(str(folder)), "has auto_map in a nested config", SettingsError)
     else:
         refused(loaders[0])
 
 
 def test_a_model_whose_base_came_with_code_is_one_to_load(copied: Copied) -> None:
-    """Of what points at code in its config, at any depth, nothing is heeded."""
+    """Nothing that points at code in its config, at any depth, has an effect."""
     folder = copied("base")
     changed(folder / "config.json", inner={"auto_map": {"AutoModel": "a.B"}, "x": 1})
     QuietStarForCausalLM.from_base(folder, n_ahead=4, trust_remote_code=True).save_pretrained(folder / "thinking")
@@ -153,13 +153,13 @@ def test_a_model_whose_base_came_with_code_is_one_to_load(copied: Copied) -> Non
 
 @pytest.mark.parametrize("kind", ["thinking", "base"])
 def test_adapters_beside_a_model_are_not_put_into_it(copied: Copied, kind: str) -> None:
-    """Transformers would, unasked; what PEFT is told to search for may take for ever."""
+    """transformers would; the search that adapters ask PEFT for may never finish."""
     folder = copied(kind)
     fields = {"peft_type": "LORA", "r": 2, "target_modules": "(([a-z_.]|[a-z_.0-9])+)+!"}
     (folder / "adapter_config.json").write_text(json.dumps(fields))
     save_file({"x": torch.zeros(1)}, folder / "adapter_model.safetensors")
     for load in (lambda: LOADERS[kind](folder), lambda: load_model(folder, CPU, original=kind == "base")):
-        refused(load, r"has adapters beside the model.*merge_and_unload", CheckpointError)
+        refused(load, r"has adapters next to the model.*merge_and_unload", CheckpointError)
 
 
 def test_what_lets_code_run_is_said_on_the_command_line(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_chat_template_runs_in_a_sandbox(copied: Copied, witness: Path, templa
 
 
 def test_a_garbled_config_is_not_taken_for_a_plain_model(copied: Copied) -> None:
-    """What is wrong with it is said, not that it does not think."""
+    """The message tells what is wrong with it, not that the model does not think."""
     folder = copied("thinking")
     changed(folder / "config.json", n_ahead="many")
     refused(lambda: load_model(folder, CPU), "n_ahead is 'many'", SettingsError)

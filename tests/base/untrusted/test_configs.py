@@ -1,4 +1,4 @@
-"""Whatever a config says, only our own errors come out, in one line, before time or memory is taken."""
+"""Whatever a config contains, only this package's errors are raised, in one line, before time or memory is spent."""
 
 import json
 import os
@@ -33,7 +33,7 @@ UNKNOWN = [
 
 @st.composite
 def changes(draw: st.DrawFn, fields: dict[str, Any]) -> dict[str, Any]:
-    """A thinking model's config, of which up to three fields, or its base model's, are changed, added or taken out."""
+    """A thinking model's config with up to three fields, its own or its base model's, changed, added or removed."""
     fields = json.loads(json.dumps(fields))
     for _ in range(draw(st.integers(1, 3))):
         part = (
@@ -119,14 +119,14 @@ def test_a_config_that_asks_for_more_parts_than_there_are(copied: Copied, name: 
 
 @pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "intermediate_size"])
 def test_a_config_of_a_model_that_its_weights_are_far_too_few_for(copied: Copied, name: str) -> None:
-    """Memory for what is missing would be taken before it is said that it is."""
+    """Otherwise memory for the missing weights is allocated before the error."""
     for kind in ("thinking", "base", "original"):
         file = copied(kind) / "config.json"
         if kind == "thinking":
             changed(file, base_config=json.loads(file.read_text())["base_config"] | {name: 2**26})
         else:
             changed(file, **{name: 2**26})
-        refused(lambda kind=kind, file=file: LOADERS[kind](file.parent), "describes a model of", CheckpointError)
+        refused(lambda kind=kind, file=file: LOADERS[kind](file.parent), "its config describes", CheckpointError)
 
 
 def test_a_model_that_its_files_do_hold_is_loaded(folders: Path) -> None:
@@ -176,7 +176,7 @@ def test_whatever_adapters_a_config_has(folders: Path, tmp_path_factory: pytest.
 
 def test_a_folder_without_a_config_has_no_config_of_defaults(tmp_path: Path) -> None:
     for load in (QuietStarConfig.from_pretrained, QuietStarForCausalLM.from_pretrained, read_config):
-        refused(lambda load=load: load(str(tmp_path)), "holds no config.json", CheckpointError)
+        refused(lambda load=load: load(str(tmp_path)), "has no config.json", CheckpointError)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_folder_without_a_config_has_no_config_of_defaults(tmp_path: Path) -> 
     [
         ({"num_hidden_layers": 10**9}, "give at most 1024"),
         ({"_attn_implementation": "someone/kernel"}, "code of another repository"),
-        ({"intermediate_size": 10**400}, "no model could be loaded"),
+        ({"intermediate_size": 10**400}, "cannot load a model"),
     ],
 )
 def test_a_plan_is_made_of_a_config_that_could_be_loaded(copied: Copied, fields: dict[str, Any], words: str) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from quietstar.base.untrusted import shards_of
+from quietstar.base.untrusted import read_index
 from quietstar.errors import CheckpointError
 from tests.base.untrusted.models import LOADERS, VALUES
 from tests.elsewhere import only_our_errors, refused
@@ -77,7 +77,7 @@ def test_an_index_stays_in_its_folder(sharded: tuple[Path, dict[str, Any]], kind
     file.write_text(json.dumps({"metadata": {}, "weight_map": weight_map | {one: name}}))
     refused(lambda: LOADERS[kind](file.parent), error=CheckpointError)
     if name != "no-such-file.safetensors":
-        refused(lambda: shards_of(file), "no file of this folder", CheckpointError)
+        refused(lambda: read_index(file), "not a file of this folder", CheckpointError)
 
 
 @pytest.mark.parametrize("kind", ["thinking", "base", "original"])
@@ -92,7 +92,7 @@ def test_whatever_is_in_the_weights(folders: Path, tmp_path_factory: pytest.Temp
         if data.draw(st.booleans()):
             del content[data.draw(st.sampled_from([0, 1, 7, 8, 9, length - 1, length, len(content) - 1])) :]
         for _ in range(data.draw(st.integers(1, 3))):
-            at = data.draw(st.integers(0, length))  # in the header; what numbers a tensor holds is its own affair
+            at = data.draw(st.integers(0, length))  # in the header; the values of a tensor are not checked
             content[at : at + data.draw(st.integers(0, 3))] = data.draw(
                 st.binary(max_size=3) | st.sampled_from([b"9" * 30])
             )

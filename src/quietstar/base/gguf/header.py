@@ -1,7 +1,7 @@
-"""What a GGUF file says of itself: its metadata, and the names, shapes and places of its tensors.
+"""The header of a GGUF file: its metadata, and the names, shapes and offsets of its tensors.
 
-The file is somebody else's. Every length in it is compared with the file's size before it is used: the readers that
-load the model do not do this, and go on for ever over some damaged files.
+The file is untrusted. Every length in it is compared with the file's size before use; the readers that load the model
+do not check this, and never finish on some damaged files.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -22,13 +22,13 @@ from quietstar.errors import CheckpointError, first_line, need, shown
 VERSIONS = (2, 3)
 STRING, ARRAY = 8, 9
 FLOAT32 = 0
-"""type of a tensor of 32-bit numbers"""
+"""type of a float32 tensor"""
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""types of a value, as `struct` calls them"""
+"""scalar types -> their codes in `struct`"""
 MOST_DIMENSIONS = 4
 ARCHITECTURE, N_PARTS, ALIGNMENT = "general.architecture", "split.count", "general.alignment"
 TOKENS, TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
-TOKENIZER, WORDS = "tokenizer.ggml.model", "tokenizer.ggml.pre"
+TOKENIZER, PRE_TOKENIZER = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 ADD_BOS, CHAT_TEMPLATE = "tokenizer.ggml.add_bos_token", "tokenizer.chat_template"
 KINDS = {
@@ -38,41 +38,41 @@ KINDS = {
     TOKENS: list,
     TOKEN_TYPES: list,
     TOKENIZER: str,
-    WORDS: str,
+    PRE_TOKENIZER: str,
     ADD_BOS: int,
     CHAT_TEMPLATE: str,
 }
-"""fields that are read here, and what they must be"""
+"""fields that are read here, and their Python types"""
 
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """The metadata of a GGUF file, and its tensors' shapes."""
+    """The metadata of a GGUF file, and the shapes of its tensors."""
 
     file: Path
     fields: Mapping[str, Any]
-    """all metadata, under the file's names"""
+    """all metadata, by the names in the file"""
     shapes: Mapping[str, tuple[int, ...]]
-    """of each tensor, as the file has them: the fastest dimension first"""
+    """shape of each tensor, as in the file: the fastest dimension first"""
     floats_at: Mapping[str, int]
-    """the tensors of 32-bit numbers, and the byte where each begins"""
+    """byte at which each float32 tensor begins"""
 
     @property
     def architecture(self) -> str:
-        """As llama.cpp calls it."""
+        """The architecture's name in llama.cpp."""
         return str(self.fields[ARCHITECTURE])
 
     @property
     def tokens(self) -> list[str]:
-        """The string of each token id; empty where the file has no tokenizer."""
+        """The string of each token id; empty if the file has no tokenizer."""
         return self.fields.get(TOKENS) or []
 
     def of_model(self, name: str) -> Any:
-        """A field of the model's architecture; None where the file has none of that name."""
+        """Return a field of the model's architecture, or None if the file does not have it."""
         return self.fields.get(f"{self.architecture}.{name}")
 
     def floats(self, name: str) -> Tensor | None:
-        """A tensor of one dimension, read from the file; None where there is none of 32-bit numbers."""
+        """Read a one-dimensional float32 tensor from the file, or return None if there is none of that name."""
         if name not in self.floats_at or len(shape := self.shapes[name]) != 1:
             return None
         with self.file.open("rb") as opened:
@@ -81,15 +81,15 @@ class GGUFHeader:
 
     @property
     def n_weights(self) -> int:
-        """Numbers in all tensors."""
+        """Total number of weights in all tensors."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
 
 def read_header(file: str | Path) -> GGUFHeader:
-    """The header of a GGUF file.
+    """Read the header of a GGUF file.
 
     Raises:
-        CheckpointError: it cannot be read, is damaged or shorter than it says, or is one part of several.
+        CheckpointError: it cannot be read, is damaged or truncated, or is one part of several.
         MissingExtraError: the package gguf is not installed.
     """
     file = Path(file)
@@ -99,17 +99,17 @@ def read_header(file: str | Path) -> GGUFHeader:
             header = _read(file, _Cursor(data), {int(kind): size for kind, size in sizes.items()})
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{file} is no GGUF file that can be read ({first_line(error)}); get it again, or give another one"
+            f"cannot read the GGUF file {file} ({first_line(error)}); download it again, or give another one"
         ) from error
     if (n_parts := header.fields.get(N_PARTS, 1)) != 1:
         raise CheckpointError(
-            f"{file} is one of {shown(n_parts)} parts of a model; merge them with llama.cpp's llama-gguf-split --merge"
+            f"{file} is one of {shown(n_parts)} parts of a model; merge them with llama.cpp: llama-gguf-split --merge"
         )
     return header
 
 
 class _Cursor:
-    """A place in a file of little-endian values.
+    """A position in a file of little-endian values.
 
     Args:
         data: the whole file.
@@ -118,16 +118,16 @@ class _Cursor:
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.at = data, 0
 
-    def room_for(self, n_bytes: int) -> int:
-        """Where so many bytes begin; the place is then behind them."""
+    def advance(self, n_bytes: int) -> int:
+        """Move past the next `n_bytes` bytes, and return where they begin."""
         begin = self.at
         if n_bytes > len(self.data) - begin:
-            raise ValueError(f"it ends at byte {len(self.data):,}, within its header")
+            raise ValueError(f"the file ends at byte {len(self.data):,}, inside its header")
         self.at += n_bytes
         return begin
 
     def values(self, kind: str, n: int) -> tuple[Any, ...]:
-        begin = self.room_for(n * struct.calcsize(f"<{kind}"))
+        begin = self.advance(n * struct.calcsize(f"<{kind}"))
         return struct.unpack_from(f"<{n}{kind}", self.data, begin)
 
     def value(self, kind: str) -> Any:
@@ -135,7 +135,7 @@ class _Cursor:
 
     def string(self) -> str:
         n_bytes = self.value("Q")
-        begin = self.room_for(n_bytes)
+        begin = self.advance(n_bytes)
         return self.data[begin : begin + n_bytes].decode()
 
     def field(self, kind: int) -> Any:
@@ -145,11 +145,11 @@ class _Cursor:
             return self.string()
         if kind != ARRAY:
             raise ValueError(f"a value has type {kind}, which does not exist")
-        of, n = self.value("I"), self.value("Q")
-        if of in SCALARS:
-            return list(self.values(SCALARS[of], n))
-        if of != STRING:
-            raise ValueError(f"an array holds values of type {of}")
+        item_kind, n = self.value("I"), self.value("Q")
+        if item_kind in SCALARS:
+            return list(self.values(SCALARS[item_kind], n))
+        if item_kind != STRING:
+            raise ValueError(f"an array has values of type {item_kind}, which is not supported")
         return [self.string() for _ in range(n)]
 
 
@@ -157,15 +157,15 @@ def _read(file: Path, cursor: _Cursor, sizes: Mapping[int, tuple[int, int]]) -> 
     """Read a header.
 
     Args:
-        file: where it is.
+        file: path of the file.
         cursor: at its beginning.
-        sizes: numbers in a block, and bytes of it, for each type of a tensor.
+        sizes: numbers in a block and bytes of a block, by tensor type.
     """
     magic, version = bytes(cursor.values("B", 4)), cursor.value("I")
     if magic != b"GGUF":
         raise ValueError("it does not begin with GGUF")
     if version not in VERSIONS:
-        raise ValueError(f"it has version {version}; versions {VERSIONS[0]} and {VERSIONS[1]} can be read")
+        raise ValueError(f"it has version {version}; supported are {VERSIONS[0]} and {VERSIONS[1]}")
     n_tensors, n_fields = cursor.values("Q", 2)
     fields: dict[str, Any] = {}
     for _ in range(n_fields):
@@ -174,25 +174,25 @@ def _read(file: Path, cursor: _Cursor, sizes: Mapping[int, tuple[int, int]]) -> 
             raise ValueError(f"it has {shown(name)} twice")
         fields[name] = cursor.field(cursor.value("I"))
     if ARCHITECTURE not in fields:
-        raise ValueError(f"it does not say its {ARCHITECTURE}")
+        raise ValueError(f"it has no {ARCHITECTURE}")
     for name, kind in KINDS.items():
         if name in fields and not isinstance(fields[name], kind):
             raise ValueError(f"its {name} is {shown(fields[name])}")
     if not all(isinstance(token, str) for token in fields.get(TOKENS, [])):
-        raise ValueError(f"its {TOKENS} are no texts")
+        raise ValueError(f"its {TOKENS} are not all strings")
     shapes: dict[str, tuple[int, ...]] = {}
     floats_at: dict[str, int] = {}
-    n_bytes = 0  # of all tensors
+    n_bytes = 0  # in all tensors
     for _ in range(n_tensors):
         name, n_dimensions = cursor.string(), cursor.value("I")
         if name in shapes or n_dimensions > MOST_DIMENSIONS:
-            raise ValueError(f"tensor {shown(name)} is there twice, or has {n_dimensions} dimensions")
+            raise ValueError(f"tensor {shown(name)} occurs twice, or has {n_dimensions} dimensions")
         shape = cursor.values("Q", n_dimensions)
         kind, begin = cursor.value("I"), cursor.value("Q")
         if kind not in sizes:
             raise ValueError(f"tensor {shown(name)} has type {kind}, which the package gguf does not know")
-        block, of_block = sizes[kind]
-        n_bytes = max(n_bytes, begin + math.prod(shape) // block * of_block)
+        block, block_bytes = sizes[kind]
+        n_bytes = max(n_bytes, begin + math.prod(shape) // block * block_bytes)
         shapes[name] = shape
         if kind == FLOAT32:
             floats_at[name] = begin
@@ -200,7 +200,7 @@ def _read(file: Path, cursor: _Cursor, sizes: Mapping[int, tuple[int, int]]) -> 
         raise ValueError(f"its {ALIGNMENT} is {alignment}")
     begin = -(-cursor.at // alignment) * alignment
     if begin + n_bytes > len(cursor.data):
-        raise ValueError(f"it has {len(cursor.data):,} bytes, and its tensors need {begin + n_bytes:,}")
+        raise ValueError(f"it has {len(cursor.data):,} bytes, but its tensors need {begin + n_bytes:,}")
     if not shapes:
-        raise ValueError("it holds no weights")
+        raise ValueError("it has no weights")
     return GGUFHeader(file, fields, shapes, {name: begin + at for name, at in floats_at.items()})

@@ -1,13 +1,14 @@
-"""Models in GGUF files: config, weights and tokenizer, as if they came from an ordinary folder.
+"""Models in GGUF files: config, weights and tokenizer, as if loaded from a plain folder.
 
-transformers unpacks the weights. What it leaves behind of how they were packed is taken off at once, and what it makes
-of the tokenizer and the special tokens is compared with what the file says of them.
+transformers dequantizes the weights. The quantization config that it leaves in the model is removed, and its tokenizer
+and special tokens are compared with the file's.
 """
 
 import copy
+import functools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +25,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from quietstar.base.gguf.header import GGUFHeader, read_header
 from quietstar.base.gguf.rope import FREQUENCIES, rope_scaling
-from quietstar.base.gguf.tokens import TRANSFORMERS, checked, set_special_ids, special_ids
+from quietstar.base.gguf.tokens import TRANSFORMERS, corrected, set_special_ids, special_ids
 from quietstar.base.sharding import is_partitioned
 from quietstar.base.sources import Source
 from quietstar.base.untrusted import check_alone, check_fields, check_size
@@ -34,36 +35,36 @@ from quietstar.errors import CheckpointError, QuietStarError, SettingsError, Uns
 logger = logging.getLogger(__name__)
 
 PLACES = frozenset({"subfolder", "revision", "cache_dir", "token", "trust_remote_code", "gguf_file"})
-"""arguments of `from_pretrained` that no file on this machine needs"""
+"""arguments of `from_pretrained` that a local file does not need"""
 
 
 def gguf_config(source: Source) -> PreTrainedConfig:
-    """The config that transformers makes of a GGUF file's metadata.
+    """Return the config that transformers builds from a GGUF file's metadata.
 
     Raises:
         CheckpointError: the file is damaged.
-        SettingsError: it asks for what no model needs.
+        SettingsError: the config fails `check_fields`.
         UnsupportedModelError: transformers does not know its architecture.
     """
     return _config(source, _header(source))
 
 
 def gguf_model(source: Source, **kwargs: Any) -> PreTrainedModel:
-    """The language model in a GGUF file, its weights unpacked.
+    """Load the language model of a GGUF file, with dequantized weights.
 
     Args:
-        source: where it is.
-        kwargs: as `AutoModelForCausalLM.from_pretrained` takes them. dtype "auto" is float32.
+        source: place of the file.
+        kwargs: as for `AutoModelForCausalLM.from_pretrained`. dtype "auto" is float32.
 
     Raises:
         CheckpointError: the file is damaged, or lacks weights.
-        SettingsError: it asks for what no model needs, or its weights are to be packed anew.
+        SettingsError: the config fails `check_fields`, or a quantization_config was given.
         UnsupportedModelError: transformers does not know its architecture.
     """
     if kwargs.pop("quantization_config", None) is not None:
         raise SettingsError(
-            f"{source.name} is a GGUF file, whose weights are unpacked as they are read; to load them in 4 bits, write "
-            f"an ordinary folder first (quietstar convert {source.name} FOLDER), and load that"
+            f"{source.name} is a GGUF file, and its weights are dequantized on loading; to load them in 4 bits, write "
+            f"a plain folder first (quietstar convert {source.name} FOLDER), and load that"
         )
     how: dict[str, Any] = {name: value for name, value in kwargs.items() if name not in PLACES}
     dtype = how.pop("torch_dtype", None) or how.get("dtype")
@@ -71,8 +72,10 @@ def gguf_model(source: Source, **kwargs: Any) -> PreTrainedModel:
     header = _header(source)
     how["config"] = how.get("config") or _config(source, header)
 
+    @functools.cache
     def skeleton() -> PreTrainedModel:
-        return AutoModelForCausalLM.from_config(copy.deepcopy(how["config"]))
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(copy.deepcopy(how["config"]))
 
     with _loading(header):
         check_alone(source.folder)
@@ -80,24 +83,24 @@ def gguf_model(source: Source, **kwargs: Any) -> PreTrainedModel:
         model, info = AutoModelForCausalLM.from_pretrained(
             source.folder,
             gguf_file=source.gguf_file,
-            quantization_config=GgufConfig(dequantize=True),  # without it the model may not be trained or saved
+            quantization_config=GgufConfig(dequantize=True),  # a quantized model cannot be trained or saved
             output_loading_info=True,
             **how,
         )
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{source.name} lacks {len(missing)} of the model's weights, first {missing[0]}")
-    _check_shapes(header, model, skeleton)
-    _warn_of_unread(header, model)
+    _check_shapes(header, model, skeleton())
+    _warn_of_unused(header, model)
     model.name_or_path = model.config.name_or_path = source.name
     set_special_ids(model, header)
     return model
 
 
 def gguf_tokenizer(source: Source, **kwargs: Any) -> Tokenizer | None:
-    """The tokenizer in a GGUF file; None where it has none.
+    """Load the tokenizer of a GGUF file, or return None if it has none.
 
     Raises:
-        CheckpointError: the file is damaged, or transformers makes another tokenizer of it than it says.
+        CheckpointError: the file is damaged, or the tokenizer that transformers builds contradicts it.
     """
     header = _header(source)
     if not header.tokens:
@@ -107,23 +110,22 @@ def gguf_tokenizer(source: Source, **kwargs: Any) -> Tokenizer | None:
         tokenizer = AutoTokenizer.from_pretrained(
             source.folder, gguf_file=source.gguf_file, trust_remote_code=False, **how
         )
-        tokenizer = checked(tokenizer, header)
+        tokenizer = corrected(tokenizer, header)
     tokenizer.name_or_path = source.name
     return tokenizer
 
 
 def unpacked(model: PreTrainedModel) -> PreTrainedModel:
-    """A model that somebody else has loaded, without what transformers keeps of how a GGUF file packs its weights.
+    """Return a model that the caller loaded, without the quantization config that transformers keeps of a GGUF file.
 
     Raises:
-        UnsupportedModelError: its weights are still packed.
+        UnsupportedModelError: its weights are still quantized.
     """
-    packing = getattr(model.config, "quantization_config", None)
-    if packing_of(packing) != "gguf":
+    if packing_of(getattr(model.config, "quantization_config", None)) != "gguf":
         return model
     if any(not tensor.is_floating_point() for tensor in (*model.parameters(), *model.state_dict().values())):
         raise UnsupportedModelError(
-            "the base model's weights are packed as in its GGUF file, and do not train; load it with "
+            "the base model's weights are still quantized as in its GGUF file, and cannot be trained; load it with "
             "quantization_config=GgufConfig(dequantize=True), or give from_base the file"
         )
     model.hf_quantizer.remove_quantization_config(model)
@@ -132,36 +134,35 @@ def unpacked(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _header(source: Source) -> GGUFHeader:
-    """The file's header, its special tokens looked at before transformers works with them."""
+    """Read the file's header, and check its special tokens before transformers uses them."""
     header = read_header(source.file)
     if header.tokens:
         special_ids(header)
     return header
 
 
-def _check_shapes(header: GGUFHeader, model: PreTrainedModel, skeleton: Callable[[], PreTrainedModel]) -> None:
-    """Raise CheckpointError where weights are not as the config has them: some versions of transformers let it pass."""
-    with torch.device("meta"):
-        described = {name: parameter.shape for name, parameter in skeleton().named_parameters()}
+def _check_shapes(header: GGUFHeader, model: PreTrainedModel, skeleton: PreTrainedModel) -> None:
+    """Raise CheckpointError if shapes differ from the config's: some versions of transformers do not check."""
+    described = {name: parameter.shape for name, parameter in skeleton.named_parameters()}
     for name, parameter in model.named_parameters():
         if parameter.shape != described[name] and not is_partitioned(parameter):
             raise CheckpointError(
-                f"{header.file} describes a model whose {name} is {list(described[name])}, and holds one of "
-                f"{list(parameter.shape)}; get it again, or give another one"
+                f"{header.file} has {name} of shape {list(parameter.shape)}, but its metadata describes "
+                f"{list(described[name])}; download it again, or give another one"
             )
 
 
-def _warn_of_unread(header: GGUFHeader, model: PreTrainedModel) -> None:
-    """Warn of weights that the model has no place for: what they do is lost."""
-    scaling = rope_scaling(header) or {}
-    read = {FREQUENCIES} if scaling.get("rope_type") == "llama3" else set()
-    n_read = sum(parameter.numel() for parameter in model.parameters())
-    n_read += sum(math.prod(header.shapes.get(name, (0,))) for name in read)
-    if (n := header.n_weights - n_read) > 0:
-        named = ", ".join(name for name in header.shapes if "rope" in name and name not in read)
+def _warn_of_unused(header: GGUFHeader, model: PreTrainedModel) -> None:
+    """Warn of weights in the file that the loaded model does not use."""
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    used = {FREQUENCIES} if rope.get("rope_type") == "llama3" else set()
+    n_used = sum(parameter.numel() for parameter in model.parameters())
+    n_used += sum(math.prod(header.shapes.get(name, (0,))) for name in used)
+    if (n := header.n_weights - n_used) > 0:
+        named = ", ".join(name for name in header.shapes if "rope" in name and name not in used)
         logger.warning(
-            "%s holds %s weights for which %s has no place%s: what they do is lost, and predictions may differ from "
-            "the original's; its own folder has them all",
+            "%s has %s weights that %s does not use%s, so predictions may differ from the original's; the model's own "
+            "folder has them all",
             header.file,
             f"{n:,}",
             TRANSFORMERS,
@@ -171,26 +172,26 @@ def _warn_of_unread(header: GGUFHeader, model: PreTrainedModel) -> None:
 
 @contextmanager
 def _loading(header: GGUFHeader) -> Iterator[None]:
-    """Say in one line of our own errors why a file whose header is sound cannot be loaded."""
+    """Turn whatever transformers raises over a file with a valid header into a one-line error of this package."""
     try:
         yield
     except QuietStarError:
         raise
     except Exception as error:
-        said = f"{header.file} has architecture {shown(header.architecture)}, and {TRANSFORMERS}"
+        begin = f"{header.file} has architecture {shown(header.architecture)}, and {TRANSFORMERS}"
         if any(word in str(error).lower() for word in ("architecture", "supported", "unrecognized", "unknown")):
             raise UnsupportedModelError(
-                f"{said} does not load it from a GGUF file ({reason(error)}); give the model's own folder or hub name"
+                f"{begin} does not load it from a GGUF file ({reason(error)}); give the model's own folder or hub name"
             ) from error
         raise CheckpointError(
-            f"{said} cannot make a model of it ({reason(error)}); get it again, or give another one"
+            f"{begin} cannot load the file ({reason(error)}); download it again, or give another one"
         ) from error
 
 
 def _config(source: Source, header: GGUFHeader) -> PreTrainedConfig:
     with _loading(header):
         fields, _ = PreTrainedConfig.get_config_dict(source.folder, gguf_file=source.gguf_file)
-        fields.pop("_model_name_or_path", None)  # the metadata's title, which is no name that can be loaded
+        fields.pop("_model_name_or_path", None)  # the title in the metadata, not a name that can be loaded
         if (scaling := rope_scaling(header)) is not None:
             fields["rope_scaling"] = scaling
         check_fields(fields, source.name)

@@ -1,6 +1,6 @@
-"""Scaled rotary embeddings of a model in a GGUF file: transformers reads the file as if it had none.
+"""Rope scaling of a model in a GGUF file, which transformers ignores.
 
-A model that was trained with scaled positions predicts something else without them, at any length.
+Without it, a model that was trained with scaled positions predicts differently at any length.
 """
 
 import math
@@ -15,14 +15,14 @@ from quietstar.errors import CheckpointError, shown
 
 FREQUENCIES = "rope_freqs.weight"
 LENGTH, LOW, HIGH = 8192, 1.0, 4.0
-"""of Llama 3.1 to 3.3: the original context; a frequency that turns fewer than LOW times in it is divided by the whole
-factor, one that turns more than HIGH times is left as it is"""
+"""constants of Llama 3.1 to 3.3: the original context length; frequencies that turn fewer than LOW times in it are
+divided by the full factor, and those that turn more than HIGH times are unchanged"""
 
 
 def rope_scaling(header: GGUFHeader) -> dict[str, Any] | None:
-    """The scaling that the file states, as a config of transformers has it; None where it states none.
+    """Return the file's rope scaling as a config of transformers has it, or None if it has none.
 
-    Linear scaling and YaRN are fields of the file; Llama 3's is a tensor, by whose values the frequencies are divided.
+    Linear scaling and YaRN are metadata fields; Llama 3's scaling is a tensor of divisors of the frequencies.
 
     Raises:
         CheckpointError: the factor is not a number of at least 1.
@@ -33,7 +33,8 @@ def rope_scaling(header: GGUFHeader) -> dict[str, Any] | None:
     factor = header.of_model("rope.scaling.factor")
     if not (is_number(factor) and factor >= 1):
         raise CheckpointError(
-            f"{header.file} scales its rotary embeddings by {shown(factor)}; get it again, or give another one"
+            f"{header.file} has rope scaling factor {shown(factor)}, not a number of at least 1; download it again, or "
+            "give another file"
         )
     scaling = {"rope_type": kind, "factor": factor}
     if kind == "yarn" and (original := header.of_model("rope.scaling.original_context_length")):
@@ -42,13 +43,12 @@ def rope_scaling(header: GGUFHeader) -> dict[str, Any] | None:
 
 
 def _llama3(header: GGUFHeader) -> dict[str, Any] | None:
-    """Llama 3's scaling, where the tensor holds what it comes to."""
+    """Return Llama 3's scaling if the file's tensor of divisors matches it, otherwise None."""
     divisors, base = header.floats(FREQUENCIES), header.of_model("rope.freq_base")
     if divisors is None or not is_number(base):
         return None
     factor = float(divisors.max())
-    made = _llama3_divisors(len(divisors), base, factor)
-    if not torch.allclose(divisors, made, rtol=1e-4):
+    if not torch.allclose(divisors, _llama3_divisors(len(divisors), base, factor), rtol=1e-4):
         return None
     return {
         "rope_type": "llama3",
@@ -60,7 +60,7 @@ def _llama3(header: GGUFHeader) -> dict[str, Any] | None:
 
 
 def _llama3_divisors(n: int, base: float, factor: float) -> Tensor:
-    """[n]: by what Llama 3 divides the n frequencies of a head."""
+    """Return the divisors [n] that Llama 3 applies to the n frequencies of a head."""
     wavelengths = 2 * math.pi * base ** (torch.arange(n, dtype=torch.float64) / n)
     kept = ((LENGTH / wavelengths - LOW) / (HIGH - LOW)).clamp(0, 1)
     return (1 / ((1 - kept) / factor + kept)).float()

@@ -1,4 +1,4 @@
-"""A tokenizer from a GGUF file splits texts into words as the file says, saved and loaded again too."""
+"""A tokenizer from a GGUF file splits texts as the file says, also after saving and loading."""
 
 import logging
 
@@ -7,7 +7,7 @@ import pytest
 from quietstar.base.loading import load_tokenizer
 from tests.tiny_gguf import CONTROL, NORMAL, WORDS, tiny_llama, write_gguf
 
-LOGGER = "quietstar.base.gguf.words"
+LOGGER = "quietstar.base.gguf.pre_tokenizer"
 TEXT = "a  1234\n\n5 it's IT'S"
 PIECES = {
     "gpt-2": ["a", "Ġ", "Ġ1234", "Ċ", "Ċ", "5", "Ġit", "'s", "ĠIT", "'", "S"],
@@ -15,7 +15,7 @@ PIECES = {
     "llama-bpe": ["a", "Ġ", "Ġ", "123", "4", "ĊĊ", "5", "Ġit", "'s", "ĠIT", "'S"],
     "qwen2": ["a", "Ġ", "Ġ", "1", "2", "3", "4", "ĊĊ", "5", "Ġit", "'s", "ĠIT", "'S"],
 }
-"""what the rules of these published tokenizers make of the text"""
+"""the text as split by the rules of these published tokenizers"""
 
 
 def pieces(tokenizer) -> list[str]:
@@ -35,11 +35,11 @@ def test_texts_are_split_by_the_rule_that_the_file_names(tmp_path, caplog, name)
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        (None, "does not say how texts are split into words: GPT-2's rule is taken"),
-        ("new-bpe", "by a rule 'new-bpe' that is not known here: GPT-2's rule is taken"),
+        (None, "names no pre-tokenizer: using GPT-2's"),
+        ("new-bpe", "has an unknown pre-tokenizer 'new-bpe': using GPT-2's"),
     ],
 )
-def test_a_rule_that_is_not_known_is_warned_of(tmp_path, caplog, name, words):
+def test_an_unknown_rule_warns(tmp_path, caplog, name, words):
     file = write_gguf(tmp_path / "m.gguf", tiny_llama(), {"tokenizer.ggml.pre": name})
     with caplog.at_level(logging.WARNING, "quietstar"):
         tokenizer = load_tokenizer(file)
@@ -48,8 +48,8 @@ def test_a_rule_that_is_not_known_is_warned_of(tmp_path, caplog, name, words):
 
 
 @pytest.mark.parametrize(("name", "is_kept"), [("llama-bpe", True), ("qwen2", False)])
-def test_a_word_that_is_a_token_is_cut_or_not(tmp_path, name, is_kept):
-    """Llama 3 has tokens that no merges lead to."""
+def test_a_token_that_no_merges_produce_is_split_or_not(tmp_path, name, is_kept):
+    """Llama 3 has such tokens."""
     words = [*WORDS, "baab"]
     fields = {
         "tokenizer.ggml.pre": name,
@@ -73,7 +73,7 @@ def test_texts_begin_with_bos_where_the_rules_models_do(tmp_path, name, says, be
 
 @pytest.mark.parametrize("prefix", [None, True, False])
 def test_a_text_begins_with_a_space_or_not_as_the_file_says(tmp_path, prefix):
-    """Vocabularies of SentencePiece."""
+    """In SentencePiece vocabularies."""
     words = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "a", "b", "▁ab", "ab"]
     fields = {
         "tokenizer.ggml.model": "llama",

@@ -1,8 +1,8 @@
-"""How texts are split into words before they are cut into tokens.
+"""Pre-tokenizers of models in GGUF files: how a text is split before its parts become tokens.
 
-For a byte-level vocabulary a GGUF file names the rule and does not spell it out. transformers knows some of the names,
-more of them with each version, and takes GPT-2's rule for any other, without a word. For a vocabulary of SentencePiece
-the file says whether a space is put before a text, which some versions do not read.
+For a byte-level vocabulary, a GGUF file names the rule without defining it. transformers knows some of the names, more
+with each version, and silently uses GPT-2's rule for the others. For a SentencePiece vocabulary, the file says whether
+a space is added before a text; some versions ignore that.
 
 Names and rules: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp
 """
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Metaspace, PreTokenizer, Sequence, Split
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from quietstar.base.gguf.header import SPACE_PREFIX, TOKENIZER, WORDS, GGUFHeader
+from quietstar.base.gguf.header import PRE_TOKENIZER, SPACE_PREFIX, TOKENIZER, GGUFHeader
 from quietstar.errors import shown
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ DIGITS_AT_A_TIME = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""the rule of Llama 3 and Qwen 2; %s says how many digits are taken together"""
+"""the rule of Llama 3 and Qwen 2; %s is the repetition of digits"""
 
 
 def _by(pattern: str) -> PreTokenizer:
@@ -43,41 +43,39 @@ RULES: dict[str, PreTokenizer] = {
     **dict.fromkeys((*LLAMA3_NAMES, "dbrx", "smaug-bpe", "chatglm-bpe", "glm4"), _by(DIGITS_AT_A_TIME % "{1,3}")),
     **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan"), _by(DIGITS_AT_A_TIME % "")),
 }
-"""name -> rule; of other names, what transformers makes of them"""
-KEEPS_WORDS = frozenset({*LLAMA3_NAMES, "tekken"})
-"""names of rules with which a word that is a token is never cut, whatever the merges say"""
-BEGINS = frozenset({*LLAMA3_NAMES, "tekken", "chameleon"})
-"""names of rules with which a text begins with bos unless the file says otherwise"""
+"""name -> rule; rules of other names are left to transformers"""
+IGNORES_MERGES = frozenset({*LLAMA3_NAMES, "tekken"})
+"""names of rules under which a part of the text that is a token is never split, whatever the merges"""
+ADDS_BOS = frozenset({*LLAMA3_NAMES, "tekken", "chameleon"})
+"""names of rules under which a text begins with bos unless the file says otherwise"""
 
 
-def set_words(tokenizer: Tokenizer, header: GGUFHeader) -> None:
-    """Have a tokenizer split texts into words as the file says; warn where its rule is not known."""
+def set_pre_tokenizer(tokenizer: Tokenizer, header: GGUFHeader) -> None:
+    """Make a tokenizer split texts as the file says, and warn if the file's rule is unknown."""
     match header.fields.get(TOKENIZER):
         case "gpt2":
             _set_rule(tokenizer, header)
         case "llama" if header.fields.get(SPACE_PREFIX) is False:
-            _begin_without_space(tokenizer.backend_tokenizer)
+            _add_no_space(tokenizer.backend_tokenizer)
 
 
 def _set_rule(tokenizer: Tokenizer, header: GGUFHeader) -> None:
-    backend, name = tokenizer.backend_tokenizer, header.fields.get(WORDS)
-    backend.decoder = decoders.ByteLevel()  # some versions of transformers leave the first space out
+    backend, name = tokenizer.backend_tokenizer, header.fields.get(PRE_TOKENIZER)
+    backend.decoder = decoders.ByteLevel()  # some versions of transformers drop the first space
     if name in RULES:
         backend.pre_tokenizer = RULES[name]
     elif (rule := _rule(backend)) is not None and rule["type"] == "ByteLevel" and rule["use_regex"]:
         logger.warning(
-            "%s %s: GPT-2's rule is taken, and texts may become other tokens than those that the model was trained "
-            "with; the model's own folder has the right ones",
+            "%s %s: using GPT-2's, so texts may become other tokens than in training; the model's own folder has the "
+            "right tokenizer",
             header.file,
-            "does not say how texts are split into words"
-            if name is None
-            else f"splits texts into words by a rule {shown(name)} that is not known here",
+            "names no pre-tokenizer" if name is None else f"has an unknown pre-tokenizer {shown(name)}",
         )
-    if name in KEEPS_WORDS:
+    if name in IGNORES_MERGES:
         backend.model.ignore_merges = True
 
 
-def _begin_without_space(backend: BackendTokenizer) -> None:
+def _add_no_space(backend: BackendTokenizer) -> None:
     rule = _rule(backend)
     if rule is not None and rule["type"] == "Metaspace" and rule["prepend_scheme"] != "never":
         backend.pre_tokenizer = Metaspace(prepend_scheme="never", split=rule["split"])
