@@ -8,10 +8,10 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from quietstar.scaling.arguments import PlanArguments
-from quietstar.scaling.memory import Moment
+from quietstar.scaling.memory import MemoryUse
 from quietstar.scaling.plan import GIB, USABLE, Plan, Way
 
-PARTS = [of.name for of in fields(Moment) if of.name != "when"]
+PARTS = [of.name for of in fields(MemoryUse) if of.name != "when"]
 """of the memory"""
 
 GIVEN = (

@@ -90,7 +90,7 @@ def make_app(
     @app.post("/v1/thoughts")
     async def thoughts(body: ThoughtRequest, request: Request) -> Response:
         question = await run_in_threadpool(intake.question, body)
-        events = Events(engine, lambda: question.answer(engine.model, engine.speaker.tokenizer), request)
+        events = Events(engine, lambda: question.answer(engine.model, engine.voice.tokenizer), request)
         (answer,) = [each async for each in events]
         engine.metrics.tokens("prompt", len(question.token_ids))
         engine.metrics.tokens("thought", len(answer["thought"]["ids"]))

@@ -21,7 +21,7 @@ from quietstar.model import QuietStarForCausalLM
 from quietstar.serving.arguments import ServeArguments
 from quietstar.serving.batch import Thinking
 from quietstar.serving.faults import busy, stopping
-from quietstar.serving.group import Group, Speaker
+from quietstar.serving.group import Group, Voice
 from quietstar.serving.jobs import Errand, Event, Job, Returned, Ticket, attempt
 from quietstar.serving.metrics import Metrics
 from quietstar.serving.prompts import Prompt, Prompts
@@ -50,7 +50,7 @@ class Engine:
         metrics: Metrics | None = None,
     ) -> None:
         self.model, self.settings, self.metrics = model, settings, metrics or Metrics()
-        self.speaker = Speaker(model, tokenizer, eos_ids(model, tokenizer), _suppressed(model, tokenizer))
+        self.voice = Voice(model, tokenizer, eos_ids(model, tokenizer), _suppressed(model, tokenizer))
         self.prompts = Prompts(model, self.metrics)
         self.errands: deque[tuple[Ticket, Generator[None, None, object]]] = deque()
         self.groups: dict[object, Group] = {}
@@ -206,7 +206,7 @@ class Engine:
 
     def _group(self, key: object, thinking: Thinking, generator: torch.Generator | None) -> Group:
         if key not in self.groups:
-            self.groups[key] = Group(self.speaker, thinking, self.metrics, generator)
+            self.groups[key] = Group(self.voice, thinking, self.metrics, generator)
         return self.groups[key]
 
     def _run_errand(self) -> None:

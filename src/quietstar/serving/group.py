@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.journal import Step
+from quietstar.journal import DecodingStep
 from quietstar.model import QuietStarForCausalLM
 from quietstar.reporting.tables import finite
 from quietstar.serving.batch import Batch, Thinking
@@ -27,7 +27,7 @@ TOP_K = 5
 
 
 @dataclass(slots=True, frozen=True)
-class Speaker:
+class Voice:
     """What texts are written with."""
 
     model: QuietStarForCausalLM
@@ -56,16 +56,16 @@ class Group:
     """A batch, and the rows in it.
 
     Args:
-        speaker: model, tokenizer, and what ends a text.
+        voice: model, tokenizer, and what ends a text.
         thinking: how all of them are thought about.
         metrics: counts tokens.
         generator: source of random numbers, where thinking draws any: the group then has one row only.
     """
 
     def __init__(
-        self, speaker: Speaker, thinking: Thinking, metrics: Metrics, generator: torch.Generator | None = None
+        self, voice: Voice, thinking: Thinking, metrics: Metrics, generator: torch.Generator | None = None
     ) -> None:
-        self.speaker, self.thinking, self.metrics, self.generator = speaker, thinking, metrics, generator
+        self.voice, self.thinking, self.metrics, self.generator = voice, thinking, metrics, generator
         self.rows: list[Row] = []
         self.batch = self._new_batch()
 
@@ -73,7 +73,7 @@ class Group:
         return len(self.rows)
 
     def _new_batch(self) -> Batch:
-        return Batch(self.speaker.model, self.thinking, self.generator)
+        return Batch(self.voice.model, self.thinking, self.generator)
 
     def join(self, prompt: Prompt, choices: range) -> None:
         """Write some of the choices of a request whose prompt has been read; the prompt's batch is left as it is."""
@@ -85,9 +85,9 @@ class Group:
 
     def _row(self, ticket: Ticket, job: Job, choice: int) -> Row:
         # where thinking draws too, text and thoughts take turns at the same random numbers, as in `generate`
-        generator = self.generator or torch.Generator(self.speaker.model.device)
+        generator = self.generator or torch.Generator(self.voice.model.device)
         drawing = Drawing(job.temperature, job.top_p, generator.manual_seed((job.seed + choice) % 2**64))
-        text = StoppingText(self.speaker.tokenizer, job.prompt_ids, job.stop)
+        text = StoppingText(self.voice.tokenizer, job.prompt_ids, job.stop)
         return Row(ticket, job, choice, drawing, text, last=job.prompt_ids[-1])
 
     def turn(self) -> None:
@@ -127,14 +127,14 @@ class Group:
 
     def _write(self) -> None:
         self.metrics.step(len(self.rows))
-        input_ids = torch.tensor([[row.last] for row in self.rows], device=self.speaker.model.device)
+        input_ids = torch.tensor([[row.last] for row in self.rows], device=self.voice.model.device)
         top_k = TOP_K if any(row.job.wants_thoughts for row in self.rows) else 0
         logits, step = self.batch.read(input_ids, top_k)
         self._keep(self._say(self.rows, logits, step))
 
-    def _say(self, rows: list[Row], logits: Tensor, step: Step) -> list[int]:
+    def _say(self, rows: list[Row], logits: Tensor, step: DecodingStep) -> list[int]:
         """Choose each row's next token and report it; which rows go on."""
-        tokens = choose(logits, [row.drawing for row in rows], self.speaker.suppressed)
+        tokens = choose(logits, [row.drawing for row in rows], self.voice.suppressed)
         thought, words = step.thought.tolist(), step.tokens.tolist()
         goes_on = []
         for n, (row, token) in enumerate(zip(rows, tokens, strict=True)):
@@ -154,29 +154,29 @@ class Group:
 
     def _written(self, row: Row, token: int, words: list[int] | None) -> Written:
         row.last, row.n_written = token, row.n_written + 1
-        is_eos = token in self.speaker.eos_ids
+        is_eos = token in self.voice.eos_ids
         is_last = is_eos or row.n_written >= row.job.max_tokens
         text = "" if is_eos else row.text.add(token)
         text += row.text.rest() if is_last else ""
         reason = "stop" if is_eos or row.text.stopped else "length" if is_last else None
-        thought_text = one_line(decoded(self.speaker.tokenizer, words)) if words and row.job.wants_reasoning else ""
+        thought_text = one_line(decoded(self.voice.tokenizer, words)) if words and row.job.wants_reasoning else ""
         return Written(row.choice, token, text, len(words or ()), thought_text, finish_reason=reason)
 
-    def _known(self, token: int, words: list[int] | None, step: Step, row: int) -> dict:
+    def _known(self, token: int, words: list[int] | None, step: DecodingStep, row: int) -> dict:
         """What is sent of a token where its thought is asked for; words is None where there was none."""
 
         def likeliest(index: int) -> list[dict]:
             top = step.top[index]
-            return described(self.speaker.tokenizer, top.ids[row].tolist(), top.logprob[row].tolist())
+            return described(self.voice.tokenizer, top.ids[row].tolist(), top.logprob[row].tolist())
 
         return {
             "id": token,
-            "token": token_text(self.speaker.tokenizer, token),
+            "token": token_text(self.voice.tokenizer, token),
             "thought": words is not None,
             "reason": self.batch.journal.reason(step, row),
             "thought_ids": words or [],
-            "thought_tokens": [token_text(self.speaker.tokenizer, word) for word in words or ()],
-            "thought_text": decoded(self.speaker.tokenizer, words or []),
+            "thought_tokens": [token_text(self.voice.tokenizer, word) for word in words or ()],
+            "thought_text": decoded(self.voice.tokenizer, words or []),
             "mixing_weight": None if words is None else finite(float(step.mixing_weight[row])),
             "base": likeliest(0),
             "thought_alone": [] if words is None else likeliest(1),
