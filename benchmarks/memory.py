@@ -33,7 +33,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from quietstar import QuietStarConfig, QuietStarForCausalLM
-from quietstar.scaling.memory import Moment, Numbers, highest
+from quietstar.scaling.memory import MemoryUse, Numbers, highest
 from quietstar.scaling.shape import shape_of
 from quietstar.scaling.strategies import ONE, held_by
 from quietstar.training.positions import draw_positions
@@ -131,7 +131,7 @@ class Training:
         return [*self.model.parameters(), *self.model.buffers(), *tensors, *self.rows.values()]
 
 
-def computed(case: Case) -> Moment:
+def computed(case: Case) -> MemoryUse:
     """Return the peak by the formulas."""
     shape = shape_of(base_config(case.family), lora=case.lora)
     numbers = Numbers(weights=case.dtype, autocast=case.bfloat16)

@@ -4,7 +4,6 @@ The comparison is proved to bite: each deliberate error of `ERRORS` must make it
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import quietstar.objective
-import quietstar.predict
+import quietstar.talk
 from quietstar import QuietStarForCausalLM, QuietStarOutput, ThoughtEmbeddings, ThoughtGrid
 from quietstar.attention import two_parts
 from quietstar.base.trunk import Trunk
@@ -249,33 +248,32 @@ def unscaled_embeddings(patch: pytest.MonkeyPatch) -> None:
 
 
 def mixing_with_the_columns_state(patch: pytest.MonkeyPatch) -> None:
-    right, gather = quietstar.predict.talk, ThoughtGrid.gather_columns
+    right, gather = quietstar.talk.mix_branches, ThoughtGrid.gather_columns
 
     def wrong(*given: object) -> object:
         with pytest.MonkeyPatch.context() as meanwhile:
             meanwhile.setattr(ThoughtGrid, "gather_columns", lambda grid, values, ahead=0: gather(grid, values))
             return right(*given)
 
-    patch.setattr(quietstar.predict, "talk", wrong)
+    patch.setattr(quietstar.talk, "mix_branches", wrong)
 
 
 def true_tokens_one_late(patch: pytest.MonkeyPatch) -> None:
-    right = quietstar.predict.branch_embeds
+    right = quietstar.talk.branch_embeds
 
-    def wrong(trunk: object, grid: object, embeddings: object, thoughts: object, base: Tensor, *given: int) -> Tensor:
-        return right(trunk, grid, embeddings, thoughts, base.roll(-1, dims=1), *given)
+    def wrong(thinker: object, grid: object, thoughts: object, base: Tensor, *given: int) -> Tensor:
+        return right(thinker, grid, thoughts, base.roll(-1, dims=1), *given)
 
-    for module in (quietstar.predict, sys.modules["quietstar.talk"]):
-        patch.setattr(module, "branch_embeds", wrong)
+    patch.setattr(quietstar.talk, "branch_embeds", wrong)
 
 
 def swapped_weights(patch: pytest.MonkeyPatch) -> None:
-    right = quietstar.predict.talk
+    right = quietstar.talk.mix_branches
 
-    def wrong(grid: ThoughtGrid, head: object, h_base: Tensor, h_thought: Tensor) -> object:
-        return right(grid, lambda without, after: 1 - head(without, after), h_base, h_thought)
+    def wrong(grid: ThoughtGrid, head: object, h_base: Tensor, branches: object) -> object:
+        return right(grid, lambda without, after: 1 - head(without, after), h_base, branches)
 
-    patch.setattr(quietstar.predict, "talk", wrong)
+    patch.setattr(quietstar.talk, "mix_branches", wrong)
 
 
 def reward_without_looking_ahead(patch: pytest.MonkeyPatch) -> None:

@@ -26,55 +26,6 @@ def unlabelled(*lengths: int, left: bool = False, seed: int = 0) -> dict[str, Te
 # ---------------------------------------------------------------------- what comes back
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
-def test_names_and_shapes(training: bool) -> None:
-    B, S, K, M, V = 2, 7, 3, 4, VOCABULARY
-    model = tiny_model(n_ahead=5, n_ahead_talk=4, n_passes=3).train(training)
-    P = 3 if training else 1
-    output = model(**texts(7, 4))
-    shapes = {name: tuple(value.shape) for name, value in output.items()}
-    assert shapes == {
-        "loss": (),
-        "logits": (B, S, V),
-        "nll": (),
-        "policy_loss": (),
-        "base_nll": (B, S),
-        "talk_nll": (B, P, S, M),
-        "mixing_weight": (B, P, S, M),
-        "thought_logprob": (B, P, S, K),
-        "reward": (B, P, S),
-        "advantage": (B, P, S),
-        "thoughts": (B, P, S, K),
-        **({"drawn_logprob": (B, P, S, K)} if training else {}),
-    }
-    without_labels = model(**unlabelled(7, 4))
-    assert set(without_labels) == {"logits", "mixing_weight", "thoughts", CACHE}
-    assert without_labels.mixing_weight.shape == (B, 1, S, 1)
-    assert without_labels.thoughts.shape == (B, 1, S, K)
-
-
-@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
-def test_what_has_no_label_is_zero(left: bool) -> None:
-    """And what has one is not."""
-    model = tiny_model(n_ahead=4, n_ahead_talk=3, n_passes=2)
-    inputs = texts(8, 4, 6, left=left)
-    inputs["labels"][2] = -100
-    output = model(**inputs, n_passes=2)
-    labelled = torch.zeros(3, 8, 3, dtype=torch.bool)
-    for b in range(3):
-        for i in range(8):
-            for k in range(3):
-                inside = i + 1 + k < 8 and inputs["attention_mask"][b, i]
-                labelled[b, i, k] = inside and inputs["labels"][b, i + 1 + k] != -100
-    for p in range(2):
-        assert torch.equal(output.talk_nll[:, p] != 0, labelled)
-        assert torch.equal(output.mixing_weight[:, p] != 0, labelled)
-        assert torch.equal(output.reward[:, p] != 0, labelled.any(-1))
-        assert torch.equal(output.thought_logprob[:, p] != 0, labelled.any(-1, keepdim=True).expand(-1, -1, 2))
-    assert torch.equal(output.base_nll != 0, labelled[..., 0])
-    assert (output.advantage[~labelled.any(-1)[:, None].expand_as(output.advantage)] == 0).all()
-
-
 def test_labels_missing_in_the_middle() -> None:
     model = tiny_model(n_ahead=4, n_ahead_talk=3, n_passes=2)
     inputs = texts(9, 5)
@@ -139,52 +90,6 @@ def test_losses_do_not_depend_on_what_else_is_returned() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
 
 
-@pytest.mark.parametrize("mode", ["without gradient", "cached", "in parts"])
-def test_think_at_restricts(mode: str) -> None:
-    """Where no thought grows, logits are the base model's; where one does, nothing else matters."""
-    model = tiny_model(n_ahead=4, n_ahead_talk=2, n_passes=2)
-    inputs = texts(8, 5, 6, left=True)
-    inputs["thoughts"] = random_thoughts(model, 3, 8, P=2)
-    chosen = torch.zeros(3, 8, dtype=torch.bool)
-    chosen[0, [0, 3, 4]] = True
-    chosen[1, [4]] = True  # the third row thinks nowhere
-    if mode == "in parts":
-        model.train()
-        model.gradient_checkpointing_enable()
-    with torch.set_grad_enabled(mode != "without gradient"):
-        everywhere, some = model(**inputs), model(**inputs, think_at=chosen)
-    own = model.base_lm(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-    close = {"rtol": 1e-4, "atol": 1e-3}
-    torch.testing.assert_close(some.logits[chosen], everywhere.logits[chosen], **close)
-    elsewhere = inputs["attention_mask"].bool() & ~chosen
-    torch.testing.assert_close(some.logits[elsewhere], own[elsewhere], **close)
-    assert (everywhere.logits - some.logits)[elsewhere].abs().max() > 1
-    torch.testing.assert_close(some.base_nll, everywhere.base_nll, **close)
-    for name in ("talk_nll", "reward", "mixing_weight", "thought_logprob", "advantage"):
-        ours, theirs = getattr(some, name).transpose(1, 2), getattr(everywhere, name).transpose(1, 2)
-        torch.testing.assert_close(ours[chosen], theirs[chosen], **close)
-        assert (ours[~chosen] == 0).all(), name
-
-
-@pytest.mark.parametrize("mode", ["without gradient", "cached", "in parts"])
-@pytest.mark.parametrize("given", [False, True], ids=["sampled", "given"])
-def test_thinking_nowhere_is_the_base_model(mode: str, given: bool) -> None:
-    model = tiny_model(n_ahead=4, n_ahead_talk=2)
-    inputs = texts(6, 3)
-    thoughts = random_thoughts(model, 2, 6) if given else None
-    if mode == "in parts":
-        model.train()
-        model.gradient_checkpointing_enable()
-    with torch.set_grad_enabled(mode != "without gradient"):
-        output = model(**inputs, thoughts=thoughts, think_at=torch.zeros(2, 6))
-    real = inputs["attention_mask"].bool()
-    own = model.base_lm(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-    torch.testing.assert_close(output.logits[real], own[real], rtol=1e-4, atol=1e-3)
-    assert output.policy_loss == 0
-    expected = model.config.base_loss_weight * output.base_nll.sum() / (5 + 2)
-    torch.testing.assert_close(output.nll, expected)
-
-
 def test_a_row_of_padding_leaves_the_others_alone() -> None:
     model = tiny_model(n_ahead=4, n_ahead_talk=2, n_passes=2).train()
     inputs = texts(6, 4)
@@ -195,19 +100,6 @@ def test_a_row_of_padding_leaves_the_others_alone() -> None:
     torch.testing.assert_close(output.loss, expected.loss, rtol=1e-4, atol=1e-3)
     output.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-
-
-@pytest.mark.parametrize("keep", [1, 3, torch.tensor([0, 4, 5])], ids=["last", "last three", "these"])
-def test_logits_to_keep(keep: int | Tensor) -> None:
-    """Thoughts are written only where a logit is kept."""
-    model = tiny_model(n_ahead=4)
-    inputs = unlabelled(6, 6)
-    chosen = list(range(6))[-keep:] if isinstance(keep, int) else keep.tolist()
-    with torch.no_grad():
-        everything, some = model(**inputs), model(**inputs, logits_to_keep=keep)
-    torch.testing.assert_close(some.logits, everything.logits[:, chosen], rtol=1e-4, atol=1e-3)
-    wrote = (some.mixing_weight != 0).any(-1)[:, 0]
-    assert wrote.nonzero()[:, 1].unique().tolist() == chosen
 
 
 def test_no_mask_is_a_mask_of_ones_and_positions_may_be_given() -> None:
@@ -221,24 +113,6 @@ def test_no_mask_is_a_mask_of_ones_and_positions_may_be_given() -> None:
             moved = model(input_ids, position_ids=torch.arange(6)[None] + 3).logits
         same = torch.allclose(moved, expected, rtol=1e-3, atol=1e-2)
         assert same == (family == "llama"), "learned positions differ, rotations are relative"
-
-
-NOTHING_ASKED = {
-    "nothing": {},
-    "null": dict.fromkeys(("inputs_embeds", "output_hidden_states", "output_attentions", "return_dict", "colour")),
-    "null of ours": dict.fromkeys(("think", "thought_top_p", "logits_to_keep", "labels", "cache", "position_ids")),
-    "false": {"output_hidden_states": False, "output_attentions": False, "output_router_logits": False},
-    "true": {"return_dict": True},
-}
-
-
-@pytest.mark.parametrize("what", NOTHING_ASKED)
-def test_arguments_that_ask_for_nothing_change_nothing(what: str) -> None:
-    """Other tools hand them to every model."""
-    model, inputs = tiny_model(n_ahead=4), unlabelled(7, 4)
-    output = model(**inputs, **NOTHING_ASKED[what])
-    assert torch.equal(output.logits, model(**inputs).logits)
-    assert output.hidden_states is None
 
 
 def test_peft_wraps_the_whole_model() -> None:
@@ -287,49 +161,6 @@ def test_hidden_states_are_returned_where_the_config_says_so() -> None:
 
 
 # ---------------------------------------------------------------------- what is refused
-
-BAD_ARGUMENTS = {
-    "input_ids flat": ({"input_ids": torch.zeros(5).long()}, "input_ids"),
-    "no tokens": ({"input_ids": torch.zeros(2, 0).long()}, "at least one token"),
-    "mask 4-D": ({"attention_mask": torch.ones(2, 1, 5, 5)}, "attention_mask"),
-    "labels of another shape": ({"labels": torch.zeros(2, 4).long()}, "labels"),
-    "labels with a cache": ({"labels": torch.zeros(2, 5).long(), "cache": DynamicCache()}, "a cache"),
-    "a cache by both names": ({"cache": DynamicCache(), "past_key_values": DynamicCache()}, "give cache"),
-    "thoughts without passes": ({"thoughts": torch.zeros(2, 5, 2).long()}, "thoughts"),
-    "thoughts of another length": ({"thoughts": torch.zeros(2, 1, 4, 2).long()}, "thoughts"),
-    "thoughts of another batch": ({"thoughts": torch.zeros(1, 1, 5, 2).long()}, "thoughts"),
-    "thoughts of too many tokens": ({"thoughts": torch.zeros(2, 1, 5, 3).long()}, "n_ahead"),
-    "n_passes 0": ({"n_passes": 0}, "n_passes"),
-    "n_ahead_talk 0": ({"n_ahead_talk": 0}, "n_ahead_talk"),
-    "an unknown argument": ({"colour": 3}, "colour"),
-    "an unknown argument that is false": ({"colour": False}, "colour"),
-    "no token ids": ({"input_ids": None}, "input_ids are missing"),
-    "embeddings": ({"inputs_embeds": torch.zeros(2, 5, 32)}, "give input_ids"),
-    "embeddings alone": ({"input_ids": None, "inputs_embeds": torch.zeros(2, 5, 32)}, "give input_ids"),
-    "attentions": ({"output_attentions": True}, "output_attentions was asked for"),
-    "router logits": ({"output_router_logits": True}, "output_router_logits was asked for"),
-    "a tuple": ({"return_dict": False}, "a tuple"),
-}
-
-
-@pytest.mark.parametrize("what", BAD_ARGUMENTS)
-def test_bad_arguments_are_refused_in_one_line(what: str) -> None:
-    arguments, names = BAD_ARGUMENTS[what]
-    with pytest.raises(SettingsError, match=names) as refusal:
-        tiny_model(n_ahead=4)(**{"input_ids": torch.ones(2, 5).long(), **arguments})
-    assert "\n" not in str(refusal.value)
-
-
-def test_learned_positions_run_out_with_a_clear_error() -> None:
-    """The last branch must fit, base tokens alone do not matter."""
-    model = tiny_model("gpt2", base={"n_positions": 16}, n_ahead=4)
-    fits = model(**unlabelled(12))
-    assert fits.logits.shape == (1, 12, VOCABULARY)
-    with pytest.raises(SettingsError, match="learned 16 positions; give at most 12 tokens"):
-        model(**unlabelled(13))
-    with pytest.raises(SettingsError, match="learned 16 positions"):
-        model.generate(**unlabelled(8), max_new_tokens=8, do_sample=False, eos_token_id=None)
-
 
 # ---------------------------------------------------------------------- half precision
 
@@ -389,35 +220,6 @@ def test_a_text_read_in_bites_is_the_text(family: str, bites: list[int]) -> None
     real = inputs["attention_mask"].bool()
     tolerance = 1e-4 * float(whole.abs().max()) + 1e-4
     torch.testing.assert_close(torch.cat(parts, 1)[real], whole[real], rtol=0, atol=tolerance)
-
-
-def test_a_cache_is_returned_where_asked() -> None:
-    model = tiny_model(n_ahead=4)
-    assert model(**unlabelled(5)).cache.get_seq_length() == 5
-    assert model(**unlabelled(5), use_cache=False).cache is None
-    assert model(**texts(5)).cache is None
-    assert model(**texts(5), use_cache=True).cache.get_seq_length() == 5
-
-
-def test_a_mask_must_span_what_was_read_before() -> None:
-    """The mask of the new tokens alone would be read as that of the first ones."""
-    model, cache = tiny_model(n_ahead=4), DynamicCache()
-    model(**unlabelled(6), cache=cache)
-    with pytest.raises(SettingsError, match=r"give \[1, 7\]"):
-        model(torch.full((1, 1), 5), torch.ones(1, 1), cache=cache)
-
-
-@torch.no_grad()
-def test_a_cache_has_two_names() -> None:
-    """Its older one and its newer one, given and returned, whichever transformers uses."""
-    model, tokens = tiny_model(n_ahead=4).eval(), unlabelled(5)["input_ids"]
-    first = model(tokens[:, :4])
-    assert first.cache is first.past_key_values is first[CACHE]
-    by_name = {
-        name: model(tokens[:, 4:], **{name: copy.deepcopy(first.cache)}).logits for name in ("cache", "past_key_values")
-    }
-    assert torch.equal(by_name["cache"], by_name["past_key_values"])
-    assert not torch.allclose(by_name["cache"], model(tokens[:, 4:]).logits, atol=1e-2)
 
 
 # ---------------------------------------------------------------------- generate

@@ -25,7 +25,7 @@ def gradients_at_states(
     caught = {}
 
     def catch(output: QuietStarOutput, predicted: object, *args: object, **how: object) -> None:
-        caught["states"] = (predicted.h_base, predicted.said.mixed, predicted.branches.h_sampled)
+        caught["states"] = (predicted.h_base, predicted.said.mixed, predicted.said.branches.h_sampled)
         caught["rows"] = predicted.grid.rows
         right(output, predicted, *args, **how)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
-from quietstar import QuietStarConfig, QuietStarForCausalLM
+from quietstar import QuietStarForCausalLM
 from quietstar.attention.hook import own_implementation
 from quietstar.errors import CheckpointError
 from tests.tiny import make_thoughtful, texts, tiny_base, tiny_model
@@ -76,30 +76,6 @@ def test_shards_come_back(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     assert torch.equal(logits(QuietStarForCausalLM.from_pretrained(tmp_path)), logits(model))
-
-
-def test_settings_come_back(tmp_path: Path) -> None:
-    settings = {
-        "n_ahead": 5,
-        "n_ahead_talk": 3,
-        "n_passes": 4,
-        "thought_temperature": 0.5,
-        "reinforce_temperature": 2.0,
-        "policy_weight": 10.0,
-        "base_loss_weight": 0.25,
-        "embedding_scale": 10.0,
-        "initial_thought_text": "hm",
-        "suppressed_token_ids": [3, 7],
-    }
-    model = tiny_model("mistral-window", **settings)
-    model.save_pretrained(tmp_path)
-    for config in (AutoConfig.from_pretrained(tmp_path), QuietStarForCausalLM.from_pretrained(tmp_path).config):
-        assert isinstance(config, QuietStarConfig)
-        assert {name: getattr(config, name) for name in settings} == settings
-        assert config.base_config.model_type == "mistral"
-        assert config.base_config.sliding_window == 5
-    loaded = QuietStarForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(loaded.thought_embeddings.start, model.thought_embeddings.start), "fed at its own scale"
 
 
 def test_what_was_trained_survives(tmp_path: Path) -> None:

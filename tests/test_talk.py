@@ -4,12 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from transformers import DynamicCache
 
-from quietstar import ThoughtGrid
+from quietstar import QuietStarForCausalLM, ThoughtGrid
 from quietstar.attention import BranchCache, DenseAttention
 from quietstar.base.trunk import Trunk
-from quietstar.talk import branch_embeds, finish_branches, mixed_states, split_branches, talk
+from quietstar.talk import Branches, Talk, branch_embeds, finish_branches, mix_branches, mixed_states, split_branches
+from quietstar.think import Thinker
 from tests.plain_loop import mismatches, plain_loop
 from tests.tiny import random_thoughts, texts, tiny_model
 
@@ -28,19 +30,19 @@ def test_every_shape_of_thought_equals_the_plain_loop(
 
 
 def grown(n_ahead_talk: int = 3) -> tuple:
-    """A model's trunk over a small grid: columns 1 and 3 of the first row, 0 of the second."""
+    """A model's parts over a small grid: columns 1 and 3 of the first row, 0 of the second."""
     model = tiny_model(n_ahead=4, n_ahead_talk=n_ahead_talk)
     inputs = texts(5, 5)
     think_at = torch.tensor([[0, 1, 0, 1, 0], [1, 0, 0, 0, 0]])
     grid = ThoughtGrid.grow(think_at, inputs["attention_mask"], n_passes=2, branch_length=3 + n_ahead_talk)
     thoughts = torch.randint(3, 61, (2, 3, 2), generator=torch.Generator().manual_seed(0))
-    return model, model.trunk, grid, inputs["input_ids"], thoughts
+    return model, model.thinker(), grid, inputs["input_ids"], thoughts
 
 
 def test_a_branch_is_start_thought_end_and_true_tokens() -> None:
-    model, trunk, grid, input_ids, thoughts = grown()
-    embeds = branch_embeds(trunk, grid, model.thought_embeddings, thoughts, trunk.embed(input_ids), 3)
-    the_rest = branch_embeds(trunk, grid, model.thought_embeddings, thoughts, trunk.embed(input_ids), 3, n_grown=2)
+    model, thinker, grid, input_ids, thoughts = grown()
+    embeds = branch_embeds(thinker, grid, thoughts, thinker.trunk.embed(input_ids))
+    the_rest = branch_embeds(thinker, grid, thoughts, thinker.trunk.embed(input_ids), n_grown=2)
     assert torch.equal(the_rest, embeds[2:])
     assert embeds.shape == (6, 2, 3, 32)
     word = model.get_input_embeddings()
@@ -65,16 +67,22 @@ def test_states_that_sample_and_states_that_predict() -> None:
 def test_branches_go_on_from_what_was_grown() -> None:
     model, _, grid, input_ids, thoughts = grown()
     trunk = Trunk(model.base_lm, DenseAttention(model.base_lm))
+    thinker = Thinker(trunk, model.thought_embeddings, model.mixing_head, 2)
     with torch.no_grad():
         cache = DynamicCache()
         words = trunk.embed(input_ids)
         trunk.base_pass(words, grid.base_mask.long(), grid.base_position_ids, cache)
-        embeds = branch_embeds(trunk, grid, model.thought_embeddings, thoughts, words, 3)
+        embeds = branch_embeds(thinker, grid, thoughts, words)
         at_once = finish_branches(trunk, grid, embeds, BranchCache(cache, grid, by_row=True))
         over = BranchCache(cache, grid, by_row=True)
         first = trunk.branch_pass(grid, range(2), embeds[:2], over)
         in_two = finish_branches(trunk, grid, embeds[2:], over, grown=first)
     torch.testing.assert_close(in_two, at_once, rtol=1e-4, atol=1e-4)
+
+
+def mixed(model: QuietStarForCausalLM, grid: ThoughtGrid, h_base: Tensor, h_thought: Tensor) -> Talk:
+    branches = Branches(h_sampled=h_thought[:, :, :0], h_thought=h_thought)
+    return mix_branches(grid, model.mixing_head, h_base, branches)
 
 
 def test_each_prediction_is_mixed_with_the_base_states_own() -> None:
@@ -83,7 +91,7 @@ def test_each_prediction_is_mixed_with_the_base_states_own() -> None:
     generator = torch.Generator().manual_seed(0)
     h_base = torch.randn(2, 5, 32, generator=generator)
     h_thought = torch.randn(2, 3, 3, 32, generator=generator)
-    said = talk(grid, model.mixing_head, h_base, h_thought)
+    said = mixed(model, grid, h_base, h_thought)
     assert said.weight.shape == (2, 3, 3)
     for p, n, k in ((0, 0, 0), (1, 0, 2), (1, 1, 1), (0, 2, 2)):
         without, after = h_base[grid.rows[n], int(grid.columns[n]) + k], h_thought[p, n, k]
@@ -100,7 +108,7 @@ def test_mixed_states_stand_where_a_thought_was_written(n_kept: int) -> None:
     grid = ThoughtGrid.grow(think_at, torch.ones(2, 5), n_passes=2, branch_length=6)
     generator = torch.Generator().manual_seed(0)
     h_base = torch.randn(2, n_kept, 32, generator=generator)
-    said = talk(grid, model.mixing_head, h_base, torch.randn(2, 3, 3, 32, generator=generator))
+    said = mixed(model, grid, h_base, torch.randn(2, 3, 3, 32, generator=generator))
     states = mixed_states(grid, h_base, said)
     first = 5 - n_kept
     expected = h_base.clone()

@@ -1,38 +1,31 @@
 """What a thinking model is: the settings of the method around the config of an ordinary language model."""
 
-import re
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from quietstar.base.untrusted import check_fields, check_there, is_number, is_whole, loading, without_pointers
+from quietstar.base.lora import check_adapters
+from quietstar.base.sources import hub_arguments
+from quietstar.base.untrusted import (
+    check_alone,
+    check_fields,
+    check_folder,
+    check_there,
+    is_number,
+    is_whole,
+    loading,
+    without_pointers,
+)
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError, reason, shown
 from quietstar.learn import PolicyWeight
 
 INNER_IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
 HOW_LOADED = frozenset({"_name_or_path", "_model_name_or_path", "gguf_file"})
-"""fields of a base model's config that say where its weights came from, and nothing of the model"""
-
-NAMES = "a list of modules' names"
-LORA = {
-    "r": "a whole number",
-    "lora_alpha": "a number",
-    "lora_dropout": "a number",
-    "target_modules": NAMES,
-    "exclude_modules": NAMES,
-    "modules_to_save": NAMES,
-    "layers_to_transform": "a list of whole numbers",
-    "bias": "a word",
-    "task_type": "a word",
-    "init_lora_weights": "true, false or a word",
-    "use_rslora": "true or false",
-    "use_dora": "true or false",
-    "lora_bias": "true or false",
-    "fan_in_fan_out": "true or false",
-}
-"""settings of adapters and what each is; PEFT has others, which name code to import or patterns to search for"""
+"""fields of a base model's config that say where its weights came from and do not describe the model"""
 
 
 class QuietStarConfig(PreTrainedConfig):
@@ -44,8 +37,8 @@ class QuietStarConfig(PreTrainedConfig):
         n_ahead_talk: true tokens predicted after each thought when a loss is asked for.
         n_passes: thoughts sampled for each position in training.
         thought_temperature: temperature at which thought tokens are drawn in training.
-        reinforce_temperature: temperature of the log-probabilities in the policy loss. Another one than thoughts are
-            sampled at makes thoughts more (above it) or less certain whatever their rewards.
+        reinforce_temperature: temperature of the log-probabilities in the policy loss. If it is above the temperature
+            that thoughts are sampled at, training makes thoughts more certain whatever their rewards; below, less.
         policy_weight: weight of the policy loss beside the nll: a number, or `balanced:R`; see
             `quietstar.learn.PolicyWeight`.
         base_loss_weight: share of the base model's own nll in the nll; the rest is the talk loss.
@@ -53,14 +46,14 @@ class QuietStarConfig(PreTrainedConfig):
             Adam moves them that much further.
         initial_thought_text: start and end begin as the embedding of this text's first token.
         suppressed_token_ids: tokens that neither a thought nor `generate` may contain.
-        n_tokens: ids from this one on are suppressed, too, as the tokenizer has no tokens for them. None where it has
+        n_tokens: ids from this one on are suppressed, too, as the tokenizer has no tokens for them. None if it has
             one for every row of the vocabulary, or is not known.
-        lora: settings of the low-rank adapters in the base model, those of `peft.LoraConfig` that `LORA` lists; None
-            where there are none.
+        lora: settings of the low-rank adapters in the base model, those of `peft.LoraConfig` that
+            `quietstar.base.lora.LORA` lists; None without adapters.
         branch_adapters: the same, of adapters that act in branches alone.
 
     Raises:
-        SettingsError: a setting is impossible.
+        SettingsError: a setting is invalid.
     """
 
     model_type = "quietstar"
@@ -88,8 +81,8 @@ class QuietStarConfig(PreTrainedConfig):
             self.base_config = _base_config(dict(self.base_config))
         self.suppressed_token_ids = sorted(self.suppressed_token_ids or [])
         kwargs = _fields(kwargs, "config")
-        # transformers hands the outer implementations, None at this point, down to inner configs, and an inner
-        # model whose attention is None attends without its mask. The inner ones stay what they were.
+        # transformers copies the outer implementations, None at this point, to inner configs, and an inner model
+        # whose attention is None attends without its mask. So the inner ones are restored.
         inner = {name: getattr(self.base_config, name, None) for name in INNER_IMPLEMENTATIONS}
         super().__post_init__(**kwargs)
         for name, implementation in inner.items():
@@ -98,11 +91,11 @@ class QuietStarConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
-        """The config of a folder or hub name; as for every Hugging Face config.
+        """Load the config of a folder or hub name, as every Hugging Face config does.
 
         Raises:
-            CheckpointError: there is none that can be read.
-            SettingsError: a setting in it is impossible.
+            CheckpointError: there is no readable config.
+            SettingsError: a setting is invalid.
         """
         with loading(pretrained_model_name_or_path):
             check_there(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
@@ -110,18 +103,18 @@ class QuietStarConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """From the fields of a file; `kwargs` are the caller's own, which go before them.
+        """Build a config from the fields of a file; `kwargs` are the caller's own and override them.
 
         Raises:
-            CheckpointError: they are another model's.
-            SettingsError: a setting is impossible.
+            CheckpointError: the fields are those of another kind of model.
+            SettingsError: a setting is invalid.
         """
         try:
             own = {name: value for name, value in config_dict.items() if name != "base_config"}
             check_fields(own, "config.json")
             if (family := config_dict.get("model_type", cls.model_type)) != cls.model_type:
                 raise CheckpointError(
-                    f"config.json has model_type {shown(family)}, which is no thinking model's; from_base gives "
+                    f"config.json has model_type {shown(family)}, which is not a thinking model's; from_base gives "
                     "thoughts to a plain model"
                 )
             return super().from_dict(config_dict, **kwargs)
@@ -129,19 +122,19 @@ class QuietStarConfig(PreTrainedConfig):
             raise
         except Exception as error:
             raise SettingsError(
-                f"these are no settings of a thinking model ({reason(error)}); give a "
+                f"these are not the settings of a thinking model ({reason(error)}); give a "
                 "config.json that save_pretrained wrote"
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as they are saved: nothing in them says where the base model was loaded from."""
+        """Return the fields to save: they do not say where the base model was loaded from."""
         fields = super().to_dict()
         if isinstance(fields.get("base_config"), Mapping):
             fields["base_config"] = _of_the_model(fields["base_config"])
         return fields
 
     def check(self) -> None:
-        """Raise SettingsError where a setting is impossible."""
+        """Raise SettingsError if a setting is invalid."""
         at_least = {"n_ahead": 2, "n_ahead_talk": 1, "n_passes": 1}
         for name, lowest in at_least.items():
             value = getattr(self, name)
@@ -182,7 +175,7 @@ class QuietStarConfig(PreTrainedConfig):
         return sorted({*(self.suppressed_token_ids or ()), *beyond})
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """The base model's text config: caches and generation are made for the base model's layers."""
+        """Return the base model's text config: caches and generation are made for the base model's layers."""
         if self.base_config is None:
             return self
         return self.base_config.get_text_config(decoder=decoder, encoder=encoder)
@@ -198,44 +191,8 @@ class QuietStarConfig(PreTrainedConfig):
         return self.get_text_config().hidden_size
 
 
-def check_adapters(which: str, settings: Any) -> None:
-    """Raise SettingsError where settings of adapters are not among `LORA`, or not what it says."""
-    if not isinstance(settings, Mapping):
-        raise SettingsError(f"{which} is {shown(settings)}; give settings such as {{'r': 16}}")
-    for name, value in settings.items():
-        if name not in LORA:
-            raise SettingsError(f"{which} has {shown(name)}, which is no setting here; choose from {', '.join(LORA)}")
-        if value is not None and not _is_kind(value, LORA[name]):
-            raise SettingsError(f"{which} has {name} {shown(value)}; give {LORA[name]}")
-
-
-def _is_kind(value: Any, kind: str) -> bool:
-    """Whether a value of a setting of adapters is what `LORA` says."""
-    match kind:
-        case "a whole number":
-            return is_whole(value)
-        case "a number":
-            return is_number(value)
-        case "true or false":
-            return isinstance(value, bool)
-        case "true, false or a word":
-            return isinstance(value, bool) or _is_word(value)
-        case "a word":
-            return _is_word(value)
-        case "a list of whole numbers":
-            return isinstance(value, list | tuple | set) and all(map(is_whole, value))
-    # PEFT takes a string for a pattern, and some patterns search for ever; "all-linear" has a meaning of its own
-    return value == "all-linear" or (
-        isinstance(value, list | tuple | set) and all(isinstance(each, str) for each in value)
-    )
-
-
-def _is_word(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"\w{1,40}", value) is not None
-
-
 def _base_config(fields: dict[str, Any]) -> PreTrainedConfig:
-    """The config of a base model from its fields; code that they point at is not asked for."""
+    """Build the config of a base model from its fields, without running code that they point to."""
     family = fields.pop("model_type", None)
     if family is None:
         raise SettingsError(f"base_config has no model_type (it has {shown(sorted(map(str, fields)))}); add it")
@@ -249,13 +206,13 @@ def _base_config(fields: dict[str, Any]) -> PreTrainedConfig:
         raise
     except Exception as error:
         raise SettingsError(
-            f"base_config is none of model_type {shown(family)} ({reason(error)}); give "
+            f"base_config is not a valid config for model_type {shown(family)} ({reason(error)}); give "
             "the fields that transformers knows"
         ) from error
 
 
 def _of_the_model(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a base model's config without those that say how its weights were loaded.
+    """Return the fields of a base model's config without those that say how its weights were loaded.
 
     Weights of a GGUF file are unpacked as they are read, whatever its quantization_config says.
     """
@@ -266,7 +223,7 @@ def _of_the_model(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def packing_of(quantization_config: Any) -> str | None:
-    """The method by which weights are packed; None where they are not."""
+    """Return the method by which weights are packed; None if they are not."""
     if isinstance(quantization_config, Mapping):
         method = quantization_config.get("quant_method")
     else:
@@ -274,23 +231,45 @@ def packing_of(quantization_config: Any) -> str | None:
     return None if method is None else str(getattr(method, "value", method))
 
 
-def check_unpacked(config: QuietStarConfig, folder: str | Path) -> None:
-    """Raise CheckpointError where a thinking model was saved with its base model's weights in 4 or 8 bits."""
+SETTINGS = frozenset(QuietStarConfig.__annotations__) - {"base_config"}
+"""names of the settings that turn a base model into a thinking one"""
+
+
+def check_checkpoint(name: str | Path, model_class: Callable[[QuietStarConfig], nn.Module], **kwargs: Any) -> None:
+    """Check the files of a thinking model before its weights are loaded.
+
+    Args:
+        name: folder or hub name.
+        model_class: builds the model that a config describes; it is called on the meta device.
+        kwargs: those of `from_pretrained`.
+
+    Raises:
+        CheckpointError: adapters lie beside the model, the base model's weights were saved in 4 or 8 bits, or the
+            weights are far too few for the config.
+    """
+    check_alone(name, **hub_arguments(kwargs))
+    folder = Path(name, kwargs.get("subfolder", ""))
+    if not folder.is_dir():
+        return
+    config = kwargs.get("config")
+    if not isinstance(config, QuietStarConfig):
+        config = QuietStarConfig.from_pretrained(config or folder)
     if packing_of(getattr(config.base_config, "quantization_config", None)) == "bitsandbytes":
         raise CheckpointError(
             f"{folder} holds a thinking model whose base model's weights are still packed by bitsandbytes, and is not "
             "loaded; a checkpoint of a run in 4 bits is for --resume, which ends with an ordinary folder: for one of "
             "your own, call base_lm.dequantize() before save_pretrained"
         )
+    check_folder(folder, lambda: model_class(copy.deepcopy(config)))
 
 
 def _fields(fields: dict[str, Any], where: str) -> dict[str, Any]:
-    """Fields of a config without those that point elsewhere, at any depth.
+    """Return the fields of a config without those that point elsewhere, at any depth.
 
     Raises:
-        SettingsError: a field would stand in a method's place.
+        SettingsError: a field would replace a method.
     """
     for name in fields:
         if callable(getattr(QuietStarConfig, name, None)):
-            raise SettingsError(f"{where} has {name!r}, which is a method and no setting; take it out")
+            raise SettingsError(f"{where} has {name!r}, which is a method, not a setting; remove it")
     return without_pointers(fields)

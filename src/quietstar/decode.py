@@ -1,4 +1,4 @@
-"""Think at the end of a text, as decoding does: a branch there is the text going on, and needs no grid.
+"""Think at the end of a text, as decoding does: a branch there is the text continued, and needs no grid.
 
     pass 1        ... x[i] start    start rides along with the new tokens,
     pass 2        t1                each thought token is a pass of its own,
@@ -8,7 +8,7 @@
 Where a row's base prediction decides whether it thinks, or where rows differ, start cannot ride along: it is then a
 pass of its own, of the rows that think.
 
-Legend: B rows, Q new tokens of each, R rows that think, K sampled tokens of a thought, D hidden size.
+Legend: B rows, S tokens of a row, Q of them new, R rows that think, K sampled tokens of a thought, D hidden size.
 """
 
 from collections.abc import Callable
@@ -18,19 +18,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers.cache_utils import Cache
 
 from quietstar.attention.fork import ForkedCache
-from quietstar.base.trunk import Trunk
-from quietstar.heads import ThoughtEmbeddings
+from quietstar.base.trunk import Text
+from quietstar.think import Sampling, Thinker
 
 
 @dataclass(slots=True)
 class Decoded:
-    """What decode leaves behind for talk to go on from."""
+    """States and thoughts at the end of a text."""
 
     h_base: Tensor
-    """[B, Q, D]: states of the new tokens, as the base model makes them."""
+    """[B, Q, D]: states of the new tokens, as the base model has them."""
     rows: Tensor
     """[R]: rows that think."""
     thoughts: Tensor
@@ -41,50 +40,38 @@ class Decoded:
 
 @torch.no_grad()
 def decode(
-    trunk: Trunk,
-    embeds: Tensor,
-    attention_mask: Tensor,
-    position_ids: Tensor,
-    cache: Cache,
-    embeddings: ThoughtEmbeddings,
-    *,
-    n_tokens: int,
-    draw: Callable[[Tensor], Tensor],
-    who_thinks: Callable[[Tensor], Tensor],
-    rides: bool,
+    thinker: Thinker, text: Text, sampling: Sampling, *, who_thinks: Callable[[Tensor], Tensor], rides: bool
 ) -> Decoded:
     """Read new tokens, and write a thought after the last token of some rows.
 
     Args:
-        trunk: the base model.
-        embeds: [B, Q, D], of the new tokens.
-        attention_mask: [B, S + Q], 0 at padding.
-        position_ids: [B, Q]
-        cache: of the S tokens before; the new ones are appended, and nothing else.
-        embeddings: start and end of a thought.
-        n_tokens: K.
-        draw: states [R, D] -> tokens [R].
+        thinker: the model's parts.
+        text: the new tokens; keys and values of these, and of nothing else, are appended to its cache.
+        sampling: how thought tokens are drawn.
         who_thinks: h_base [B, Q, D] -> [B] bool.
         rides: start goes along with the new tokens of every row, whether the row thinks or not; not where branches
             go through other weights than the text.
     """
-    B, Q, _ = embeds.shape
+    trunk, K = thinker.trunk, thinker.n_thought_tokens
+    B, Q = text.input_ids.shape
+    embeds, position_ids = trunk.embed(text.input_ids), text.new_positions
     trunk.frequencies.choose(position_ids)
-    start, end = (of.to(embeds.dtype).expand(B, 1, -1) for of in (embeddings.start, embeddings.end))
-    opening = start if n_tokens else torch.cat([start, end], dim=1)
+    ends = (thinker.embeddings.start, thinker.embeddings.end)
+    start, end = (vector.to(embeds.dtype).expand(B, 1, -1) for vector in ends)
+    opening = start if K else torch.cat([start, end], dim=1)
     n_opening = opening.shape[1]
     rides = rides and not trunk.branches_differ
     n_riding = n_opening if rides else 0
-    # of the text with a whole branch after it: a pass uses what it has come to
-    S = attention_mask.shape[1]
-    mask = pad(attention_mask, (0, n_tokens + 2), value=1)
-    ahead = torch.arange(1, n_tokens + 3, device=position_ids.device)
+    # mask and positions of the text with a whole branch after it: each pass takes the part that it has reached
+    S = text.attention_mask.shape[1]
+    mask = pad(text.attention_mask, (0, K + 2), value=1)
+    ahead = torch.arange(1, K + 3, device=position_ids.device)
     positions = torch.cat([position_ids, position_ids[:, -1:] + ahead], dim=1)
 
-    with closing(ForkedCache(cache, branch_length=n_tokens + 2, n_riding=n_riding, window=trunk.window)) as fork:
+    with closing(ForkedCache(text.cache, branch_length=K + 2, n_riding=n_riding, window=trunk.window)) as fork:
 
         def read(embeds: Tensor, n_branch: int) -> Tensor:
-            """[., n, D] -> the same of states: tokens of which the last is the n_branch-th of the branches."""
+            """Return states [., n, D] of embeddings [., n, D], of which the last is the branches' n_branch-th token."""
             n, end = embeds.shape[1], Q + n_branch
             with trunk.in_branches() if n_branch else nullcontext():
                 return trunk.base_pass(embeds, mask[:, : S + n_branch], positions[:, end - n : end], fork)
@@ -93,16 +80,16 @@ def decode(
         h_base = hidden[:, :Q]
 
         rows = who_thinks(h_base).nonzero().flatten()
-        words = rows.new_zeros(len(rows), n_tokens)
+        thoughts = rows.new_zeros(len(rows), K)
         if len(rows) == 0:
-            return Decoded(h_base, rows, words, h_base[:0, 0])
+            return Decoded(h_base, rows, thoughts, h_base[:0, 0])
         if len(rows) < B:
             fork.select(rows)
-            hidden, mask, positions, opening, end = (of[rows] for of in (hidden, mask, positions, opening, end))
+            hidden, mask, positions, opening, end = (each[rows] for each in (hidden, mask, positions, opening, end))
         state = hidden[:, -1] if rides else read(opening, n_opening)[:, -1]
-        for k in range(n_tokens):
-            words[:, k] = draw(state)
-            word = trunk.embed(words[:, k])[:, None]
-            is_last = k == n_tokens - 1
-            state = read(torch.cat([word, end], dim=1) if is_last else word, k + 2 + is_last)[:, -1]
-        return Decoded(h_base, rows, words, state)
+        for k in range(K):
+            thoughts[:, k] = sampling.draw(trunk, state)[0].squeeze(1)
+            token = trunk.embed(thoughts[:, k])[:, None]
+            is_last = k == K - 1
+            state = read(torch.cat([token, end], dim=1) if is_last else token, k + 2 + is_last)[:, -1]
+        return Decoded(h_base, rows, thoughts, state)

@@ -12,11 +12,11 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 
-from quietstar.checks import NOT_GIVEN
 from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.journal import Journal
 from quietstar.policy import Decider, ThinkPolicy
+from quietstar.request import NOT_GIVEN
 
 
 class ThinkingGeneration(GenerationMixin):

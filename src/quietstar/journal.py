@@ -99,7 +99,7 @@ class GeneratedThoughts:
 
 
 @dataclass(slots=True)
-class Step:
+class DecodingStep:
     """One step of decoding, of all rows."""
 
     thought: Tensor
@@ -115,10 +115,10 @@ class Step:
     top: list[TopTokens]
     """[B, k] without the thought, by it alone, and mixed; k is 0 where nobody asked"""
 
-    def of(self, rows: Tensor) -> "Step":
+    def of(self, rows: Tensor) -> "DecodingStep":
         """The same of some rows."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return Step(
+        return DecodingStep(
             **{name: value[rows] for name, value in values.items() if isinstance(value, Tensor)},
             measured=[of[rows] for of in self.measured],
             top=[TopTokens(of.ids[rows], of.logprob[rows]) for of in self.top],
@@ -147,7 +147,7 @@ class Journal:
         """[B]: thoughts that each row has had"""
         self.finished = torch.zeros(0, dtype=torch.bool)
         """[B]: rows that have ended"""
-        self.steps: list[Step] = []
+        self.steps: list[DecodingStep] = []
         self.cache: Cache | None = None
 
     def follow(self, cache: Cache) -> None:
@@ -199,7 +199,7 @@ class Journal:
         else:
             top = [TopTokens(ids=tokens.new_zeros(B, 0), logprob=mixing_weight.new_zeros(B, 0))] * 3
         self.steps.append(
-            Step(
+            DecodingStep(
                 thought=thought,
                 finished=self.finished,
                 measured=decision.measured,
@@ -220,7 +220,7 @@ class Journal:
             self.finished = torch.cat([self.finished, self.finished.new_zeros(n)])
             self.n_thoughts = torch.cat([self.n_thoughts, self.n_thoughts.new_zeros(n)])
 
-    def reason(self, step: Step, row: int) -> str:
+    def reason(self, step: DecodingStep, row: int) -> str:
         """Why a row thought in a step, or did not."""
         if bool(step.finished[row]):
             return FINISHED

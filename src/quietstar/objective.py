@@ -11,45 +11,34 @@ from torch import Tensor
 
 from quietstar import learn
 from quietstar.base.logprob import Descent, Scored, masked_logprob, squared_gradient
-from quietstar.config import QuietStarConfig
 from quietstar.grid import ThoughtGrid
-from quietstar.learn import Counts, Labels, PolicyWeight
+from quietstar.learn import PolicyWeight
 from quietstar.output import QuietStarOutput
 from quietstar.predict import Predictions
+from quietstar.request import Request
 
 
-def fill_in_losses(
-    output: QuietStarOutput,
-    predicted: Predictions,
-    labels: Labels,
-    counts: Counts | None,
-    config: QuietStarConfig,
-    *,
-    suppressed: Tensor | None,
-    is_training: bool,
-    loss_only: bool,
-) -> None:
+def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Request) -> None:
     """Fill in the losses and rewards of an output (arXiv 2403.09629, section 4.4).
+
+    The policy loss is part of the loss in training alone. Of a `loss_only` request, gradients are computed along with
+    the loss; see `QuietStarForCausalLM.forward`.
 
     Args:
         output: of the forward pass, with its mixing weights.
         predicted: states without and with thoughts.
-        labels: what they are to predict.
-        counts: denominators of the means; None counts these labels.
-        config: the method's settings.
-        suppressed: ids that a thought may not contain.
-        is_training: whether the policy loss is part of the loss.
-        loss_only: make the loss's gradients along with its value; see `QuietStarForCausalLM.forward`.
+        request: labels, their counts, and the config of the method.
     """
-    grid, words, head = predicted.grid, predicted.thoughts, predicted.trunk.head
-    P = grid.n_passes
-    counts = labels.count() if counts is None else counts
+    grid, tokens, head, config = predicted.grid, predicted.thoughts.tokens, predicted.trunk.head, request.config
+    P, loss_only = grid.n_passes, request.loss_only
+    labels = request.labels_ahead(grid.is_column)
+    counts = labels.count() if request.counts is None else request.counts
     descent = Descent(head) if loss_only and Descent.serves(head) else None
 
     base_weights, talk_weights = learn.nll_weights(labels, counts, P, config.base_loss_weight)
     base = Scored(predicted.h_base, labels.ahead[..., 0], labels.base, base_weights)
     output.base_nll = -masked_logprob(head, base, descent)
-    ahead, at_columns = (grid.gather_columns(of).expand(P, -1, -1) for of in (labels.ahead, talk_weights))
+    ahead, at_columns = (grid.gather_columns(each).expand(P, -1, -1) for each in (labels.ahead, talk_weights))
     real = ahead != learn.IGNORED  # [P, C, M]
     talk = Scored(predicted.said.mixed, ahead, real, at_columns)
     output.talk_nll = -grid.scatter_columns(masked_logprob(head, talk, descent))
@@ -57,20 +46,27 @@ def fill_in_losses(
 
     output.reward = learn.reward(output.base_nll, output.talk_nll, labels)
     output.advantage = learn.advantage(output.reward)
-    reinforced = learn.policy_weights(output.advantage, labels, counts, words.shape[-1])  # [B, P, S]
-    at_columns = grid.gather_columns(reinforced.transpose(1, 2)).T[..., None].expand_as(words)  # [P, C, K]
-    written = real.any(-1, keepdim=True).expand_as(words)
+    reinforced = learn.policy_weights(output.advantage, labels, counts, tokens.shape[-1])  # [B, P, S]
+    at_columns = grid.gather_columns(reinforced.transpose(1, 2)).T[..., None].expand_as(tokens)  # [P, C, K]
+    written = real.any(-1, keepdim=True).expand_as(tokens)
     if loss_only:
         written = written & (at_columns > 0)
-    policy = Scored(predicted.branches.h_sampled, words, written, at_columns, config.reinforce_temperature, suppressed)
+    policy = Scored(
+        predicted.said.branches.h_sampled,
+        tokens,
+        written,
+        at_columns,
+        config.reinforce_temperature,
+        request.sampling.suppressed,
+    )
 
-    policy_weight = PolicyWeight.parse(config.policy_weight if is_training else 0.0)
+    policy_weight = PolicyWeight.parse(config.policy_weight if request.is_training else 0.0)
     if policy_weight.is_balanced:
         if descent is not None:
-            made = [each.scattered(of) for each, of in zip((base, talk), descent.squared_gradients(), strict=True)]
+            squared = [term.scattered(at) for term, at in zip((base, talk), descent.squared_gradients(), strict=True)]
         else:
-            made = [squared_gradient(head, each) for each in (base, talk)]
-        nll_gradient = made[0].sum(1) + _per_row(grid, made[1])
+            squared = [squared_gradient(head, term) for term in (base, talk)]
+        nll_gradient = squared[0].sum(1) + _per_row(grid, squared[1])
         weights = policy_weight.balance(nll_gradient, _per_row(grid, squared_gradient(head, policy)))
     else:
         weights = torch.full((len(labels.base),), policy_weight.value, device=output.nll.device)  # [B]
@@ -83,13 +79,13 @@ def fill_in_losses(
         *of_nll, of_policy = descent.squared_gradients()
         output.nll_gradient, output.policy_gradient = torch.cat(of_nll).sum(), of_policy.sum()
         output.loss = descent.attach(output.loss)
-    if predicted.drawn_logprob is not None:
-        output.drawn_logprob = grid.scatter_columns(predicted.drawn_logprob)
-    # entries without a label are 0: a weight that no loss uses says nothing
+    if predicted.thoughts.logprob is not None:
+        output.drawn_logprob = grid.scatter_columns(predicted.thoughts.logprob)
+    # a mixing weight that no loss uses is 0
     output.mixing_weight = output.mixing_weight * labels.talk[:, None]
 
 
 def _per_row(grid: ThoughtGrid, at_branches: Tensor) -> Tensor:
-    """[P, C, ...] -> [B] sums over the branches of each row."""
+    """Return [B]: sums of [P, C, ...] over the branches of each row."""
     of_columns = at_branches.sum(tuple(range(2, at_branches.dim()))).sum(0)
     return of_columns.new_zeros(grid.batch_size).index_add(0, grid.rows, of_columns)

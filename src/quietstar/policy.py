@@ -41,8 +41,8 @@ class Moment:
     """[N, D]: base states; N is 0 there where the policy says that it does not need them"""
     to_logits: Callable[[Tensor], Tensor] = field(repr=False)
     """LM head: [n, D] -> [n, V]"""
-    to_weight: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
-    """mixing head: states without and after a thought, [n, D] each -> [n, 1]"""
+    to_weight: Callable[[Tensor, Tensor], Tensor] | None = field(repr=False)
+    """mixing head: states without and after a thought, [n, D] each -> [n, 1]; None of a plain model"""
     generator: torch.Generator | None = None
     """source of random numbers, on the positions' device"""
     base_logits: Tensor | None = None
@@ -57,7 +57,8 @@ class Moment:
         return torch.cat([measure(self.to_logits(some).float()) for some in self.h_base.split(STATES_AT_ONCE)])
 
     def base_weight(self) -> Tensor:
-        """[N]: what the mixing head gives for a thought that changes nothing: the base state is all that it sees."""
+        """Return [N]: the mixing weights for a thought that changes nothing, as the head sees the base state alone."""
+        assert self.to_weight is not None, "a plain model has no mixing head"
         return self.to_weight(self.h_base, self.h_base).squeeze(-1)
 
     def earlier(self, agreed: Tensor) -> Tensor:

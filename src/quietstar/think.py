@@ -7,60 +7,95 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from quietstar.attention import BranchCache
 from quietstar.base.trunk import Trunk
 from quietstar.base.vocabulary import draw
+from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
-from quietstar.heads import ThoughtEmbeddings
+from quietstar.heads import MixingHead, ThoughtEmbeddings
+
+
+@dataclass(frozen=True, slots=True)
+class Thinker:
+    """The parts of a model that think and talk, for one forward pass."""
+
+    trunk: Trunk
+    embeddings: ThoughtEmbeddings
+    mixing_head: MixingHead
+    n_thought_tokens: int
+    """K"""
+
+
+@dataclass(slots=True, kw_only=True)
+class Sampling:
+    """How thought tokens are drawn."""
+
+    temperature: float
+    """0 takes the likeliest token"""
+    top_p: float = 1.0
+    """tokens are drawn from the likeliest that together reach this probability"""
+    suppressed: Tensor | None = None
+    """[n]: ids that a thought may not contain"""
+    generator: torch.Generator | None = None
+    """source of random numbers, on the model's device"""
+
+    def draw(self, trunk: Trunk, states: Tensor, n_draws: int = 1) -> tuple[Tensor, Tensor]:
+        """Return tokens and their log-probabilities, [n, n_draws] each, drawn from the predictions of states [n, D]."""
+        return draw(trunk.head, states, self.temperature, self.suppressed, self.generator, n_draws, self.top_p)
+
+
+def check_sampling(thought_temperature: float | None, thought_top_p: float | None) -> None:
+    """Raise SettingsError for an invalid temperature or top-p of thoughts."""
+    if thought_temperature is not None and not 0 <= thought_temperature < float("inf"):
+        raise SettingsError(f"thought_temperature is {thought_temperature}; give a number of at least 0")
+    if thought_top_p is None or not 0 < thought_top_p <= 1:
+        raise SettingsError(f"thought_top_p is {thought_top_p}; give a number above 0, at most 1")
 
 
 @dataclass(slots=True)
 class Thoughts:
-    """What think leaves behind for talk to go on from."""
+    """Thoughts, and where their branches can be continued from."""
 
     tokens: Tensor
-    """[P, C, K]: sampled tokens."""
-    logprob: Tensor
-    """[P, C, K]: their log-probabilities in what they were drawn from, 0 where the likeliest was taken."""
-    hidden: Tensor
-    """[K, P, C, D]: state from which each token was sampled."""
+    """[P, C, K]"""
+    logprob: Tensor | None = None
+    """[P, C, K]: log-probabilities in what the tokens were drawn from; None where none were drawn"""
+    hidden: Tensor | None = None
+    """[K, P, C, D]: the state that each token was drawn from"""
+    cache: BranchCache | None = None
+    """keys and values of the base pass and of the steps in `hidden`"""
 
 
-def think(
-    trunk: Trunk,
-    grid: ThoughtGrid,
-    cache: BranchCache,
-    embeddings: ThoughtEmbeddings,
-    *,
-    n_tokens: int,
-    temperature: float,
-    suppressed: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    top_p: float = 1.0,
-) -> Thoughts:
-    """Write a thought of K tokens at every column in K passes of one step each.
+def think(thinker: Thinker, grid: ThoughtGrid, cache: Cache, sampling: Sampling) -> Thoughts:
+    """Write a thought of K tokens at every column, one token of all columns at a time.
+
+    Where branches are recomputed for their gradient, thoughts are sampled without one, and no states are kept.
 
     Args:
-        trunk: the base model.
+        thinker: the model's parts.
         grid: where the branches grow.
-        cache: keys and values of the base pass; those of the thoughts are appended.
-        embeddings: start and end of a thought.
-        n_tokens: K.
-        temperature: 0 takes the likeliest token.
-        suppressed: ids that a thought may not contain.
-        generator: source of the random numbers, on the states' device.
-        top_p: draw among the likeliest tokens that together reach this probability.
+        cache: keys and values of the base pass.
+        sampling: how tokens are drawn.
     """
-    P, C = grid.n_passes, grid.n_columns
-    embeds = embeddings.start.to(trunk.dtype).expand(1, 1, C, -1)
+    if not thinker.trunk.recomputes_branches:
+        return _write(thinker, grid, cache, sampling)
+    with torch.no_grad():
+        thoughts = _write(thinker, grid, cache, sampling)
+    return Thoughts(thoughts.tokens, thoughts.logprob)
+
+
+def _write(thinker: Thinker, grid: ThoughtGrid, base_cache: Cache, sampling: Sampling) -> Thoughts:
+    trunk, P, C = thinker.trunk, grid.n_passes, grid.n_columns
+    cache = trunk.branch_cache(base_cache, grid)
+    embeds = thinker.embeddings.start.to(trunk.dtype).expand(1, 1, C, -1)
     tokens, logprob, hidden = [], [], [embeds[:0].expand(-1, P, -1, -1)]
-    for step in range(n_tokens):
+    for step in range(thinker.n_thought_tokens):
         # start is the same token in every pass: it goes through the trunk once
         passes = replace(grid, n_passes=1) if step == 0 else grid
         states = trunk.branch_pass(passes, range(step, step + 1), embeds, cache)
-        n_draws = P if step == 0 else 1
-        drawn = draw(trunk.head, states.flatten(0, -2), temperature, suppressed, generator, n_draws, top_p)
+        drawn = sampling.draw(trunk, states.flatten(0, -2), n_draws=P if step == 0 else 1)
         if step == 0:
             cache.repeat(P)
             states, drawn = states.expand(-1, P, -1, -1), (drawn[0].T, drawn[1].T)
@@ -68,7 +103,10 @@ def think(
         tokens.append(drawn[0].reshape(P, C))
         logprob.append(drawn[1].reshape(P, C))
         embeds = trunk.embed(tokens[-1])[None]
-    if not tokens:
-        nothing = embeds.new_zeros(P, C, 0)
-        return Thoughts(tokens=nothing.long(), logprob=nothing, hidden=torch.cat(hidden))
-    return Thoughts(tokens=torch.stack(tokens, dim=-1), logprob=torch.stack(logprob, dim=-1), hidden=torch.cat(hidden))
+    nothing = embeds.new_zeros(P, C, 0)
+    return Thoughts(
+        tokens=torch.stack(tokens, dim=-1) if tokens else nothing.long(),
+        logprob=None if not sampling.temperature else torch.stack(logprob, dim=-1) if tokens else nothing,
+        hidden=torch.cat(hidden),
+        cache=cache,
+    )

@@ -38,7 +38,7 @@ def test_out_and_in_again(place, capfd, caplog):
         ("ours base", "base is not empty; give a new or empty folder"),
         ("ours ours", "ours is not empty"),
         ("ours new --n_ahead 4", "ours has its own settings; leave n_ahead out"),
-        ("base new", "it is no checkpoint of the released code"),
+        ("base new", "it is not a checkpoint of the released code"),
         ("base new --n_ahead 1", "n_ahead is 1; give a whole number of at least 2"),
         ("base new --n_ahead x", "invalid int value: 'x'"),
         ("no/such new", "no/such"),

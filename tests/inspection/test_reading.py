@@ -7,7 +7,7 @@ from quietstar.errors import SettingsError
 from quietstar.inspection import reading
 from quietstar.inspection.reading import Reading
 from quietstar.policy import ThinkPolicy
-from quietstar.predict import Sampling
+from quietstar.think import Sampling
 from tests.tiny import FAMILIES, random_thoughts, seeded, texts, tiny_model
 
 S, N_AHEAD = 13, 6
@@ -23,7 +23,7 @@ def test_given_thoughts_say_what_forward_says(family: str) -> None:
     found = Reading(model, row["input_ids"][0]).after(NOW_AND_THEN, thoughts[0, 0, NOW_AND_THEN], 3)
     at = NOW_AND_THEN[:3]  # where all labels are there
     assert torch.allclose(found.weight[:3], expected.mixing_weight[0, 0, at], atol=1e-4)
-    logprob = model.trunk.logits(found.mixed[:3]).log_softmax(-1)
+    logprob = model.thinker().trunk.logits(found.mixed[:3]).log_softmax(-1)
     ahead = row["input_ids"][0, at[:, None] + torch.arange(1, 4)]
     assert torch.allclose(-logprob.gather(2, ahead[..., None])[..., 0], expected.talk_nll[0, 0, at], atol=1e-3)
     at_temperature = model.config.reinforce_temperature

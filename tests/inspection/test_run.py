@@ -297,5 +297,5 @@ def test_impossible_lengths_in_python(here: Path, how: dict) -> None:
         model.inspect("What is", tokenizer, **how)
     with pytest.raises(SettingsError, match="max_length was given with generate"):
         model.inspect("What is", tokenizer, generate=3, max_length=5)
-    with pytest.raises(SettingsError, match="texts hold something that is no text"):
+    with pytest.raises(SettingsError, match="texts contain something that is not a string"):
         model.inspect([3], tokenizer)  # type: ignore[list-item]

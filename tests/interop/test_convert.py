@@ -275,7 +275,7 @@ def test_only_a_mistral_fits_the_released_code(tmp_path):
 
 
 def test_a_plain_model_is_neither(tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint of the released code; from_base gives thoughts"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of the released code; from_base gives thoughts"):
         convert(str(tiny_folder(tmp_path / "base")), tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 

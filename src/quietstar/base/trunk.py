@@ -2,12 +2,14 @@
 logits. No file of the base model is patched; it is given embeddings, positions and masks, and asked for its last
 hidden state.
 
-Legend: B examples, S base tokens, P passes, C columns, Q steps of a branch, D hidden size, V vocabulary.
+Legend: B examples, S base tokens, Q of them new (or Q steps of a branch), P passes, C columns, D hidden size,
+V vocabulary.
 """
 
 import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -27,13 +29,49 @@ from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
 
 
+@dataclass(slots=True, kw_only=True)
+class Text:
+    """Tokens to read, and what was read before them."""
+
+    input_ids: Tensor
+    """[B, Q]"""
+    attention_mask: Tensor
+    """[B, S], 0 at padding"""
+    position_ids: Tensor
+    """[B, S]"""
+    cache: Cache
+    """keys and values of the S - Q tokens before"""
+
+    @property
+    def n_new(self) -> int:
+        """Q"""
+        return self.input_ids.shape[1]
+
+    @property
+    def new_positions(self) -> Tensor:
+        """[B, Q]: position ids of the new tokens."""
+        return self.position_ids[:, -self.n_new :]
+
+
+@dataclass(slots=True, kw_only=True)
+class BasePass:
+    """A text that the base model has read, without a thought."""
+
+    embeds: Tensor
+    """[B, Q, D]: embeddings of the new tokens"""
+    h_base: Tensor
+    """[B, Q, D]: their last hidden states"""
+    cache: Cache
+    """keys and values of all S tokens"""
+
+
 class Trunk:
     """A base model seen through a thought grid, during one forward pass.
 
     Args:
         base_lm: a decoder-only model with its LM head.
         attention: how it attends over a grid.
-        adapts_branches: whether adapters of branches, where it has any, act in them.
+        adapts_branches: False leaves the adapters of branches off.
     """
 
     def __init__(self, base_lm: PreTrainedModel, attention: AttentionBackend, adapts_branches: bool = True) -> None:
@@ -43,27 +81,27 @@ class Trunk:
         self.embed = LookUps(base_lm.get_input_embeddings())
         """[...] token ids -> [..., D]"""
         self.head = self._lm_head()
-        """the LM head by its parts, for work over the vocabulary a few rows at a time"""
+        """weight and bias of the LM head, for work over the vocabulary in blocks"""
         self.frequencies = Frequencies(base_lm)
         """rope frequencies of the text that is read, where they depend on its length"""
         self.keeps_hidden_states = False
-        """whether the first pass, which reads the text, leaves the states of all layers behind"""
+        """whether the first pass, over the text, keeps the states of all layers in `hidden_states`"""
         self.hidden_states: tuple[Tensor, ...] = ()
-        """[B, S, D] each: embeddings and what every layer made of them, the last after the final norm"""
+        """[B, S, D] each: embeddings, then the output of each layer, the last after the final norm"""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the embeddings that the base model is given."""
+        """Dtype of the token embeddings."""
         return self.base_lm.get_input_embeddings().weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the same embeddings."""
+        """Device of the token embeddings."""
         return self.base_lm.get_input_embeddings().weight.device
 
     @property
     def window(self) -> int | None:
-        """Of the layers that have one."""
+        """Sliding window in tokens, of the layers that have one; None without."""
         return getattr(self.base_lm.config.get_text_config(), "sliding_window", None)
 
     def _lm_head(self) -> LMHead:
@@ -71,7 +109,7 @@ class Trunk:
         module = self.base_lm.get_output_embeddings()
         if is_plain(module, nn.Linear):
             weight, bias = whole(module).weight, module.bias
-        else:  # an adapter, say: what it does to the identity is its weight
+        else:  # an adapter, for example: applied to the identity, it gives its weight
             bias = module(torch.zeros(1, config.hidden_size, dtype=self.dtype, device=self.device))[0]
             identity = torch.eye(config.hidden_size, dtype=self.dtype, device=self.device)
             weight = (module(identity) - bias).T
@@ -79,7 +117,7 @@ class Trunk:
 
     @property
     def _bending(self) -> dict[str, Any]:
-        """What the base model does to the products of its LM head."""
+        """What the base model does to the output of its LM head."""
         config = self.base_lm.config.get_text_config()
         return {
             "factor": getattr(config, "logit_scale", None) or 1.0,  # Cohere
@@ -88,11 +126,18 @@ class Trunk:
         }
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., D] states after the final norm -> [..., V], as the base model itself makes them."""
+        """Return logits [..., V] of states [..., D] after the final norm, as the base model itself does."""
         return bend(self.base_lm.get_output_embeddings()(hidden), **self._bending)
 
+    def read(self, text: Text) -> BasePass:
+        """Run the base pass over new tokens; their keys and values are appended to the text's cache."""
+        embeds = self.embed(text.input_ids)
+        self.frequencies.choose(text.new_positions)
+        h_base = self.base_pass(embeds, text.attention_mask, text.new_positions, text.cache)
+        return BasePass(embeds=embeds, h_base=h_base, cache=text.cache)
+
     def base_pass(self, embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache) -> Tensor:
-        """The ordinary forward pass over the text: [B, S, D] embeddings -> [B, S, D] h_base.
+        """Return h_base [B, Q, D] of embeddings [B, Q, D]: the ordinary forward pass over a text.
 
         Its keys and values are appended to `cache`, under gradient checkpointing too.
         """
@@ -104,16 +149,16 @@ class Trunk:
             return self._states(embeds, cache=cache, **how)
 
     def branch_cache(self, cache: Cache, grid: ThoughtGrid, rows: slice = slice(None)) -> BranchCache:
-        """A base pass's keys and values, for branches to grow on: of the rows that the grid has."""
+        """Return the keys and values of a base pass for branches to grow on, of the grid's rows."""
         return BranchCache(cache, grid, by_row=self.attention.by_row, rows=rows)
 
     def in_branches(self) -> AbstractContextManager:
-        """While branch tokens go through the base model: adapters of branches are on."""
+        """Return a context in which the adapters of branches are on."""
         return in_branches(self._branch_layers)
 
     @property
     def branches_differ(self) -> bool:
-        """Whether tokens of text and of branches go through different weights, and so never through one pass."""
+        """Whether text and branches go through different weights, and so never through one pass."""
         return bool(self._branch_layers)
 
     @functools.cached_property
@@ -121,7 +166,7 @@ class Trunk:
         return branch_layers(self.base_lm) if self.adapts_branches else []
 
     def branch_pass(self, grid: ThoughtGrid, steps: range, embeds: Tensor, cache: BranchCache) -> Tensor:
-        """Some steps of all branches, over cached keys and values: [Q, P, C, D] embeddings -> the same of states."""
+        """Return states [Q, P, C, D] of some steps of all branches from embeddings, over cached keys and values."""
         if embeds.numel() == 0:  # no column anywhere
             return embeds
         position_ids = grid.branch_position_ids(steps)
@@ -129,7 +174,7 @@ class Trunk:
             embeds, position_ids = (grid.to_rows(of, dim=2) for of in (embeds, position_ids))  # [B, Q, P, N, ...]
         else:
             embeds, position_ids = embeds[None], position_ids[None]
-        with self.attention.attending(self.base_lm), self.in_branches():
+        with self.keeping_caches(), self.attention.attending(self.base_lm), self.in_branches():
             hidden = self._states(
                 embeds.flatten(1, 3),
                 position_ids=position_ids.flatten(1),
@@ -140,20 +185,25 @@ class Trunk:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether every process must make the same passes; see `quietstar.base.sharding`."""
+        """Whether all processes must make the same passes; see `quietstar.base.sharding`."""
         return is_sharded(self.base_lm)
 
     @property
     def recomputes(self) -> bool:
-        """Whether gradient checkpointing is at work: layers then drop every cache in passes with gradient."""
+        """Whether gradient checkpointing is on: layers then drop every cache in passes with gradient."""
         return any(module.gradient_checkpointing and module.training for module in self._checkpointed)
 
     @property
-    def _recomputes_with_keys(self) -> bool:
-        """Whether layers that are computed again can leave their keys and values behind, gradient included.
+    def recomputes_branches(self) -> bool:
+        """Whether branches are recomputed in the backward pass, some columns at a time."""
+        return torch.is_grad_enabled() and self.recomputes
 
-        Not where their attention cannot be hooked, nor with reentrant checkpoints, whose insides have no gradient, nor
-        where the name of the attention function, which is its own when a layer is computed again, chooses another path.
+    @property
+    def _recomputes_with_keys(self) -> bool:
+        """Whether recomputed layers can leave their keys and values behind, gradient included.
+
+        They cannot where their attention cannot be hooked, with reentrant checkpoints, whose insides have no gradient,
+        or where the code path depends on the name of the attention function, which is ours in the forward pass only.
         """
         if getattr(self.base_lm.config.get_text_config(), "reorder_and_upcast_attn", False):  # GPT-2
             return False
@@ -163,7 +213,7 @@ class Trunk:
 
     @contextmanager
     def keeping_caches(self) -> Iterator[None]:
-        """Switch gradient checkpointing off, for passes that need their cache."""
+        """Switch gradient checkpointing off for passes that need their cache."""
         switched_on = [module for module in self._checkpointed if module.gradient_checkpointing]
         for module in switched_on:
             module.gradient_checkpointing = False
@@ -175,7 +225,7 @@ class Trunk:
 
     @functools.cached_property
     def _checkpointed(self) -> list:
-        if not self.base_lm.training:  # it does nothing there
+        if not self.base_lm.training:  # checkpointing does nothing in evaluation
             return []
         return [module for module in self.base_lm.modules() if hasattr(module, "gradient_checkpointing")]
 
@@ -193,7 +243,7 @@ class Trunk:
 
 
 def check_reach(base_lm: PreTrainedModel, n_base: int, branch_length: int) -> None:
-    """Raise SettingsError where rows of so many tokens and their branches reach past learned positions."""
+    """Raise SettingsError if rows of n_base tokens and their branches reach past learned positions."""
     config = base_lm.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     reach = n_base + branch_length
@@ -209,5 +259,5 @@ def check_reach(base_lm: PreTrainedModel, n_base: int, branch_length: int) -> No
 
 @functools.cache
 def _cache_name(base_model: type[nn.Module]) -> str:
-    """What a base model's forward calls its cache: transformers renamed it in 5.24."""
+    """Return the name of the cache among the arguments of a base model's forward: transformers renamed it in 5.24."""
     return "cache" if "cache" in signature(base_model.forward).parameters else "past_key_values"

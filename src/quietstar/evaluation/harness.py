@@ -10,7 +10,7 @@ scored, texts that are generated at every token, each as the policy says.
 import math
 from collections.abc import Callable
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from quietstar.errors import DataError, MissingExtraError, SettingsError, reason
 from quietstar.evaluation.hf_arguments import without_defaults
 from quietstar.evaluation.report import Figure
 from quietstar.evaluation.scoring import Continuation, Speaker, Stopwatch, score
+from quietstar.evaluation.session import Evaluation
 from quietstar.inference.loading import UseArguments, context_length, load_model
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
@@ -35,9 +36,6 @@ try:
     from lm_eval.utils import simple_parse_args_string
 except ImportError as error:
     raise MissingExtraError("lm_eval", "lm-eval", "tasks of lm-eval") from error
-
-if TYPE_CHECKING:
-    from quietstar.evaluation.run import Evaluation
 
 NUMBERS = (bool, int, float)
 
@@ -202,7 +200,7 @@ def known_tasks(names: str, path: str | None) -> tuple[list[str], TaskManager]:
     return split, manager
 
 
-def run_lm_eval(run: "Evaluation", names: list[str], manager: TaskManager) -> dict[str, Any]:
+def run_lm_eval(run: Evaluation, names: list[str], manager: TaskManager) -> dict[str, Any]:
     """Ask a model lm-eval's tasks, without thoughts and with them; figures are added to the run's.
 
     Args:

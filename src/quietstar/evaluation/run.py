@@ -4,30 +4,25 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from quietstar.errors import CheckpointError, SettingsError, first_line, shown
 from quietstar.evaluation import perplexity, report, sweep, voting
 from quietstar.evaluation.arguments import EvaluateArguments
 from quietstar.evaluation.baseline import Baseline
-from quietstar.evaluation.direct import DirectScores, alphabet_of, encode, score_items
-from quietstar.evaluation.report import Figure
-from quietstar.evaluation.scoring import Continuation, Speaker
-from quietstar.evaluation.tasks import Item, Task, find_task, load_items, parse_data
+from quietstar.evaluation.measures import chain_of_thought, direct, encode_task, text_perplexity
+from quietstar.evaluation.scoring import Continuation
+from quietstar.evaluation.session import Evaluation
+from quietstar.evaluation.tasks import Item, find_task, load_items, parse_data
 from quietstar.inference.loading import context_length, load_model, name_of
 from quietstar.inference.text_settings import say_what_is_set_aside
-from quietstar.model import QuietStarForCausalLM
-from quietstar.policy import ThinkPolicy
-from quietstar.reporting.interval import Estimate, bootstrap, share_of
 from quietstar.runs.contents import digest_of_model
 from quietstar.runs.folders import MARKER, alone_in, claim, refuse_full, refuse_holding, versions
 from quietstar.runs.processes import Processes
@@ -38,52 +33,6 @@ FREE = frozenset(
     | {"perplexity", "baseline", "lm_eval_path"}
 )
 """settings that a run which is resumed may change: no answer that is kept depends on them (an answer knows its item)"""
-
-
-@dataclass(slots=True)
-class Evaluation:
-    """A model, what it is evaluated with, and what came out so far."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    args: EvaluateArguments
-    folder: Path
-    figures: list[Figure]
-    console: Console
-    processes: Processes
-    baseline: Baseline | None = None
-
-    @property
-    def modes(self) -> list[str]:
-        """original for a plain model; base and thinking for one that thinks."""
-        return ["base", "thinking"] if isinstance(self.model, QuietStarForCausalLM) else ["original"]
-
-    def speaker(self, mode: str, think: str | None = None) -> Speaker:
-        """The model as it speaks in a mode; sampled thoughts are drawn from the seed, and the process, anew."""
-        policy = ThinkPolicy.parse(think or self.args.think) if mode == "thinking" else None
-        generator = torch.Generator(self.model.device).manual_seed(self.args.seed + self.processes.rank)
-        how = (self.args.thought_temperature, self.args.thought_top_p, generator, self.processes)
-        return Speaker(self.model, policy, *how)
-
-    def beside_baseline(self, values: torch.Tensor, items: list[Item], name: str, measure: str) -> Estimate | None:
-        """How far values [n] lie from an earlier evaluation's; None where there is none."""
-        if self.baseline is None:
-            return None
-        return bootstrap(values.double() - self.baseline.values(items, name, measure))
-
-    @contextmanager
-    def progress(self, what: str, n: int, score: str) -> Iterator[Callable[[int, float], None]]:
-        """A bar with the running score, of the first process."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(
-            *columns,
-            TextColumn("{task.fields[score]}"),
-            console=self.console,
-            transient=True,
-            disable=not (self.console.is_terminal and self.processes.is_first),
-        ) as bar:
-            task = bar.add_task(what, total=-(-n // self.processes.n), score="")
-            yield lambda done, value: bar.update(task, completed=done, score=f"{score} {value:.4f}")
 
 
 def evaluate(
@@ -256,127 +205,3 @@ def refuse_changed(folder: Path, settings: dict[str, Any]) -> None:
             f"output_dir {folder} holds answers with {name} {shown(was)}, now it is {shown(is_now)}; they do not mix: "
             "give the old setting, another output_dir, or --overwrite"
         )
-
-
-def encode_task(run: Evaluation, task: Task, items: list[Item]) -> tuple[list[Continuation], str]:
-    """A task's items as they are scored, and what a reader of the result should know about that."""
-    alphabet = alphabet_of(task, run.tokenizer)
-    sequences, n_cut = encode(items, run.tokenizer, alphabet, run.args.max_length)
-    notes = [alphabet.note, f"{n_cut} items were cut to {run.args.max_length} tokens" if n_cut else ""]
-    return sequences, "; ".join(note for note in notes if note)
-
-
-def direct(
-    run: Evaluation, task: Task, items: list[Item], sequences: list[Continuation], notes: str
-) -> list[sweep.Point]:
-    """Direct answers without thoughts and with them; the points of a sweep where one was asked for."""
-    rule = sweep.swept_rule(run.args.think) if run.args.sweep else None
-    scores: dict[str, DirectScores] = {}
-    for mode in run.modes:
-        with run.progress(f"{task.name} {mode}", len(items), "answer probability") as progress:
-            scores[mode] = score_items(
-                run.speaker(mode), sequences, run.args.batch_size, measure=rule, progress=progress
-            )
-        if run.processes.is_first:
-            write_items(run.folder / f"{task.name}-{mode}.jsonl", items, scores[mode])
-        for measure in ("answer_probability", "exact_match"):
-            values = getattr(scores[mode], measure)
-            base = getattr(scores["base"], measure) if mode == "thinking" else None
-            run.figures.append(
-                Figure(
-                    task=task.name,
-                    measure=measure,
-                    mode=mode,
-                    estimate=share_of(values) if measure == "exact_match" else bootstrap(values),
-                    difference=None if base is None else bootstrap(values.double() - base.double()),
-                    beside_baseline=run.beside_baseline(values, items, task.name, measure),
-                    share_thought=scores[mode].share_thought,
-                    seconds=scores[mode].seconds,
-                    notes=notes,
-                )
-            )
-    if rule is None:
-        return []
-    everywhere = scores["thinking"]
-    if run.args.think != "always":
-        everywhere = score_items(run.speaker("thinking", "always"), sequences, run.args.batch_size)
-    return sweep.sweep(rule, scores["base"], everywhere)
-
-
-def write_items(path: Path, items: list[Item], scores: DirectScores) -> None:
-    """A JSON line for each item."""
-    with path.open("w", encoding="utf-8") as file:
-        for item, probability, exact in zip(
-            items, scores.answer_probability.tolist(), scores.exact_match.tolist(), strict=True
-        ):
-            line = {
-                "index": item.index,
-                "item": voting.digest(item),
-                "answer_probability": probability,
-                "exact_match": exact,
-            }
-            file.write(json.dumps(line) + "\n")
-
-
-def chain_of_thought(run: Evaluation, task: Task, items: list[Item]) -> None:
-    """Majority votes without thoughts and with them."""
-    right: dict[str, torch.Tensor] = {}
-    for mode in run.modes:
-        ledger = voting.Ledger(run.folder / f"{task.name}-cot-{mode}.jsonl", run.processes)
-        thoughts: dict[str, Any] = {}
-        if mode != "original":
-            thoughts = {"think": run.args.think if mode == "thinking" else "never", **run.args.thought_settings}
-        with run.progress(f"{task.name} votes {mode}", len(items), "right") as progress:
-            answers = voting.vote_on(
-                run.model,
-                run.tokenizer,
-                task,
-                items,
-                run.args.voting,
-                ledger,
-                run.args.seed,
-                progress,
-                **thoughts,
-            )
-        right[mode] = torch.tensor([answer["right"] for answer in answers])
-        difference: Estimate | None = None
-        if mode == "thinking":
-            difference = bootstrap(right[mode].double() - right["base"].double())
-        run.figures.append(
-            Figure(
-                task=task.name,
-                measure=f"majority_of_{run.args.votes}",
-                mode=mode,
-                estimate=share_of(right[mode]),
-                difference=difference,
-                beside_baseline=run.beside_baseline(right[mode], items, f"{task.name}-cot", "right"),
-                seconds=sum(answer["seconds"] for answer in answers) / run.processes.n,
-            )
-        )
-
-
-def text_perplexity(run: Evaluation, windows: list[Any]) -> perplexity.Perplexity:
-    """Of held-out text, and its picture."""
-    thinking = run.speaker("thinking") if "thinking" in run.modes else None
-    with run.progress("perplexity", len(windows), "nll") as progress:
-        found = perplexity.measure_perplexity(run.speaker("base"), thinking, windows, run.args.batch_size, progress)
-    for mode, estimate in (("base", found.base_nll), ("thinking", found.thinking_nll)):
-        if estimate is not None:
-            run.figures.append(
-                Figure(
-                    task=Path(str(run.args.perplexity)).name,
-                    measure="nll, nats a token",
-                    mode=mode if thinking else "original",
-                    estimate=estimate,
-                    difference=_negative(found.gain) if mode == "thinking" else None,
-                    seconds=found.seconds[mode],
-                    notes=f"{mode}: perplexity {torch.tensor(estimate.value).exp():.3f} over {found.n_tokens:,} tokens",
-                )
-            )
-    if found.by_nll and run.processes.is_first:
-        perplexity.picture(found, run.folder / "perplexity.png")
-    return found
-
-
-def _negative(gain: Estimate | None) -> Estimate | None:
-    return None if gain is None else Estimate(value=-gain.value, low=-gain.high, high=-gain.low, n=gain.n)

@@ -1,4 +1,4 @@
-"""How likely a model finds the rest of a sequence, with thoughts or without, where it is asked about alone.
+"""Log-probabilities of the last tokens of sequences, with thoughts at these tokens or without.
 
 Legend: B sequences in a batch, S tokens of the longest, n tokens that are scored, D hidden size, V vocabulary.
 """
@@ -13,15 +13,16 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from quietstar.attention import attention_backend
-from quietstar.base.trunk import Trunk
+from quietstar.base.trunk import Text, Trunk
+from quietstar.base.vocabulary import STATES
 from quietstar.grid import default_position_ids
 from quietstar.model import QuietStarForCausalLM
-from quietstar.policy import KINDS, Moment, ThinkPolicy
-from quietstar.predict import Sampling, Text, predict_over_grid
+from quietstar.policy import KINDS, ThinkPolicy
+from quietstar.predict import moment_of, where_to_think
+from quietstar.request import Request
 from quietstar.runs.processes import ALONE, Processes
-
-STATES = 64
-"""predictions over the vocabulary that are made at once"""
+from quietstar.talk import mixed_states, talk
+from quietstar.think import Sampling, Thinker, think
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,43 +33,46 @@ class Continuation:
     first: int
     """index of the first token that is scored, at least 1"""
     alphabet: tuple[int, ...] = ()
-    """tokens over which probabilities are renormalised as well; none for the vocabulary alone"""
+    """tokens over which probabilities are also renormalised; empty for none"""
 
 
 @dataclass(slots=True)
 class Scores:
-    """What a model said about the n scored tokens of a sequence."""
+    """Scores of the n scored tokens of a sequence."""
 
     logprob: Tensor
     """[n] in nats, over the vocabulary"""
     is_likeliest: Tensor
-    """[n] bool: nothing in the vocabulary is likelier"""
+    """[n] bool: no token of the vocabulary is likelier"""
     within: Tensor
     """[n]: log-probability within the alphabet; 0 for tokens outside it"""
     thought: Tensor
     """[n] bool: a thought was written before it"""
     measured: Tensor
-    """[n]: what the rule asked about measures there; 0 where nobody asked"""
+    """[n]: what the policy's rule measured; 0 if none was asked for"""
 
 
 @dataclass(slots=True)
 class Speaker:
-    """A model, and how it is let speak: with its thoughts, or without."""
+    """A model, and whether it thinks before it speaks."""
 
     model: PreTrainedModel
     policy: ThinkPolicy | None = None
-    """where to think; None never does, and is all that a plain model can do"""
+    """where to think; None never thinks, as a plain model must"""
     temperature: float = 0.0
     """at which thoughts are sampled"""
     top_p: float = 1.0
     generator: torch.Generator | None = None
     processes: Processes = ALONE
-    """which share what it is asked"""
+    """they share the sequences"""
+    thinker: Thinker | None = field(init=False, default=None)
+    """None for a plain model"""
     trunk: Trunk = field(init=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.model, QuietStarForCausalLM):
-            self.trunk = self.model.trunk
+            self.thinker = self.model.thinker()
+            self.trunk = self.thinker.trunk
         else:
             self.trunk = Trunk(self.model, attention_backend("dense", self.model))
 
@@ -79,7 +83,7 @@ class Speaker:
 
     @torch.no_grad()
     def states(self, input_ids: Tensor, attention_mask: Tensor, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """States that predict the token after each position that is asked about.
+        """Return the states that predict the token after each position that is asked about.
 
         Args:
             input_ids: [B, S]
@@ -89,36 +93,39 @@ class Speaker:
         Returns:
             [n, D] states with thoughts mixed in, [n, D] without, [n] bool: where a thought was written.
         """
-        positions, cache = default_position_ids(attention_mask.bool()), DynamicCache()
-        if self.policy is None or not isinstance(self.model, QuietStarForCausalLM):
-            embeds = self.trunk.embed(input_ids)
-            base = self.trunk.base_pass(embeds, attention_mask, positions, cache)[asked]
-            return base, base, torch.zeros(len(base), dtype=torch.bool, device=base.device)
-        predicted = predict_over_grid(
-            self.model,
-            self.trunk,
-            Text(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, cache=cache),
-            asked,
-            self.policy,
-            Sampling(
+        text = Text(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=default_position_ids(attention_mask.bool()),
+            cache=DynamicCache(),
+        )
+        base = self.trunk.read(text)
+        without = base.h_base[asked]
+        if self.policy is None or self.thinker is None:
+            return without, without, torch.zeros(len(without), dtype=torch.bool, device=self.device)
+        request = Request(
+            config=self.model.config,
+            text=text,
+            think_at=asked,
+            policy=self.policy,
+            sampling=Sampling(
                 temperature=self.temperature,
                 top_p=self.top_p,
                 suppressed=self.model.suppressed,
                 generator=self.generator,
             ),
-            thoughts=None,
-            n_passes=1,
-            n_ahead_talk=1,
         )
-        return predicted.mixed[asked], predicted.h_base[asked], predicted.grid.is_column[asked]
+        grid = where_to_think(self.thinker, request, base)
+        said = talk(self.thinker, grid, base, think(self.thinker, grid, base.cache, request.sampling))
+        return mixed_states(grid, base.h_base, said)[asked], without, grid.is_column[asked]
 
     def logits(self, states: Tensor) -> Tensor:
-        """[n, D] -> [n, V] in float32."""
+        """Return logits [n, V] in float32 of states [n, D]."""
         return self.trunk.logits(states).float()
 
 
 def by_length(sequences: Sequence[Continuation], batch_size: int) -> Iterator[list[int]]:
-    """Indices of sequences in batches of about equal lengths, the longest first: what does not fit shows at once."""
+    """Yield the indices of batches of similar lengths, longest first: a batch that does not fit fails at once."""
     order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index].ids))
     for first in range(0, len(order), batch_size):
         yield order[first : first + batch_size]
@@ -133,14 +140,14 @@ def score(
     measure: str | None = None,
     progress: Callable[[list[Scores]], None] | None = None,
 ) -> list[Scores]:
-    """Score sequences, in batches by length; thoughts are written at scored positions only.
+    """Return the scores of sequences, in batches by length; thoughts are written at scored positions only.
 
     Args:
         speaker: the model; each of its processes scores a share of the sequences, and gets all scores.
-        sequences: what is scored.
-        batch_size: sequences at a time, of each process.
-        measure: name of a policy's rule whose measure is wanted at each position.
-        progress: told the scores of each batch of this process.
+        sequences: to score.
+        batch_size: sequences in a batch, on each process.
+        measure: name of a policy's rule that is to be measured at each position.
+        progress: called with the scores of each batch of this process.
     """
     ours = speaker.processes.share(sequences)
     found: dict[int, Scores] = {}
@@ -154,7 +161,7 @@ def score(
 
 def _score_batch(speaker: Speaker, batch: list[Continuation], measure: str | None) -> list[Scores]:
     rows = [torch.tensor(sequence.ids) for sequence in batch]
-    # the last token predicts nothing that is scored
+    # nothing is scored after the last token
     input_ids = pad_sequence([row[:-1] for row in rows], batch_first=True).to(speaker.device)
     lengths = torch.tensor([len(row) - 1 for row in rows], device=speaker.device)
     index = torch.arange(input_ids.shape[1], device=speaker.device)
@@ -181,26 +188,20 @@ def _score_batch(speaker: Speaker, batch: list[Continuation], measure: str | Non
     if measure is not None:
         measured = _measured(speaker, measure, base, asked)
     parts = asked.sum(1).tolist()
-    split = [of.cpu().split(parts) for of in (logprob, likeliest, within, thought, measured)]
-    return [Scores(*of) for of in zip(*split, strict=True)]
+    split = [values.cpu().split(parts) for values in (logprob, likeliest, within, thought, measured)]
+    return [Scores(*values) for values in zip(*split, strict=True)]
 
 
 def _measured(speaker: Speaker, rule: str, base: Tensor, asked: Tensor) -> Tensor:
     rows, columns = asked.nonzero(as_tuple=True)
-    moment = Moment(
-        rows=rows,
-        position_ids=columns,
-        n_thoughts=torch.zeros(len(asked), dtype=torch.long, device=rows.device),
-        h_base=base,
-        to_logits=speaker.trunk.logits,
-        to_weight=getattr(speaker.model, "mixing_head", lambda without, after: without[:, :1]),
-        generator=speaker.generator,
-    )
+    n_thoughts = torch.zeros(len(asked), dtype=torch.long, device=rows.device)
+    mixing_head = None if speaker.thinker is None else speaker.thinker.mixing_head
+    moment = moment_of(speaker.trunk, mixing_head, rows, columns, n_thoughts, base, speaker.generator)
     return KINDS[rule].measure(moment, torch.ones_like(rows, dtype=torch.bool)).float()
 
 
 class Stopwatch:
-    """Seconds, a GPU's work included."""
+    """Elapsed seconds, including the GPU's work."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -213,5 +214,5 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Since it was made."""
+        """Since the start."""
         return self._now() - self.begun

@@ -10,12 +10,12 @@ from quietstar.attention import BACKENDS
 from quietstar.base.ids import suppress_padding
 from quietstar.base.loading import check_head, holds_thinking_model, load_base, load_tokenizer
 from quietstar.base.sources import SUFFIX, find_source
-from quietstar.checks import check_sampling
 from quietstar.errors import CheckpointError, SettingsError, first_line
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
 from quietstar.runs.fields import option
 from quietstar.text.tokens import token_ids
+from quietstar.think import check_sampling
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EXAMPLES = "always, never, every:4, probability:0.25, entropy:2.5, margin:0.2, mixing_head:0.1, budget:16"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quietstar.evaluation.scoring import STATES, Speaker
+from quietstar.base.vocabulary import STATES
+from quietstar.evaluation.scoring import Speaker
 from quietstar.inspection.reading import Reading
 from quietstar.journal import TopTokens
 from quietstar.learn import IGNORED

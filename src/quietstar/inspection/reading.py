@@ -1,33 +1,33 @@
-"""A text read once, on which thoughts are grown as often as one likes: any thoughts, of any length, anywhere.
+"""A text that is read once, and thought about as often as needed: any thoughts, of any length, at any position.
 
 Legend: S tokens of the text, C columns, K tokens that the model thinks, k of a thought that is given, M true tokens
 after it, D hidden size, V vocabulary.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from quietstar.base.logprob import token_logprob
-from quietstar.base.trunk import check_reach
+from quietstar.base.trunk import BasePass, Text, check_reach
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid, default_position_ids
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
-from quietstar.predict import Sampling, Text, decide_over
-from quietstar.talk import branch_embeds, finish_branches, split_branches, talk
-from quietstar.think import think
+from quietstar.predict import decide_over
+from quietstar.talk import talk
+from quietstar.think import Sampling, Thoughts, think
 
 BRANCH_TOKENS = 4096
-"""tokens of branches that go through the model at once"""
+"""tokens of branches in one pass"""
 
 
 @dataclass(slots=True)
 class Said:
-    """What follows thoughts."""
+    """Predictions after thoughts."""
 
     weight: Tensor
     """[C, M]: mixing weights, in float32"""
@@ -40,12 +40,12 @@ class Said:
 
 
 class Reading:
-    """The base pass over a text, kept with its keys and values. No gradient; the model is left as it is.
+    """The base pass over a text, kept with its keys and values. No gradient; the model does not change.
 
     Args:
         model: in evaluation mode.
         input_ids: [S], at least one.
-        at_once: tokens that are read now, the others by `read_on`; None reads all.
+        at_once: number of tokens to read now, the others by `read_on`; None reads all.
 
     Raises:
         SettingsError: the text is empty, or too long for the model's learned positions.
@@ -55,7 +55,8 @@ class Reading:
     def __init__(self, model: QuietStarForCausalLM, input_ids: Tensor, at_once: int | None = None) -> None:
         if input_ids.dim() != 1 or not len(input_ids):
             raise SettingsError(f"the text is {list(input_ids.shape)} tokens; give [S] with at least one")
-        self.model, self.trunk = model, model.trunk
+        self.model, self.thinker = model, model.thinker()
+        self.trunk = self.thinker.trunk
         ids = input_ids[None].to(model.device)
         check_reach(self.trunk.base_lm, len(input_ids), model.config.n_ahead)
         mask = torch.ones_like(ids)
@@ -75,18 +76,18 @@ class Reading:
 
     @property
     def is_read(self) -> bool:
-        """Whether the whole text has been read, as all but `read_on` ask for."""
+        """Whether the whole text has been read, as every method but `read_on` requires."""
         return len(self) == len(self.input_ids)
 
     @torch.no_grad()
     def read_on(self, n_tokens: int) -> None:
-        """Read so many tokens more."""
+        """Read n_tokens more."""
         self.h_base = torch.cat([self.h_base, self._read(slice(len(self), len(self) + n_tokens))])
 
-    def _read(self, some: slice) -> Tensor:
+    def _read(self, part: slice) -> Tensor:
         text = self.text
         return self.trunk.base_pass(
-            self.embeds[:, some], text.attention_mask[:, : some.stop], text.position_ids[:, some], text.cache
+            self.embeds[:, part], text.attention_mask[:, : part.stop], text.position_ids[:, part], text.cache
         )[0]
 
     @property
@@ -98,75 +99,59 @@ class Reading:
     def decide(
         self, policy: ThinkPolicy, may_think: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, list[str]]:
-        """Columns [C] where a policy thinks, among `may_think` [S] bool, and its reason at each position [S].
+        """Return the columns [C] where a policy thinks, among `may_think` [S], and its reason at each position [S].
 
-        The reason is empty where it may not think.
+        The reason is empty where may_think is false.
         """
-        decision = decide_over(self.model, self.trunk, self.text, may_think[None], policy, self.h_base[None], generator)
+        decision = decide_over(self.thinker, self.text, may_think[None], policy, self.h_base[None], generator)
         asked = may_think.nonzero().squeeze(1)
         reasons = [""] * len(self)
-        measured = [of.tolist() for of in decision.measured]
+        measured = [values.tolist() for values in decision.measured]
         for n, position in enumerate(asked.tolist()):
-            reasons[position] = policy.reason([of[n] for of in measured])
+            reasons[position] = policy.reason([values[n] for values in measured])
         return asked[decision.think], reasons
 
     @torch.no_grad()
     def think(self, columns: Tensor, sampling: Sampling | None = None) -> Tensor:
-        """[C, K]: what the model thinks at columns [C], rising; greedily unless told otherwise."""
-        K = self.model.config.n_thought_tokens
+        """Return the thoughts [C, K] of the model at columns [C], rising; greedy by default."""
+        K = self.thinker.n_thought_tokens
         sampling = sampling or Sampling(temperature=0.0, suppressed=self.model.suppressed)
-        found = [columns.new_zeros(0, K)]
+        thoughts = [columns.new_zeros(0, K)]
         for _, grid in self._grids(columns, K + 2):
-            cache = self.trunk.branch_cache(self.text.cache, grid)
-            thoughts = think(
-                self.trunk,
-                grid,
-                cache,
-                self.model.thought_embeddings,
-                n_tokens=K,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                suppressed=sampling.suppressed,
-                generator=sampling.generator,
-            )
-            found.append(thoughts.tokens[0].to(columns.device))
-        return torch.cat(found)
+            tokens = think(self.thinker, grid, self.text.cache, sampling).tokens
+            thoughts.append(tokens[0].to(columns.device))
+        return torch.cat(thoughts)
 
     @torch.no_grad()
     def after(self, columns: Tensor, thoughts: Tensor, n_ahead_talk: int = 1) -> Said:
-        """What is said after thoughts [C, k] at columns [C], rising, and after n_ahead_talk - 1 true tokens more."""
+        """Return what is said after thoughts [C, k] at columns [C], rising, and n_ahead_talk - 1 true tokens more."""
         k, M, D = thoughts.shape[1], n_ahead_talk, self.h_base.shape[1]
         check_reach(self.trunk.base_lm, len(self), k + 1 + M)
-        embeddings = self.model.thought_embeddings
-        weights, alone, mixed = [], [self.h_base.new_zeros(0, M, D)], [self.h_base.new_zeros(0, M, D)]
-        weights.append(torch.zeros(0, M, device=self.h_base.device))
-        logprob = [torch.zeros(0, k, device=self.h_base.device)]
+        base = BasePass(embeds=self.embeds, h_base=self.h_base[None], cache=self.text.cache)
+        device, no_states = self.h_base.device, self.h_base.new_zeros(0, M, D)
+        parts = [Said(torch.zeros(0, M, device=device), no_states, no_states, torch.zeros(0, k, device=device))]
         for some, grid in self._grids(columns, k + 1 + M):
-            words = thoughts[some].to(self.h_base.device)[None]
-            embeds = branch_embeds(self.trunk, grid, embeddings, words, self.embeds, M)
-            hidden = finish_branches(self.trunk, grid, embeds, self.trunk.branch_cache(self.text.cache, grid))
-            states = split_branches(hidden, k)
-            said = talk(grid, self.model.mixing_head, self.h_base[None], states.h_thought)
-            weights.append(said.weight[0].float())
-            alone.append(states.h_thought[0])
-            mixed.append(said.mixed[0])
-            sampled = states.h_sampled[0].flatten(0, 1)
-            of_words = token_logprob(self.trunk.head, sampled, words.flatten(), suppressed=self.model.suppressed)
-            logprob.append(of_words.view(words.shape[1:]))
-        return Said(
-            weight=torch.cat(weights),
-            alone=torch.cat(alone),
-            mixed=torch.cat(mixed),
-            thought_logprob=torch.cat(logprob),
-        )
+            tokens = thoughts[some].to(device)[None]
+            said = talk(self.thinker, grid, base, Thoughts(tokens))
+            sampled = said.branches.h_sampled[0].flatten(0, 1)
+            logprob = token_logprob(self.trunk.head, sampled, tokens.flatten(), suppressed=self.model.suppressed)
+            parts.append(
+                Said(
+                    weight=said.weight[0].float(),
+                    alone=said.branches.h_thought[0],
+                    mixed=said.mixed[0],
+                    thought_logprob=logprob.view(tokens.shape[1:]),
+                )
+            )
+        return Said(*(torch.cat([getattr(part, of.name) for part in parts]) for of in fields(Said)))
 
     @torch.no_grad()
     def logits(self, states: Tensor) -> Tensor:
-        """[..., D] -> [..., V] in float32."""
+        """Return logits [..., V] in float32 of states [..., D]."""
         return self.trunk.logits(states).float()
 
     def _grids(self, columns: Tensor, branch_length: int) -> Iterator[tuple[slice, ThoughtGrid]]:
-        """Branches at some of the columns at a time."""
+        """Yield branches at some of the columns at a time."""
         size = max(1, BRANCH_TOKENS // branch_length)
         for first in range(0, len(columns), size):
             some = slice(first, min(first + size, len(columns)))

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quietstar.checks import check_sampling
 from quietstar.errors import SettingsError
 from quietstar.inspection.interventions import CHOICES, FILLER, interventions_of
 from quietstar.policy import Decider, ThinkPolicy
 from quietstar.text.unicode import check_text
+from quietstar.think import check_sampling
 
 
 @dataclass(slots=True, kw_only=True)

@@ -143,21 +143,35 @@ def written(
     return TextToTrace(ids=found.sequences[0].tolist(), thoughts=thoughts, reasons=reasons, is_own=True)
 
 
-def inspect_texts(
+def inspect(
     model: QuietStarForCausalLM,
+    text: str | list[str],
     tokenizer: PreTrainedTokenizerBase,
-    texts: str | list[str],
     *,
     generate: int = 0,
     max_length: int | None = None,
     before: str | Path | PreTrainedModel | None = None,
     **settings: Any,
 ) -> Trace:
-    """See QuietStarForCausalLM.inspect."""
+    """Return what a model thinks over texts, and whether its thoughts matter.
+
+    Args:
+        model: thinks.
+        text: read as it is, or continued.
+        tokenizer: of the model.
+        generate: tokens to write, greedily, after each text; then only these are thought before.
+        max_length: tokens of the windows into which longer texts are cut.
+        before: the plain model that this one was trained from, or its folder or hub name: the trace then shows whether
+            training has made the text likelier. None takes the base model without its adapters, if it has some.
+        settings: fields of `quietstar.inspection.settings.TraceSettings`: think, thought, interventions, ...
+
+    Raises:
+        QuietStarError: an invalid setting, or a text that is empty or too long.
+    """
     how = TraceSettings(**settings)
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = [text] if isinstance(text, str) else list(text)
     if not all(isinstance(text, str) for text in texts):
-        raise SettingsError("texts hold something that is no text; give a text, or a list of them")
+        raise SettingsError("texts contain something that is not a string; give a text, or a list of them")
     if generate and max_length is not None:
         raise SettingsError("max_length was given with generate, which reads the whole prompt; leave one out")
     if generate < 0 or (max_length is not None and max_length < 2):

@@ -1,8 +1,8 @@
-"""Checkpoints of the released code (a patched Mistral), in and out.
+"""Load and save checkpoints of the released code (a patched Mistral).
 
 Its files hold the base model under its usual names, the mixing head as `talk_head.0.{0,2,4}.*`, and
 `start_embedding` and `end_embedding` [2, D], of which row 0 is the stored vector and row 1 is unused. Its last two
-vocabulary rows stand for start and end of a thought; we keep them for the sake of the weights and suppress them.
+vocabulary rows stand for start and end of a thought; we keep them, as they are part of the weights, and suppress them.
 """
 
 import copy
@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -21,14 +21,13 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from quietstar.attention import attention_backend
-from quietstar.base.loading import HUB_ARGUMENTS, best_backend, load_base, load_tokenizer
+from quietstar.base.loading import best_backend, load_base, load_tokenizer
+from quietstar.base.sources import HUB_ARGUMENTS
 from quietstar.base.ties import is_tied
 from quietstar.base.untrusted import check_fields, loading, read_index
 from quietstar.config import QuietStarConfig
 from quietstar.errors import CheckpointError, UnsupportedModelError, first_line, shown
-
-if TYPE_CHECKING:
-    from quietstar.model import QuietStarForCausalLM
+from quietstar.model import QuietStarForCausalLM
 
 THOUGHT_TOKENS = ("<|startthought|>", "<|endthought|>")
 LAYOUT = {
@@ -42,24 +41,24 @@ LAYOUT = {
     "use_complex_talk_head": True,
     "use_weighted_talk_head": True,
 }
-"""the released code's own config fields, at the values of the paper's models; others lay out other heads"""
+"""the released code's config fields, at the values of the paper's models; other values mean other heads"""
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
 
 
-def load_original(cls: "type[QuietStarForCausalLM]", path: str | Path, **settings: Any) -> "QuietStarForCausalLM":
-    """A thinking model from a checkpoint of the released code.
+def load_original(cls: type[QuietStarForCausalLM], path: str | Path, **settings: Any) -> QuietStarForCausalLM:
+    """Load a checkpoint of the released code as a thinking model.
 
     Args:
-        cls: the class to make.
+        cls: class of the model.
         path: folder or hub name, with sharded or single safetensors or .bin files (read weights-only).
         settings: fields of QuietStarConfig; the rest goes to `from_pretrained` of the base model. The checkpoint
             does not say its `n_ahead`. Ours counts start and end, as the released code's inference does; what its
             training calls N is N - 1 here.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it has other heads than the paper's.
+        CheckpointError: there is no such checkpoint, or its heads are not the paper's.
     """
     own = {name: settings.pop(name) for name in QuietStarConfig.__annotations__.keys() & settings.keys()}
     QuietStarConfig(**own)
@@ -68,8 +67,8 @@ def load_original(cls: "type[QuietStarForCausalLM]", path: str | Path, **setting
 
 
 def _load(
-    cls: "type[QuietStarForCausalLM]", path: str, own: dict[str, Any], settings: dict[str, Any]
-) -> "QuietStarForCausalLM":
+    cls: type[QuietStarForCausalLM], path: str, own: dict[str, Any], settings: dict[str, Any]
+) -> QuietStarForCausalLM:
     hub: dict[str, Any] = {name: settings[name] for name in HUB_ARGUMENTS & settings.keys()}
     fields = json.loads(_file(path, "config.json", hub).read_bytes())
     check_fields(fields, "config.json")
@@ -85,7 +84,7 @@ def _load(
     base_fields = {n: v for n, v in fields.items() if n not in LAYOUT and n not in _NOT_OF_THE_BASE}
     base_config = MistralConfig(**base_fields)
     base_config.architectures = ["MistralForCausalLM"]
-    base_config.max_thoughts = fields.get("max_thoughts", 0)  # says that the last two rows of the vocabulary are theirs
+    base_config.max_thoughts = fields.get("max_thoughts", 0)  # marks a vocabulary whose last two rows are theirs
     heads = read_tensors(path, re.compile(r"talk_head\.|(start|end)_embedding$"), hub)
 
     verbosity = transformers_logging.get_verbosity()
@@ -107,14 +106,14 @@ def _load(
         for name, parameter in _heads(model).items():
             if name not in heads:
                 raise CheckpointError(
-                    f"{path} has no {name}: it is no checkpoint of the released code; from_base gives thoughts "
+                    f"{path} has no {name}: it is not a checkpoint of the released code; from_base gives thoughts "
                     "to a plain model"
                 )
             value = heads[name][0] * rescale if name.endswith("_embedding") else heads[name]
             if value.shape != parameter.shape:
                 raise CheckpointError(
-                    f"{path} has {name} {list(heads[name].shape)}; {list(parameter.shape)} of the paper's "
-                    "mixing head is what can be loaded"
+                    f"{path} has {name} {list(heads[name].shape)}; only the paper's mixing head, "
+                    f"{list(parameter.shape)}, can be loaded"
                 )
             parameter.copy_(value)
     model.generation_config = base_lm.generation_config
@@ -122,17 +121,16 @@ def _load(
 
 
 def save_original(
-    model: "QuietStarForCausalLM", path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
+    model: QuietStarForCausalLM, path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> None:
     """Write a checkpoint that the released code reads: config.json and safetensors under its names.
 
-    With a tokenizer, it is written beside, with the released code's two tokens in it.
-
-    A model without the two vocabulary rows gets them, embedded as start and end are, as its code asks for them.
+    A tokenizer is saved with it, with the released code's two tokens added. A model without the two vocabulary rows
+    gets them, embedded as start and end are, because the released code needs them.
 
     Raises:
-        UnsupportedModelError: the base model is no Mistral, or has adapters that are not merged.
-        CheckpointError: the folder holds something already.
+        UnsupportedModelError: the base model is not a Mistral, or has adapters that are not merged.
+        CheckpointError: the folder is not empty.
     """
     path, config = Path(path), model.config
     if config.base_config.model_type != "mistral":
@@ -145,7 +143,7 @@ def save_original(
     if config.lora is not None:
         raise UnsupportedModelError("the released code has no adapters; call merge_lora() first")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CheckpointError(f"{path} holds something already; give a folder that is empty or not there yet")
+        raise CheckpointError(f"{path} is not empty; give an empty folder, or one that does not exist yet")
 
     state = {name: tensor.detach().cpu() for name, tensor in model.base_lm.state_dict().items()}
     fields = config.base_config.to_dict()
@@ -182,20 +180,20 @@ def save_original(
 
 
 def with_rows(table: Tensor, ids: list[int], rows: Tensor) -> Tensor:
-    """[V, D] with rows [n, D] at these ids, enlarged by zeros where it ends before them."""
+    """Return table [V, D] with rows [n, D] at these ids, padded with zero rows if it is too short."""
     table = torch.nn.functional.pad(table, (0, 0, 0, max(0, max(ids) + 1 - len(table))))
     return table.index_copy(0, torch.tensor(ids), rows.to(table.dtype))
 
 
 def thought_rows(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> list[int]:
-    """Vocabulary rows of start and end of a thought: where the tokenizer has them, or else the last two."""
+    """Return the vocabulary rows of start and end of a thought: the tokenizer's, or else the last two."""
     vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}
     ids = [vocabulary[token] for token in THOUGHT_TOKENS if token in vocabulary]
     return ids if len(ids) == 2 else [vocab_size - 2, vocab_size - 1]
 
 
 def read_tensors(path: str, wanted: re.Pattern, hub: dict[str, Any]) -> dict[str, Tensor]:
-    """Tensors whose names match, from a folder or hub name; only the files that hold them are opened."""
+    """Load the tensors whose names match, from a folder or hub name; files without any are not opened."""
     for index in INDEXES:
         if (listed := _find(path, index, hub)) is not None:
             files = sorted({file for name, file in read_index(listed).items() if wanted.search(name)})
@@ -222,7 +220,7 @@ def _read(files: Iterable[Path], wanted: re.Pattern) -> dict[str, Tensor]:
 def _file(path: str, name: str, hub: dict[str, Any]) -> Path:
     found = _find(path, name, hub)
     if found is None:
-        raise CheckpointError(f"{path} has no {name}: give a folder or the name of a checkpoint that is whole")
+        raise CheckpointError(f"{path} has no {name}: give a folder or the name of a complete checkpoint")
     return found
 
 
@@ -236,14 +234,14 @@ def _find(path: str, name: str, hub: dict[str, Any]) -> Path | None:
     return None if found is None else Path(found)
 
 
-def _heads(model: "QuietStarForCausalLM") -> dict[str, nn.Parameter]:
-    """The released code's names of what Quiet-STaR adds -> our parameters."""
+def _heads(model: QuietStarForCausalLM) -> dict[str, nn.Parameter]:
+    """Return the parameters that Quiet-STaR adds, by their names in the released code."""
     mixing = {name.replace("layers.", "talk_head.0."): p for name, p in model.mixing_head.named_parameters()}
     return mixing | dict(model.thought_embeddings.named_parameters())
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    """Config fields as the older transformers of the released code reads them."""
+    """Return config fields as the older transformers of the released code expects them."""
     rope = fields.pop("rope_parameters", None) or {}
     fields.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
     fields["torch_dtype"] = str(fields.pop("dtype", None) or "float32").removeprefix("torch.")

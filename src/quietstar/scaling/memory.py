@@ -69,7 +69,7 @@ class Held:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class MemoryUse:
     """Bytes in memory at one moment, by part."""
 
     when: str
@@ -89,7 +89,7 @@ class Moment:
         return sum(getattr(self, part.name) for part in fields(self) if part.name != "when")
 
 
-def highest(shape: Shape, step: Step, numbers: Numbers, held: Held, device: str = "cuda") -> Moment:
+def highest(shape: Shape, step: Step, numbers: Numbers, held: Held, device: str = "cuda") -> MemoryUse:
     """Return the moment of peak memory in a step.
 
     Args:
@@ -104,7 +104,7 @@ def highest(shape: Shape, step: Step, numbers: Numbers, held: Held, device: str 
     return max(moments(shape, step, numbers, held, kept, device), key=lambda moment: moment.total)
 
 
-def _moments(shape: Shape, step: Step, numbers: Numbers, held: Held, kept: Kept, device: str) -> list[Moment]:
+def _moments(shape: Shape, step: Step, numbers: Numbers, held: Held, kept: Kept, device: str) -> list[MemoryUse]:
     """Return the possible peaks without gradient checkpointing."""
     per_token = shape.n_layers * kept.layer + kept.rest
     text = step.base_tokens * (per_token + shape.D * kept.hidden_size)
@@ -114,7 +114,7 @@ def _moments(shape: Shape, step: Step, numbers: Numbers, held: Held, kept: Kept,
     flow = gradients_of_keys(shape, kept, step.base_tokens + step.sampled_tokens)
     flow += step.whole_tokens * shape.D * kept.hidden_size
     return [
-        Moment(
+        MemoryUse(
             when="end of the forward pass",
             weights=weights + copy_of_head(shape, numbers),
             gradients=gradients + held.head_gradient,
@@ -123,7 +123,7 @@ def _moments(shape: Shape, step: Step, numbers: Numbers, held: Held, kept: Kept,
             branches=sampled + step.last_tokens * per_token + talk_states(shape, step, numbers, kept),
             head=scored_states(shape, step, kept) + blocks_of_logits(shape, step, numbers, device)[1],
         ),
-        Moment(
+        MemoryUse(
             when="the last branch pass has its gradients",
             weights=weights,
             gradients=gradients + held.early_gradients + held.layer_gradients,
@@ -136,7 +136,9 @@ def _moments(shape: Shape, step: Step, numbers: Numbers, held: Held, kept: Kept,
     ]
 
 
-def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, kept: Kept, device: str) -> list[Moment]:
+def _moments_in_parts(
+    shape: Shape, step: Step, numbers: Numbers, held: Held, kept: Kept, device: str
+) -> list[MemoryUse]:
     """Return the possible peaks under gradient checkpointing."""
     n, e = shape.n_layers, kept.hidden_size
     keys = 2 * n * shape.key_width * kept.key_size
@@ -154,7 +156,7 @@ def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, ke
     )
     sampling = step.sampled_tokens * (keys + shape.D * e) + repeated_start(shape, step, kept)
     return [
-        Moment(
+        MemoryUse(
             when="end of sampling",
             weights=weights,
             gradients=earlier,
@@ -163,7 +165,7 @@ def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, ke
             branches=sampling + block_of_scores(shape, step, step.C, 1, device),
             head=sampled,
         ),
-        Moment(
+        MemoryUse(
             when="end of the forward pass",
             weights=weights,
             gradients=earlier + held.head_gradient,
@@ -172,7 +174,7 @@ def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, ke
             branches=whole + talk_states(shape, step, numbers, kept),
             head=block + scored_states(shape, step, kept),
         ),
-        Moment(
+        MemoryUse(
             when="a part of the branches is recomputed",
             weights=held.weights + held.gathered_again + copies,
             gradients=gradients,
@@ -181,7 +183,7 @@ def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, ke
             branches=3 * whole + part + part_moves,
             head=block_kept,
         ),
-        Moment(
+        MemoryUse(
             when="a layer of the text is recomputed",
             weights=weights,
             gradients=gradients,
@@ -194,14 +196,14 @@ def _moments_in_parts(shape: Shape, step: Step, numbers: Numbers, held: Held, ke
     ]
 
 
-def _last_moment(shape: Shape, step: Step, held: Held, kept: Kept) -> Moment:
+def _last_moment(shape: Shape, step: Step, held: Held, kept: Kept) -> MemoryUse:
     """Return the end of the backward pass, when all gradients exist; those of the embeddings come last.
 
     Tied embeddings have two gradients, one from the LM head, until they are added.
     """
     adds = 1 if shape.is_tied else 0
     looked_up = 0 if shape.lora else step.base_tokens + step.P * step.C * step.K
-    return Moment(
+    return MemoryUse(
         when="end of the backward pass",
         weights=held.weights + held.gathered,
         gradients=held.gradients + held.last_gradients + adds * held.table_gradient,

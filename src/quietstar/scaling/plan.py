@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from quietstar.scaling.arguments import PlanArguments
-from quietstar.scaling.memory import Moment, highest
+from quietstar.scaling.memory import MemoryUse, highest
 from quietstar.scaling.shape import Shape, read_config, shape_of
 from quietstar.scaling.step import Flops, Step, flops
 from quietstar.scaling.strategies import Strategy, Traffic, held_by, strategies, traffic
@@ -28,7 +28,7 @@ class Way:
 
     strategy: Strategy
     step: Step
-    moment: Moment
+    moment: MemoryUse
     """moment of peak memory"""
     host: float
     """bytes of host memory for each GPU"""

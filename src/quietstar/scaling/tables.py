@@ -8,10 +8,10 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from quietstar.scaling.arguments import PlanArguments
-from quietstar.scaling.memory import Moment
+from quietstar.scaling.memory import MemoryUse
 from quietstar.scaling.plan import GIB, USABLE, Plan, Way
 
-PARTS = [part.name for part in fields(Moment) if part.name != "when"]
+PARTS = [part.name for part in fields(MemoryUse) if part.name != "when"]
 """parts of the memory"""
 
 GIVEN = (

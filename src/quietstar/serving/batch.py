@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from quietstar.journal import Journal, Step
+from quietstar.journal import DecodingStep, Journal
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
 from quietstar.serving.sampling import GREEDY_BELOW
@@ -77,7 +77,7 @@ class Batch:
         self._forward(input_ids, think="never")
 
     @torch.no_grad()
-    def read(self, input_ids: Tensor, top_k: int = 0) -> tuple[Tensor, Step]:
+    def read(self, input_ids: Tensor, top_k: int = 0) -> tuple[Tensor, DecodingStep]:
         """Read one token [B, 1] of each text, and think after it if the policy says so.
 
         Args:

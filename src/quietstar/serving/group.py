@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.journal import Step
+from quietstar.journal import DecodingStep
 from quietstar.model import QuietStarForCausalLM
 from quietstar.reporting.tables import finite
 from quietstar.serving.batch import Batch, Thinking
@@ -132,7 +132,7 @@ class Group:
         logits, step = self.batch.read(input_ids, top_k)
         self._keep(self._report(logits, step))
 
-    def _report(self, logits: Tensor, step: Step) -> list[int]:
+    def _report(self, logits: Tensor, step: DecodingStep) -> list[int]:
         """Sample and report each row's next token; return the rows that continue."""
         tokens = choose(logits, [row.sampling for row in self.rows], self.served.suppressed)
         has_thought, thoughts = step.thought.tolist(), step.tokens.tolist()
@@ -163,7 +163,7 @@ class Group:
         thought_text = one_line(decoded(self.served.tokenizer, thought)) if thought and row.job.wants_reasoning else ""
         return Written(row.choice, token, text, len(thought or ()), thought_text, finish_reason=reason)
 
-    def _details(self, token: int, thought: list[int] | None, step: Step, row: int) -> dict:
+    def _details(self, token: int, thought: list[int] | None, step: DecodingStep, row: int) -> dict:
         """Return what a response has about a token and its thought, which is None if there was none."""
 
         def likeliest(index: int) -> list[dict]:

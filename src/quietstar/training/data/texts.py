@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from quietstar.errors import DataError, QuietStarError, need
 from quietstar.text.rows import as_stored
+from quietstar.training.data.arguments import DataArguments
 from quietstar.training.data.columns import Columns, TextOf, pick_column
 from quietstar.training.data.files import LOADERS, find_files, is_local
 from quietstar.training.data.local import load_files, look_at
@@ -25,7 +26,6 @@ from quietstar.training.data.template import template_columns
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from quietstar.training.data.datasets import DataArguments
 
 NETWORK_LIBRARIES = ("huggingface_hub", "httpx", "requests", "urllib3", "aiohttp", "fsspec")
 LOCAL_WAY = f"pass local files instead: --dataset FILE_OR_FOLDER ({', '.join(LOADERS)})"

@@ -1,0 +1,139 @@
+"""What an evaluation measures: direct answers, votes and perplexity, each of which adds its figures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quietstar.evaluation import perplexity, sweep, voting
+from quietstar.evaluation.direct import DirectScores, alphabet_of, encode, score_items
+from quietstar.evaluation.report import Figure
+from quietstar.evaluation.scoring import Continuation
+from quietstar.evaluation.session import Evaluation
+from quietstar.evaluation.tasks import Item, Task
+from quietstar.reporting.interval import Estimate, bootstrap, share_of
+
+
+def encode_task(run: Evaluation, task: Task, items: list[Item]) -> tuple[list[Continuation], str]:
+    """A task's items as they are scored, and what a reader of the result should know about that."""
+    alphabet = alphabet_of(task, run.tokenizer)
+    sequences, n_cut = encode(items, run.tokenizer, alphabet, run.args.max_length)
+    notes = [alphabet.note, f"{n_cut} items were cut to {run.args.max_length} tokens" if n_cut else ""]
+    return sequences, "; ".join(note for note in notes if note)
+
+
+def direct(
+    run: Evaluation, task: Task, items: list[Item], sequences: list[Continuation], notes: str
+) -> list[sweep.Point]:
+    """Direct answers without thoughts and with them; the points of a sweep where one was asked for."""
+    rule = sweep.swept_rule(run.args.think) if run.args.sweep else None
+    scores: dict[str, DirectScores] = {}
+    for mode in run.modes:
+        with run.progress(f"{task.name} {mode}", len(items), "answer probability") as progress:
+            scores[mode] = score_items(
+                run.speaker(mode), sequences, run.args.batch_size, measure=rule, progress=progress
+            )
+        if run.processes.is_first:
+            write_items(run.folder / f"{task.name}-{mode}.jsonl", items, scores[mode])
+        for measure in ("answer_probability", "exact_match"):
+            values = getattr(scores[mode], measure)
+            base = getattr(scores["base"], measure) if mode == "thinking" else None
+            run.figures.append(
+                Figure(
+                    task=task.name,
+                    measure=measure,
+                    mode=mode,
+                    estimate=share_of(values) if measure == "exact_match" else bootstrap(values),
+                    difference=None if base is None else bootstrap(values.double() - base.double()),
+                    beside_baseline=run.beside_baseline(values, items, task.name, measure),
+                    share_thought=scores[mode].share_thought,
+                    seconds=scores[mode].seconds,
+                    notes=notes,
+                )
+            )
+    if rule is None:
+        return []
+    everywhere = scores["thinking"]
+    if run.args.think != "always":
+        everywhere = score_items(run.speaker("thinking", "always"), sequences, run.args.batch_size)
+    return sweep.sweep(rule, scores["base"], everywhere)
+
+
+def write_items(path: Path, items: list[Item], scores: DirectScores) -> None:
+    """A JSON line for each item."""
+    with path.open("w", encoding="utf-8") as file:
+        for item, probability, exact in zip(
+            items, scores.answer_probability.tolist(), scores.exact_match.tolist(), strict=True
+        ):
+            line = {
+                "index": item.index,
+                "item": voting.digest(item),
+                "answer_probability": probability,
+                "exact_match": exact,
+            }
+            file.write(json.dumps(line) + "\n")
+
+
+def chain_of_thought(run: Evaluation, task: Task, items: list[Item]) -> None:
+    """Majority votes without thoughts and with them."""
+    right: dict[str, torch.Tensor] = {}
+    for mode in run.modes:
+        ledger = voting.Ledger(run.folder / f"{task.name}-cot-{mode}.jsonl", run.processes)
+        thoughts: dict[str, Any] = {}
+        if mode != "original":
+            thoughts = {"think": run.args.think if mode == "thinking" else "never", **run.args.thought_settings}
+        with run.progress(f"{task.name} votes {mode}", len(items), "right") as progress:
+            answers = voting.vote_on(
+                run.model,
+                run.tokenizer,
+                task,
+                items,
+                run.args.voting,
+                ledger,
+                run.args.seed,
+                progress,
+                **thoughts,
+            )
+        right[mode] = torch.tensor([answer["right"] for answer in answers])
+        difference: Estimate | None = None
+        if mode == "thinking":
+            difference = bootstrap(right[mode].double() - right["base"].double())
+        run.figures.append(
+            Figure(
+                task=task.name,
+                measure=f"majority_of_{run.args.votes}",
+                mode=mode,
+                estimate=share_of(right[mode]),
+                difference=difference,
+                beside_baseline=run.beside_baseline(right[mode], items, f"{task.name}-cot", "right"),
+                seconds=sum(answer["seconds"] for answer in answers) / run.processes.n,
+            )
+        )
+
+
+def text_perplexity(run: Evaluation, windows: list[Any]) -> perplexity.Perplexity:
+    """Of held-out text, and its picture."""
+    thinking = run.speaker("thinking") if "thinking" in run.modes else None
+    with run.progress("perplexity", len(windows), "nll") as progress:
+        found = perplexity.measure_perplexity(run.speaker("base"), thinking, windows, run.args.batch_size, progress)
+    for mode, estimate in (("base", found.base_nll), ("thinking", found.thinking_nll)):
+        if estimate is not None:
+            run.figures.append(
+                Figure(
+                    task=Path(str(run.args.perplexity)).name,
+                    measure="nll, nats a token",
+                    mode=mode if thinking else "original",
+                    estimate=estimate,
+                    difference=_negative(found.gain) if mode == "thinking" else None,
+                    seconds=found.seconds[mode],
+                    notes=f"{mode}: perplexity {torch.tensor(estimate.value).exp():.3f} over {found.n_tokens:,} tokens",
+                )
+            )
+    if found.by_nll and run.processes.is_first:
+        perplexity.picture(found, run.folder / "perplexity.png")
+    return found
+
+
+def _negative(gain: Estimate | None) -> Estimate | None:
+    return None if gain is None else Estimate(value=-gain.value, low=-gain.high, high=-gain.low, n=gain.n)

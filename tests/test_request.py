@@ -1,0 +1,82 @@
+"""What a forward pass refuses, in one line, and what it takes from tools that ask every model for the same."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from quietstar.errors import SettingsError
+from tests.tiny import VOCABULARY, texts, tiny_model
+
+
+def unlabelled(*lengths: int) -> dict[str, Tensor]:
+    return {name: value for name, value in texts(*lengths).items() if name != "labels"}
+
+
+NOTHING_ASKED = {
+    "nothing": {},
+    "null": dict.fromkeys(("inputs_embeds", "output_hidden_states", "output_attentions", "return_dict", "colour")),
+    "null of ours": dict.fromkeys(("think", "thought_top_p", "logits_to_keep", "labels", "cache", "position_ids")),
+    "false": {"output_hidden_states": False, "output_attentions": False, "output_router_logits": False},
+    "true": {"return_dict": True},
+}
+
+
+@pytest.mark.parametrize("what", NOTHING_ASKED)
+def test_arguments_that_ask_for_nothing_change_nothing(what: str) -> None:
+    """Other tools hand them to every model."""
+    model, inputs = tiny_model(n_ahead=4), unlabelled(7, 4)
+    output = model(**inputs, **NOTHING_ASKED[what])
+    assert torch.equal(output.logits, model(**inputs).logits)
+    assert output.hidden_states is None
+
+
+BAD_ARGUMENTS = {
+    "input_ids flat": ({"input_ids": torch.zeros(5).long()}, "input_ids"),
+    "no tokens": ({"input_ids": torch.zeros(2, 0).long()}, "at least one token"),
+    "mask 4-D": ({"attention_mask": torch.ones(2, 1, 5, 5)}, "attention_mask"),
+    "labels of another shape": ({"labels": torch.zeros(2, 4).long()}, "labels"),
+    "labels with a cache": ({"labels": torch.zeros(2, 5).long(), "cache": DynamicCache()}, "a cache"),
+    "a cache by both names": ({"cache": DynamicCache(), "past_key_values": DynamicCache()}, "give cache"),
+    "thoughts without passes": ({"thoughts": torch.zeros(2, 5, 2).long()}, "thoughts"),
+    "thoughts of another length": ({"thoughts": torch.zeros(2, 1, 4, 2).long()}, "thoughts"),
+    "thoughts of another batch": ({"thoughts": torch.zeros(1, 1, 5, 2).long()}, "thoughts"),
+    "thoughts of too many tokens": ({"thoughts": torch.zeros(2, 1, 5, 3).long()}, "n_ahead"),
+    "n_passes 0": ({"n_passes": 0}, "n_passes"),
+    "n_ahead_talk 0": ({"n_ahead_talk": 0}, "n_ahead_talk"),
+    "an unknown argument": ({"colour": 3}, "colour"),
+    "an unknown argument that is false": ({"colour": False}, "colour"),
+    "no token ids": ({"input_ids": None}, "input_ids are missing"),
+    "embeddings": ({"inputs_embeds": torch.zeros(2, 5, 32)}, "give input_ids"),
+    "embeddings alone": ({"input_ids": None, "inputs_embeds": torch.zeros(2, 5, 32)}, "give input_ids"),
+    "attentions": ({"output_attentions": True}, "output_attentions was asked for"),
+    "router logits": ({"output_router_logits": True}, "output_router_logits was asked for"),
+    "a tuple": ({"return_dict": False}, "a tuple"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_ARGUMENTS)
+def test_bad_arguments_are_refused_in_one_line(what: str) -> None:
+    arguments, names = BAD_ARGUMENTS[what]
+    with pytest.raises(SettingsError, match=names) as refusal:
+        tiny_model(n_ahead=4)(**{"input_ids": torch.ones(2, 5).long(), **arguments})
+    assert "\n" not in str(refusal.value)
+
+
+def test_learned_positions_run_out_with_a_clear_error() -> None:
+    """The last branch must fit, base tokens alone do not matter."""
+    model = tiny_model("gpt2", base={"n_positions": 16}, n_ahead=4)
+    fits = model(**unlabelled(12))
+    assert fits.logits.shape == (1, 12, VOCABULARY)
+    with pytest.raises(SettingsError, match="learned 16 positions; give at most 12 tokens"):
+        model(**unlabelled(13))
+    with pytest.raises(SettingsError, match="learned 16 positions"):
+        model.generate(**unlabelled(8), max_new_tokens=8, do_sample=False, eos_token_id=None)
+
+
+def test_a_mask_must_span_what_was_read_before() -> None:
+    """The mask of the new tokens alone would be read as that of the first ones."""
+    model, cache = tiny_model(n_ahead=4), DynamicCache()
+    model(**unlabelled(6), cache=cache)
+    with pytest.raises(SettingsError, match=r"give \[1, 7\]"):
+        model(torch.full((1, 1), 5), torch.ones(1, 1), cache=cache)
