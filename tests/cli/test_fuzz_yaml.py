@@ -56,7 +56,7 @@ BAD = {
 @pytest.mark.parametrize(
     "words", [["train"], ["evaluate", "no-model"], ["inspect", "no-model"]], ids=lambda words: words[0]
 )
-def test_what_is_no_file_of_options(words: list[str], kind: str, tmp_path: Path, capfd, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_invalid_files_are_refused(words: list[str], kind: str, tmp_path: Path, capfd, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
     text, said = BAD[kind]
     file = tmp_path / "options.yaml"

@@ -253,7 +253,7 @@ def test_a_file_that_is_wrong_is_one_line(config, text, expected, capfd):
     assert err.count("\n") == 1
 
 
-def test_a_file_that_is_not_there_or_no_text(tmp_path, capfd):
+def test_missing_and_binary_files_are_refused(tmp_path, capfd):
     assert call("train", "--config", tmp_path / "no.yaml") == 2
     expected = "cannot be read: No such file or directory; give a YAML file"
     assert capfd.readouterr().err == f"quietstar train: config {tmp_path / 'no.yaml'} {expected}\n"

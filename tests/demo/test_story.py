@@ -163,7 +163,7 @@ def test_a_run_is_left_alone(short: Told, monkeypatch: pytest.MonkeyPatch, capsy
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
-def test_a_run_is_overwritten_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_a_run_is_overwritten_on_request(tmp_path: Path) -> None:
     folder, _, _ = told(tmp_path / "run", picture=False, steps=1, thought_steps=0)
     (folder / "stale").touch()
     _, results, _ = told(folder, picture=False, steps=2, thought_steps=0, overwrite=True)

@@ -175,7 +175,7 @@ def test_a_plain_model_is_scored_as_the_thinking_ones_base() -> None:
     """`--original` and the mode `base` do the same computation."""
     model = thinking()
     sequences, _ = encode(ITEMS, TOKENIZER, digits(TOKENIZER))
-    plain, base = (score_items(Speaker(of), sequences, 2) for of in (model.base_lm, model))
+    plain, base = (score_items(Speaker(lm), sequences, 2) for lm in (model.base_lm, model))
     assert torch.equal(plain.answer_probability, base.answer_probability)
 
 
@@ -282,7 +282,7 @@ def test_files_of_other_formats_are_read_or_refused(tmp_path: Path) -> None:
     assert load_items(TASKS["csqa"], str(tmp_path / "[a].parquet"))[0].question.startswith("Who?")
 
 
-def test_what_a_row_names_is_not_opened(tmp_path: Path) -> None:
+def test_files_that_a_row_names_are_not_opened(tmp_path: Path) -> None:
     with_images(tmp_path / "a.parquet", [CSQA[1]])
     assert len(load_items(TASKS["csqa"], str(tmp_path / "a.parquet"))) == 1
 

@@ -79,7 +79,7 @@ def test_whatever_is_in_a_file_of_answers(tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("name", LINE)
 @pytest.mark.parametrize("value", [[], {}, [1]], ids=str)
-def test_an_answer_of_another_type_is_none(tmp_path: Path, name: str, value: object) -> None:
+def test_answers_of_wrong_types_are_refused(tmp_path: Path, name: str, value: object) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(
         json.dumps(ANSWER) + "\n" + json.dumps(ANSWER | {name: value if name not in ("votes", "texts") else 3}) + "\n"

@@ -146,7 +146,7 @@ def test_thoughts_change_what_is_written(folder: Path) -> None:
     ],
     ids=["defaults", "asked for", "in model_args"],
 )
-def test_what_lm_eval_hands_over_by_default_is_no_wish(
+def test_defaults_of_lm_eval_are_accepted(
     words: str, options: dict[str, Any], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[dict[str, Any]] = []

@@ -42,7 +42,7 @@ def test_a_folder_may_hold_the_split_compressed(name: str, tmp_path: Path) -> No
     ("row", "says"),
     [({"question": "x", "answer": 18}, "its answer is 18, not text"), ({**GSM8K, "question": 2.5}, "question is 2.5,")],
 )
-def test_a_number_is_no_question_and_no_answer(row: dict, says: str, tmp_path: Path) -> None:
+def test_numbers_are_refused_as_questions_and_answers(row: dict, says: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     refused(lambda: load_items(TASKS["gsm8k"], str(tmp_path / "a.jsonl")), says, DataError)
 

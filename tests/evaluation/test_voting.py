@@ -128,7 +128,7 @@ def test_all_votes_are_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("killed_after", [0, 1, 2])
 @pytest.mark.parametrize("torn", [False, True])
-def test_a_killed_run_goes_on_where_it_was(killed_after: int, torn: bool, tmp_path: Path) -> None:
+def test_a_killed_run_resumes(killed_after: int, torn: bool, tmp_path: Path) -> None:
     """The answers equal those without a kill; no question is asked twice, except for an incomplete line."""
     whole = vote_on(items=ITEMS, ledger=Ledger(tmp_path / "whole.jsonl"), **asked())
     path = tmp_path / "killed.jsonl"
@@ -165,7 +165,7 @@ def test_an_answer_belongs_to_its_question(tmp_path: Path) -> None:
         vote_on(items=[Item(0, "5 + 5?", " 10")], ledger=Ledger(tmp_path / "a.jsonl"), **asked())
 
 
-def test_what_the_model_wrote_is_what_it_goes_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_continues_its_own_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a tokenizer whose decoder drops a leading space, and one that appends eos to every text."""
     tokenizer = byte_tokenizer()
     backend = tokenizer.backend_tokenizer
@@ -188,7 +188,7 @@ def test_what_the_model_wrote_is_what_it_goes_on_from(monkeypatch: pytest.Monkey
     assert found["texts"][0] == " four apples\nTherefore, the answer (arabic numerals) is four apples"
 
 
-def test_what_cannot_be_asked_is_refused() -> None:
+def test_invalid_questions_are_refused() -> None:
     """A question that exceeds the context, an item without an answer."""
     how = asked()
     with pytest.raises(DataError, match="context is 512"):

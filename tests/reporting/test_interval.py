@@ -31,7 +31,7 @@ def test_a_bound_lies_z_standard_errors_of_its_own_from_the_share(case):
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 0), (3, 2), (-1, 2)])
-def test_no_share(right, n):
+def test_invalid_proportions_are_refused(right, n):
     with pytest.raises(ValueError, match=f"{right} of {n}"):
         wilson(right, n)
 

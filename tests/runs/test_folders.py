@@ -61,7 +61,7 @@ def test_resume_keeps_all_and_writes_the_settings_anew(a_run):
 
 
 @pytest.mark.parametrize("asked", [{}, {"overwrite": True}, {"resume": True}, {"overwrite": True, "resume": True}])
-def test_foreign_files_are_left_alone_whatever_is_asked(foreign, asked):
+def test_foreign_files_are_always_left_alone(foreign, asked):
     before = contents(foreign)
     for refuse in (lambda: claim(foreign, {}, **asked), lambda: refuse_full(foreign, **asked)):
         with pytest.raises(
@@ -73,7 +73,7 @@ def test_foreign_files_are_left_alone_whatever_is_asked(foreign, asked):
 
 
 @pytest.mark.parametrize("asked", [{}, {"overwrite": True}, {"resume": True}])
-def test_a_file_is_no_folder(tmp_path, asked):
+def test_a_file_is_refused(tmp_path, asked):
     file = tmp_path / "run"
     file.write_text("years of work")
     for refuse in (lambda: claim(file, {}, **asked), lambda: refuse_full(file, **asked)):
@@ -83,7 +83,7 @@ def test_a_file_is_no_folder(tmp_path, asked):
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_there_is_nothing_to_resume_in_an_empty_folder(tmp_path, there):
+def test_an_empty_folder_cannot_be_resumed(tmp_path, there):
     folder = tmp_path / "run"
     if there:
         folder.mkdir()

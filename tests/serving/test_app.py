@@ -144,7 +144,7 @@ def test_chat_goes_through_the_template(engine: Engine, client: TestClient) -> N
 
 
 @pytest.mark.parametrize(("allowed", "by_itself"), [(9, 9), (40, 16)])
-def test_a_text_is_as_long_as_asked_for(allowed: int, by_itself: int) -> None:
+def test_a_text_is_as_long_as_requested(allowed: int, by_itself: int) -> None:
     """By default, a completion has 16 tokens, as with OpenAI, and a chat completion as many as the server allows."""
     with running_engine(speaking_model(ends=False), max_tokens=allowed) as engine:
         client = client_of(engine, max_tokens=allowed)

@@ -100,7 +100,7 @@ def test_no_more_is_read_than_is_allowed() -> None:
     assert huge.status(guarded()) == 413
 
 
-def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+def test_a_body_that_does_not_arrive_times_out() -> None:
     """A client cannot hold a connection by sending nothing."""
     assert Sender(iter([b"{"]), {}).status(guarded(body_seconds=0.01)) == 408
 
@@ -175,7 +175,7 @@ def test_a_given_thought_has_a_length() -> None:
     assert refused(client, 400, {"prompt": "x", "thought_ids": [259]}, "/v1/thoughts")["param"] == "thought_ids"
 
 
-def test_a_key_is_asked_for_where_there_is_one(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_required_if_there_is_one(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For everything but the page, its files and the health check; keys are compared in constant time."""
     compared = []
     right = guard.hmac.compare_digest
@@ -205,7 +205,7 @@ def test_a_key_is_asked_for_where_there_is_one(tmp_path, monkeypatch: pytest.Mon
     assert idle()[0].get("/v1/models").status_code == 401
 
 
-def test_no_other_origin_is_let_in_unless_asked_for() -> None:
+def test_other_origins_are_refused_by_default() -> None:
     """Browsers keep responses from pages of other origins, except those of `--cors_origin`."""
     asked = {"Origin": "http://example.org", "Access-Control-Request-Method": "POST"}
     client, _ = idle()

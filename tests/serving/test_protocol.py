@@ -115,7 +115,7 @@ def test_wrong_types_and_ranges_are_refused(client: TestClient, path: str, name:
         (COMPLETION, {"prompt": "x", "a\nb" * 999: 1}, "unknown field "),
     ],
 )
-def test_what_makes_no_request_is_refused(client: TestClient, path: str, body: Any, says: str) -> None:
+def test_invalid_requests_are_refused(client: TestClient, path: str, body: Any, says: str) -> None:
     """The prompt, the messages, and fields that contradict each other."""
     assert says in refused(client, path, body)["message"]
 
@@ -219,7 +219,7 @@ def test_a_misspelt_field_is_guessed(client: TestClient) -> None:
 
 @pytest.mark.parametrize("path", GOOD)
 @pytest.mark.parametrize("body", [b"{", b"", b"\xff\xfe", b"[" * 100_000, b'{"prompt": 1' + b"0" * 5000 + b"}"])
-def test_what_is_no_json_is_refused(client: TestClient, path: str, body: bytes) -> None:
+def test_bodies_that_are_not_json_are_refused(client: TestClient, path: str, body: bytes) -> None:
     """Malformed, not UTF-8, too deep, or with numbers that are too long."""
     refused(client, path, body, status=400 if body else 422)
 

@@ -57,7 +57,7 @@ def test_next_to_no_temperature_is_greedy(temperature: float, dtype: torch.dtype
     assert choose(logits, [Sampling(temperature, 0.9, seeded())]) == logits.argmax(-1).tolist()
 
 
-def test_what_is_not_finite_is_no_token_and_harms_no_other() -> None:
+def test_logits_that_are_not_finite_give_no_token() -> None:
     """Greedy or sampled."""
     logits = logits_of(4, 4)
     logits[1, 3], logits[2, 7] = float("nan"), float("inf")

@@ -259,7 +259,7 @@ def test_running_streams_end_when_the_server_does(gate: threading.Event) -> None
 
 
 @pytest.mark.parametrize("sent", [b"\x00\xff\n\n", b"GET / HTTP/1.1\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\n" * 3])
-def test_what_is_no_http_harms_nobody(server: tuple[str, Server], sent: bytes) -> None:
+def test_invalid_http_is_refused(server: tuple[str, Server], sent: bytes) -> None:
     """It is refused, and other clients are served."""
     host, port = server[0].removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as raw:

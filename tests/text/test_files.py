@@ -90,14 +90,16 @@ def test_whatever_a_text_is(tmp_path_factory: pytest.TempPathFactory, text: str,
         ("missing.txt.zst", None, "cannot be read"),
     ],
 )
-def test_what_is_no_text_is_said_in_one_line(name: str, content: bytes | None, says: str, tmp_path: Path) -> None:
+def test_files_that_are_not_text_are_refused_in_one_line(
+    name: str, content: bytes | None, says: str, tmp_path: Path
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     refused(lambda: read_text(tmp_path / name), f"{name} .*{says}", DataError)
     refused(lambda: list(read_lines(tmp_path / name)), says, DataError)
 
 
-def test_a_folder_is_no_text(tmp_path: Path) -> None:
+def test_a_folder_is_refused(tmp_path: Path) -> None:
     refused(lambda: read_text(tmp_path), "cannot be read: Is a directory", DataError)
 
 
@@ -196,7 +198,7 @@ def test_marks_of_files_that_were_put_together_are_not_json(end: bytes, tmp_path
         ("a.json", "nothing", "is not JSON"),
     ],
 )
-def test_what_is_no_json_is_said_in_one_line(name: str, content: str, says: str, tmp_path: Path) -> None:
+def test_files_that_are_not_json_are_refused_in_one_line(name: str, content: str, says: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
     refused(lambda: list(json_values(tmp_path / name)), says, DataError)
 

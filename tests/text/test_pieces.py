@@ -114,7 +114,7 @@ def test_long_broken_bytes_do_not_hold_everything_back(name: str) -> None:
     assert any(pieces[:20])
 
 
-def test_special_tokens_are_left_out_where_asked() -> None:
+def test_special_tokens_are_left_out_on_request() -> None:
     tokenizer = TOKENIZERS["bytes"]
     ids = [*ids_of(tokenizer, "ab"), tokenizer.eos_token_id, *ids_of(tokenizer, "c")]
     pieces = Pieces(tokenizer, skip_special_tokens=True)
