@@ -198,7 +198,7 @@ def test_a_bad_option_is_one_line_and_changes_nothing(place, refused, words, exp
     [
         ("Q: {question}{", "does not parse"),
         ("Q: {question}}", "does not parse"),
-        ("Q: {nothing}", "names nothing, which 'qa.jsonl' does not have: its columns are question, answer"),
+        ("Q: {nothing}", "names nothing, which 'qa.jsonl' does not have: use its columns, question, answer"),
         ("Q and A", "names no column"),
         ("{}", "names no column"),
     ],

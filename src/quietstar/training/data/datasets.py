@@ -1,7 +1,7 @@
-"""Texts to learn from: what to load, how rows of tokens are made of them, and batches of rows.
+"""Datasets for training and evaluation, and the collator of their batches.
 
-Where the texts come from is in `texts`, how they are cut in `windows`, and in `stream` where they are read while
-training. Legend: B rows in a batch, S tokens in the longest of them.
+`texts` loads texts, `windows` cuts them, and `stream` does so for texts that are read while training. Legend: B
+sequences in a batch, S tokens in the longest of them.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ SAMPLE_BY = ("line", "paragraph", "document")
 
 @dataclass(kw_only=True)
 class DataArguments:
-    """Which texts to train on and to evaluate on, and how rows of tokens are made of them.
+    """The texts to train and evaluate on, and how they become sequences of tokens.
 
     Raises:
-        SettingsError: for a value, or a pair of values, that no dataset could be read with.
+        SettingsError: a value, or a combination of values, is impossible.
     """
 
     _argument_group_name: ClassVar[str] = "text"
@@ -48,59 +48,57 @@ class DataArguments:
         },
     )
     dataset_config: str | None = field(
-        default=None, metadata={"help": "configuration of the hub dataset, where it has several"}
+        default=None, metadata={"help": "configuration of the hub dataset, if it has several"}
     )
     split: str = field(default="train", metadata={"help": "split of the hub dataset to train on"})
     eval_dataset: str | None = field(
         default=None,
         metadata={
-            "help": "texts to evaluate on, named as --dataset is; if not given, they are held out of those. "
-            "It is used whole, but of a streamed one only the first --eval_size texts"
+            "help": "texts to evaluate on, named like --dataset; if not given, some of the training texts are held "
+            "out. All of it is used, or the first --eval_size texts if it is streamed"
         },
     )
     eval_split: str | None = field(
-        default=None, metadata={"help": "split of a hub --eval_dataset; that of --split where not given"}
+        default=None, metadata={"help": "split of a hub --eval_dataset; default: that of --split"}
     )
     eval_size: int = field(
-        default=64, metadata={"help": "number of texts held out for evaluation; 0 evaluates on none"}
+        default=64, metadata={"help": "number of texts held out for evaluation; 0 for no evaluation"}
     )
     text_column: str | None = field(
         default=None,
         metadata={
-            "help": 'column that holds the text, or lists of messages for the chat template; "text", "messages", or '
-            "the only column of strings, if not given"
+            "help": 'column with the text, or with lists of messages for the chat template; default: "text", '
+            '"messages", or the only column of strings'
         },
     )
     template: str | None = field(
         default=None,
-        metadata={"help": r'text made of several columns, such as "Q: {question}\nA: {answer}"'},
+        metadata={"help": r'text built from several columns, such as "Q: {question}\nA: {answer}"'},
     )
     assistant_only_loss: bool = field(
         default=False,
-        metadata={"help": "of rows of messages, learn what the assistant says and nothing else"},
+        metadata={"help": "train only on the assistant's tokens of conversations"},
     )
     sample_by: str = field(
-        default="line", metadata={"help": "what one text of a .txt file is: line, paragraph or document"}
+        default="line", metadata={"help": "unit of text in a .txt file: line, paragraph or document"}
     )
     max_length: int = field(
         default=256,
-        metadata={"help": "tokens of a row: a random window of a longer text, a shorter one is padded"},
+        metadata={"help": "tokens of a sequence: a random window of longer texts; shorter ones are padded"},
     )
-    packing: bool = field(
-        default=False, metadata={"help": "fill rows with one text after another instead of padding them"}
-    )
+    packing: bool = field(default=False, metadata={"help": "concatenate texts to full sequences instead of padding"})
     streaming: bool | None = field(
         default=None,
-        metadata={"help": "read while training; if not given, hub datasets are streamed and files are not"},
+        metadata={"help": "read data while training; default: yes for hub datasets, no for files"},
     )
     shuffle_block: int = field(
-        default=1000, metadata={"help": "texts of a stream that are shuffled among one another; 1 keeps the order"}
+        default=1000, metadata={"help": "texts of a stream in a shuffle block; 1 keeps the order"}
     )
 
     def __post_init__(self) -> None:
         if self.max_length < 2:
             raise SettingsError(
-                f"max_length is {self.max_length}, and a prediction needs a token before it: pass 2 or more"
+                f"max_length is {self.max_length}, but a prediction needs a token before it: pass 2 or more"
             )
         if self.eval_size < 0:
             raise SettingsError(f"eval_size is {self.eval_size}: pass a number of texts, or 0 for no evaluation")
@@ -114,15 +112,15 @@ class DataArguments:
             raise SettingsError(f"eval_split is {self.eval_split!r} without an eval_dataset: pass --eval_dataset")
         if self.eval_dataset == self.dataset and self.eval_split in (None, self.split):
             raise SettingsError(
-                f"eval_dataset is the training set {self.dataset!r} itself: leave --eval_dataset out to hold "
-                "texts out of it, or pass another --eval_split"
+                f"eval_dataset is the training set {self.dataset!r} itself: leave --eval_dataset out to hold out some "
+                "of its texts, or pass another --eval_split"
             )
         if self.template is not None:
             if self.assistant_only_loss:
-                raise SettingsError("assistant_only_loss is of messages, and a template makes plain texts: drop one")
+                raise SettingsError("assistant_only_loss needs messages, but a template gives plain texts: drop one")
             if self.text_column is not None:
-                raise SettingsError("text_column and template are both given, and a text comes from one: drop one")
-            # A shell hands over the two characters \ and n.
+                raise SettingsError("text_column and template were both given: drop one")
+            # A shell passes \n as two characters.
             self.template = self.template.replace("\\n", "\n").replace("\\t", "\t")
             template_columns(self.template)
 
@@ -130,19 +128,19 @@ class DataArguments:
 def build_datasets(
     args: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> tuple[TextWindows | StreamedTextWindows, TextWindows | None]:
-    """Load texts and cut them into rows of at most `max_length` tokens.
+    """Load texts and cut them into sequences of at most `max_length` tokens.
 
     Args:
         args: what to load and how to cut it.
         tokenizer: the model's tokenizer, unchanged.
-        seed: decides which texts are held out, in which order a stream is read and which windows are taken.
+        seed: of the held-out texts, the order of a stream, and the windows.
 
     Returns:
-        The rows to train on, and those to evaluate on (None where `eval_size` is 0), the same at every
+        The sequences to train on, and those to evaluate on (None if `eval_size` is 0), which stay the same in every
         evaluation.
 
     Raises:
-        DataError: the texts cannot be had, or none is long enough for one prediction.
+        DataError: the texts cannot be loaded, or none is long enough for one prediction.
         MissingExtraError: the datasets library is not installed.
     """
     separator_id(tokenizer, args.packing)  # before a download
@@ -181,17 +179,17 @@ def build_datasets(
             encode=_encoder(held_out, eval_source, tokenizer, args),
         )
     except DataError as error:
-        raise DataError(f"to evaluate on, {error}; or pass another --eval_size or --eval_dataset") from error
+        raise DataError(f"evaluation set: {error}; or pass another --eval_size or --eval_dataset") from error
     return train, evaluation
 
 
 def _encoder(texts: Any, source: str, tokenizer: PreTrainedTokenizerBase, args: DataArguments) -> Encoder:
-    """What makes tokens of these texts."""
+    """Return the encoder for these texts."""
     if column_of(texts.texts if isinstance(texts, TextShards) else texts) == MESSAGES:
         return ConversationEncoder(tokenizer, assistant_only=args.assistant_only_loss, source=source)
     if args.assistant_only_loss:
         raise DataError(
-            f"assistant_only_loss was given, and {source!r} gives plain texts: leave it out, or pass rows with a "
+            f"assistant_only_loss was given, but {source!r} has plain texts: leave it out, or pass a dataset with a "
             'column "messages" (or another one as --text_column)'
         )
     return TextEncoder(tokenizer, args.packing)
@@ -199,26 +197,26 @@ def _encoder(texts: Any, source: str, tokenizer: PreTrainedTokenizerBase, args: 
 
 @dataclass
 class TextCollator:
-    """Makes a batch of rows, padded on the right.
+    """Collates sequences into a batch, padded on the right.
 
-    Labels come from the rows' lengths, so a token is learned even where it is also the padding token.
+    Labels come from the lengths, so a token that equals the padding token still has a label.
 
     Args:
-        pad_token_id: what stands at padding, see `pad_token_id`.
+        pad_token_id: the id to pad with, see `pad_token_id`.
     """
 
     pad_token_id: int
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Collate rows.
+        """Collate sequences.
 
         Args:
-            features: for each row "input_ids", a list or tensor of [length], and "labels" of the same length
-                where some tokens are not to be learned. Anything else must be of one shape, and is stacked.
+            features: for each sequence "input_ids", a list or tensor of [length], and "labels" of the same length if
+                some tokens have none. Anything else must have the same shape in all, and is stacked.
 
         Returns:
-            input_ids, attention_mask and labels, each [B, S] of int64; labels are -100 at padding. Rows of a stream
-            also give `place`, [B, 4] of int64.
+            input_ids, attention_mask and labels, each [B, S] of int64; labels are -100 at padding. Sequences of a
+            stream also give `place`, [B, 4] of int64.
         """
         ids = [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in features]
         labels = [torch.as_tensor(row.get("labels", row["input_ids"]), dtype=torch.long) for row in features]
@@ -232,7 +230,7 @@ class TextCollator:
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return an id to pad with: the tokenizer's, else eos, else 0. Padding is neither seen nor learned."""
+    """Return an id to pad with: the tokenizer's, else eos, else 0. Padding is masked and has no labels."""
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token_id is not None:
             return int(token_id)
