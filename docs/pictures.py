@@ -1,6 +1,6 @@
-"""The pictures of report and page, of the model that `make real` makes.
+"""Takes the screenshots of report and page, for the model of `make real`.
 
-python docs/pictures.py [RUNS]      RUNS holds real and real-thoughts; it needs Chromium (make browser)
+python docs/pictures.py [RUNS]      RUNS contains real and real-thoughts; needs Chromium (make browser)
 """
 
 import json
@@ -18,7 +18,7 @@ PROMPT = "Q: A box holds two dozen eggs. How many eggs do three boxes hold?\nA:"
 
 
 def report(page: Page) -> None:
-    """A text coloured by what its thoughts were worth, and the token with the greatest gain opened."""
+    """Take the report: the text coloured by gain, with the token of the largest gain opened."""
     page.goto((RUNS / "real-thoughts" / "report.html").as_uri())
     page.get_by_label("gain in log-probability").check()
     lines = (RUNS / "real-thoughts" / "trace.jsonl").read_text().splitlines()
@@ -35,7 +35,7 @@ def report(page: Page) -> None:
 
 
 def served(page: Page) -> None:
-    """A prompt, what the model says with and without thoughts, one thought opened and another tried."""
+    """Take the page: a prompt, its completions with and without thoughts, one thought opened and another tried."""
     page.goto(f"http://127.0.0.1:{PORT}")
     page.locator("#prompt").fill(PROMPT)
     page.locator("#max_tokens").fill("24")
@@ -50,7 +50,7 @@ def served(page: Page) -> None:
 
 
 def main() -> None:
-    """Take both."""
+    """Take both screenshots."""
     command = [sys.executable, "-m", "quietstar", "serve", RUNS / "real", "--port", str(PORT)]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -58,7 +58,7 @@ def main() -> None:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": WIDTH, "height": 860})
             report(page)
-            next(line for line in server.stderr if "http" in line)  # it listens
+            next(line for line in server.stderr if "http" in line)  # wait until the server listens
             served(page)
     finally:
         server.terminate()

@@ -1,4 +1,4 @@
-"""Backends attend over a grid as the dense masks do, and a branch cache leaves the base pass alone."""
+"""Backends attend over a grid like dense masks, and a branch cache does not change the base pass."""
 
 from itertools import product
 
@@ -45,7 +45,7 @@ def test_two_parts_attend_as_dense_masks_do(family: str) -> None:
 
 @pytest.mark.parametrize(("family", "implementation"), [*product(KINDS[:-1], ["eager", "sdpa"]), ("gemma2", "eager")])
 def test_branches_grown_in_any_bites_are_the_same(family: str, implementation: str) -> None:
-    """Step by step, in two bites, and at once."""
+    """Step by step, in two parts, and at once."""
     base_lm = tiny_base(family)
     base_lm.set_attn_implementation(implementation)
     trunk = Trunk(base_lm, DenseAttention(base_lm))
@@ -169,7 +169,7 @@ def test_layers_that_no_mask_describes_are_refused() -> None:
 
 
 def text_passes(model: QuietStarForCausalLM, inputs: dict[str, Tensor]) -> int:
-    """How often the text goes through a layer in a training step."""
+    """Return how often the text passes a layer in a training step."""
     passes = []
     layer = model.base_lm.model.layers[0].self_attn.q_proj
     S = inputs["input_ids"].shape[1]

@@ -1,4 +1,4 @@
-"""Flex attention attends as the dense masks do: on a CPU by its own formulas, on a GPU by its kernels."""
+"""Flex attention equals dense masks: on a CPU uncompiled, on a GPU with its kernels."""
 
 from itertools import product
 
@@ -22,7 +22,7 @@ FAMILIES = ["llama", "qwen2-window", "mistral-window", "gemma2", "gpt2"]
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let flex attention run on a CPU, also for a few branches and with gradients; a place for each call of it."""
+    """Let flex attention run on a CPU, also for a few branches and with gradients; record its calls."""
     made: list[int] = []
     attend = flex.flex_over_branches
 
@@ -49,7 +49,7 @@ def test_it_attends_as_dense_masks_do(family: str, left: bool, n_passes: int, ca
 
 
 def thinking(family: str) -> QuietStarForCausalLM:
-    """A tiny model for texts of a few blocks."""
+    """Return a tiny model for texts of a few blocks."""
     model = tiny_model(family, n_ahead=5, n_ahead_talk=3, base={"max_position_embeddings": 512})
     if family == "gemma2":
         model.base_lm.set_attn_implementation("eager")  # applies the softcap
@@ -57,7 +57,7 @@ def thinking(family: str) -> QuietStarForCausalLM:
 
 
 def both(model: QuietStarForCausalLM, inputs: dict[str, Tensor], n_passes: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """What the dense and the flex backend make of the same texts."""
+    """Return the outputs of the dense and the flex backend for the same texts."""
     inputs = {name: values.to(model.device) for name, values in inputs.items()}
     real = inputs["attention_mask"].bool()
     thoughts = random_thoughts(model, *real.shape, P=n_passes).to(model.device)
@@ -189,7 +189,7 @@ def test_it_sees_what_the_grid_shows(S: int, P: int, steps: range, window: int |
 
 
 def in_grid_order(block_mask: BlockMask, grid: ThoughtGrid, steps: range, n_kept: int) -> Tensor:
-    """[Q x P x C, B x S + L x P x C]: what a block mask shows, tokens step by step; nothing else is shown."""
+    """A block mask shows exactly the grid's sight [Q x P x C, B x S + L x P x C], ordered by step."""
     P, C, Q, L, n_text = grid.n_passes, grid.n_columns, len(steps), steps.stop, grid.batch_size * n_kept
     shown = create_mask(block_mask.mask_mod, 1, None, *block_mask.seq_lengths, device="cpu")[0, 0]
     base, own = shown[:, :n_text], shown[:, -(-n_text // flex.BLOCK) * flex.BLOCK :][:, : L * P * C]
@@ -201,7 +201,7 @@ def in_grid_order(block_mask: BlockMask, grid: ThoughtGrid, steps: range, n_kept
 
 @pytest.mark.parametrize(("P", "steps", "window"), [(2, range(1, 4), None), (1, range(2), 40), (2, range(1), 200)])
 def test_no_block_is_left_out_or_shown_in_full_that_should_not_be(P: int, steps: range, window: int | None) -> None:
-    """As torch finds the blocks by looking at every score, but for few that have nothing in them."""
+    """Blocks are those that torch finds from every score, plus a few empty ones."""
     ours = flex.branch_block_mask(grid_of(600, P, steps.stop), steps, window, 600)
     torchs = create_block_mask(ours.mask_mod, 1, None, *ours.seq_lengths, device="cpu")
     ours_partial, our_full = (
@@ -220,7 +220,7 @@ def test_no_block_is_left_out_or_shown_in_full_that_should_not_be(P: int, steps:
 
 
 def blocks(n: Tensor | None, indices: Tensor | None) -> Tensor:
-    """[1, R, T] bool: those that a block mask lists."""
+    """Return the blocks that a block mask lists, as [1, R, T] bool."""
     assert n is not None
     assert indices is not None
     listed = torch.arange(indices.shape[-1]) < n[..., None]
@@ -240,7 +240,7 @@ def test_base_tokens_that_are_forgotten_are_not_seen() -> None:
 
 @pytest.mark.slow
 def test_few_kernels_serve_many_lengths(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is compiled is compiled for lengths, windows and batches of any size; scale and soft cap are its own."""
+    """One compiled kernel serves lengths, windows and batches of any size; scale and softcap are its constants."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
     monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", False)
@@ -300,7 +300,7 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUD
 @on_a_gpu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_its_kernels_attend_as_dense_masks_do(family: str) -> None:
-    """Lengths within one block and over several, one after the other, as one process meets them."""
+    """Lengths within one block and over several, one after the other in one process."""
     model = thinking(family).cuda()
     for lengths, n_passes in (((40, 17), 2), ((150, 90), 1), ((201,), 2)):
         for of, (dense, other) in both(model, texts(*lengths, left=True), n_passes).items():

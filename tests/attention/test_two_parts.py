@@ -1,4 +1,4 @@
-"""Attention in two parts is attention: outputs and gradients against one softmax over all keys, and against dense."""
+"""Attention in two parts equals one softmax over all keys, and dense masks, in outputs and gradients."""
 
 import logging
 
@@ -148,7 +148,7 @@ def test_the_split_backend_equals_dense(
             torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()) + 1e-6)
 
 
-def test_in_bfloat16_it_is_no_further_from_float32_than_dense_is() -> None:
+def test_in_bfloat16_it_is_as_close_to_float32_as_dense() -> None:
     inputs = texts(24, 17)
     exact = tiny_model(n_ahead=6, n_ahead_talk=3)
     inputs["thoughts"] = random_thoughts(exact, 2, 24, P=2)
@@ -166,7 +166,7 @@ def test_in_bfloat16_it_is_no_further_from_float32_than_dense_is() -> None:
 
 @pytest.mark.parametrize("left", [False, True])
 def test_attention_sinks(left: bool) -> None:
-    """GPT-OSS: a score of each head that takes part in the softmax, windows in every other layer, experts."""
+    """GPT-OSS: a sink for each head, windows in every other layer, experts."""
     config = AutoConfig.for_model(
         "gpt_oss", vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=5,
@@ -194,7 +194,7 @@ def test_attention_sinks(left: bool) -> None:
         torch.testing.assert_close(ours, dense, rtol=1e-3, atol=1e-3 * float(dense.abs().max()))
 
 
-def test_attention_dropout_goes_through_dense_masks_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_attention_dropout_uses_dense_masks_and_warns_once(caplog: pytest.LogCaptureFixture) -> None:
     split._warn_of_dense.cache_clear()
     inputs = texts(6, 4)
     model = tiny_model("gpt2", base={"attn_pdrop": 0.5}, n_ahead=4, n_ahead_talk=2).train()
@@ -222,7 +222,7 @@ def test_few_branches_attend_through_one_small_mask(monkeypatch: pytest.MonkeyPa
 
 
 class Largest(TorchDispatchMode):
-    """The most elements of any tensor that an operation returns."""
+    """Records the largest number of elements of any tensor that an operation returns."""
 
     elements = 0
 
@@ -240,7 +240,7 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_is_as_large_as_the_grid_squared_or_as_tokens_times_vocabulary(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a training step, forwards and backwards. Dense masks are: the test would notice."""
+    """In a training step, forward and backward. Dense masks are larger, so the test would fail with them."""
     B, S, P, L, V = 2, 48, 2, 8, 1500
     model = tiny_model(n_ahead=6, n_ahead_talk=3, n_passes=P, base={"vocab_size": V}).train()
     model.set_attention_backend(backend)
@@ -256,7 +256,7 @@ def test_no_tensor_is_as_large_as_the_grid_squared_or_as_tokens_times_vocabulary
     assert (largest.elements <= 1.5 * widest) == (backend == "split"), largest.elements / widest
 
 
-def test_every_token_goes_through_every_projection_once() -> None:
+def test_every_token_passes_every_projection_once() -> None:
     """In a training step: the text once, whatever n_passes is; start once for all passes; the rest of a branch once."""
     B, S, P, K, M = 2, 10, 3, 3, 2
     model = tiny_model(n_ahead=K + 2, n_ahead_talk=M, n_passes=P).train()
@@ -275,7 +275,7 @@ def test_every_token_goes_through_every_projection_once() -> None:
 
 
 def test_a_backend_survives_setting_the_attention_function_again() -> None:
-    """A grid handed to the base model's own function would be ignored, and every branch would see everything."""
+    """The base model's own function would ignore a grid, and every branch would see everything."""
     model, inputs = tiny_model(n_ahead=4), texts(7)
     with torch.no_grad():
         before = model(**inputs).logits
@@ -296,8 +296,8 @@ def test_the_base_model_alone_computes_what_it_did(caplog: pytest.LogCaptureFixt
     )
 
 
-def test_a_base_model_goes_by_its_own_name_but_while_branches_attend() -> None:
-    """Some modeling files look at the name of their attention function: GPT-2 has one path for eager alone."""
+def test_the_attention_function_has_its_own_name_except_while_branches_attend() -> None:
+    """Some modeling files read the name of their attention function: GPT-2 has a path for eager only."""
     model, inputs = tiny_model("gpt2", n_ahead=4), texts(6)
     seen = []
     model.base_lm.transformer.h[0].register_forward_pre_hook(

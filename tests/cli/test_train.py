@@ -198,7 +198,7 @@ def test_a_bad_option_is_one_line_and_changes_nothing(place, refused, words, exp
     [
         ("Q: {question}{", "does not parse"),
         ("Q: {question}}", "does not parse"),
-        ("Q: {nothing}", "names nothing, which 'qa.jsonl' does not have: its columns are question, answer"),
+        ("Q: {nothing}", "names nothing, which 'qa.jsonl' does not have: use its columns, question, answer"),
         ("Q and A", "names no column"),
         ("{}", "names no column"),
     ],
@@ -236,7 +236,7 @@ def no_dataset(place: Path) -> tuple:
 
 
 BAD_TEXTS = [
-    (empty_text, "'empty.jsonl' is empty: pass a --dataset with at least one row of text"),
+    (empty_text, "'empty.jsonl' is empty; give a --dataset with at least one row of text"),
     (no_file, "no file or folder matches 'no_such.jsonl': check the path"),
     (no_dataset, "the hub cannot be reached or does not have it"),
     (blank_text, "'blank.txt'"),

@@ -1,4 +1,4 @@
-"""What a step does, counted while it runs: products that are added, and memory of tensors that are alive."""
+"""Counters of a running step: matrix products, and memory of live tensors."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ IN_PLACE = (ATEN.addmm_, ATEN.baddbmm_)
 
 
 class Operations(TorchDispatchMode):
-    """Floating-point operations of matrix products; fused attention is causal, and computes half."""
+    """Floating-point operations of matrix products; fused attention is causal and counts half."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a layer keeps is what real layers keep."""
+"""The activation memory of fake layers equals that of real ones."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from quietstar.scaling.kept import count_kept
 from tests.tiny import FAMILIES, tiny_base
 
 DENSE = [name for name in FAMILIES if "mixtral" not in name and name != "gemma2"]
-"""no experts, and no attention that keeps its scores"""
+"""families without experts and without attention that keeps its scores"""
 
 
 def config_of(family: str) -> AutoConfig:
@@ -28,7 +28,7 @@ def test_llamas_layer_in_closed_form():
 
 @pytest.mark.parametrize("family", DENSE)
 def test_two_layers_keep_twice_what_one_adds(family):
-    """Against memory that a real base pass of two layers keeps, attention and all."""
+    """The count equals the memory that a real base pass of two layers keeps, with attention."""
     base_lm = tiny_base(family).train()
     kept: dict[int, int] = {}
     storages = []
@@ -47,12 +47,12 @@ def test_two_layers_keep_twice_what_one_adds(family):
         kept.pop(of.untyped_storage().data_ptr(), None)
     counted = count_kept(config_of(family), torch.float32)
     expected = T * (2 * counted.layer + counted.rest) + 2 * counted.copies
-    # masks of windows and heads repeated for them are the base model's own attention's
+    # window masks and repeated heads belong to the base model's own attention
     assert expected == pytest.approx(sum(kept.values()), rel=0.35)
     assert expected <= 1.02 * sum(kept.values())
 
 
-def test_autocast_keeps_copies_of_weights_whatever_the_tokens():
+def test_autocast_keeps_copies_of_weights_for_any_number_of_tokens():
     plain = count_kept(config_of("llama"), torch.float32)
     cast = count_kept(config_of("llama"), torch.float32, autocast=True)
     D, J, d, I = 32, 2, 8, 48  # noqa: E741

@@ -1,4 +1,4 @@
-"""Memory and arithmetic of a step are what formulas say, for every way to make one."""
+"""Memory and arithmetic of a step match the formulas, for every kind of step."""
 
 import re
 from dataclasses import replace
@@ -55,12 +55,12 @@ CASES += [("large-vocabulary", "short-checkpointing"), ("large-vocabulary", "acc
 CASES += [(family, change) for family in ("gpt2", "gemma3_text", "wide") for change in ("plain", "checkpointing")]
 
 OTHERWISE = "bfloat16|accumulation|short"
-"""cases of other arithmetic; of a short row, most is in blocks of logits that are filled up"""
+"""cases with other arithmetic; for a short sequence, most memory is in padded blocks of logits"""
 
 
 @pytest.fixture
 def memory(monkeypatch):
-    """The benchmark, its models small enough for a test."""
+    """Return the benchmark with models small enough for a test."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import memory
     import memory_cases
@@ -78,14 +78,14 @@ def case_of(memory, family, change):
 
 @pytest.mark.parametrize(("family", "change"), CASES)
 def test_the_peak_is_the_computed_one(memory, family, change):
-    """All tensors that are alive together, within 5 %: weights, states, what is kept, gradients."""
+    """The sum of live tensors matches within 5 %: weights, states, activations, gradients."""
     case = case_of(memory, family, change)
     assert memory.computed(case).total == pytest.approx(memory.measure_tensors(case), rel=0.05)
 
 
 @pytest.mark.parametrize(("family", "change"), [case for case in CASES if not re.search(OTHERWISE, case[1])])
 def test_the_arithmetic_is_the_computed_one(memory, family, change):
-    """All products of a forward and backward pass, within 10 %."""
+    """The products of a forward and backward pass match within 10 %."""
     case = case_of(memory, family, change)
     training = memory.Training(case, memory.base_config(family))
     with Operations() as counted:

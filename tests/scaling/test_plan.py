@@ -53,7 +53,7 @@ def test_adapters_are_counted_only_where_they_are_needed(monkeypatch):
 
 
 def test_weights_that_train_are_counted_in_float32_and_frozen_ones_as_they_are_stored():
-    """As `quietstar train` loads them."""
+    """Weights are loaded as in `quietstar train`."""
     pytest.importorskip("peft", reason="peft is not installed (extra: lora)")
     for settings, size in (
         (dict(), 4),
@@ -65,8 +65,8 @@ def test_weights_that_train_are_counted_in_float32_and_frozen_ones_as_they_are_s
         assert found.args.numbers(found.shape).weight_size == size, settings
 
 
-def test_gradients_of_the_batches_before_take_memory():
-    """Whole ones, on each GPU, but under DeepSpeed."""
+def test_gradients_of_earlier_batches_take_memory():
+    """They are whole on each GPU, except under DeepSpeed."""
     one, many = (plan(PlanArguments(model=QWEN, gpus=8, gradient_accumulation_steps=n)) for n in (1, 8))
     for few, more in zip(one.ways, many.ways, strict=True):
         each = {"ZeRO-3": 4 / 8, "DDP": 4}.get(few.strategy.name, 2)

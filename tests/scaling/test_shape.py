@@ -1,4 +1,4 @@
-"""Sizes are those of the models that they name."""
+"""Sizes are those of the named models."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ TINY = dict(
     ],
     ids=lambda of: of if isinstance(of, str) else "",
 )
-def test_models_that_the_formulas_are_not_of_are_refused(family, settings, told):
+def test_models_that_the_formulas_do_not_cover_are_refused(family, settings, told):
     tiny = {} if family in ("mamba", "gemma3", "mistral3") else TINY
     with pytest.raises(UnsupportedModelError, match=told):
         shape_of(AutoConfig.for_model(family, **{**tiny, **settings}), "mine")

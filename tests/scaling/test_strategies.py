@@ -1,4 +1,4 @@
-"""What is gathered is what FSDP2 gathers, and shares of GPUs add up."""
+"""Gathers are those of FSDP2, and the GPUs' shards add up."""
 
 from collections import Counter
 from dataclasses import replace
@@ -32,7 +32,7 @@ STEP = Step(B=2, S=16, n_ahead=5, M=2)
 
 @pytest.fixture
 def two_processes():
-    """This process and one that does nothing: collectives are made, and move nothing."""
+    """Return a group of this process and an idle one, whose collectives move nothing."""
     fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
     dist.init_process_group("fake", store=fake.FakeStore(), rank=0, world_size=2)
     yield init_device_mesh("cpu", (2,))
@@ -40,7 +40,7 @@ def two_processes():
 
 
 def sharded(mesh, **settings):
-    """A tiny model over the processes, as FSDP2 spreads it."""
+    """Return a tiny model sharded by FSDP2."""
     model = tiny_model("llama", n_ahead=STEP.n_ahead, n_ahead_talk=STEP.M, **settings).train()
     for layer in model.base_lm.model.layers:
         fully_shard(layer, mesh=mesh)
@@ -71,13 +71,13 @@ def test_layers_are_gathered_so_often(two_processes, monkeypatch, checkpointing)
     model(**texts(STEP.S, STEP.S), loss_only=True).loss.backward()
     step = replace(STEP, checkpointing=checkpointing, sharded=True)
     expected = len(layers) * gathers_of_a_layer(step, len(layers))
-    # a layer that was gathered ahead, and not used, is gathered once more
+    # a layer that was prefetched and not used is gathered again
     assert expected <= calls["foreach_all_gather"] <= expected + 1
     assert calls["foreach_reduce"] == len(layers), "gradients are summed over all passes before they are spread"
 
 
 def test_gradients_lie_whole_between_batches(two_processes):
-    """As the trainer accumulates: those of all batches but the last are not spread."""
+    """As in the trainer, gradients are only reduced with the last batch."""
     model = sharded(two_processes)
 
     def whole() -> int:
@@ -102,7 +102,7 @@ def test_a_second_batch_finds_the_gradients_of_the_first(strategy, n_gpus):
     assert two.last_gradients >= one.last_gradients
 
 
-def test_zero3_spreads_the_gradients_of_each_batch():
+def test_zero3_reduces_the_gradients_of_each_batch():
     held, _ = held_by(SHAPE, BFLOAT16, ZERO3, 8, accumulation=2)
     assert held.earlier_gradients == 4 * SHAPE.n_trained / 8
     few, many = (traffic(SHAPE, STEP, BFLOAT16, ZERO3, 8, n) for n in (1, 3))
@@ -127,7 +127,7 @@ def test_ddp_holds_as_much_and_averages_all_gradients():
 @pytest.mark.parametrize("strategy", [FSDP2, ZERO3], ids=lambda of: of.name)
 @pytest.mark.parametrize("numbers", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [SHAPE, ADAPTED], ids=["full", "lora"])
-def test_shares_of_all_gpus_are_the_whole(strategy, numbers, shape):
+def test_shards_of_all_gpus_add_up(strategy, numbers, shape):
     one, eight = held_by(shape, numbers, strategy, 1)[0], held_by(shape, numbers, strategy, 8)[0]
     for name in ("weights", "optimizer"):
         assert 8 * getattr(eight, name) == pytest.approx(getattr(one, name))

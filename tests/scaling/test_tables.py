@@ -37,7 +37,7 @@ def test_every_heading_is_whole_where_there_is_no_terminal(capsys, monkeypatch):
     assert any(all(words in line for words in WAY_HEADINGS) for line in capsys.readouterr().out.splitlines())
 
 
-def test_the_command_for_several_nodes_says_what_each_must_give():
+def test_the_command_for_several_nodes_names_the_options_of_each():
     told = list(choice(plan(PlanArguments(model=QWEN, gpus=8, nodes=2))))
     assert "Run on each of the 2 nodes" in told[-2]
     assert " --num_machines 2 --machine_rank 0 --main_process_ip FIRST_MACHINE -m quietstar" in told[-1]
@@ -48,7 +48,7 @@ def test_the_command_without_bfloat16_overrides_the_recipes():
     assert "mixed_precision" not in command(plan(PlanArguments(model=QWEN, gpus=8)))
 
 
-def test_the_command_leaves_out_what_a_thinking_model_says_itself(tmp_path):
+def test_the_command_leaves_out_settings_of_the_models_config(tmp_path):
     base = tiny_folder(tmp_path / "base")
     thinking = str(tmp_path / "thinking")
     QuietStarForCausalLM.from_base(str(base), n_ahead=3, n_passes=4).save_pretrained(thinking)
@@ -66,7 +66,7 @@ def test_the_command_leaves_out_what_a_thinking_model_says_itself(tmp_path):
     ],
     ids=str,
 )
-def test_options_that_are_not_used_are_told(options, told):
+def test_options_without_effect_are_reported(options, told):
     assert told in " ".join(notes(plan(PlanArguments(model=QWEN, **options))))
 
 

@@ -366,7 +366,7 @@ def test_shards_of_another_model_are_not_put_together(pair: Pair, tmp_path: Path
         (checkpoint / "config.json").write_text(json.dumps(fields | of))
         refused(lambda: consolidate(checkpoint, tmp_path / "model"), told)
     (checkpoint / "config.json").unlink()
-    refused(lambda: consolidate(checkpoint, tmp_path / "model"), "holds no config.json", CheckpointError)
+    refused(lambda: consolidate(checkpoint, tmp_path / "model"), "has no config.json", CheckpointError)
     assert not list((tmp_path / "model").iterdir())
 
 

@@ -132,7 +132,7 @@ def check_cached(base_lm: PreTrainedModel, position_ids: Tensor, n_past: int) ->
     if always or int(position_ids[:, :n_past].max()) < limit:
         raise SettingsError(
             f"a text of {length} tokens is past the {limit} at which the rope frequencies of this "
-            f"{base_lm.config.model_type} model change, and its cache was filled with other frequencies; pass "
+            f"{base_lm.config.model_type} model change, and its cache was filled with other frequencies; give "
             f"use_cache=False, or keep prompt and new tokens within {limit}"
         )
 

@@ -1,4 +1,4 @@
-"""Which column holds the text."""
+"""The choice of the text column."""
 
 import pytest
 
@@ -30,6 +30,6 @@ def test_no_one_column(kinds: dict) -> None:
 def test_a_row_of_another_kind_is_refused() -> None:
     with pytest.raises(DataError, match="not a list of messages"):
         TextOf(column="messages", holds_messages=True)({"messages": "hello"}, "rows")
-    with pytest.raises(DataError, match=r"holds \[\] \(list\), not text"):
+    with pytest.raises(DataError, match=r"has \[\] \(list\), not text"):
         TextOf(column="text")({"text": []}, "rows")
     assert TextOf(column="text")({}, "rows") is None

@@ -1,4 +1,4 @@
-"""Messages are rendered by the chat template, and only what is asked for is learned of them."""
+"""Messages are rendered by the chat template, with labels on the requested tokens only."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def written(folder: Path, rows=CONVERSATIONS, **more) -> str:
 
 
 def learned(tokenizer, row):
-    """The text of a row's labels, with a dot for each token that is not learned."""
+    """Return the text of a sequence's labels, with a dot for each token without label."""
     return "".join("." if label == -100 else tokenizer.convert_ids_to_tokens(label) for label in row["labels"])
 
 
@@ -58,7 +58,7 @@ def rows_of(dataset, tokenizer, **settings):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_messages_are_what_the_template_makes_of_them(tmp_path, streaming):
-    """One bos, nothing added, and all of it learned."""
+    """One bos, nothing added, and labels on all tokens."""
     tokenizer = chat_tokenizer()
     first, _ = rows_of(written(tmp_path), tokenizer, streaming=streaming)
     assert "".join(tokenizer.convert_ids_to_tokens(first["input_ids"])) == RENDERED
@@ -70,7 +70,7 @@ def test_messages_are_what_the_template_makes_of_them(tmp_path, streaming):
 
 @pytest.mark.parametrize("template", [PLAIN, MARKED], ids=["compared", "marked"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_only_what_the_assistant_says_is_learned(tmp_path, streaming, template):
+def test_only_the_assistants_tokens_have_labels(tmp_path, streaming, template):
     tokenizer = chat_tokenizer(template)
     settings = {"streaming": streaming, "assistant_only_loss": True}
     rows = rows_of(written(tmp_path), tokenizer, **settings)
@@ -84,7 +84,7 @@ def test_only_what_the_assistant_says_is_learned(tmp_path, streaming, template):
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("packing", [False, True])
 def test_labels_stay_with_their_tokens(tmp_path, streaming, packing):
-    """In windows, in packed rows and in batches."""
+    """In windows, in packed sequences and in batches."""
     tokenizer = chat_tokenizer()
     settings = {"streaming": streaming, "packing": packing, "max_length": 7, "assistant_only_loss": True}
     rows = rows_of(written(tmp_path), tokenizer, **settings)
@@ -105,7 +105,7 @@ def test_a_conversation_without_an_assistant_is_skipped(tmp_path):
 
 
 def test_an_assistant_may_speak_first(tmp_path):
-    """Its first token is predicted by nothing: alone, it is nothing to learn."""
+    """Nothing predicts the first token, so alone it gives no label."""
     template = "{{ 's' if messages[0]['role'] == 'system' }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     tokenizer = chat_tokenizer(template)
     rows = [[{"role": "assistant", "content": said}, {"role": "user", "content": "no"}] for said in ("a", "ab")]
@@ -118,13 +118,13 @@ def test_an_assistant_may_speak_first(tmp_path):
     [
         (None, CONVERSATIONS, False, "no chat template"),
         (FORGETS, CONVERSATIONS, True, r"message 2 of a conversation .*\{% generation %\}"),
-        ("{{ raise_exception('no\nsystem') }}", CONVERSATIONS, False, "chat template refuses .*no system"),
-        ("{{ raise_exception('no system') }}", CONVERSATIONS[1:], False, "leave out the row with .*'role': 'system'"),
+        ("{{ raise_exception('no\nsystem') }}", CONVERSATIONS, False, "chat template fails .*no system"),
+        ("{{ raise_exception('no system') }}", CONVERSATIONS[1:], False, "remove the row with .*'role': 'system'"),
         (PLAIN, [["hello"]], False, "has a message 'hello'"),
         (PLAIN, [[{"role": "user", "value": "x"}]], False, "has a message .*'value': 'x'"),
         (PLAIN, [[{"role": None, "content": "x"}]], False, "has a message .*'role': None"),
         (PLAIN, [[{"role": "user", "content": [{"type": "image"}]}]], False, "content .*'image'.*: give a text, or"),
-        (PLAIN, [[{"role": "user", "content": "\ud83d"}]], False, "line 1' holds half a character"),
+        (PLAIN, [[{"role": "user", "content": "\ud83d"}]], False, "line 1' has half a character"),
         (
             PLAIN,
             [[{"role": "user", "content": "x"}, {"role": "model", "content": "y"}]],
@@ -133,7 +133,7 @@ def test_an_assistant_may_speak_first(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_rendered_is_one_line(tmp_path, template, rows, assistant_only, says):
+def test_messages_that_cannot_be_rendered_give_one_line(tmp_path, template, rows, assistant_only, says):
     with pytest.raises(DataError, match=says) as raised:
         rows_of(written(tmp_path, rows), chat_tokenizer(template), assistant_only_loss=assistant_only)
     assert "\n" not in str(raised.value)
@@ -141,7 +141,7 @@ def test_what_cannot_be_rendered_is_one_line(tmp_path, template, rows, assistant
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_messages_are_those_that_a_server_would_hand_on(tmp_path, streaming):
-    """Parts of text are joined, and what is null is not there."""
+    """Parts of text are joined, and null keys are left out."""
     template = (
         "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{{ 'calls' if 'tool_calls' in m }}{% endfor %}"
         "{{ tools[0]['name'] if tools is not none else '' }}"
@@ -158,15 +158,15 @@ def test_messages_are_those_that_a_server_would_hand_on(tmp_path, streaming):
 
 
 @pytest.mark.parametrize("tools", ["[", "{}", 3])
-def test_tools_that_are_none_are_one_line(tmp_path, tools):
-    with pytest.raises(DataError, match=r"column 'tools' of .*line 1' holds "):
+def test_invalid_tools_give_one_line(tmp_path, tools):
+    with pytest.raises(DataError, match=r"column 'tools' of .*line 1' has "):
         rows_of(written(tmp_path, tools=tools), chat_tokenizer())
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("packing", [False, True])
 def test_every_row_has_something_to_learn(tmp_path, streaming, packing):
-    """Also where what the assistant says is a small part of a long conversation."""
+    """Also if the assistant's tokens are a small part of a long conversation."""
     row = [{"role": "user", "content": "q" * 150}, {"role": "assistant", "content": "yes"}]
     settings = {"streaming": streaming, "packing": packing, "max_length": 10, "assistant_only_loss": True}
     tokenizer = chat_tokenizer()
@@ -184,10 +184,10 @@ def test_every_row_has_something_to_learn(tmp_path, streaming, packing):
 def test_plain_texts_have_no_assistant(tmp_path):
     dataset = written(tmp_path, text="plain")
     assert len(rows_of(dataset, chat_tokenizer())[0]["input_ids"]) == len("plain") + 2
-    with pytest.raises(DataError, match=r"assistant_only_loss was given.*gives plain texts"):
+    with pytest.raises(DataError, match=r"assistant_only_loss was given.*has plain texts"):
         rows_of(dataset, chat_tokenizer(), assistant_only_loss=True)
     assert rows_of(dataset, chat_tokenizer(), assistant_only_loss=True, text_column="messages")
-    with pytest.raises(SettingsError, match="template makes plain texts"):
+    with pytest.raises(SettingsError, match="template gives plain texts"):
         DataArguments(template="{a}", assistant_only_loss=True)
 
 
@@ -201,7 +201,7 @@ def test_messages_of_parquet_files(tmp_path):
 
 
 def test_numbers_in_messages_are_numbers():
-    """As a tool's arguments have them."""
+    """As in a tool's arguments."""
     template = "{% for m in messages %}{{ m['n'] + 1 }}{{ m['content'] }}{% endfor %}"
     tokenizer = chat_tokenizer(template)
     conversation = {"messages": [{"role": "user", "n": 2, "content": "x"}], "tools": None}

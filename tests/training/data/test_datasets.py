@@ -1,4 +1,4 @@
-"""From files to batches: labels, padding, and what is held out."""
+"""From files to batches: labels, padding, and held-out texts."""
 
 import json
 from itertools import chain
@@ -90,12 +90,12 @@ def test_evaluation_windows_stay_the_same(tmp_path):
 
 
 def test_a_stream_that_breaks_is_named_with_the_reason(tmp_path):
-    """Where it breaks: in a file that was not looked at before."""
+    """The message names the file that breaks, although it was not read before."""
     (tmp_path / "a.jsonl").write_text('{"text": "abc"}\n' * 1000)
     (tmp_path / "b.jsonl").write_text('{"text": "abc"}\n{"text": 3}\n')
     args = DataArguments(dataset=str(tmp_path), eval_size=0, streaming=True)
     train, _ = build_datasets(args, TOKENIZER, 0)
-    with pytest.raises(DataError, match=r"b\.jsonl, line 2' holds 3"):
+    with pytest.raises(DataError, match=r"b\.jsonl, line 2' has 3"):
         list(train)
 
 
@@ -159,11 +159,11 @@ def test_no_evaluation_and_none_possible(tmp_path):
     other = tmp_path / "b.txt"
     other.write_text("\n\n")
     args = DataArguments(dataset=in_file(tmp_path, ["ab"]), eval_dataset=str(other))
-    with pytest.raises(DataError, match=r"to evaluate on.*--eval_dataset"):
+    with pytest.raises(DataError, match=r"evaluation set: .*--eval_dataset"):
         build_datasets(args, TOKENIZER, 0)
 
 
-def test_an_unfit_tokenizer_is_told_before_anything_is_loaded():
+def test_an_unfit_tokenizer_is_reported_before_loading():
     with pytest.raises(DataError, match="--packing"):
         build_datasets(DataArguments(dataset="no-one/nothing", packing=True), tokenizer_of_characters(), 0)
 

@@ -1,4 +1,4 @@
-"""Names of local datasets, and the files that they stand for."""
+"""Names of local datasets, and their files."""
 
 from pathlib import Path
 

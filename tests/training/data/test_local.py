@@ -1,4 +1,4 @@
-"""Values of local files stand in a text as the file has them, in memory and streamed."""
+"""Values of local files keep their written form in texts, in memory and streamed."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def test_a_column_of_dates_is_text(streaming: bool, tmp_path: Path) -> None:
 
 @BOTH
 def test_values_of_several_kinds_in_one_column(streaming: bool, tmp_path: Path) -> None:
-    """What is in nested values, too; null is no text."""
+    """Items of nested values, too; null gives no text."""
     rows = [
         '{"a": 18, "b": {"c": [1.50, "x"]}}',
         '{"a": 2.5, "b": {"c": ["y"]}}',
@@ -125,7 +125,7 @@ def test_a_column_that_most_rows_lack(streaming: bool, tmp_path: Path) -> None:
 
 
 def test_a_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
-    """Also one of the same size and with the same time; one that has not changed is not."""
+    """Also one with the same size and time; an unchanged one is not read again."""
     file = tmp_path / "a.jsonl"
     for text in ("one", "two"):
         file.write_text(json.dumps({"text": text}))
@@ -156,5 +156,5 @@ def test_each_file_of_a_stream_is_a_shard(tmp_path: Path) -> None:
 
 def test_files_are_named_by_the_row_that_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('\n{"a": {"b": 1}}\n')
-    with pytest.raises(DataError, match=rf"\{{a\}}.*{os.sep}a.jsonl, line 2.*it holds a dict"):
+    with pytest.raises(DataError, match=rf"\{{a\}}.*{os.sep}a.jsonl, line 2.*the value is a dict"):
         texts_of(tmp_path, template="{a}", streaming=False)

@@ -1,4 +1,4 @@
-"""A stream's shards give its texts, each once, in any order and over any number of ranks."""
+"""A stream's shards give each text once, in any order and for any number of ranks."""
 
 from itertools import chain
 
@@ -13,7 +13,7 @@ from tests.training.some_texts import sharded, stream_of
 
 
 def numbered(sizes):
-    """Shards of the given sizes, of texts that tell their shard and place in it."""
+    """Return shards of given sizes, with texts that name their shard and index."""
     return [[f"{shard}.{i}" for i in range(size)] for shard, size in enumerate(sizes)]
 
 

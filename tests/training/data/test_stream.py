@@ -1,4 +1,4 @@
-"""A stream's rows are each given once, in another order each epoch, and go on exactly where they stopped."""
+"""A stream gives each text once, in another order each epoch, and resumes exactly."""
 
 import json
 from collections import Counter
@@ -19,7 +19,7 @@ from tests.training.some_texts import TOKENIZER, ids_of, sharded, stream_of, who
 
 
 def as_worker(windows, worker, n_workers):
-    """The rows that one of several workers gives, read in this process."""
+    """Return the items that one of several workers gives, read in this process."""
     with pytest.MonkeyPatch.context() as patch:
         info = SimpleNamespace(id=worker, num_workers=n_workers)
         patch.setattr("quietstar.training.data.stream.get_worker_info", lambda: info)
@@ -31,7 +31,7 @@ def one_by_one(windows, n_workers, **options):
 
 
 def left_after(rows, n_workers, epoch=0):
-    """The arguments of `start_at` after these rows."""
+    """Return the arguments of `start_at` after these items."""
     places = {worker: [0, 0, epoch, 0] for worker in range(n_workers)}
     for row in rows:
         places[worker_of(row["place"], n_workers)] = row["place"]
@@ -39,7 +39,7 @@ def left_after(rows, n_workers, epoch=0):
 
 
 def counting_tokenizer(counted):
-    """TOKENIZER, which notes the texts that it is given."""
+    """TOKENIZER, recording its texts."""
 
     def tokenize(texts, **options):
         counted.extend(texts)
@@ -150,7 +150,7 @@ def test_a_stream_in_order_gives_what_the_same_texts_give_at_hand(packing):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("n_workers", [0, 1, 3])
 @pytest.mark.parametrize("packing", [False, True])
-def test_a_pass_goes_on_after_any_row_as_if_it_had_not_stopped(packing, n_workers):
+def test_a_pass_resumes_after_any_item(packing, n_workers):
     texts = ["", *written(14, longest=30), " ", None, "z" * 50]
     windows = StreamedTextWindows(stream_of(texts), TOKENIZER, 9, 3, packing=packing, block_size=4)
     loader = one_by_one(windows, n_workers, persistent_workers=n_workers > 0)
@@ -166,7 +166,7 @@ def test_a_pass_goes_on_after_any_row_as_if_it_had_not_stopped(packing, n_worker
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_an_endless_stream_is_one_epoch_after_another_and_goes_on_anywhere(packing):
+def test_an_endless_stream_repeats_epochs_and_resumes_anywhere(packing):
     def windows(endless):
         return StreamedTextWindows(stream_of(written(9, longest=20)), TOKENIZER, 9, packing=packing, endless=endless)
 
@@ -197,7 +197,7 @@ def test_an_endless_stream_ends_for_a_worker_without_texts():
     packing=st.booleans(),
     data=st.data(),
 )
-def test_a_worker_goes_on_after_any_row(texts, n_workers, block_size, packing, data):
+def test_a_worker_resumes_after_any_item(texts, n_workers, block_size, packing, data):
     windows = StreamedTextWindows(stream_of(texts, 1), TOKENIZER, 5, packing=packing, block_size=block_size)
     rows = [as_worker(windows, worker, n_workers) for worker in range(n_workers)]
     n_given = [data.draw(st.integers(0, len(of_worker))) for of_worker in rows]
@@ -210,7 +210,7 @@ def test_a_worker_goes_on_after_any_row(texts, n_workers, block_size, packing, d
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("packing", [False, True])
 def test_new_processes_go_on_with_batches(packing):
-    """Also where workers run out of texts at different times, at the end of an epoch."""
+    """Also if workers run out of texts at different times, at the end of an epoch."""
 
     def loader():
         windows = StreamedTextWindows(stream_of(written(40)), TOKENIZER, 9, packing=packing, block_size=8)
@@ -282,7 +282,7 @@ def test_places_of_another_number_of_workers_are_refused():
 )
 def test_places_that_no_worker_has_are_refused(places):
     windows = StreamedTextWindows(stream_of(written(9)), TOKENIZER, 50)
-    refused(lambda: windows.start_at(places), r"places are .*place of its last row", SettingsError)
+    refused(lambda: windows.start_at(places), r"places are .*place of its last item", SettingsError)
 
 
 @pytest.mark.parametrize(("rank", "n_ranks"), [(-1, 2), (2, 2), (0, 0)])

@@ -1,4 +1,4 @@
-"""Templates: columns and items of them become a text; nothing else is read, and nothing runs."""
+"""Templates combine columns and their items into a text; nothing else is read, and nothing runs."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.elsewhere import only_our_errors
 
 
 class Watched:
-    """A value that tells when any attribute of it is read."""
+    """A value that records when any of its attributes is read."""
 
     secret = "read"
 
@@ -80,7 +80,7 @@ def test_what_a_template_may_ask_for(template: str, text: str | None) -> None:
     ],
 )
 def test_what_it_may_not(template: str) -> None:
-    """In one line, and before any attribute is read or any text is a billion characters long."""
+    """In one line, before any attribute is read or any text becomes a billion characters long."""
     with pytest.raises((SettingsError, DataError)) as refusal:
         fill_template(template, ROW, "rows")
     assert len(str(refusal.value).splitlines()) == 1
@@ -88,7 +88,7 @@ def test_what_it_may_not(template: str) -> None:
 
 
 @pytest.mark.parametrize("template", ["{a.__class__.__mro__}", "{a[0].__class__}", "{a:1000000000}", "{[a]}"])
-def test_it_is_said_before_any_row_is_read(template: str, tmp_path: Path) -> None:
+def test_templates_are_checked_before_any_row_is_read(template: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"a": "x"}) + "\n")
     with pytest.raises(QuietStarError, match="template"):
@@ -108,7 +108,7 @@ def test_it_is_said_before_any_row_is_read(template: str, tmp_path: Path) -> Non
     ],
 )
 def test_attributes_are_no_items(template: str, tmp_path: Path) -> None:
-    """A point is part of a column's name: a row does not have that column, and a dataset without it is refused."""
+    """A dot is part of a column's name, so the row lacks that column and the dataset is refused."""
     assert fill_template(template, ROW, "rows") is None
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"a": "x", "n": 7, "t": {}, "o": {"secret": "s"}}) + "\n")
@@ -134,7 +134,7 @@ VALUES = st.recursive(
 
 @given(template=PIECES.map("".join), row=st.fixed_dictionaries({"a": VALUES, "t": VALUES}))
 def test_whatever_a_template_and_a_row_are(template: str, row: dict) -> None:
-    """A short text, none, or an error of ours in one line."""
+    """The result is a short text, None, or a one-line error of this package."""
     text = only_our_errors(lambda: fill_template(template, row, "rows"))
     columns = only_our_errors(lambda: template_columns(template))
     if isinstance(text, str) and isinstance(columns, list):
@@ -149,18 +149,18 @@ CODE = st.sampled_from(
 
 
 @given(value=CODE | st.text(max_size=20))
-def test_what_a_row_says_is_text_and_no_template(value: str) -> None:
+def test_values_are_never_parsed_as_templates(value: str) -> None:
     if not any("\ud800" <= character <= "\udfff" for character in value):
         assert fill_template("Q: {a}", {"a": value}, "rows") == f"Q: {value}"
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_script_beside_data_is_not_run(streaming: bool, tmp_path: Path) -> None:
+def test_a_script_next_to_data_does_not_run(streaming: bool, tmp_path: Path) -> None:
     folder, witness = tmp_path / "rows", tmp_path / "witness"
     folder.mkdir()
     (folder / "rows.py").write_text(f"import pathlib\npathlib.Path({str(witness)!r}).touch()\n")
     for _ in range(2):  # alone, and beside rows
-        with pytest.raises(DataError, match=r"holds .*\.py") as refusal:
+        with pytest.raises(DataError, match=r"has .*\.py") as refusal:
             load_texts(DataArguments(dataset=str(folder), eval_size=0, streaming=streaming), seed=0)
         assert len(str(refusal.value).splitlines()) == 1
         (folder / "rows.jsonl").write_text('{"text": "x"}\n')

@@ -1,4 +1,4 @@
-"""Texts come from the rows that were asked for, and what is wrong with them is said in one line."""
+"""Texts come from the requested rows, and errors are one line."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ ROWS = [{"question": f"q{i}", "answer": f"a{i}", "n": i} for i in range(12)]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """Arrow files of these tests go where pytest clears up."""
+    """Put Arrow files of these tests into pytest's temporary folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
 
@@ -135,16 +135,16 @@ def test_template_reaches_into_nested_columns(folder):
     path = jsonl(folder / "a.jsonl", rows)
     assert load(path, template="{question[stem]} {question[choices][0][text]}")[0] == ["why? so"]
     refused(["{question}", "dict", "column[key]"], path, template="{question}")
-    refused(["{question[stam]}", "each lacks one"], path, template="{question[stam]}")
+    refused(["{question[stam]}", "has all values of template"], path, template="{question[stam]}")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_what_a_row_names_is_not_opened(folder, streaming):
-    """An image may be anywhere, also behind a URL; the path itself is a text like others."""
+def test_paths_in_rows_are_not_opened(folder, streaming):
+    """An image may be anywhere, also at a URL; its path is ordinary text."""
     with_images(folder / "a.parquet", [{"text": "a b"}] * 3)
     assert load(folder, streaming=streaming) == (["a b"] * 3, None)
     assert load(folder, streaming=streaming, template="{image[path]}")[0] == ["nowhere.png"] * 3
-    refused(["{image}", "it holds a dict"], folder, streaming=streaming, template="{text} {image}")
+    refused(["{image}", "the value is a dict"], folder, streaming=streaming, template="{text} {image}")
 
 
 def test_template_takes_a_column_name_with_a_dot():
@@ -157,7 +157,7 @@ def test_text_column_is_the_named_one_or_the_only_one_of_strings(folder, streami
     assert load(path, text_column="answer", streaming=streaming)[0] == ["a0"]
     refused(["question, answer, n", "--text_column", "--template"], path, streaming=streaming)
     refused(["'body'", "question, answer, n", "--text_column"], path, text_column="body", streaming=streaming)
-    refused(["'n'", "holds 0 (Number), not text", "--text_column"], path, text_column="n", streaming=streaming)
+    refused(["'n'", "has 0 (Number), not text", "--text_column"], path, text_column="n", streaming=streaming)
     other = jsonl(folder / "b.jsonl", [{"n": 1, "body": "x"}])
     assert load(other, streaming=streaming)[0] == ["x"]
 
@@ -167,7 +167,7 @@ def test_missing_texts_are_kept_as_none_and_numbers_are_refused(folder, streamin
     path = jsonl(folder / "a.jsonl", [{"text": "x"}, {"text": None}, {"text": ""}])
     assert load(path, streaming=streaming)[0] == ["x", None, ""]
     mixed = jsonl(folder / "b.jsonl", [{"text": "x"}, {"text": 5}])
-    refused(["'text'", "b.jsonl, line 2", "holds 5 (Number), not text"], mixed, streaming=streaming)
+    refused(["'text'", "b.jsonl, line 2", "has 5 (Number), not text"], mixed, streaming=streaming)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -196,7 +196,7 @@ def test_a_stream_that_does_not_know_its_columns(monkeypatch):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
-def test_empty_files_are_said_to_be_empty(folder, name, streaming):
+def test_empty_files_are_reported(folder, name, streaming):
     (folder / name).write_text("[]" if name == "a.json" else "")
     refused([name, "is empty", "--dataset"], folder / name, streaming=streaming, eval_size=4)
 
@@ -241,7 +241,7 @@ def test_mixed_and_empty_folders(folder):
     refused(["texts", "no data files"], folder)
     (folder / "a.txt").write_text("x")
     jsonl(folder / "b.jsonl", ROWS)
-    refused([".jsonl, .txt", "one extension"], folder)
+    refused([".jsonl, .txt", "the same extension"], folder)
 
 
 def test_unknown_splits(folder):
@@ -262,7 +262,7 @@ def hub(monkeypatch, answer):
 def test_no_network_names_the_local_way(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    refused(["'no-one/nothing'", "hub could not be reached", "--dataset FILE_OR_FOLDER"], "no-one/nothing")
+    refused(["'no-one/nothing'", "hub cannot be reached", "--dataset FILE_OR_FOLDER"], "no-one/nothing")
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_no_network_names_the_local_way(monkeypatch):
 )
 def test_hub_that_does_not_answer_or_does_not_know(monkeypatch, answer):
     hub(monkeypatch, answer)
-    refused(["'a/b'", "reached or has no such dataset", "--dataset FILE_OR_FOLDER"], "a/b")
+    refused(["'a/b'", "reached or does not have it", "--dataset FILE_OR_FOLDER"], "a/b")
 
 
 def test_hub_without_the_split_or_the_configuration(monkeypatch):

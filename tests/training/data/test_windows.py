@@ -1,4 +1,4 @@
-"""Rows are honest pieces of their texts: contiguous, reproducible, none lost, none read twice."""
+"""Sequences are contiguous, reproducible pieces of texts; none is lost or read twice."""
 
 from collections import Counter
 
@@ -121,24 +121,31 @@ def test_packed_drops_the_last_row_unless_it_is_the_only_one():
     assert list(packed([], 5)) == []
 
 
+def test_complete_sequences_without_labels_do_not_count_as_the_only_one():
+    """Otherwise a dataset could come out empty although its last sequence has labels."""
+    assert list(packed([[~1, ~2, ~3], [~4, ~5, 6]], 4)) == [[~5, 6]]
+    assert list(packed([[~1, ~2, ~3], [~4, 5]], 4)) == []  # one token predicts nothing
+    assert list(packed([[~1, 2, ~3], [~4, ~5, 6]], 4)) == [[~1, 2, ~3, ~4]]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=8), st.integers(1, 7))
-def test_packing_can_go_on_where_a_row_ended(lengths, max_length):
+def test_packing_resumes_where_a_sequence_ended(lengths, max_length):
     numbers = iter(range(100))
     lists = [[next(numbers) for _ in range(length)] for length in lengths]
     rows = list(packed_with_places(lists, max_length))
     for i, (_, n_used, offset) in enumerate(rows):
         assert sum(lengths[:n_used]) + offset == sum(len(row) for row, _, _ in rows[: i + 1])
         assert offset == 0 or offset < lengths[n_used]
-        going_on = packed_with_places(lists[n_used:], max_length, offset, first=False)
-        assert [(row, n_used + more, end) for row, more, end in going_on] == rows[i + 1 :]
+        resumed = packed_with_places(lists[n_used:], max_length, offset, first=False)
+        assert [(row, n_used + more, end) for row, more, end in resumed] == rows[i + 1 :]
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_packing_needs_a_token_between_texts(streamed):
     make = StreamedTextWindows if streamed else TextWindows
     texts = stream_of(["ab", "cd"], 1) if streamed else ["ab", "cd"]
-    with pytest.raises(DataError, match=r"no eos token.*no sep token.*--packing"):
+    with pytest.raises(DataError, match=r"neither an eos token nor a sep token.*--packing"):
         make(texts, tokenizer_of_characters(), 3, packing=True)
     tokenizer = tokenizer_of_characters(sep_token="<sep>")
     rows = ids_of(make(texts, tokenizer, 3, packing=True))
@@ -149,7 +156,7 @@ def test_packing_needs_a_token_between_texts(streamed):
 
 
 @pytest.mark.parametrize("cls", [TextWindows, StreamedTextWindows])
-def test_workers_that_live_on_follow_the_epoch(cls):
+def test_persistent_workers_follow_the_epoch(cls):
     texts = ["abcdefghijklmnopqrstuvwxyz" * 4] * 6
     windows = cls(stream_of(texts) if cls is StreamedTextWindows else texts, TOKENIZER, 8)
     loader = DataLoader(windows, batch_size=None, num_workers=1, persistent_workers=True)

@@ -1,1 +1,1 @@
-"""Text to train on: found, read, encoded, cut into windows, whole or as a stream."""
+"""Training text: finding, reading and encoding it, and cutting it into windows, in memory or as a stream."""

@@ -1,4 +1,4 @@
-"""Columns of rows: which of them holds the text, and the text of a row."""
+"""Columns of datasets: choosing the one with the text, and the text of a row."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -11,15 +11,15 @@ from quietstar.text.unicode import half_character
 from quietstar.training.data.template import fill_template
 
 MESSAGES = "messages"
-"""the column of a conversation, a list of {"role": ..., "content": ...}, in the rows of a chat dataset"""
+"""column of a chat dataset with conversations, lists of {"role": ..., "content": ...}"""
 
 TOOLS = "tools"
-"""the column beside it that says what the assistant may call"""
+"""column of a chat dataset with the tools that the assistant may call"""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of columns, in order, and which of them hold strings and which lists, where they hold anything."""
+    """Names of columns, in order, and those of them with strings and with lists, nulls aside."""
 
     names: list[str]
     of_strings: list[str]
@@ -27,28 +27,28 @@ class Columns:
 
     @classmethod
     def of(cls, kinds: Mapping[str, Collection[type]]) -> "Columns":
-        """Those whose values are of these types."""
-        held = {name: set(of) - {type(None)} for name, of in kinds.items()}
-        of_strings, of_lists = ([name for name, of in held.items() if of == {kind}] for kind in (str, list))
-        return cls(list(held), of_strings, of_lists)
+        """Return columns from the types of their values, by name."""
+        types = {name: set(found) - {type(None)} for name, found in kinds.items()}
+        of_strings, of_lists = ([name for name, found in types.items() if found == {kind}] for kind in (str, list))
+        return cls(list(types), of_strings, of_lists)
 
 
 def pick_column(wanted: str | None, columns: Columns, source: str) -> str:
-    """Choose the column that holds the text.
+    """Return the column with the text.
 
     Args:
-        wanted: the `text_column` given; or None to choose "text", or "messages" where it holds lists, or else the only
-            column of strings.
-        columns: those that there are.
+        wanted: the `text_column` given; None chooses "text", or "messages" if it has lists, or the only column of
+            strings.
+        columns: of the dataset.
         source: the dataset's name, for the message.
 
     Raises:
-        DataError: there is no such column, or no one column to choose.
+        DataError: the column does not exist, or the choice is not unique.
     """
-    there_are = f"its columns are {', '.join(columns.names)}"
+    in_dataset = f"its columns are {', '.join(columns.names)}"
     if wanted is not None:
         if wanted not in columns.names:
-            raise DataError(f"{source!r} has no column {wanted!r}, {there_are}: pass one of them as --text_column")
+            raise DataError(f"{source!r} has no column {wanted!r}, {in_dataset}; give one of them as --text_column")
         return wanted
     if "text" in columns.names:
         return "text"
@@ -57,19 +57,19 @@ def pick_column(wanted: str | None, columns: Columns, source: str) -> str:
     if len(columns.of_strings) == 1:
         return columns.of_strings[0]
     raise DataError(
-        f"{source!r} has no column 'text' and not one single column of strings, {there_are}: "
-        "pass one of them as --text_column, or a --template"
+        f"{source!r} has no column 'text', and not exactly one column of strings, {in_dataset}; give one of them as "
+        "--text_column, or a --template"
     )
 
 
 @dataclass(frozen=True)
 class TextOf:
-    """Makes the text of a row: by a template, or of one column.
+    """Function from a row to its text, by a template or from one column.
 
     Args:
         template: see `template`; None for a column.
-        column: its name, where there is no template.
-        holds_messages: the column holds lists of messages, whose text is JSON, with the row's tools; strings otherwise.
+        column: its name, if there is no template.
+        holds_messages: the column has lists of messages, and the text is their JSON with the row's tools.
     """
 
     template: str | None = None
@@ -78,18 +78,18 @@ class TextOf:
 
     @property
     def name(self) -> str:
-        """The column that the texts are handed on in."""
+        """Name of the column for the texts."""
         return MESSAGES if self.holds_messages else "text"
 
     def __call__(self, row: Mapping[str, Any], source: str) -> str | None:
-        """The text of a row; None where a value of it is None, or the column is not there.
+        """Return the text of a row, or None if a value is None or missing.
 
         Args:
-            row: column -> value.
-            source: where the row is from, for messages.
+            row: values by column.
+            source: place of the row, for messages.
 
         Raises:
-            DataError: the row does not hold what it should.
+            DataError: a value has the wrong type.
         """
         if self.template is not None:
             return fill_template(self.template, row, source)
@@ -99,36 +99,36 @@ class TextOf:
         if self.holds_messages:
             if not isinstance(value, list):
                 raise DataError(
-                    f"column {self.column!r} of {source!r} holds {shown(value)}, not a list of messages: fix it"
+                    f"column {self.column!r} of {source!r} has {shown(value)}, not a list of messages: fix the row"
                 )
             conversation = {"messages": value, "tools": _tools(row.get(TOOLS), source)}
             value = json.dumps(conversation, default=_plain, ensure_ascii=False)
         if not isinstance(value, str):
             raise DataError(
-                f"column {self.column!r} of {source!r} holds {shown(value)} ({type(value).__name__}), not text: "
+                f"column {self.column!r} of {source!r} has {shown(value)} ({type(value).__name__}), not text: "
                 "pass a column of strings as --text_column, or a --template"
             )
         if half_character(value) is not None:
             raise DataError(
-                f"column {self.column!r} of {source!r} holds half a character, no whole Unicode text: fix it"
+                f"column {self.column!r} of {source!r} has half a character (a lone surrogate): fix the row"
             )
         return value
 
 
 def _tools(value: Any, source: str) -> list[Any] | None:
-    """What the assistant may call, of a list or of its JSON."""
+    """Return the tools that the assistant may call, from a list or its JSON."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"column {TOOLS!r} of {source!r} holds {shown(value)}, which is not JSON: fix it"
+                f"column {TOOLS!r} of {source!r} has {shown(value)}, which is not JSON: fix the row"
             ) from error
     if value is not None and not isinstance(value, list):
-        raise DataError(f"column {TOOLS!r} of {source!r} holds {shown(value)}, not a list of tools: fix it")
+        raise DataError(f"column {TOOLS!r} of {source!r} has {shown(value)}, not a list of tools: fix the row")
     return value
 
 
 def _plain(value: Any) -> Any:
-    """What stands in JSON for a value that it does not know."""
+    """Return the JSON form of a value of another type."""
     return value.value if isinstance(value, Number) else str(value)

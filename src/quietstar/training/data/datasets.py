@@ -1,7 +1,7 @@
-"""Texts to learn from: what to load, how rows of tokens are made of them, and batches of rows.
+"""Datasets for training and evaluation, and the collator of their batches.
 
-Where the texts come from is in `texts`, how they are cut in `windows`, and in `stream` where they are read while
-training. Legend: B rows in a batch, S tokens in the longest of them.
+`texts` loads texts, `windows` cuts them, and `stream` does so for texts that are read while training. Legend: B
+sequences in a batch, S tokens in the longest of them.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 def build_datasets(
     args: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> tuple[TextWindows | StreamedTextWindows, TextWindows | None]:
-    """Load texts and cut them into rows of at most `max_length` tokens.
+    """Load texts and cut them into sequences of at most `max_length` tokens.
 
     Args:
         args: what to load and how to cut it.
         tokenizer: the model's tokenizer, unchanged.
-        seed: decides which texts are held out, in which order a stream is read and which windows are taken.
+        seed: of the held-out texts, the order of a stream, and the windows.
 
     Returns:
-        The rows to train on, and those to evaluate on (None where `eval_size` is 0), the same at every
+        The sequences to train on, and those to evaluate on (None if `eval_size` is 0), which stay the same in every
         evaluation.
 
     Raises:
-        DataError: the texts cannot be had, or none is long enough for one prediction.
+        DataError: the texts cannot be loaded, or none is long enough for one prediction.
         MissingExtraError: the datasets library is not installed.
     """
     separator_id(tokenizer, args.packing)  # before a download
@@ -83,17 +83,17 @@ def build_datasets(
             encode=_encoder(held_out, eval_source, tokenizer, args),
         )
     except DataError as error:
-        raise DataError(f"to evaluate on, {error}; or pass another --eval_size or --eval_dataset") from error
+        raise DataError(f"evaluation set: {error}; or pass another --eval_size or --eval_dataset") from error
     return train, evaluation
 
 
 def _encoder(texts: Any, source: str, tokenizer: PreTrainedTokenizerBase, args: DataArguments) -> Encoder:
-    """What makes tokens of these texts."""
+    """Return the encoder for these texts."""
     if column_of(texts.texts if isinstance(texts, TextShards) else texts) == MESSAGES:
         return ConversationEncoder(tokenizer, assistant_only=args.assistant_only_loss, source=source)
     if args.assistant_only_loss:
         raise DataError(
-            f"assistant_only_loss was given, and {source!r} gives plain texts: leave it out, or pass rows with a "
+            f"assistant_only_loss was given, but {source!r} has plain texts: leave it out, or pass a dataset with a "
             'column "messages" (or another one as --text_column)'
         )
     return TextEncoder(tokenizer, args.packing)
@@ -101,26 +101,26 @@ def _encoder(texts: Any, source: str, tokenizer: PreTrainedTokenizerBase, args: 
 
 @dataclass
 class TextCollator:
-    """Makes a batch of rows, padded on the right.
+    """Collates sequences into a batch, padded on the right.
 
-    Labels come from the rows' lengths, so a token is learned even where it is also the padding token.
+    Labels come from the lengths, so a token that equals the padding token still has a label.
 
     Args:
-        pad_token_id: what stands at padding, see `pad_token_id`.
+        pad_token_id: the id to pad with, see `pad_token_id`.
     """
 
     pad_token_id: int
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Collate rows.
+        """Collate sequences.
 
         Args:
-            features: for each row "input_ids", a list or tensor of [length], and "labels" of the same length
-                where some tokens are not to be learned. Anything else must be of one shape, and is stacked.
+            features: for each sequence "input_ids", a list or tensor of [length], and "labels" of the same length if
+                some tokens have none. Anything else must have the same shape in all, and is stacked.
 
         Returns:
-            input_ids, attention_mask and labels, each [B, S] of int64; labels are -100 at padding. Rows of a stream
-            also give `place`, [B, 4] of int64.
+            input_ids, attention_mask and labels, each [B, S] of int64; labels are -100 at padding. Sequences of a
+            stream also give `place`, [B, 4] of int64.
         """
         ids = [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in features]
         labels = [torch.as_tensor(row.get("labels", row["input_ids"]), dtype=torch.long) for row in features]
@@ -134,7 +134,7 @@ class TextCollator:
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return an id to pad with: the tokenizer's, else eos, else 0. Padding is neither seen nor learned."""
+    """Return an id to pad with: the tokenizer's, else eos, else 0. Padding is masked and has no labels."""
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token_id is not None:
             return int(token_id)

@@ -1,4 +1,4 @@
-"""Local files that a `dataset` names: which they are, and what is in them."""
+"""Local files that a `dataset` names, and their kind."""
 
 import glob
 import os
@@ -8,14 +8,14 @@ from quietstar.errors import DataError
 from quietstar.text.files import COMPRESSED, kind_of
 
 LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-"""Extensions of local files, and what is in each. Those of text and of JSON may end in .gz or .zst besides."""
+"""extensions of local files -> loader; text and JSON may also be compressed (.gz, .zst)"""
 
 BESIDE_DATA = ("", ".md")
-"""Extensions that a folder of data may hold besides: README.md, LICENSE."""
+"""extensions of other files that a data folder may contain: README.md, LICENSE"""
 
 
 def is_local(name: str) -> bool:
-    """Whether a `dataset` names files of this machine and not a dataset of the hub."""
+    """Whether a `dataset` names local files, not a dataset on the hub."""
     return (
         os.path.exists(os.path.expanduser(name))
         or any(wildcard in name for wildcard in "*?[")
@@ -28,33 +28,33 @@ def find_files(name: str) -> tuple[str, list[str]]:
     """Find the files that a local `dataset` names.
 
     Args:
-        name: a file, a folder (searched with the folders in it, hidden ones excepted) or a glob (`**` for any
-            depth).
+        name: a file, a folder (searched recursively, without hidden files) or a glob (`**` for any depth).
 
     Returns:
-        What is in them, a value of LOADERS, and their paths, sorted.
+        Their loader, a value of LOADERS, and their sorted paths.
 
     Raises:
-        DataError: there is no such path, or its files are not all of one extension that can be read.
+        DataError: the path does not exist, or its files do not all have one supported extension.
     """
     path = Path(name).expanduser()
-    allowed = f"of one extension among {', '.join(LOADERS)}"
+    allowed = f"one of {', '.join(LOADERS)}"
     if path.is_dir():
         files = [file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path))]
         files = [file for file in files if file.suffix.lower() not in BESIDE_DATA]
-        advice = f"pass a folder with files {allowed}, or a glob such as {os.path.join(name, '**', '*.jsonl')}"
+        glob_example = os.path.join(name, "**", "*.jsonl")
+        advice = f"pass a folder of files with the same extension, {allowed}, or a glob such as {glob_example}"
     elif path.exists():
         files = [path]
-        advice = f"pass a file {allowed}"
+        advice = f"pass a file with extension {allowed}"
     else:
         files = [Path(match) for match in glob.glob(str(path), recursive=True) if os.path.isfile(match)]
-        advice = f"pass a glob that matches files {allowed}"
+        advice = f"pass a glob of files with the same extension, {allowed}"
         if not files:
-            raise DataError(f"no file or folder is named, or matches, {name!r}: check the path")
+            raise DataError(f"no file or folder matches {name!r}: check the path")
     extensions = sorted(set(map(_extension, files)))
     if len(extensions) != 1 or extensions[0] not in LOADERS:
         found = ", ".join(extension or "no extension" for extension in extensions) or "no data files"
-        raise DataError(f"{name!r} holds {found}: {advice}")
+        raise DataError(f"{name!r} has {found}: {advice}")
     return LOADERS[extensions[0]], sorted(str(file.resolve()) for file in files)
 
 

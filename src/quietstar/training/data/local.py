@@ -1,6 +1,6 @@
-"""Texts of local text and JSON files, read by `textfiles`, so that values reach a text as they were written.
+"""Texts of local text and JSON files, read by `quietstar.text.files` so that values keep their written form.
 
-The datasets library keeps the texts on disk, or reads on while training.
+The datasets library stores the texts on disk, or streams them while training.
 """
 
 import os
@@ -14,19 +14,19 @@ from quietstar.text.files import json_values, kind_of, read_lines
 from quietstar.training.data.columns import Columns, TextOf
 
 LOOKED_AT = 1000
-"""rows by which the columns of JSON are known: each row may leave some out"""
+"""rows read to find the columns of JSON, where any row may lack some"""
 
 READER = 2
-"""another number when this code makes other texts of the same files, which the datasets library may have kept"""
+"""version of this code; raise it when the same files give other texts, so that the cache of texts is invalidated"""
 
 
 def rows_in(file: str, loader: str, sample_by: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a text or JSON file, each after where it stands, for messages.
+    """Yield the rows of a text or JSON file, each with its place for messages.
 
     Args:
         file: its path.
         loader: "text" or "json".
-        sample_by: what one row of a text file is: line, paragraph (up to an empty line) or document.
+        sample_by: unit of a row in a text file: line, paragraph (up to an empty line) or document.
 
     Raises:
         DataError: the file cannot be read, or a row is not an object.
@@ -49,24 +49,24 @@ def _samples(file: str, sample_by: str) -> Iterator[str]:
     elif sample_by == "document":
         yield from filter(None, ["".join(lines)])
     else:
-        begun = ""
+        paragraph = ""
         for line in lines:
-            begun += line
-            if begun.endswith("\n\n"):
-                yield from filter(None, [begun.removesuffix("\n\n")])
-                begun = ""
-        yield from filter(None, [begun])
+            paragraph += line
+            if paragraph.endswith("\n\n"):
+                yield from filter(None, [paragraph.removesuffix("\n\n")])
+                paragraph = ""
+        yield from filter(None, [paragraph])
 
 
 def look_at(files: list[str], loader: str, sample_by: str, wanted: list[str], *, at_all: bool) -> Columns | None:
-    """The columns of rows in files, by the first LOOKED_AT; None where there is no row.
+    """Return the columns of files by their first LOOKED_AT rows, or None if there are no rows.
 
     Args:
         files: their paths.
         loader: "text" or "json".
         sample_by: see `rows_in`.
-        wanted: columns that are looked for in later rows, too, where these do not have them.
-        at_all: in all later rows; or in none, of files that are read while training.
+        wanted: columns to look for in later rows too if the first do not have them.
+        at_all: whether to do so; False for files that are read while training.
     """
     kinds: dict[str, set[type]] = {}
     missing, n = set(wanted), 0
@@ -83,14 +83,16 @@ def look_at(files: list[str], loader: str, sample_by: str, wanted: list[str], *,
 def texts_in(
     files: list[tuple[str, int, int, int]], loader: str, sample_by: str, to_text: TextOf, reader: int
 ) -> Iterator[dict[str, str | None]]:
-    """Yield the text of each row of files, in a row of its own.
+    """Yield a row with the text of each row of files.
+
+    The arguments are the key of the datasets library's cache.
 
     Args:
-        files: path, size, and times of change of each: a file's own, which may be set, and the system's.
+        files: path, size, modification time and change time of each.
         loader: "text" or "json".
         sample_by: see `rows_in`.
-        to_text: makes a text of a row.
-        reader: READER. By all arguments, the datasets library knows what it has kept.
+        to_text: returns the text of a row.
+        reader: READER.
     """
     for file, *_ in files:
         for where, row in rows_in(file, loader, sample_by):
@@ -100,27 +102,27 @@ def texts_in(
 def load_files(
     files: list[str], loader: str, sample_by: str, to_text: TextOf, split: str, *, streaming: bool, source: str
 ) -> Any:
-    """The texts of files: a dataset on disk, or a stream with a shard for each file.
+    """Load the texts of files as a dataset on disk, or as a stream with a shard for each file.
 
     Args:
         files: their paths.
         loader: "text" or "json".
         sample_by: see `rows_in`.
-        to_text: makes a text of a row.
+        to_text: returns the text of a row.
         split: "train", or slices of it.
         streaming: read while training.
         source: the name of the dataset, for messages.
 
     Raises:
-        DataError: a file cannot be read, a row does not hold what it should, or a stream is to be sliced.
+        DataError: a file cannot be read, a row has a wrong type, or a slice of a stream was requested.
     """
-    datasets = _datasets()
+    datasets = datasets_library()
     features = datasets.Features({to_text.name: datasets.Value("string")})
-    stamps = [(file, (found := os.stat(file)).st_size, found.st_mtime_ns, found.st_ctime_ns) for file in files]
+    stamps = [(file, (stat := os.stat(file)).st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file in files]
     given = {"files": stamps, "loader": loader, "sample_by": sample_by, "to_text": to_text, "reader": READER}
     if streaming and split != "train":
         raise DataError(
-            f"{source!r} is read while training, and {split} is a slice of it: pass --split train, or --streaming false"
+            f"{source!r} is streamed, and {split} is a slice of it; give --split train, or --streaming false"
         )
     if streaming:
         return datasets.IterableDataset.from_generator(texts_in, features=features, gen_kwargs=given)
@@ -128,8 +130,9 @@ def load_files(
     if split == "train":
         return texts
     slices = datasets.ReadInstruction.from_spec(split).to_absolute({"train": len(texts)})
-    return texts.select(chain.from_iterable(range(*slice(each.from_, each.to).indices(len(texts))) for each in slices))
+    return texts.select(chain.from_iterable(range(*slice(part.from_, part.to).indices(len(texts))) for part in slices))
 
 
-def _datasets() -> ModuleType:
+def datasets_library() -> ModuleType:
+    """Return the datasets library, or raise MissingExtraError."""
     return need("datasets", "data", "reading texts from the hub or from files")

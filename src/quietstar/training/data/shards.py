@@ -1,6 +1,6 @@
-"""Texts read from datasets: of a stream shard by shard, in any order, and split over ranks.
+"""Texts of datasets; those of a stream are read shard by shard, in any order, and split over ranks.
 
-A shard is what a stream can be divided into: one of the files that it is read from.
+A shard is the part of a stream that comes from one file.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ ROW_BY_ROW = {
     "RebatchedArrowExamplesIterable",
     "SelectColumnsIterable",
 }
-"""The layers of a stream, named as the datasets library does, through which a shard alone gives the rows that it
-gives within the whole. A skip, for one, is not among them: the library skips other rows of a stream's shards."""
+"""classes of the datasets library that transform a stream row by row, so that a shard read alone gives the same rows as
+within the stream; skipping, for example, does not"""
 
 
 class TextShards:
-    """A stream of texts as shards. It has no length, as the stream has none.
+    """A stream of texts as shards, without length.
 
     Args:
-        texts: a stream with the column "text". One whose rows were skipped, taken, interleaved or shuffled is
-            read as a single shard.
-        left_out: how many texts at the beginning of each shard are passed over; none of shards beyond it.
+        texts: a stream with the column "text". One whose rows were skipped, taken, interleaved or shuffled counts as a
+            single shard.
+        left_out: number of texts to skip at the beginning of each shard; 0 for later shards.
     """
 
     def __init__(self, texts: datasets.IterableDataset, left_out: Sequence[int] = ()) -> None:
@@ -43,7 +43,7 @@ class TextShards:
         self.n_shards: int = texts.num_shards if _has_shards(texts) else 1
 
     def __iter__(self) -> Iterator[dict[str, str | None]]:
-        """Yield rows with the column of texts, in the order of the shards."""
+        """Yield rows with the text column, shard by shard."""
         name = column_of(self.texts)
         for shard in range(self.n_shards):
             for text in self.read(shard):
@@ -56,7 +56,7 @@ class TextShards:
         return islice(each_text(alone), n_left_out, None)
 
     def hold_out(self, n: int) -> tuple[list[str | None], TextShards]:
-        """Read the first `n` texts, or all where there are fewer, and return them and the stream without them."""
+        """Read the first `n` texts, or all if there are fewer, and return them and the stream without them."""
         numbered = ((shard, text) for shard in range(self.n_shards) for text in self.read(shard))
         read = list(islice(numbered, n))
         count = Counter(shard for shard, _ in read)
@@ -66,16 +66,16 @@ class TextShards:
 
 
 def texts_of_rank(shards: TextShards, order: Sequence[int], rank: int, n_ranks: int) -> Iterator[str | None]:
-    """Yield the texts that are one rank's, so that ranks together read each text once.
+    """Yield the texts of one rank, so that the ranks together read each text once.
 
-    As many shards as divide evenly go to the ranks whole. The remaining ones, fewer than there are ranks, are read
-    by each rank, which keeps every `n_ranks`-th of their texts.
+    As many shards as divide evenly are distributed whole. The remaining ones, fewer than there are ranks, are read by
+    every rank, which keeps every `n_ranks`-th of their texts.
 
     Args:
         shards: the stream.
-        order: the numbers of its shards in the order in which they are dealt out, the same on all ranks.
+        order: indices of its shards in the order of distribution, the same on all ranks.
         rank: from 0 up to `n_ranks` - 1.
-        n_ranks: how many processes train together.
+        n_ranks: number of processes that train together.
     """
     n_whole = len(order) - len(order) % n_ranks
     for shard in order[:n_whole][rank::n_ranks]:
@@ -84,7 +84,7 @@ def texts_of_rank(shards: TextShards, order: Sequence[int], rank: int, n_ranks: 
 
 
 def each_text(texts: Any) -> Iterator[str | None]:
-    """Yield the texts of a dataset or a stream with a column of texts, or of a sequence of strings."""
+    """Yield the texts of a dataset or stream with a text column, or of a sequence of strings."""
     if not hasattr(texts, "column_names"):
         yield from texts
         return
@@ -95,12 +95,12 @@ def each_text(texts: Any) -> Iterator[str | None]:
 
 
 def column_of(texts: Any) -> str:
-    """The column of texts: "messages" for conversations in JSON, else "text"; a stream may not know its columns."""
+    """Return the text column: "messages" for conversations in JSON, else "text"; a stream may not know its columns."""
     return MESSAGES if MESSAGES in (texts.column_names or ()) else "text"
 
 
 def _has_shards(texts: Any) -> bool:
-    """Whether the shards of a stream, read one after another, give the stream."""
+    """Whether a stream equals its shards, read one after another."""
     layer = texts._ex_iterable
     while hasattr(layer, "ex_iterable"):
         if type(layer).__name__ not in ROW_BY_ROW:

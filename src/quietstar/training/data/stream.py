@@ -1,4 +1,4 @@
-"""Rows of tokens cut from texts that are read while training: split, shuffled, and resumed where they stopped.
+"""Sequences of tokens cut from texts that are read while training: split over ranks, shuffled, and resumable.
 
 Legend: R ranks (processes that train together), W workers (processes of a DataLoader that read for one rank).
 """
@@ -36,31 +36,31 @@ MAX_WORKERS = 1024
 class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
     """As `TextWindows`, over texts that are read while training.
 
-    A rank's stream is its share of the texts (see `split`), shuffled: the order of the shards by seed and epoch,
-    then each block of `block_size` texts by seed, epoch and its number. DataLoader workers all read their rank's
-    stream, and each tokenizes every W-th of its texts. No text is lost or read twice in an epoch. A window depends
-    on its text's number in the rank's stream and so not on the number of workers; packed rows do, since each
-    worker fills its own.
+    A rank's stream is its share of the texts (see `split`), shuffled: first the order of the shards, by seed and epoch,
+    then each block of `block_size` texts, by seed, epoch and block number. All DataLoader workers read their rank's
+    stream, and each tokenizes every W-th text. No text is lost or read twice in an epoch. A window depends on its
+    text's number in the rank's stream, and so not on the number of workers; packed sequences do, as each worker packs
+    its own.
 
-    A row has "input_ids", and "place" of [n, offset, epoch, n_skipped]: after this row its worker goes on with text n
-    of the rank's stream in that epoch, `offset` tokens of which are used up (always 0 without packing); so many of its
-    texts before were too short for one prediction. `start_at` goes back to places.
+    An item has "input_ids", and "place" of [n, offset, epoch, n_skipped]: after it, the worker continues with text n of
+    the rank's stream in that epoch, after `offset` of its tokens (always 0 without packing); n_skipped of the worker's
+    texts so far were too short for one prediction. `start_at` resumes from places.
 
-    `split`, `set_epoch` and `start_at` hold from the next pass on. They also reach workers that are running,
-    persistent ones, and must be called before that pass is begun by `iter` of the DataLoader.
+    `split`, `set_epoch` and `start_at` take effect in the next pass. They also reach running, persistent workers, and
+    must be called before that pass begins with `iter` of the DataLoader.
 
     Args:
         texts: a stream with the column "text".
         tokenizer, max_length, seed, packing: as in `TextWindows`.
         source: name of the stream, for messages.
-        block_size: texts that are shuffled among one another; 1 keeps the order, also that of the shards.
-        endless: begin the next epoch where one ends, in each worker for itself.
+        block_size: texts in a shuffle block; 1 keeps the order, also that of the shards.
+        endless: begin the next epoch when one ends, in each worker by itself.
         encode: as in `TextWindows`.
-        contents: by which a run that is resumed knows its texts again.
+        contents: identifies the texts when a run is resumed.
 
     Raises:
         DataError: nothing can separate packed texts; in an epoch, no text is long enough or reading fails.
-        SettingsError: when iterating, places to start at were recorded with another number of workers.
+        SettingsError: when iterating, the places to start at were recorded with another number of workers.
     """
 
     def __init__(
@@ -88,38 +88,38 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
         self.endless = endless
         self._epoch = shared(0)
         self._rank = shared([0, 1])
-        # Slots for each worker, so that no lock is needed. A start is W (0 where there is none), the number of the
-        # worker whose texts are continued, and its place.
+        # A slot for each worker, so that no lock is needed. A start is W (0 if there is none), the number of the worker
+        # to continue, and its place.
         self._starts = shared([[0] * 6] * MAX_WORKERS)
 
     def split(self, rank: int, n_ranks: int) -> None:
-        """Read the share of the texts that is this rank's, of ranks 0 up to `n_ranks` - 1.
+        """Read only the texts of this rank, one of 0 to `n_ranks` - 1.
 
         Raises:
-            SettingsError: there is no such rank.
+            SettingsError: the rank is out of range.
         """
         if not 0 <= rank < n_ranks:
-            raise SettingsError(f"rank is {rank} of {n_ranks}: pass a rank from 0 up, below the number of ranks")
+            raise SettingsError(f"rank is {rank} of {n_ranks}; give a rank from 0 to the number of ranks minus 1")
         self._rank[:] = self._rank.new_tensor([rank, n_ranks])
 
     def set_epoch(self, epoch: int) -> None:
-        """Take another order and other windows, the same ones each time for the same epoch."""
+        """Use the order and the windows of an epoch."""
         self._epoch.fill_(epoch)
 
     def start_at(self, places: Mapping[int, Sequence[int]] | Sequence[Sequence[int]], next_worker: int = 0) -> None:
-        """Let the next pass, and only that one, begin after rows that were given before.
+        """Make the next pass, and only that one, continue after recorded places.
 
-        That pass gives the rows that follow, if the split, the number of workers and all arguments are what they
-        were. Texts before a place are read again, but not tokenized.
+        It gives the items that follow, if the split, the number of workers and all arguments are the same. Texts before
+        a place are read again, but not tokenized.
 
         Args:
-            places: for each worker the "place" of its last row, or [0, 0, epoch, 0] where it has given none. No
-                places: begin at the start after all.
-            next_worker: the worker whose turn it was, which is the one after the worker of the last batch, see
-                `worker_of`: with it, batches also come in the order in which they would have come.
+            places: for each worker the "place" of its last item, or [0, 0, epoch, 0] if it has given none. If empty,
+                begin at the start.
+            next_worker: the worker whose turn it was, the one after the worker of the last batch (see `worker_of`), so
+                that batches also come in the same order.
 
         Raises:
-            SettingsError: a place is not one of its worker's.
+            SettingsError: a place is invalid, or of another worker.
         """
         try:
             numbered = places.items() if isinstance(places, Mapping) else enumerate(places)
@@ -132,14 +132,14 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
                 if place[:2] == [0, 0]:
                     place = [worker, *place[1:]]
                 if len(place) != 4 or not 0 <= min(place) <= max(place) < 2**63:
-                    raise ValueError("a place is four numbers")
+                    raise ValueError("a place has four numbers of at least 0")
                 if n_workers > MAX_WORKERS or worker_of(place, n_workers) != worker:
-                    raise ValueError("it is another worker's")
+                    raise ValueError("it belongs to another worker")
                 starts.append([n_workers, worker, *place])
         except (TypeError, ValueError, OverflowError) as error:
             raise SettingsError(
-                f"places are {shown(places)}, which no workers, numbered from 0, have ({reason(error)}): pass for each "
-                "the place of its last row, or [0, 0, epoch, 0]"
+                f"places are {shown(places)}, which are invalid ({reason(error)}): for each worker, numbered from 0, "
+                "pass the place of its last item, or [0, 0, epoch, 0]"
             ) from error
         self._starts.zero_()
         if starts:
@@ -162,7 +162,7 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
     def _epoch_rows(
         self, worker: int, n_workers: int, n: int, offset: int, epoch: int, n_skipped: int
     ) -> Iterator[dict[str, list[int]]]:
-        """The rows of a worker in an epoch, from a place on."""
+        """Yield the items of a worker in an epoch, from a place on."""
         rank, n_ranks = self._rank.tolist()
         texts = islice(self._read(epoch, rank, n_ranks), n, None, n_workers)
         skipped: list[int] = []
@@ -170,33 +170,33 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
         if self.packing:
             rows = packed_with_places(lists, self.max_length, offset, first=[n, offset] == [worker, 0])
         else:
-            # Ranks draw apart, since their streams are numbered alike.
+            # texts of all ranks are numbered from 0, so the rank must enter the seed
             rows = self._windows(lists, epoch, rank + n * n_ranks, n_workers * n_ranks)
         empty = True
         for row, n_used, offset in rows:
             empty = False
             place = [n + n_used * n_workers, offset, epoch, n_skipped + len(skipped)]
             yield row_of(row, self.encode.has_labels) | {"place": place}
-        # A worker, or a rank, may have nothing in its share of a short stream; that is no error if another has.
+        # in a short stream, a worker or a rank may have no texts; it is an error only if none has any
         if empty and not any(token_lists(self._read(epoch), self.encode)):
             raise none_usable(sum(1 for _ in self._read(epoch)), self.source, self.encode.has_labels)
 
     def _take_start(self, slot: int, n_workers: int) -> tuple[int, int, int, int, int]:
-        """Which worker's texts the process in a slot reads, and the place where it starts."""
+        """Return the worker whose texts the process in a slot reads, and the place where it starts."""
         n_recorded, worker, n, offset, epoch, n_skipped = self._starts[slot].tolist()
         if not n_recorded:
             return slot, slot, 0, int(self._epoch), 0
         if n_recorded != n_workers:
             processes = n_recorded if n_recorded > 1 else "0 or 1"
             raise SettingsError(
-                f"the number of processes that read {self.source!r} was {n_recorded} where it is to go on and is now "
-                f"{n_workers}, which would read other texts: pass --dataloader_num_workers {processes}"
+                f"the number of processes that read {self.source!r} was {n_recorded} at the checkpoint and is now "
+                f"{n_workers}, which would read other texts; give --dataloader_num_workers {processes}"
             )
         self._starts[slot] = 0
         return worker, n, offset, epoch, n_skipped
 
     def _read(self, epoch: int, rank: int = 0, n_ranks: int = 1) -> Iterator[str | None]:
-        """The texts of a rank's stream, shuffled."""
+        """Yield the shuffled texts of a rank's stream."""
         order = list(range(self.texts.n_shards))
         if self.block_size > 1:
             random.Random(f"{self.seed} {epoch} shards").shuffle(order)
@@ -211,7 +211,7 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
     def _windows(
         self, lists: Iterable[list[int]], epoch: int, index: int, step: int
     ) -> Iterator[tuple[list[int], int, int]]:
-        """A window of each usable text, how many texts are used up after it, and 0 for tokens of the next."""
+        """Yield a window of each usable text, the number of texts consumed after it, and 0 as offset in the next."""
         for i, tokens in enumerate(lists):
             if tokens:
                 some = tokens if self.encode.has_labels else None
@@ -220,7 +220,7 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
 
 
 def _noting_empty(lists: Iterable[list[int]], numbers: list[int]) -> Iterator[list[int]]:
-    """The lists, and the numbers of those that are empty."""
+    """Yield the lists, and append the indices of empty ones to `numbers`."""
     for number, tokens in enumerate(lists):
         if not tokens:
             numbers.append(number)
@@ -228,5 +228,5 @@ def _noting_empty(lists: Iterable[list[int]], numbers: list[int]) -> Iterator[li
 
 
 def worker_of(place: Sequence[int], n_workers: int) -> int:
-    """Return the number of the worker that gave a row with this place."""
+    """Return the worker that gave an item with this place."""
     return int(place[0]) % n_workers

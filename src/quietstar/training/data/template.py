@@ -1,7 +1,7 @@
-"""Templates: how the columns of a row become one text. Rows and templates may come from anywhere and run nothing.
+"""Templates that combine the columns of a row into a text. Untrusted rows and templates cannot run anything.
 
-Values stand in the text as JSON writes them: true, and the characters that a number has in the file. A format is
-applied to the value.
+Values are written as in JSON: `true`, and numbers with the characters they have in the file. A format is applied to the
+value.
 """
 
 import re
@@ -19,7 +19,7 @@ def template_columns(template: str) -> list[str]:
     """Return the columns that a template names, in order.
 
     Raises:
-        SettingsError: the template does not parse, names no column, or asks for more than values and their format.
+        SettingsError: the template does not parse, names no column, or contains more than values and formats.
     """
     columns = [field.column for _, field in _pieces(template) if field is not None]
     if not columns or "" in columns:
@@ -28,7 +28,7 @@ def template_columns(template: str) -> list[str]:
 
 
 class _Field(NamedTuple):
-    """A value that a template asks for: `{column[key]!conversion:spec}`."""
+    """A value in a template: `{column[key]!conversion:spec}`."""
 
     name: str
     column: str
@@ -39,7 +39,7 @@ class _Field(NamedTuple):
 
 @lru_cache(maxsize=16)
 def _pieces(template: str) -> list[tuple[str, _Field | None]]:
-    """What a template is made of: text, and the value after it. Attributes of a value are none of its items."""
+    """Return the parts of a template, each a text and the field after it. Attributes of values are not accessible."""
     pieces: list[tuple[str, _Field | None]] = []
     try:
         for literal, name, spec, conversion in string.Formatter().parse(template):
@@ -47,7 +47,7 @@ def _pieces(template: str) -> list[tuple[str, _Field | None]]:
                 pieces.append((literal, None))
                 continue
             if (path := re.fullmatch(r"([^\[\]]*)((?:\[[^\[\]]+\])*)", name)) is None:
-                raise ValueError(f"{{{name}}} is no column and no item of one, {{column[key]}} or {{column[0]}}")
+                raise ValueError(f"{{{name}}} is not a column or an item of one, {{column[key]}} or {{column[0]}}")
             if re.search(r"\d{4}|[{}]", spec or ""):
                 raise ValueError(f"the format of {{{name}}} has braces, or a number of more than three digits")
             keys = re.findall(r"\[([^\[\]]+)\]", path[2])
@@ -60,12 +60,12 @@ def _pieces(template: str) -> list[tuple[str, _Field | None]]:
 
 
 def fill_template(template: str, row: Mapping[str, Any], source: str) -> str | None:
-    """Fill a template with the values of a row; None where a value is None or missing.
+    """Fill a template with the values of a row, or return None if a value is None or missing.
 
-    Only items are looked up, by key or index: no attribute of a value is read.
+    Items are looked up by key or index; attributes of values are never read.
 
     Raises:
-        DataError: a value is no text and no number, is not whole Unicode, or has no items where the template names one.
+        DataError: a value is neither text nor number, is not valid Unicode, or lacks items that the template names.
         SettingsError: as `template_columns`.
     """
     text = ""
@@ -80,27 +80,27 @@ def fill_template(template: str, row: Mapping[str, Any], source: str) -> str | N
             if value is None:
                 return None
             if isinstance(value, list | dict | bytes):
-                raise TypeError(f"it holds a {type(value).__name__}")
+                raise TypeError(f"the value is a {type(value).__name__}")
             if isinstance(value, bool) and not (field.spec or field.conversion):
                 value = as_written(value)
-            words = format(string.Formatter().convert_field(value, field.conversion), field.spec)
+            part = format(string.Formatter().convert_field(value, field.conversion), field.spec)
         except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"template {template!r} cannot be filled at {{{field.name}}} with a row of {source!r} "
                 f"({reason(error)}): write an item of a nested column as {{column[key]}} "
                 "or {column[0]}"
             ) from error
-        if half_character(words) is not None:
+        if half_character(part) is not None:
             raise DataError(
-                f"{{{field.name}}} of template {template!r} is half a character in {source!r}, no whole Unicode text: "
-                "fix it"
+                f"{{{field.name}}} of template {template!r} has half a character (a lone surrogate) in {source!r}: fix "
+                "the row"
             )
-        text += words
+        text += part
     return text
 
 
 def _item(value: Any, key: str) -> Any:
-    """The item of a value; None where the value, or the item, is None or missing."""
+    """Return an item of a value, or None if the value or the item is None or missing."""
     if value is None:
         return None
     if isinstance(value, dict):

@@ -1,7 +1,6 @@
-"""Texts to learn from: rows of a hub dataset or of local files, turned into a single column of strings.
+"""Loading of texts: rows of a hub dataset or of local files, reduced to a single column of strings.
 
-Everything that a user can get wrong about data is said here in one line. What becomes of the texts (tokens,
-windows, batches) is in `data`.
+Every user error about data becomes a one-line message here. `windows`, `stream` and `datasets` turn texts into batches.
 """
 
 from __future__ import annotations
@@ -11,15 +10,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from quietstar.errors import DataError, QuietStarError, need
+from quietstar.errors import DataError, QuietStarError, reason
 from quietstar.text.rows import as_stored
 from quietstar.training.data.arguments import DataArguments
 from quietstar.training.data.columns import Columns, TextOf, pick_column
 from quietstar.training.data.files import LOADERS, find_files, is_local
-from quietstar.training.data.local import load_files, look_at
+from quietstar.training.data.local import datasets_library, load_files, look_at
 from quietstar.training.data.shards import TextShards, column_of, each_text
 from quietstar.training.data.template import template_columns
 
@@ -34,20 +32,19 @@ LOCAL_WAY = f"pass local files instead: --dataset FILE_OR_FOLDER ({', '.join(LOA
 def load_texts(args: DataArguments, seed: int) -> tuple[Dataset | TextShards, Dataset | None]:
     """Load the texts to train on and those to evaluate on.
 
-    Of a dataset in memory or on disk, the held-out rows are drawn by `seed`; of a stream, they are its first
-    rows. Either way no row is in both.
+    The held-out rows of a dataset in memory or on disk are sampled by `seed`; those of a stream are its first rows. No
+    row is in both.
 
     Args:
         args: what to load.
-        seed: decides which rows are held out.
+        seed: of the held-out rows.
 
     Returns:
-        The training texts and the held-out ones (None for `eval_size` 0), each with the single column "text",
-        whose values are strings or None; or with the column "messages", whose values are conversations in JSON. A
-        stream's come as TextShards.
+        The training texts and the held-out ones (None for `eval_size` 0), each with the single column "text" of strings
+        or None, or "messages" of conversations in JSON. A stream is returned as TextShards.
 
     Raises:
-        DataError: the texts cannot be had as asked for.
+        DataError: the texts cannot be loaded.
         MissingExtraError: the datasets library is not installed.
     """
     texts = _texts_of(args.dataset, args.split, args.dataset_config, args)
@@ -59,7 +56,7 @@ def load_texts(args: DataArguments, seed: int) -> tuple[Dataset | TextShards, Da
         if is_stream(held_out):
             held_out, _ = _first_texts(held_out, args.eval_size, args.eval_dataset)
             if not len(held_out):
-                raise DataError("eval_size is 0 and the eval_dataset is streamed: pass the --eval_size to read")
+                raise DataError("eval_size is 0, but the eval_dataset is streamed; give the number of texts to read")
         return TextShards(texts) if streamed else texts, held_out
     if args.eval_size == 0:
         return TextShards(texts) if streamed else texts, None
@@ -75,18 +72,16 @@ def load_texts(args: DataArguments, seed: int) -> tuple[Dataset | TextShards, Da
 
 
 def is_stream(texts: Any) -> bool:
-    """Whether `texts` is read as it goes: it has no length."""
+    """Whether `texts` is a stream, which has no length."""
     return not hasattr(texts, "__len__")
 
 
 def _texts_of(source: str, split: str, config: str | None, args: DataArguments) -> Any:
-    """Load a dataset and reduce it to its column of texts, one of which at least is there (unless it is a stream)."""
+    """Load a dataset and reduce it to its text column; unless it is a stream, check that some text is not None."""
     texts = _column_of_texts(source, split, config, args)
     is_whole = not is_stream(texts) and len(texts) > 0
     if args.template is not None and is_whole and all(text is None for text in each_text(texts)):
-        raise DataError(
-            f"no row of {source!r} has all values of template {args.template!r}, each lacks one: check the names in it"
-        )
+        raise DataError(f"no row of {source!r} has all values of template {args.template!r}: check the names in it")
     return texts
 
 
@@ -94,24 +89,24 @@ def _column_of_texts(source: str, split: str, config: str | None, args: DataArgu
     if not is_local(source):
         streaming = args.streaming is not False
         with readable(source):
-            rows = _datasets().load_dataset(source, config, split=split, streaming=streaming)
+            rows = datasets_library().load_dataset(source, config, split=split, streaming=streaming)
         return _texts_of_rows(rows, source, args)
     if config is not None:
-        raise DataError(f"dataset_config is {config!r} and {source!r} is local: leave --dataset_config out")
+        raise DataError(f"dataset_config is {config!r}, but {source!r} is local: leave --dataset_config out")
     if split.split("[")[0] != "train":
         raise DataError(
-            f"split {split!r} of {source!r} is unknown: local files have the split 'train' only, "
-            "pass the files of another split as --dataset and leave --split out"
+            f"split {split!r} of {source!r} is unknown: local files only have the split 'train'; give the files of "
+            "another split as --dataset and leave --split out"
         )
     loader, files = find_files(source)
     streaming = bool(args.streaming)
     if loader == "parquet":
-        # The loader takes paths as patterns, and would not find a file with a bracket in its name.
+        # the loader takes paths as patterns, so brackets in names must be escaped
         patterns = [glob.escape(file) for file in files]
         with readable(source):
-            rows = _datasets().load_dataset(loader, data_files=patterns, split=split, streaming=streaming)
+            rows = datasets_library().load_dataset(loader, data_files=patterns, split=split, streaming=streaming)
         return _texts_of_rows(rows, source, args)
-    _datasets()  # before long work
+    datasets_library()  # fail before long work
     wanted = [] if args.text_column is None else [args.text_column]
     if args.template is not None:
         wanted = template_columns(args.template)
@@ -124,10 +119,10 @@ def _column_of_texts(source: str, split: str, config: str | None, args: DataArgu
 
 
 def _text_of(columns: Columns, source: str, args: DataArguments) -> TextOf:
-    """How the text of a row is made.
+    """Return the function from a row to its text.
 
     Raises:
-        DataError: there is no such column, or no one column to choose.
+        DataError: the column does not exist, or the choice is not unique.
     """
     if args.template is None:
         column = pick_column(args.text_column, columns, source)
@@ -135,37 +130,37 @@ def _text_of(columns: Columns, source: str, args: DataArguments) -> TextOf:
     missing = [name for name in template_columns(args.template) if name not in columns.names]
     if missing:
         raise DataError(
-            f"template {args.template!r} names {', '.join(missing)}, which {source!r} does not have: "
-            f"its columns are {', '.join(columns.names)}"
+            f"template {args.template!r} names {', '.join(missing)}, which {source!r} does not have: use its columns, "
+            f"{', '.join(columns.names)}"
         )
     return TextOf(template=args.template)
 
 
 def _texts_of_rows(rows: Any, source: str, args: DataArguments) -> Any:
-    """The column of texts of rows that the datasets library has read."""
+    """Reduce rows from the datasets library to their text column."""
     with readable(source):
         rows = as_stored(rows)
         first = next(iter(rows), None)
     if first is None:
         raise _empty(source)
-    # A stream may know its columns only once it is read.
+    # a stream may know its columns only after reading begins
     columns = _columns_of(rows, first)
     to_text = _text_of(columns, source, args)
     if args.template is None and not is_stream(rows) and to_text.column in columns.of_strings:
         rows = rows.select_columns([to_text.column])
         return rows if to_text.column == "text" else rows.rename_column(to_text.column, "text")
     made = partial(_in_column, to_text=to_text, source=source)
-    features = _datasets().Features({to_text.name: _datasets().Value("string")})
+    features = datasets_library().Features({to_text.name: datasets_library().Value("string")})
     if is_stream(rows):
-        # A later file of a stream may bring columns that the first does not have: they go as well.
-        known = features if to_text.holds_messages else None  # by which `column_of` knows them
+        # later files of a stream may have more columns than the first; drop them as well
+        known = features if to_text.holds_messages else None  # tells `column_of` the column
         return rows.map(made, remove_columns=columns.names, features=known).select_columns([to_text.name])
     with readable(source):
         return rows.map(made, remove_columns=columns.names, features=features)
 
 
 def _columns_of(rows: Any, first: Mapping[str, Any]) -> Columns:
-    """The columns of a dataset by its features, or else by its first row."""
+    """Return the columns of a dataset from its features, or from its first row if it has none."""
     if not rows.features:
         return Columns.of({name: {type(value)} for name, value in first.items()})
     dtypes = {name: getattr(feature, "dtype", "") for name, feature in rows.features.items()}
@@ -179,8 +174,8 @@ def _in_column(row: Mapping[str, Any], to_text: TextOf, source: str) -> dict[str
 
 
 def _first_texts(texts: Any, n: int, source: str) -> tuple[Any, TextShards]:
-    """The first `n` texts of a stream, as a dataset in memory, and the stream without them."""
-    datasets = _datasets()
+    """Return the first `n` texts of a stream as a dataset in memory, and the stream without them."""
+    datasets = datasets_library()
     with readable(source):
         read, rest = TextShards(texts).hold_out(n)
     name = column_of(texts)
@@ -193,20 +188,20 @@ def _check_some_left(n_texts: int, args: DataArguments) -> None:
         raise _empty(args.dataset)
     if n_texts <= args.eval_size:
         raise DataError(
-            f"{args.dataset!r} gives {n_texts} texts and {args.eval_size} are to be held out, none is left "
-            f"to train on: pass an --eval_size below {n_texts}, or 0"
+            f"{args.dataset!r} has {n_texts} texts, and holding out {args.eval_size} leaves none to train on; give an "
+            f"--eval_size below {n_texts}, or 0"
         )
 
 
 @contextmanager
 def readable(source: str) -> Iterator[None]:
-    """Say in one line of DataError why `source` cannot be read, whatever the libraries below raise."""
+    """Turn whatever the libraries raise while reading `source` into a one-line DataError."""
     try:
         yield
     except QuietStarError:
         raise
     except Exception as error:
-        if isinstance(error.__cause__, QuietStarError):  # which the datasets library has wrapped
+        if isinstance(error.__cause__, QuietStarError):  # wrapped by the datasets library
             raise error.__cause__ from error
         raise _read_error(source, error) from error
 
@@ -218,32 +213,21 @@ def _read_error(source: str, error: Exception) -> DataError:
         return _empty(source)
     if type(error) is ValueError and "split" in message.lower():
         slices = " (a slice needs --streaming false)" if "[" in message.split("Available")[0] else ""
-        return DataError(
-            f"{source!r} does not have the split asked for, pass another --split{slices}: {_one_line(error)}"
-        )
+        return DataError(f"{source!r} does not have this split; give another --split{slices}: {reason(error)}")
     if type(error) is ValueError and "config" in message.lower():
-        return DataError(f"{source!r} needs a --dataset_config: {_one_line(error)}")
+        return DataError(f"{source!r} needs a --dataset_config: {reason(error)}")
     if is_local(source):
         return DataError(
-            f"{source!r} cannot be read ({_one_line(cause)}): check that each file is what its extension "
-            "says, in UTF-8, and that all have the same columns"
+            f"{source!r} cannot be read ({reason(cause)}): check that each file has the format of its extension, in "
+            "UTF-8, and that all have the same columns"
         )
     if isinstance(error, OSError) or type(error).__module__.split(".")[0] in NETWORK_LIBRARIES:
         return DataError(
-            f"dataset {source!r} is no local path, and the hub could not be reached or has no such dataset "
-            f"({_one_line(error)}): check the name and the network, or {LOCAL_WAY}"
+            f"dataset {source!r} is not a local path, and the hub cannot be reached or does not have it "
+            f"({reason(error)}): check the name and the network, or {LOCAL_WAY}"
         )
-    return DataError(f"dataset {source!r} of the hub cannot be read ({_one_line(cause)}): {LOCAL_WAY}")
+    return DataError(f"dataset {source!r} on the hub cannot be read ({reason(cause)}): {LOCAL_WAY}")
 
 
 def _empty(source: str) -> DataError:
-    return DataError(f"{source!r} is empty: pass a --dataset with at least one row of text")
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
-
-
-def _datasets() -> ModuleType:
-    return need("datasets", "data", "reading texts from the hub or from files")
+    return DataError(f"{source!r} is empty; give a --dataset with at least one row of text")

@@ -1,4 +1,4 @@
-"""Rows of tokens cut from texts: random windows or packed rows. Those of a stream are in `stream`."""
+"""Sequences of tokens cut from texts: random windows, or packed. Those of a stream are in `stream`."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 
 class Encoder(Protocol):
-    """Makes tokens of texts, a batch of them at a time."""
+    """Tokenizes a batch of texts."""
 
     has_labels: bool
-    """whether some tokens are not learned, which come as ~id"""
+    """whether some tokens have no label; these are returned as ~id"""
 
     def __call__(self, texts: Sequence[str | None]) -> list[list[int]]:
-        """The tokens of each; none of one that is too short for a prediction."""
+        """Return the tokens of each text, and none for a text that is too short for a prediction."""
 
 
 class TextEncoder:
-    """Makes tokens of plain texts: whole, with the tokenizer's special tokens, each ended by eos.
+    """Tokenizes plain texts, with the tokenizer's special tokens and eos at the end of each.
 
     Args:
-        tokenizer: adds its special tokens as it always does, and none that a text has itself.
-        packing: texts must be separated.
+        tokenizer: adds its usual special tokens; special tokens inside a text are not parsed.
+        packing: whether texts must be separated.
 
     Raises:
         DataError: nothing can separate packed texts.
@@ -49,7 +49,7 @@ class TextEncoder:
         self.tokenizer, self.separator = tokenizer, separator_id(tokenizer, packing)
 
     def __call__(self, texts: Sequence[str | None]) -> list[list[int]]:
-        """The tokens of each; none of one that is too short for a prediction."""
+        """Return the tokens of each text, and none for a text that is too short for a prediction."""
         batch, lists = [text or "" for text in texts], []
         for text, tokens in zip(batch, token_ids(self.tokenizer, batch), strict=True):
             if self.separator is not None and tokens[-1:] != [self.separator]:
@@ -59,23 +59,22 @@ class TextEncoder:
 
 
 class TextWindows(Dataset[dict[str, list[int]]]):
-    """A random window of each text, or packed rows of all of them. Tokenized once, kept as 4 bytes a token.
+    """A random window of each text, or packed sequences of all texts. Tokenized once, stored as 4 bytes for each token.
 
     Args:
-        texts: a dataset with the column "text", or strings; None stands for a text that is missing.
-        tokenizer: adds its special tokens as it always does. Its eos token is added where it does not do so
-            itself, and a window has it only when it reaches the end of its text.
-        max_length: tokens of a row at most.
-        seed: with the epoch and the index, decides where a window starts.
-        packing: fill rows of exactly `max_length` tokens with one text after another; the last tokens, too
-            few for a row, are dropped.
-        fixed: keep the windows of epoch 0 whatever `set_epoch` says, as an evaluation needs.
+        texts: a dataset with the column "text", or strings; None is a missing text.
+        tokenizer: adds its usual special tokens. eos is added if the tokenizer does not; a window has it only if it
+            reaches the end of its text.
+        max_length: most tokens of a sequence.
+        seed: of the start of windows, with epoch and index.
+        packing: concatenate texts to sequences of exactly `max_length` tokens, and drop the incomplete last one.
+        fixed: always use the windows of epoch 0, as evaluation needs.
         source: name of the dataset, for messages.
-        encode: makes tokens of texts; None for plain texts.
+        encode: the encoder; None for plain texts.
 
     Attributes:
-        n_skipped: how many texts are too short for one prediction.
-        contents: by which a run that is resumed knows its rows again.
+        n_skipped: number of texts that are too short for one prediction.
+        contents: identifies the sequences when a run is resumed.
 
     Raises:
         DataError: no text is long enough, or nothing can separate packed texts.
@@ -120,7 +119,7 @@ class TextWindows(Dataset[dict[str, list[int]]]):
                 self.n_skipped += 1
 
     def set_epoch(self, epoch: int) -> None:
-        """Take other windows from here on, the same ones each time for the same epoch."""
+        """Use the windows of an epoch from here on."""
         if not self.fixed:
             self._epoch.fill_(epoch)
 
@@ -136,7 +135,7 @@ class TextWindows(Dataset[dict[str, list[int]]]):
 
 
 def row_of(tokens: list[int], has_labels: bool) -> dict[str, list[int]]:
-    """A row of "input_ids", and of "labels" where some tokens, given as ~id, are not learned."""
+    """Return "input_ids", and "labels" if some tokens, given as ~id, have none."""
     if not has_labels:
         return {"input_ids": tokens}
     ids = [token if token >= 0 else ~token for token in tokens]
@@ -144,23 +143,23 @@ def row_of(tokens: list[int], has_labels: bool) -> dict[str, list[int]]:
 
 
 def separator_id(tokenizer: PreTrainedTokenizerBase, packing: bool) -> int | None:
-    """Return the token that ends a text: eos, or sep for packed rows where there is no eos.
+    """Return the token that ends a text: eos, or with packing sep if there is no eos.
 
     Raises:
-        DataError: packed texts would run into one another.
+        DataError: nothing can separate packed texts.
     """
     if tokenizer.eos_token_id is not None or not packing:
         return tokenizer.eos_token_id
     if tokenizer.sep_token_id is None:
         raise DataError(
-            f"tokenizer {tokenizer.name_or_path!r} has no eos token, and no sep token, to put between packed "
-            "texts: leave --packing out, or give the tokenizer an eos_token"
+            f"tokenizer {tokenizer.name_or_path!r} has neither an eos token nor a sep token to separate packed texts: "
+            "leave --packing out, or give the tokenizer an eos_token"
         )
     return tokenizer.sep_token_id
 
 
 def token_lists(texts: Iterable[str | None], encode: Encoder, batch_size: int = 64) -> Iterator[list[int]]:
-    """Yield the tokens of each text; an empty list for one too short for one prediction."""
+    """Yield the tokens of each text; an empty list if it is too short for one prediction."""
     remaining = iter(texts)
     while batch := list(islice(remaining, batch_size)):
         yield from encode(batch)
@@ -169,10 +168,9 @@ def token_lists(texts: Iterable[str | None], encode: Encoder, batch_size: int = 
 def window_start(
     n_tokens: int, max_length: int, seed: int, epoch: int, index: int, tokens: Sequence[int] | None = None
 ) -> int:
-    """Draw where a window of `max_length` tokens starts; 0 in a text that fits.
+    """Sample where a window of `max_length` tokens starts; 0 if the text fits.
 
-    Each start is equally likely or, where `tokens` are given, some of which are not learned, each start of a window
-    that has one to learn.
+    All starts are equally likely. With `tokens`, some of which have no label, only windows with a label count.
     """
     if n_tokens <= max_length:
         return 0
@@ -184,9 +182,9 @@ def window_start(
 
 
 def packed(lists: Iterable[list[int]], max_length: int) -> Iterator[list[int]]:
-    """Fill rows of exactly `max_length` tokens; drop an incomplete last row unless it is the only one.
+    """Yield sequences of exactly `max_length` tokens, or a single shorter one if there is no complete one.
 
-    Rows without a token to learn are left out.
+    Sequences without labels are left out.
     """
     for row, _, _ in packed_with_places(lists, max_length):
         yield row
@@ -195,16 +193,16 @@ def packed(lists: Iterable[list[int]], max_length: int) -> Iterator[list[int]]:
 def packed_with_places(
     lists: Iterable[list[int]], max_length: int, offset: int = 0, *, first: bool = True
 ) -> Iterator[tuple[list[int], int, int]]:
-    """Fill rows as `packed` does, and say where each ends.
+    """Pack as `packed` does, and also yield where each sequence ends.
 
     Args:
         lists: tokens of one text after another.
-        max_length: tokens of a row.
-        offset: how many tokens of the first text are left out.
-        first: whether no row came before these, so that an incomplete one may be the only one.
+        max_length: tokens of a sequence.
+        offset: number of tokens of the first text to leave out.
+        first: whether no sequence came before these, so that an incomplete one may be the only one.
 
     Yields:
-        A row, how many of the lists are used up after it, and how many tokens of the next one are.
+        A sequence, the number of lists consumed after it, and the number of tokens consumed of the next list.
     """
     rest: list[int] = []
     n_used = 0
@@ -213,28 +211,29 @@ def packed_with_places(
         while len(rest) + len(tokens) - offset >= max_length:
             end = offset + max_length - len(rest)
             row = rest + tokens[offset:end]
-            if any(token >= 0 for token in row[1:] or row):  # the first is not predicted
+            if any(token >= 0 for token in row[1:] or row):  # the first token is not predicted
+                first = False
                 yield (row, n_used, 0) if end == len(tokens) else (row, n_before, end)
-            rest, offset, first = [], end, False
+            rest, offset = [], end
         rest.extend(tokens[offset:])
         offset = 0
-    if rest and first:
+    if first and any(token >= 0 for token in rest[1:]):
         yield rest, n_used, 0
 
 
 def none_usable(n_read: int, source: str = "dataset", has_labels: bool = False) -> DataError:
-    """The error of texts that give no row; has_labels: of conversations of which the assistant's tokens are learned."""
+    """Return the error for texts without a usable sequence, or for conversations without labels if `has_labels`."""
     if has_labels:
         return DataError(
-            f"none of the {n_read} conversations of {source!r} has an answer to learn, by the role 'assistant' and the "
-            "chat template: leave --assistant_only_loss out, or give messages of that role"
+            f"none of the {n_read} conversations of {source!r} has an assistant's answer to train on: leave "
+            "--assistant_only_loss out, or give messages of role 'assistant', and a chat template that renders them"
         )
     return DataError(
-        f"none of the {n_read} texts of {source!r} has the two tokens that a prediction needs, all were "
-        "skipped: choose another column by --text_column or --template, or pass longer texts"
+        f"none of the {n_read} texts of {source!r} has the two tokens that a prediction needs, so all were skipped: "
+        "choose another column with --text_column or --template, or pass longer texts"
     )
 
 
 def shared(values: int | list[int] | list[list[int]]) -> torch.Tensor:
-    """Numbers that DataLoader workers, also persistent ones, share with the process that started them."""
+    """Return a tensor in memory that is shared with DataLoader workers, also with persistent ones."""
     return torch.tensor(values).share_memory_()
