@@ -13,6 +13,7 @@ begins, until there were so many kills. Half of the runs stream their texts.
 """
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,7 @@ def live(inputs: str, folder: str, kill: Kill | None, settings: dict[str, Any], 
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
+    gc.freeze()  # modules stay, and a run of a trainer would search them for garbage
     log = open(f"{folder}.{rank}.out", "a")  # noqa: SIM115  (as long as the process)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
@@ -161,8 +164,7 @@ def lives(inputs: Path, folder: Path, kill: Kill | None, n_processes: int = 1, *
     Raises:
         RuntimeError: it ended by an error.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["quietstar.training.run", "transformers", "datasets", "torch"])
+    context = forkserver()
     world = [1] if n_processes == 1 else [free_port(), n_processes]
     processes = [
         context.Process(
@@ -183,6 +185,14 @@ def lives(inputs: Path, folder: Path, kill: Kill | None, n_processes: int = 1, *
     if any(codes):
         raise RuntimeError(f"a run ended with {codes}:\n{Path(f'{folder}.0.out').read_text()[-3000:]}")
     return True
+
+
+def forkserver() -> ForkServerContext:
+    """Forks processes from one that has imported what takes seconds to import."""
+    context = multiprocessing.get_context("forkserver")
+    slow = ["quietstar.training.run", "transformers.models.llama.modeling_llama", "datasets", "torch", "deepspeed"]
+    context.set_forkserver_preload(slow)
+    return context
 
 
 def free_port() -> int:

@@ -1,6 +1,7 @@
 """Tests run offline, on one thread, and repeat exactly, whoever runs them."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -46,6 +47,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     long = {item.path for item in items if is_long(item)}
     items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_collection_finish() -> None:
+    """Everything that is imported by now stays: each run of a trainer would search it for garbage, for half a second."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
