@@ -50,8 +50,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Everything that is imported by now stays: each run of a trainer would search it for garbage, for half a second."""
+    """Modules stay: each run of a trainer collects garbage, and would search them for half a second."""
     gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was left out; each worker of xdist leaves out its own, and reports nothing of them."""
+    if config.getoption("markexpr") == "not long":
+        terminalreporter.write_line("The long tail was left out (tests marked long): make test-all runs it too.")
 
 
 @pytest.fixture(scope="module")
