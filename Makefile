@@ -1,6 +1,7 @@
 # make demo   the whole story on a CPU, in minutes      make check   lint, format, types
 # make real   a real model learns to think, in under 20 minutes
-# make test   set up and run the tests                  make bench   time and memory beside a plain step, in minutes
+# make test   set up and run the tests, in minutes      make bench   time and memory beside a plain step, in minutes
+# make test-all  the tests and then their long tail: whole products of cases, every launcher's recipe, a real model
 # make browser  Chromium, for the 40 tests of report and page that are skipped without it (Debian, as root)
 # make clean  remove the virtual environment
 #
@@ -15,7 +16,10 @@ SOURCES := src tests benchmarks docs
 # Byte code is written when a module is first imported: compiling all of torch beforehand takes a minute.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo real test check bench browser format clean
+# A shell that forbids byte code would have every process compile torch and its like anew, for 13 seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo real test test-all check bench browser format clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/quietstar demo $(DEMO_OPTIONS)
@@ -28,6 +32,10 @@ real: $(VENV)/installed-real
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(TEST_OPTIONS)
+
+# what `make test` has run is not run again
+test-all: test
+	$(BIN)/python -m pytest -m long $(TEST_OPTIONS)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check $(SOURCES)

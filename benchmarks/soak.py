@@ -12,6 +12,7 @@ next run begins, until the number of kills is reached. Half of the runs stream t
 """
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,7 @@ def live(inputs: str, folder: str, kill: Kill | None, settings: dict[str, Any], 
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
+    gc.freeze()  # the garbage collector of a trainer would otherwise search all imported modules
     log = open(f"{folder}.{rank}.out", "a")  # noqa: SIM115  (open as long as the process)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
@@ -160,8 +163,7 @@ def lives(inputs: Path, folder: Path, kill: Kill | None, n_processes: int = 1, *
     Raises:
         RuntimeError: it ended with an error.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["quietstar.training.run", "transformers", "datasets", "torch"])
+    context = forkserver()
     world = [1] if n_processes == 1 else [free_port(), n_processes]
     processes = [
         context.Process(
@@ -182,6 +184,14 @@ def lives(inputs: Path, folder: Path, kill: Kill | None, n_processes: int = 1, *
     if any(codes):
         raise RuntimeError(f"a run ended with {codes}:\n{Path(f'{folder}.0.out').read_text()[-3000:]}")
     return True
+
+
+def forkserver() -> ForkServerContext:
+    """Return a context that forks processes from one that has imported the slow modules."""
+    context = multiprocessing.get_context("forkserver")
+    slow = ["quietstar.training.run", "transformers.models.llama.modeling_llama", "datasets", "torch", "deepspeed"]
+    context.set_forkserver_preload(slow)
+    return context
 
 
 def free_port() -> int:

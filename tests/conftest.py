@@ -1,6 +1,7 @@
 """Tests run offline, on one thread, and repeat exactly, whoever runs them."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -46,6 +47,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     long = {item.path for item in items if is_long(item)}
     items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_collection_finish() -> None:
+    """Modules stay: each run of a trainer collects garbage, and would search them for half a second."""
+    gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was left out; each worker of xdist leaves out its own, and reports nothing of them."""
+    if config.getoption("markexpr") == "not long":
+        terminalreporter.write_line("The long tail was left out (tests marked long): make test-all runs it too.")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Two processes over gloo that run one function after another, each on both: `Pair`."""
 
+import gc
 import os
 import socket
 import traceback
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+import soak
 import torch
 import torch.multiprocessing as multiprocessing
 
@@ -27,7 +29,7 @@ class Pair:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        context = multiprocessing.get_context("spawn")
+        context = soak.forkserver()
         ends = [context.Pipe() for _ in range(2)]
         self.connections = [ours for ours, _ in ends]
         self.processes = [
@@ -76,6 +78,7 @@ def _serve(rank: int, port: int, connection: Connection) -> None:
         "HF_HUB_OFFLINE": "1",
     }
     torch.set_num_threads(1)
+    gc.freeze()
     multiprocessing.set_start_method("fork", force=True)  # of workers, as in processes that a launcher starts
     while True:
         function, args, kwargs = connection.recv()

@@ -18,25 +18,23 @@ from quietstar.scaling.memory import Numbers, highest
 from quietstar.scaling.shape import shape_of
 from quietstar.scaling.step import Step
 from quietstar.scaling.strategies import ONE, held_by
+from tests.processes import Command
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "speed.py"
 
 
-def run(*options: str, script: str = "speed.py") -> subprocess.CompletedProcess:
+def run(*options: str, script: str = "speed.py") -> str:
+    """What a benchmark prints, run once."""
     short = ["--steps", "1"] if script == "speed.py" else ["--rounds", "1"]
-    return subprocess.run(
-        [sys.executable, str(SCRIPT.with_name(script)), "--threads", "1", *short, *options],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
+    with Command(SCRIPT.with_name(script), "--threads", "1", *short, *options) as process:
+        assert process.wait() == 0, process.stderr
+        return process.stdout
 
 
 @pytest.mark.slow
 def test_a_row_is_timed_beside_plain_steps(tmp_path: Path) -> None:
-    done = run("--rows", "score-answer", "--output", str(tmp_path / "found.json"))
-    assert done.returncode == 0, done.stderr
-    assert "| score an answer of 4 tokens | 1 x 256, n_ahead 7 |" in done.stdout
+    said = run("--rows", "score-answer", "--output", str(tmp_path / "found.json"))
+    assert "| score an answer of 4 tokens | 1 x 256, n_ahead 7 |" in said
     found = json.loads((tmp_path / "found.json").read_text())["rows"]["score-answer"]
     assert len(found["own"]) == 1
     assert len(found["plain"]) >= 3
@@ -85,9 +83,8 @@ def test_a_ragged_batch_needs_what_its_own_tokens_need(monkeypatch: pytest.Monke
 @pytest.mark.slow
 def test_decoding_is_timed_beside_the_base_models_step(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    done = run("--batch", "2", "--prompt", "8", "--tokens", "2", "--output", str(out), script="decoding.py")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("| batch | prompt | base step, ms | think always |")
+    said = run("--batch", "2", "--prompt", "8", "--tokens", "2", "--output", str(out), script="decoding.py")
+    assert said.startswith("| batch | prompt | base step, ms | think always |")
     (row,) = json.loads(out.read_text())
     assert row["always"] > row["base"] > 0
 
@@ -96,18 +93,16 @@ def test_decoding_is_timed_beside_the_base_models_step(tmp_path: Path) -> None:
 def test_scoring_is_timed_beside_the_base_model(tmp_path: Path) -> None:
     rows = [{"question": f"What is {n} and {n}?", "answer": f"#### {2 * n}"} for n in range(12)]
     (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = run("--data", str(tmp_path / "gsm8k.jsonl"), "--items", "4", script="scoring.py")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("4 items of ")
-    assert done.stdout.count("\n| plain") == 2
+    said = run("--data", str(tmp_path / "gsm8k.jsonl"), "--items", "4", script="scoring.py")
+    assert said.startswith("4 items of ")
+    assert said.count("\n| plain") == 2
 
 
 @pytest.mark.slow
 def test_serving_is_timed_beside_generate(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    done = run("--clients", "2", "--tokens", "2", "--n_ahead", "3", "--output", str(out), script="serving.py")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("| 2 clients, 2 tokens each |")
+    said = run("--clients", "2", "--tokens", "2", "--n_ahead", "3", "--output", str(out), script="serving.py")
+    assert said.startswith("| 2 clients, 2 tokens each |")
     seconds = json.loads(out.read_text())["seconds"]
     assert set(seconds) == {"one by one", "all at once", "generate"}
     assert min(min(of) for of in seconds.values()) > 0
@@ -188,7 +183,7 @@ def test_rows_of_a_gpu_fit_into_80_gib(name: str) -> None:
     assert highest(shape, step, numbers, replace(held, optimizer=0.0)).total < 0.9 * 78 * 2**30
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_every_part_of_a_gpus_quarter_of_an_hour_runs_tiny_on_a_cpu(tmp_path: Path) -> None:
     """Without the packages that GPU machines lack."""

@@ -1,6 +1,7 @@
 """Rope frequencies that depend on the length of the text: base pass, branches and decoding use those of the text."""
 
 import copy
+from itertools import product
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from quietstar import QuietStarForCausalLM
 from quietstar.base.rope import steady_length
 from quietstar.errors import DataError, SettingsError, UnsupportedModelError
 from quietstar.inspection.reading import Reading
+from tests.long import mostly_long
 from tests.plain_loop import greedy_thought, mismatches, plain_loop
 from tests.serving.running import a_job, alone, driven
 from tests.test_families import MODES, differing, gradients, running
@@ -74,9 +76,13 @@ def reading(model: QuietStarForCausalLM, n_tokens: int) -> QuietStarForCausalLM:
     return model
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("n_tokens", [12, LIMIT - 2, LIMIT, LIMIT + 1, LIMIT + 9])
-@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize(
+    ("rope", "n_tokens", "mode"),
+    mostly_long(
+        product(ROPES, [12, LIMIT - 2, LIMIT, LIMIT + 1, LIMIT + 9], MODES),
+        lambda case: case[0] == "phi3" or case[2] == "in parts",
+    ),
+)
 def test_branches_keep_the_frequencies_of_their_text(rope: str, n_tokens: int, mode: str) -> None:
     """Also where they reach past the length at which frequencies change: they equal the plain loop, with gradients."""
     model = model_with(rope, n_ahead_talk=3, n_passes=2, policy_weight=1.0)

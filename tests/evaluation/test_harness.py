@@ -1,9 +1,7 @@
 """lm-eval with thoughts, on local task files without network."""
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import simple_parse_args_string
 
+from quietstar.evaluation import harness
 from quietstar.evaluation.__main__ import main
 from quietstar.evaluation.harness import QuietStarLM
 from tests.evaluation.test_run import run
+from tests.processes import Command
 from tests.tiny import tiny_model
 from tests.tiny_tokenizer import byte_tokenizer, thinking_folders
 
@@ -64,6 +64,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
+OwnTasks = partial(TaskManager, include_defaults=False)
+"""lm-eval's own 14,000 files of tasks take ten seconds to look through: only the test of the command does"""
+
+
+@pytest.fixture(autouse=True)
+def own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    know_own_tasks(monkeypatch)
+
+
+def know_own_tasks(patch: pytest.MonkeyPatch) -> None:
+    """Leave out lm-eval's own tasks, and what it finds out about the machine with a dozen programs."""
+    patch.setattr(harness, "TaskManager", OwnTasks)
+    patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+
+
 def write_tasks(where: Path, rows: list[dict[str, Any]]) -> None:
     """Write an lm-eval task of every kind, with these rows, to a folder `tasks`."""
     (where / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -96,7 +111,7 @@ def test_loglikelihoods_are_those_of_a_forward_pass(think: str) -> None:
 
 def test_its_own_functions_know_the_name(folder: Path) -> None:
     """`--model quietstar`, with thoughts and without, for every kind of task."""
-    manager = TaskManager(include_path=str(folder / "tasks"))
+    manager = OwnTasks(include_path=str(folder / "tasks"))
     found = {}
     for think in ("always", "never"):
         found[think] = lm_eval.simple_evaluate(
@@ -165,7 +180,7 @@ def test_its_own_command_knows_the_name(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     """As documented; an invalid policy gives one line."""
-    command = [sys.executable, "-m", "quietstar.evaluation", "run", "--model", "quietstar", "--tasks", "local_choice"]
+    command = ["-m", "quietstar.evaluation", "run", "--model", "quietstar", "--tasks", "local_choice"]
     command += [
         "--include_path",
         str(folder / "tasks"),
@@ -174,14 +189,11 @@ def test_its_own_command_knows_the_name(
         "--limit",
         "3",
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-
     model = f"pretrained={folder / 'thinking'},think="
-    words = [*command, "--model_args", f"{model}entropy:2.5"]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "local_choice" in done.stdout
-    monkeypatch.setattr("sys.argv", ["lm_eval", *command[3:], "--model_args", f"{model}often"])
+    with Command(*command, "--model_args", f"{model}entropy:2.5") as process:
+        assert process.wait() == 0, process.stderr
+        assert "local_choice" in process.stdout
+    monkeypatch.setattr("sys.argv", ["lm_eval", *command[2:], "--model_args", f"{model}often"])
     assert main() == 2
     assert "choose from always" in capfd.readouterr().err.strip().splitlines()[-1]
 

@@ -10,7 +10,7 @@ import pytest
 from quietstar.evaluation import voting
 from quietstar.evaluation.arguments import EvaluateArguments
 from quietstar.evaluation.run import evaluate
-from tests.evaluation.test_harness import write_tasks
+from tests.evaluation.test_harness import know_own_tasks, write_tasks
 from tests.several import Pair
 from tests.tiny_tokenizer import thinking_folders
 
@@ -44,6 +44,7 @@ def run(folder: Path, out: Path, **more: Any) -> tuple[dict[str, Any], int]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(voting, "vote", counted)
+        know_own_tasks(patch)
         return evaluate(str(folder / "thinking"), settings(folder, out, **more)), len(asked)
 
 

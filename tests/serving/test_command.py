@@ -1,12 +1,11 @@
 """`quietstar serve`: its options, its errors, and how it starts and stops."""
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
 import sys
+import time
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -17,6 +16,7 @@ from quietstar.errors import SettingsError
 from quietstar.serving.arguments import ServeArguments
 from quietstar.serving.run import address_of, listen
 from tests.cli import call
+from tests.processes import Command
 from tests.tiny_tokenizer import thinking_folders
 
 WRONG = [
@@ -112,22 +112,14 @@ def test_every_option_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, how: signal.Signals) -> None:
     """It prints its address on one line, and ends without an error."""
     folder = thinking_folders(tmp_path, n_ahead=4) / "thinking"
-    command = [sys.executable, "-m", "quietstar", "serve", str(folder), "--port", "0"]
-    quiet = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=quiet) as process:
-        assert process.stderr is not None
-        said: list[str] = []
-        while not said or not said[-1].startswith("serving "):
-            said.append(process.stderr.readline())
-            assert said[-1], said
-        found = re.fullmatch(r"serving thinking at (http://127\.0\.0\.1:\d+)\n", said[-1])
-        assert found
+    with Command("-m", "quietstar", "serve", folder, "--port", 0, TQDM_DISABLE="1") as process:
+        while not (found := re.search(r"^serving thinking at (http://127\.0\.0\.1:\d+)\n", process.stderr, re.M)):
+            assert process.is_running, process.stderr
+            time.sleep(0.05)
         body = json.dumps({"prompt": "one two", "max_tokens": 5}).encode()
         request = Request(f"{found[1]}/v1/completions", body, {"Content-Type": "application/json"})
         with urlopen(request, timeout=60) as answer:
             assert json.load(answer)["model"] == "thinking"
         process.send_signal(how)
-        process.wait(60)
-        rest = process.stderr.read()
-    assert "Traceback" not in rest
-    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGTERM)
+        assert process.wait(60) == (130 if how == signal.SIGINT else -signal.SIGTERM)
+        assert "Traceback" not in process.stderr

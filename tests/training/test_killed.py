@@ -4,8 +4,8 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from quietstar.errors import CheckpointError, InterruptedRunError, SettingsError
 from quietstar.training import DataArguments, QuietStarTrainer, QuietStarTrainingArguments, checkpoints, signals
 from quietstar.training.arguments import ModelArguments
 from quietstar.training.run import run_training, save
+from tests.long import mostly_long
+from tests.processes import Command
 
 SETTINGS: dict[str, Any] = dict(max_steps=20, save_steps=8, eval_steps=9)
 BATCHES = {False: (16, 17, 35), True: (18,)}
@@ -28,6 +30,9 @@ KILLS = [
     for streaming, of in moments.items()
     for moment in of
 ]
+OFTEN = [(soak.Kill("batch", 17), False), (soak.Kill("files", 80), False)]
+OFTEN += [(soak.Kill("batch", 18), True), (soak.Kill("files", 80), True)]
+"""each kind of kill, of texts at hand and of a stream"""
 
 
 @pytest.fixture
@@ -87,7 +92,9 @@ def test_what_is_compared_has_teeth(inputs, straight, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kill", "streaming"), KILLS, ids=[f"{kill.kind} {kill.moment}{' stream' * of}" for kill, of in KILLS]
+    ("kill", "streaming"),
+    mostly_long(KILLS, OFTEN),
+    ids=[f"{kill.kind} {kill.moment}{' stream' * of}" for kill, of in KILLS],
 )
 def test_a_run_that_is_killed_anywhere_goes_on_bit_by_bit(inputs, straight, tmp_path, kill, streaming):
     folder = tmp_path / "run"
@@ -110,8 +117,10 @@ def at_batch(n: int, action: Any) -> pytest.MonkeyPatch:
     return patch
 
 
-@pytest.mark.parametrize("number", signals.SIGNALS)
-@pytest.mark.parametrize("streaming", [False, True], ids=["at hand", "stream"])
+@pytest.mark.parametrize(
+    ("streaming", "number"),
+    mostly_long(product([False, True], signals.SIGNALS), [(False, signal.SIGTERM), (True, signal.SIGUSR1)]),
+)
 def test_a_signal_saves_after_the_step_and_the_run_goes_on_bit_by_bit(inputs, straight, tmp_path, number, streaming):
     """In the ninth step, after which an evaluation is due: it is made up for."""
     folder = tmp_path / "run"
@@ -154,15 +163,13 @@ def command(inputs: Path, folder: Path, *words: str) -> list[str]:
 @pytest.mark.slow
 def test_the_command_ends_with_a_code_of_its_own(inputs, tmp_path):
     folder = tmp_path / "run"
-    words = [sys.executable, *command(inputs, folder, "--max_steps=100000")]
-    at_once = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=at_once) as process:
-        assert process.stdout is not None
-        assert any("'loss'" in line for line in process.stdout)  # it is learning
+    with Command(*command(inputs, folder, "--max_steps=100000")) as process:
+        while "'loss'" not in process.stdout:  # it learns after that
+            assert process.is_running, process.stderr
+            time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=120)
-    assert process.returncode == 75
-    assert "stopped by SIGTERM after step" in errors.splitlines()[-1]
+        assert process.wait() == 75
+        assert "stopped by SIGTERM after step" in process.stderr.splitlines()[-1]
     assert len(checkpoints.whole_checkpoints(folder)) == 1
 
 
@@ -175,16 +182,16 @@ def test_launchers_train_on_two_processes(inputs, tmp_path, launcher):
         str(Path(__file__).parents[2] / "recipes" / "accelerate" / "ddp.yaml"),
         "--num_processes=2",
     ]
-    launch = [sys.executable, "-m", launcher, *ways[launcher], f"--main_process_port={soak.free_port()}"]
+    launch = ["-m", launcher, *ways[launcher], f"--main_process_port={soak.free_port()}"]
     if launcher == "torch.distributed.run":
         launch[-1] = f"--master_port={soak.free_port()}"
     words = [*launch, *command(inputs, folder, "--max_steps=2", "--bf16=false")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
+    with Command(*words, OMP_NUM_THREADS="1") as process:
+        assert process.wait() == 0, process.stderr[-3000:]
+        assert process.stderr.count(f"saved to {folder}") == 1
     assert json.loads((folder / "run.json").read_text())["training"]["max_steps"] == 2
     marker = checkpoints.read_marker(folder / "checkpoint-2")
     assert marker["settings"]["world_size"] == 2
-    assert done.stderr.count(f"saved to {folder}") == 1
 
 
 # ---------------------------------------------------------------------- a full disk
@@ -205,7 +212,12 @@ def full_from(n: int, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) ->
 
 @pytest.mark.parametrize(
     ("owner", "name", "n"),
-    [(torch, "save", 6), (torch, "save", 8), (checkpoints, "publish", 2), (checkpoints, "write_whole", 2)],
+    [
+        (torch, "save", 6),
+        pytest.param(torch, "save", 8, marks=pytest.mark.long),
+        (checkpoints, "publish", 2),
+        (checkpoints, "write_whole", 2),
+    ],
 )
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint_usable(
     inputs, straight, tmp_path, monkeypatch, owner, name, n
@@ -310,7 +322,13 @@ BEST: dict[str, Any] = dict(
 
 
 @pytest.mark.parametrize(
-    ("settings", "step"), [(EPOCHS, 15), (EPOCHS, 17), (BEST, 3), (BEST, 10)], ids=["end", "after", "best", "later"]
+    ("settings", "step"),
+    [
+        pytest.param(EPOCHS, 15, id="end"),
+        pytest.param(EPOCHS, 17, id="after", marks=pytest.mark.long),
+        pytest.param(BEST, 3, id="best", marks=pytest.mark.long),
+        pytest.param(BEST, 10, id="later"),
+    ],
 )
 def test_evaluations_of_epochs_and_the_best_model_survive_a_signal(inputs, tmp_path, settings, step):
     settings = SETTINGS | dict(save_total_limit=1) | settings
@@ -351,14 +369,17 @@ def test_a_signal_after_the_last_step_lets_the_run_end(inputs, tmp_path, monkeyp
 
 def test_two_runs_do_not_work_in_one_folder(inputs, tmp_path):
     """Nor is the one that comes second told to empty it."""
-    held = "import sys; from quietstar.runs.folders import alone_in\nwith alone_in(sys.argv[1]): print(); input()"
-    words = [sys.executable, "-c", held, str(tmp_path / "run")]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
+    held = tmp_path / "held.py"
+    held.write_text(
+        "import sys, time; from quietstar.runs.folders import alone_in\n"
+        "with alone_in(sys.argv[1]): print('here'); time.sleep(300)"
+    )
+    with Command(held, tmp_path / "run") as other:
+        while "here" not in other.stdout:
+            assert other.is_running, other.stderr
+            time.sleep(0.05)
         with pytest.raises(SettingsError, match="another run is using output_dir"):
             train(inputs, tmp_path / "run", max_steps=1)
-        other.kill()
     train(inputs, tmp_path / "run", max_steps=1)  # what a run that was killed leaves does not hold others up
     assert sorted(path.name for path in (tmp_path / "run").glob("*.being-written")) == []
 

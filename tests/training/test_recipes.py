@@ -51,7 +51,7 @@ def launched(recipe: str, words: list[str], tmp_path: Path, **settings: object) 
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("recipe", ["fsdp2", "fsdp2_offload"])
 def test_a_sharded_run_from_its_command_to_its_model(inputs, tmp_path, recipe):
     """LoRA with checkpointing, evaluations with thoughts and a report; what is saved is one model."""
@@ -73,7 +73,7 @@ def test_a_sharded_run_from_its_command_to_its_model(inputs, tmp_path, recipe):
     assert any(float(value.abs().max()) > 0 for name, value in whole.items() if "lora_B" in name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_under_zero3_from_its_command_to_its_model(inputs, tmp_path):
     """All weights, evaluations with thoughts and a report."""
     pytest.importorskip("deepspeed", reason="deepspeed is not installed (extra: deepspeed)")

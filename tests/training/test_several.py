@@ -1,6 +1,7 @@
 """Two processes learn what one learns from the same rows and thoughts, whole weights (DDP) or sharded ones (FSDP2)."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from quietstar.training.arguments import ModelArguments
 from quietstar.training.data.stream import StreamedTextWindows
 from quietstar.training.run import run_training
 from tests.elsewhere import refused
+from tests.long import mostly_long
 from tests.several import Pair
 from tests.tiny import loud, tiny_model
 from tests.tiny_tokenizer import byte_tokenizer
@@ -105,8 +107,18 @@ CASES: dict[str, dict[str, Any]] = {
 """what is trained, and how"""
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    mostly_long(
+        product(CASES, KINDS),
+        [
+            ("plain", "ddp"),
+            ("plain", "fsdp2"),
+            ("balanced, adapters of branches", "ddp"),
+            ("checkpointing, tied, lora", "fsdp2"),
+        ],
+    ),
+)
 def test_two_processes_learn_what_one_learns(pair: Pair, tmp_path: Path, kind: str, case: str):
     texts = with_thoughts(rows(*LENGTHS))
     alone = learn(tmp_path / "one", texts, 1, **CASES[case])
@@ -152,8 +164,10 @@ def test_thoughts_differ_between_processes_and_repeat_by_seed(pair: Pair, tmp_pa
     assert (here[0] == there[0]).float().mean() < 0.5
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", ["plain", "checkpointing"])
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    mostly_long(product(["plain", "checkpointing"], KINDS), [("plain", "ddp"), ("checkpointing", "fsdp2")]),
+)
 def test_processes_make_the_same_passes_whatever_their_rows_look_like(pair: Pair, tmp_path: Path, kind: str, case: str):
     """A row of one token, and one without any label, beside long ones: nobody waits for a pass that never comes."""
     texts = rows(1, 40, 2, 3, 33, 1, 2, 28)
@@ -286,8 +300,9 @@ def test_a_step_that_is_bad_on_one_process_is_skipped_on_all(pair: Pair, tmp_pat
 # ---------------------------------------------------------------------- checkpoints
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", ["plain", "tied", "lora"])
+@pytest.mark.parametrize(
+    ("case", "kind"), mostly_long(product(["plain", "tied", "lora"], KINDS), [("plain", "ddp"), ("lora", "fsdp2")])
+)
 def test_two_processes_go_on_bit_by_bit(pair: Pair, tmp_path: Path, kind: str, case: str):
     """Sampled thoughts, AdamW, accumulated batches, in the middle of a line of figures."""
     how = KINDS[kind] | CASES[case]

@@ -10,6 +10,7 @@ import torch
 from quietstar import objective
 from quietstar.errors import BadStepsError
 from quietstar.output import QuietStarOutput
+from tests.long import mostly_long
 from tests.several import Pair
 from tests.training.test_several import CASES, learn
 from tests.training.test_trainer import LENGTHS, rows, with_thoughts
@@ -35,7 +36,7 @@ FROZEN_HEAD = dict(model=dict(policy_weight="balanced:0.5", branch_adapters={"r"
 ZERO3_CASES = {name: how for name, how in CASES.items() if name not in ROUNDING} | {"balanced, adapters": FROZEN_HEAD}
 
 
-@pytest.mark.parametrize("case", ZERO3_CASES)
+@pytest.mark.parametrize("case", mostly_long(ZERO3_CASES, ["plain", "balanced, adapters"]))
 def test_two_processes_learn_what_one_learns(pair: Pair, tmp_path: Path, case: str):
     """Adam moves a parameter by its learning rate where its gradient is hardly above rounding: its steps are small."""
     texts, how = with_thoughts(rows(*LENGTHS)), dict(optim="adamw_torch", learning_rate=1e-3) | ZERO3_CASES[case]

