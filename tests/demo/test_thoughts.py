@@ -1,4 +1,4 @@
-"""The interventions' numbers where the truth is known: in the demo's language the thought is the way to the answer."""
+"""Interventions where the truth is known: in the demo's language, the thought leads to the answer."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from quietstar.inspection.trace import Trace
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Trace:
-    """What the demo leaves, as `make demo` runs it: held-out problems, thought about after the question."""
+    """Return a trace of the demo's model, as in `make demo`: held-out problems, with thoughts after the question."""
     folder = tmp_path_factory.mktemp("demo") / "run"
     tell(DemoArguments(output_dir=str(folder), picture=False))
     return Trace.load(Path(folder) / "thoughts")
 
 
 def right(found: Trace, name: str | None) -> float:
-    """Share of answers that are the likeliest token, with a thought's own place taken."""
+    """Return the share of answers that are the likeliest token under an intervention."""
     columns = found.columns
     asked = [i for i, gain in enumerate(columns["gain"]) if gain is not None]
     tops = [columns["mixed_top_ids"][i][0] if name is None else columns[f"{name}_top_id"][i] for i in asked]

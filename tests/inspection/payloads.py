@@ -1,4 +1,4 @@
-"""Made-up payloads of traces, for report and figures: of any size, and with text that means harm."""
+"""Synthetic payloads of traces for report and figures: of any size, and with malicious text."""
 
 import math
 import random
@@ -41,7 +41,7 @@ HOSTILE = [
     "$\\frac{$",
     "a" * 120,
 ]
-"""texts of tokens that a document, a terminal, a spreadsheet or a formula could take for its own"""
+"""texts of tokens that a document, terminal, spreadsheet or formula could interpret"""
 
 
 def payload(
@@ -53,7 +53,7 @@ def payload(
     thinks: float = 0.7,
     n_words: int = 0,
 ) -> dict[str, Any]:
-    """A payload as `quietstar.inspection.payload` makes it.
+    """Return a payload as `quietstar.inspection.payload` does.
 
     Args:
         n_positions: in all rows together.
@@ -158,7 +158,7 @@ def _row(
             told = {}
         elif name in ("shuffled", "random"):
             told = {"thought_ids": some(thoughts, thought)}
-        else:  # none, one for all, or one that stands elsewhere
+        else:  # none, one for all, or one from elsewhere
             told = {"thought_ids": some(lambda: None if name == "removed" else 0, thought)}
         flips = some(lambda: int(source.random() < 0.2), thought)
         return {

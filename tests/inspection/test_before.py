@@ -24,7 +24,7 @@ LORA = {"r": 4, "lora_alpha": 8}
 
 
 def trained(base: Path, **settings: object) -> QuietStarForCausalLM:
-    """A thinking model, as if it had been trained: every parameter that trains is elsewhere."""
+    """Return a thinking model as if trained, with every trainable parameter changed."""
     model = QuietStarForCausalLM.from_base(str(base), n_ahead=5, **settings)
     if "lora" in settings:
         perturb(model)
@@ -39,7 +39,7 @@ def trained(base: Path, **settings: object) -> QuietStarForCausalLM:
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plain model in `base`, and what was made of it in `full` and `lora`."""
+    """Write a plain model to `base`, and thinking models trained from it to `full` and `lora`."""
     where = tmp_path_factory.mktemp("models")
     tiny_folder(where / "base", max_position_embeddings=256)
     for name, settings in (("full", {}), ("lora", {"lora": dict(LORA)})):
@@ -50,7 +50,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.no_grad()
 def plain_logprob(base: Path, ids: list[int]) -> list[float]:
-    """Of each next token, by the model itself, one token of text at a time."""
+    """Return the log-probability of each next token by the model itself, one token at a time."""
     model = AutoModelForCausalLM.from_pretrained(base).eval()
     found = []
     for n in range(1, len(ids)):
@@ -60,7 +60,7 @@ def plain_logprob(base: Path, ids: list[int]) -> list[float]:
 
 
 @pytest.mark.parametrize("name", ["full", "lora"])
-def test_it_is_what_the_plain_model_says(here: Path, tmp_path: Path, name: str) -> None:
+def test_it_equals_the_plain_model(here: Path, tmp_path: Path, name: str) -> None:
     words = ["--prompt", TEXT, *([] if name == "lora" else ["--before", str(here / "base")])]
     assert main(["inspect", str(here / name), *words, "--output_dir", str(tmp_path / "out")]) == 0
     found = Trace.load(tmp_path / "out")
@@ -68,7 +68,7 @@ def test_it_is_what_the_plain_model_says(here: Path, tmp_path: Path, name: str) 
     assert values[-1] is None
     assert values[:-1] == pytest.approx(plain_logprob(here / "base", found.columns["token_id"]), abs=1e-4)
     base = [each[0] for each in found.columns["base_logprob"][:-1]]
-    assert max(abs(a - b) for a, b in zip(base, values, strict=False)) > 0.1  # or nothing would be tested
+    assert max(abs(a - b) for a, b in zip(base, values, strict=False)) > 0.1  # otherwise nothing is tested
     summary = found.summary
     for of, with_thoughts in ((summary.over_before, True), (summary.base_over_before, False)):
         gain = found.columns["gain"][:-1] if with_thoughts else [0.0] * len(base)
@@ -123,7 +123,7 @@ def test_fresh_adapters_have_changed_nothing_to_the_last_bit(here: Path) -> None
     assert "It predicts this text as well as before training (0.000 nats" in found.summary.sentences[0]
 
 
-def test_of_merged_adapters_nothing_is_known_unless_it_is_given(here: Path) -> None:
+def test_merged_adapters_need_a_given_model(here: Path) -> None:
     model = QuietStarForCausalLM.from_pretrained(here / "lora").eval()
     expected = model.inspect(TEXT, TOKENIZER).columns["before_logprob"]
     model.merge_lora()
@@ -180,7 +180,7 @@ def test_a_model_that_cannot_be_compared_with_is_one_line(
     here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], before: str, said: str
 ) -> None:
     folder = here / before
-    if before == "swapped":  # as many tokens, two of which have changed places
+    if before == "swapped":  # the same size, with two tokens swapped
         folder = tiny_folder(tmp_path / before)
         path = folder / "tokenizer.json"
         vocabulary = json.loads(path.read_text())
@@ -201,7 +201,7 @@ def test_a_model_that_cannot_be_compared_with_is_one_line(
 
 
 def test_a_tokenizer_that_knows_more_tokens_is_the_same(here: Path, tmp_path: Path) -> None:
-    """Released checkpoints have two tokens more than their base model."""
+    """Released checkpoints have two more tokens than their base model."""
     model = QuietStarForCausalLM.from_pretrained(here / "full").eval()
     more = AutoTokenizer.from_pretrained(here / "full")
     more.add_tokens(["<|startthought|>", "<|endthought|>"])
@@ -223,7 +223,7 @@ def test_bad_models_in_python(here: Path) -> None:
         model.inspect(TEXT, TOKENIZER, before=here / "no-such")
 
 
-def test_a_model_that_lies_in_the_folder_is_not_deleted_with_it(
+def test_a_model_inside_the_folder_is_not_deleted(
     here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"

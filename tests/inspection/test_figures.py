@@ -1,4 +1,4 @@
-"""Figures: files of both kinds, every token in its place, nothing taken for a formula, and no warning."""
+"""Figures: files of both kinds, every token in its place, no text parsed as a formula, no warnings."""
 
 import sys
 import unicodedata
@@ -48,18 +48,18 @@ def test_pdf_files_of_equal_traces_are_equal(tmp_path: Path) -> None:
 
 @given(st.lists(st.lists(st.text(max_size=9) | st.sampled_from(HOSTILE), min_size=1, max_size=30), max_size=4))
 def test_tokens_lie_one_after_the_other_within_the_lines(rows: list[list[str]]) -> None:
-    runs = lay_out(rows, ASCII)
+    spans = lay_out(rows, ASCII)
     end: tuple[int, int] = (0, 0)
-    for run in runs:
-        assert run.text
-        assert (run.line, run.column) >= end
-        assert run.column + run.width <= COLUMNS
-        end = (run.line, run.column + run.width)
-    assert [run.index for run in runs] == sorted(run.index for run in runs)
-    assert {run.index for run in runs} == set(range(sum(map(len, rows))))
+    for span in spans:
+        assert span.text
+        assert (span.line, span.column) >= end
+        assert span.column + span.width <= COLUMNS
+        end = (span.line, span.column + span.width)
+    assert [span.index for span in spans] == sorted(span.index for span in spans)
+    assert {span.index for span in spans} == set(range(sum(map(len, rows))))
 
 
-def test_what_can_be_drawn_is_drawn_as_it_is_and_the_rest_as_symbols() -> None:
+def test_printable_characters_are_unchanged_and_others_are_symbols() -> None:
     def drawn(text: str) -> str:
         return "".join(run.text for run in lay_out([[text]], ASCII))
 
@@ -70,7 +70,7 @@ def test_what_can_be_drawn_is_drawn_as_it_is_and_the_rest_as_symbols() -> None:
     assert unicodedata.combining(drawn("\N{COMBINING ACUTE ACCENT}")[0]) == 0
 
 
-def test_only_the_first_tokens_are_drawn_and_the_picture_says_so() -> None:
+def test_only_the_first_tokens_are_plotted_and_a_note_says_so() -> None:
     made = payload(700, 2)
     texts = [text.get_text() for text in draw_text(made, "weight").axes[0].texts]
     assert any("the first 600 of 700 positions" in text for text in texts)
@@ -80,8 +80,8 @@ def test_only_the_first_tokens_are_drawn_and_the_picture_says_so() -> None:
 
 def test_a_picture_has_an_end() -> None:
     """Even of tokens that are all line ends."""
-    runs = lay_out([["\n\n\n\n\n\n\n\n"] * 600], {ord("a")})
-    assert max(run.line for run in runs) < MOST_LINES + 8
+    spans = lay_out([["\n\n\n\n\n\n\n\n"] * 600], {ord("a")})
+    assert max(span.line for span in spans) < MOST_LINES + 8
 
 
 @pytest.mark.parametrize("name", ["weight", "reward", "gain"])

@@ -1,4 +1,4 @@
-"""Files of traces from elsewhere: other columns, other types, types with code; one line of our own errors."""
+"""Untrusted trace files: other columns, other types, types with code; errors of one line."""
 
 import json
 import pickle
@@ -30,7 +30,7 @@ def found() -> Trace:
 def test_whatever_columns_there_are(
     found: Trace, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Taken out, added, or under another's name."""
+    """Removed, added, or renamed columns."""
     columns = dict(found.columns)
     for _ in range(data.draw(st.integers(1, 3))):
         values = columns.pop(data.draw(st.sampled_from(sorted(columns))))
@@ -66,7 +66,7 @@ def test_whatever_type_a_column_has(found: Trace, tmp_path: Path, kind: str, nam
 
 
 def test_a_type_of_a_files_own_is_not_unpickled(found: Trace, tmp_path: Path) -> None:
-    """Arrow files may say of a column that it is of a pickled Python type."""
+    """Arrow files may declare a column of a pickled Python type."""
     witness, path = tmp_path / "witness", tmp_path / "trace.parquet"
     own = {
         b"ARROW:extension:name": b"arrow.py_extension_type",
@@ -82,7 +82,7 @@ def test_a_type_of_a_files_own_is_not_unpickled(found: Trace, tmp_path: Path) ->
 
 @given(data=st.data())
 @settings(max_examples=40)
-def test_whatever_stands_beside_the_records(
+def test_any_run_json_next_to_the_records(
     found: Trace, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("about")

@@ -1,4 +1,4 @@
-"""Each intervention puts in a thought's place what its name says."""
+"""Each intervention replaces thoughts as its name says."""
 
 import pytest
 import torch
@@ -115,7 +115,7 @@ def test_the_filler_is_a_dot_where_there_is_one() -> None:
         filler_token(tokenizer, "hm")
 
 
-def test_a_space_that_the_tokenizer_puts_in_front_of_the_filler_is_no_filler() -> None:
+def test_a_space_that_the_tokenizer_adds_is_not_filler() -> None:
     made = Tokenizer(
         models.BPE(vocab={"<unk>": 0, "\N{LOWER ONE EIGHTH BLOCK}": 1, ".": 2}, merges=[], unk_token="<unk>")
     )
@@ -131,7 +131,7 @@ def test_a_space_that_the_tokenizer_puts_in_front_of_the_filler_is_no_filler() -
 
 
 def test_a_token_for_the_unknown_that_is_spelled_out_is_known() -> None:
-    """As where it is the end of a text, too."""
+    """For example if it is also the eos token."""
     made = Tokenizer(models.WordLevel(vocab={"<|end|>": 0, "a": 1}, unk_token="<|end|>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<|end|>", eos_token="<|end|>")

@@ -66,7 +66,7 @@ def test_records_are_forwards_figures(family: str) -> None:
     assert found["base_top_ids"] == base.topk(5).indices.tolist()
     entropy = torch.distributions.Categorical(logits=base).entropy()
     assert found["base_entropy"] == pytest.approx(entropy.tolist(), abs=1e-3)
-    assert max(map(abs, found["gain"][:-1])) > 0.5  # or nothing would be tested
+    assert max(map(abs, found["gain"][:-1])) > 0.5  # otherwise nothing is tested
 
 
 @torch.no_grad()
@@ -163,7 +163,7 @@ def test_a_fresh_model_stays_as_it_was_whatever_is_thought() -> None:
         assert set(found.columns[f"{name}_flips"]) == {False}, name
     assert set(found.columns["gain"][:-1]) == {0.0}
     assert len(found.summary.sentences) == 1
-    assert "thoughts change nothing" in found.summary.sentences[0]
+    assert "thoughts have no effect" in found.summary.sentences[0]
 
 
 def test_texts_together_are_texts_alone() -> None:

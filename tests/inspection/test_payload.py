@@ -1,4 +1,4 @@
-"""The report's data: the verdict first, and every position's columns."""
+"""The report's data: the verdict, then every position's columns."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from tests.inspection.test_observe import IDS, SIZE, TOKENIZER, thinker, traced
 from tests.tiny import tiny_base
 
 
-def test_the_first_thing_that_a_report_says_is_the_verdict() -> None:
+def test_a_report_begins_with_the_verdict() -> None:
     model, text = thinker(), IDS * 3
     before = tiny_base(seed=1, **SIZE)
     found = model.inspect(TOKENIZER.decode(text), TOKENIZER, before=before)

@@ -1,4 +1,4 @@
-"""The report in a real browser: what it shows is what the payload holds, and no text becomes more than text."""
+"""The report in a real browser shows the payload, and never interprets text."""
 
 import csv
 import html
@@ -22,7 +22,7 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\u2028\u2029\u202a-\u202e\u2066-\u
 
 
 def written(folder: Path, made: dict[str, Any]) -> Path:
-    """A report on disk, as it is written."""
+    """Write a report to disk."""
     path = folder / "report.html"
     path.write_text(report_html(made), encoding="utf-8")
     return path
@@ -34,7 +34,7 @@ def tokens(page: Any) -> Any:
 
 
 def numbers(page: Any, column: int) -> list[float | None]:
-    """A column of numbers of the table, as shown."""
+    """Return a column of numbers of the table, as shown."""
     cells = page.locator(f"#records tbody td:nth-child({column})").all_text_contents()
     return [None if cell == "–" else float(cell.replace("−", "-")) for cell in cells]  # noqa: RUF001
 
@@ -253,7 +253,7 @@ def test_dark_and_light_follow_the_system_and_the_switch(browser: Any, tmp_path:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_letters_stand_out_on_every_colour(dark: bool) -> None:
+def test_letters_have_contrast_on_every_colour(dark: bool) -> None:
     """WCAG AA: a contrast of at least 4.5."""
 
     def luminance(colour: str) -> float:
@@ -299,7 +299,7 @@ def test_ten_thousand_positions_stay_usable(browser: Any, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("K", [6, 48])
 def test_two_thousand_positions_take_less_than_five_megabytes(K: int) -> None:
-    """With a thought everywhere, of a vocabulary of which nearly every token comes once."""
+    """With thoughts everywhere, from a vocabulary in which nearly every token occurs once."""
     assert len(report_html(payload(2_000, 4, K=K, thinks=1.0, n_words=20_000)).encode()) < 5e6
 
 
@@ -355,7 +355,7 @@ def test_a_text_without_thoughts_and_interventions_can_be_read(browser: Any, tmp
 
 
 def test_values_that_are_small_are_seen(browser: Any, tmp_path: Path) -> None:
-    """As early in training, where the mixing head has hardly left zero."""
+    """As early in training, when the mixing head is nearly zero."""
     made = payload(60)
     (row,) = made["rows"]
     for name in ("weight", "reward", "gain"):

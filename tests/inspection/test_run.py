@@ -1,4 +1,4 @@
-"""`quietstar inspect`, from a model's folder to the files that it leaves."""
+"""`quietstar inspect`, from a model's folder to its output files."""
 
 import json
 import shutil
@@ -116,7 +116,7 @@ def test_windows_leave_room_for_all_that_is_read_after_them(here: Path, tmp_path
     assert max(found["position"]) == 64 - branch - 1
 
 
-def test_what_stands_in_the_way_is_said_before_the_work(
+def test_obstacles_are_reported_before_the_work(
     here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("mine")
@@ -188,7 +188,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_overwritten_unasked(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_overwritten_without_consent(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert inspect(here, out, "--prompt", "a b") == 0
     before = (out / "trace.jsonl").read_bytes()
@@ -203,8 +203,8 @@ def test_nothing_is_overwritten_unasked(here: Path, tmp_path: Path, capsys: pyte
     assert text.read_text() == "mine"
 
 
-def test_of_its_own_text_it_is_said_that_it_is(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each token was chosen by the predictions that are judged: a gain would be no finding."""
+def test_a_generated_text_is_reported_as_such(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each token was chosen by the predictions that are compared, so a gain means nothing."""
     out = tmp_path / "out"
     assert inspect(here, out, "--prompt", "What is", "--generate", "40", "--temperature", "0.5", "--top_p", "0.9") == 0
     found = Trace.load(out)
@@ -220,7 +220,7 @@ def test_of_its_own_text_it_is_said_that_it_is(here: Path, tmp_path: Path, capsy
     assert not Trace.load(tmp_path / "other").is_own
 
 
-def test_a_config_that_lies_in_the_folder_is_not_deleted_with_it(
+def test_a_config_inside_the_folder_is_not_deleted(
     here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -229,7 +229,7 @@ def test_a_config_that_lies_in_the_folder_is_not_deleted_with_it(
     assert inspect(here, out, "--prompt", "a b", "--overwrite", "--config", str(out / "mine.yaml")) == 2
     assert "which this run reads; give another output_dir" in capsys.readouterr().err
     assert (out / "mine.yaml").exists()
-    monkeypatch.chdir(tmp_path)  # the folder that is taken where none is given
+    monkeypatch.chdir(tmp_path)  # the default folder
     assert main(["inspect", str(here / "thinking"), "--prompt", "a b"]) == 0
     mine = tmp_path / "runs" / "thinking-inspection" / "mine.yaml"
     mine.write_text("top_k: 3\n")
@@ -238,7 +238,7 @@ def test_a_config_that_lies_in_the_folder_is_not_deleted_with_it(
     assert mine.exists()
 
 
-def test_tokens_that_the_model_lacks_are_said_so(
+def test_tokens_that_the_model_lacks_are_reported(
     here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A tokenizer may know more than its model."""

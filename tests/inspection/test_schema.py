@@ -1,4 +1,4 @@
-"""The documentation lists the columns that a trace has, with their types and meanings."""
+"""The documentation lists the columns of a trace with types and meanings."""
 
 from pathlib import Path
 

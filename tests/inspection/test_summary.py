@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
+from quietstar.inspection.details import nats
 from quietstar.inspection.findings import Summary
 from quietstar.inspection.interventions import CHOICES
 from quietstar.inspection.summary import summarize
 from quietstar.inspection.tables import effects_table, summary_markdown
-from quietstar.inspection.words import nats
 from tests.inspection.test_observe import thinker, traced
 
 
 def columns(gain: list[float | None], base_nll: float = 2.0, **delta: list[float | None]) -> dict[str, list[Any]]:
-    """Of a trace with these gains, and changes by interventions."""
+    """Return the columns of a trace with these gains, and these effects of interventions."""
     n = len(gain)
     found: dict[str, list[Any]] = {
         "row": [0] * n,
@@ -38,7 +38,7 @@ def columns(gain: list[float | None], base_nll: float = 2.0, **delta: list[float
 
 
 def said(gain: list[float | None], **delta: list[float | None]) -> tuple[Summary, str]:
-    often = {name: values * 15 for name, values in delta.items()}  # of few positions nothing is concluded
+    often = {name: values * 15 for name, values in delta.items()}  # enough positions for conclusions
     summary = summarize(columns(gain * 15, **often), {name: name for name in delta})
     return summary, " ".join(summary.sentences)
 
@@ -77,14 +77,14 @@ def test_computation_alone() -> None:
     assert summary.content_share.low < 0 < summary.content_share.high
 
 
-def test_shares_are_not_given_where_one_part_works_against_the_other() -> None:
+def test_shares_are_not_reported_if_one_part_works_against_the_other() -> None:
     _, text = said([1.0, 1.2, 0.9], filler=[-2.0, -2.1, -2.2])
     assert "Filler by itself hurts; content first makes up for these 1.07 nats." in text
     assert "% of the gain comes" not in text
     _, text = said([1.0, 1.2, 0.9], filler=[1.0, 0.5, 0.8])
     assert "Filler would help more: content takes away some of what computation is worth." in text
     assert "% of the gain comes" not in text
-    summary, text = said([1.0, -1.2, 0.1], filler=[-0.1, 0.1, 0.0])  # no gain that could be shared out
+    summary, text = said([1.0, -1.2, 0.1], filler=[-0.1, 0.1, 0.0])  # no gain to divide
     assert summary.content_share is None
     assert "% of the gain comes" not in text
 
@@ -96,7 +96,7 @@ def test_harm_and_doubt() -> None:
 
 def test_thoughts_that_change_nothing_are_reported_so() -> None:
     summary, text = said([0.0] * 3, filler=[0.0] * 3, removed=[0.0] * 3)
-    assert text.endswith("The thoughts have no effect.")
+    assert text.endswith("the model predicts exactly the same.")
     assert len(summary.sentences) == 1
     # a change that is small is a change
     assert "have no effect" not in said([0.0] * 3, filler=[0.0, 0.0, 1e-9], removed=[0.0] * 3)[1]
@@ -107,14 +107,14 @@ def test_thoughts_that_change_nothing_are_reported_so() -> None:
     assert "have no effect" not in " ".join(summarize(same, {}).sentences)
 
 
-def test_of_a_few_positions_nothing_is_concluded() -> None:
+def test_few_positions_allow_no_conclusion() -> None:
     summary = summarize(columns([-1.0] * 3, filler=[2.0] * 3), {})
     assert summary.sentences[0].startswith(
         "These are too few positions to tell whether thoughts help: over 3 positions"
     )
     assert "is worth" not in " ".join(summary.sentences)
     assert "hurt" not in " ".join(summary.sentences)
-    assert "Beside filler" not in " ".join(summary.sentences)
+    assert "Compared with filler" not in " ".join(summary.sentences)
     assert "interval" not in " ".join(summary.sentences)
     assert summary.gain is not None
     assert (summary.gain.low, summary.gain.high) == (-math.inf, math.inf)
@@ -127,7 +127,7 @@ def test_how_long_a_thought_must_be() -> None:
     gain = [1.0] * 3
     cut = {"truncated_0": [-1.0] * 3, "truncated_1": [-0.05] * 3, "truncated_2": [-0.01] * 3}
     assert "1 of their 3 are enough for 90 % of the gain" in said(gain, **cut)[1]
-    # a shorter one that does well by chance, where longer ones do not, is not enough
+    # a short one that does well by chance does not count if longer ones do worse
     cut = {"truncated_0": [-0.01] * 3, "truncated_1": [-0.9] * 3, "truncated_2": [-0.05] * 3}
     assert "2 of their 3 are enough" in said(gain, **cut)[1]
     cut = {"truncated_0": [-1.0] * 3, "truncated_1": [-0.5] * 3}
@@ -160,7 +160,7 @@ def test_an_intervention_that_could_not_be_done_has_no_figures() -> None:
 
 
 def test_an_intervention_that_changed_no_thought_has_no_figures() -> None:
-    """The tokens of a thought of one token have no other order: zeros would look like a finding."""
+    """A thought of one token cannot be shuffled, and zeros would look like a finding."""
     found = columns([1.0] * 40, shuffled=[0.0] * 40, filler=[0.0] * 40, swapped=[0.0] * 40)
     for name in ("shuffled", "filler", "swapped"):
         found[f"{name}_thought_ids"] = found["thought_ids"]
@@ -191,7 +191,7 @@ def test_difficulty_is_binned_by_what_it_is_measured_in() -> None:
             change,
             change > 1,
         )
-        assert math.isinf(each.gain.low)  # of one position
+        assert math.isinf(each.gain.low)  # a single position
         assert math.isinf(removed.delta.high)
     (by_entropy,) = [each for each in summary.difficulty if each.by == "base entropy"]
     assert (by_entropy.low, by_entropy.n, by_entropy.gain.value) == (1.0, 2, 2.0)
@@ -221,7 +221,7 @@ def test_thoughts_that_are_filler_here_and_there_are_counted() -> None:
     assert "At 12 of the 40 positions it equals the thought." in " ".join(summarize(found, {}).sentences)
 
 
-def test_of_the_models_own_text_nothing_is_concluded_about_help() -> None:
+def test_a_generated_text_allows_no_conclusion_about_help() -> None:
     """The text agrees with the same predictions that are compared."""
     found = columns([1.0] * 40, filler=[-1.0] * 40, removed=[-1.0] * 40, truncated_0=[-1.0] * 40)
     summary = summarize(found, {"filler": "filler in its place", "removed": "thought removed"}, is_own=True)
@@ -237,7 +237,7 @@ def test_of_the_models_own_text_nothing_is_concluded_about_help() -> None:
     assert summary.content is summary.computation is summary.content_share is None
 
 
-def test_a_gain_that_is_next_to_nothing_is_said_as_it_is_and_not_divided() -> None:
+def test_a_negligible_gain_is_reported_and_not_divided() -> None:
     gain = [2e-7, 3e-7, 4e-7]
     summary, text = said(gain, filler=[-1e-7, -2e-7, -1e-7], truncated_0=[-each for each in gain])
     assert text.startswith("Thoughts change almost nothing, no more than filler of the same length. Over 45 positions")
@@ -249,8 +249,8 @@ def test_a_gain_that_is_next_to_nothing_is_said_as_it_is_and_not_divided() -> No
     assert nats(1e300) == "+1.0e+300"
 
 
-def test_a_division_that_cannot_be_told_is_not_told() -> None:
-    """A part that is negative by chance, or an interval as wide as all there is."""
+def test_an_unclear_division_is_not_reported() -> None:
+    """A part is negative by chance, or the interval is too wide."""
     summary, text = said([1.0, 0.2, 0.3], filler=[-1.2, -0.1, -0.3])  # content above the gain
     assert summary.content_share is None
     assert "% of the gain comes" not in text
@@ -266,9 +266,9 @@ def test_a_division_that_cannot_be_told_is_not_told() -> None:
         assert summarize(few, {}).content_share is None
 
 
-def test_values_that_are_not_there_are_left_out_of_their_own_mean_only() -> None:
+def test_missing_values_are_left_out_of_their_own_mean_only() -> None:
     found = columns([1.0] * 12, filler=[-1.0] * 12)
-    found["filler_kl"][0] = None  # infinite: a token that could come cannot any more
+    found["filler_kl"][0] = None  # infinite: a possible token became impossible
     found["reward"][1] = None
     (filler,) = summarize(found, {}).interventions
     assert filler.delta is not None

@@ -1,4 +1,4 @@
-"""A trace comes back from its files as it was; files that are none are refused in one line."""
+"""A trace survives writing and loading; files that are not traces are refused in one line."""
 
 import json
 from contextlib import suppress
@@ -85,7 +85,7 @@ def test_a_written_folder_is_all_that_is_needed(found: Trace, tmp_path: Path) ->
 
 
 def test_no_trace_is_written_over_another(found: Trace, tmp_path: Path) -> None:
-    """Records of one beside the settings of another would be a third."""
+    """Records of one trace with the settings of another would be a third trace."""
     path = found.write(tmp_path / "run")
     before = path.read_bytes()
     for format in ("jsonl", "parquet"):
@@ -198,8 +198,8 @@ VALUES = st.recursive(
 
 
 @given(data=st.data())
-def test_what_is_loaded_can_be_summed_up_shown_and_written(found: Trace, tmp_path_factory, data: st.DataObject) -> None:  # type: ignore[no-untyped-def]
-    """Whatever values somebody put into records: they are refused, or all that a trace does can be done."""
+def test_loaded_traces_can_be_summarized_shown_and_written(found: Trace, tmp_path_factory, data: st.DataObject) -> None:  # type: ignore[no-untyped-def]
+    """Any values in records are either refused, or everything that a trace does works."""
     folder = tmp_path_factory.mktemp("changed")
     records = [dict(record) for record in found.records()]
     for _ in range(data.draw(st.integers(1, 3))):
@@ -220,9 +220,7 @@ def test_what_is_loaded_can_be_summed_up_shown_and_written(found: Trace, tmp_pat
 
 
 @given(data=st.data())
-def test_nothing_but_our_own_errors_come_out_of_broken_files(
-    found: Trace, tmp_path_factory, data: st.DataObject
-) -> None:  # type: ignore[no-untyped-def]
+def test_broken_files_only_raise_this_packages_errors(found: Trace, tmp_path_factory, data: st.DataObject) -> None:  # type: ignore[no-untyped-def]
     folder = tmp_path_factory.mktemp("broken")
     format = data.draw(st.sampled_from(["jsonl", "parquet"]))
     path = found.write(folder, format)
@@ -236,7 +234,7 @@ def test_nothing_but_our_own_errors_come_out_of_broken_files(
 
 
 @given(lines=st.lists(st.sampled_from(["{}", "[]", "3", "null", '{"row": 0}', "{", "", '{"row": NaN}', "[" * 2000])))
-def test_lines_that_are_no_records(lines: list[str], tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
+def test_lines_that_are_not_records(lines: list[str], tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
     folder = tmp_path_factory.mktemp("lines")
     (folder / "trace.jsonl").write_text("\n".join(lines))
     with pytest.raises(DataError):

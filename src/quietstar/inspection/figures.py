@@ -70,7 +70,7 @@ def draw_figures(payload: dict[str, Any], folder: Path) -> list[Path]:
 
 
 @dataclass(slots=True)
-class Run:
+class Span:
     """A token, or the part of it on one line."""
 
     line: int
@@ -82,7 +82,7 @@ class Run:
     """position, counted over all rows"""
 
 
-def lay_out(rows: Sequence[Sequence[str]], known: set[int], most: int = MOST_POSITIONS) -> list[Run]:
+def lay_out(rows: Sequence[Sequence[str]], known: set[int], most: int = MOST_POSITIONS) -> list[Span]:
     """Lay out the first tokens of all rows in lines of COLUMNS characters, with an empty line between rows.
 
     Args:
@@ -90,7 +90,7 @@ def lay_out(rows: Sequence[Sequence[str]], known: set[int], most: int = MOST_POS
         known: code points that the font has.
         most: number of tokens.
     """
-    runs: list[Run] = []
+    spans: list[Span] = []
     line = column = index = 0
     for number, pieces in enumerate(rows):
         if index == most or line >= MOST_LINES:
@@ -104,12 +104,12 @@ def lay_out(rows: Sequence[Sequence[str]], known: set[int], most: int = MOST_POS
                 width = sum(map(_width, part))
                 if column + width > COLUMNS:
                     line, column = line + 1, 0
-                runs.append(Run(line, column, part, width, index))
+                spans.append(Span(line, column, part, width, index))
                 column += width
                 if part.endswith("↵"):
                     line, column = line + 1, 0
             index += 1
-    return runs
+    return spans
 
 
 def _parts(piece: str, known: set[int]) -> Iterator[str]:
@@ -151,29 +151,29 @@ def draw_text(payload: dict[str, Any], name: str) -> Figure:
     from matplotlib.patches import Rectangle
 
     values = [value for row in payload["rows"] for value in row[name]]
-    runs = lay_out([row["pieces"] for row in payload["rows"]], set(get_font(findfont(FONT)).get_charmap()))
-    n_lines = max((run.line for run in runs), default=0) + 1
+    spans = lay_out([row["pieces"] for row in payload["rows"]], set(get_font(findfont(FONT)).get_charmap()))
+    n_lines = max((span.line for span in spans), default=0) + 1
     width, height = COLUMNS * CELL + 2 * MARGIN, n_lines * LINE + 2 * MARGIN + HEAD
     end, colours = scale.limit(values), scale.colours()
     figure = Figure(figsize=(width, height), facecolor=colours[scale.N_STEPS])
     axes = figure.add_axes((0, 0, 1, 1), frameon=False)
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     font = FontProperties(family=FONT, size=9.6)
-    for run in runs:
-        value = values[run.index]
-        x, y = MARGIN + run.column * CELL, MARGIN + HEAD + run.line * LINE
+    for span in spans:
+        value = values[span.index]
+        x, y = MARGIN + span.column * CELL, MARGIN + HEAD + span.line * LINE
         if value is not None:
             colour = colours[scale.index(value, end)]
-            axes.add_patch(Rectangle((x, y), run.width * CELL - 0.01, LINE - 0.035, color=colour, linewidth=0))
+            axes.add_patch(Rectangle((x, y), span.width * CELL - 0.01, LINE - 0.035, color=colour, linewidth=0))
         axes.text(
             x,
             y + 0.65 * LINE,
-            run.text,
+            span.text,
             fontproperties=font,
             color=MUTED if value is None else INK,
             parse_math=False,
         )
-    n_shown = len({run.index for run in runs})
+    n_shown = len({span.index for span in spans})
     cut = f"the first {n_shown} of {len(values)} positions" if n_shown < len(values) else f"{len(values)} positions"
     _head(axes, NAMES[name], f"{cut}; grey: no value", end, colours)
     return figure

@@ -6,8 +6,8 @@ from math import isfinite, isinf
 
 from rich.table import Table
 
+from quietstar.inspection.details import nats, plain
 from quietstar.inspection.findings import FEWEST, Difficulty, Effects, Summary
-from quietstar.inspection.words import nats, plain
 from quietstar.reporting.interval import Estimate
 from quietstar.reporting.tables import markdown
 

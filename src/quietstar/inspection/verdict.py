@@ -1,8 +1,8 @@
 """The sentences of a summary, verdict first: thoughts compared with none, with filler, and with the untrained model."""
 
+from quietstar.inspection.details import details, is_known, plain, sign, with_interval
 from quietstar.inspection.findings import NEGLIGIBLE, Effects, Summary
 from quietstar.inspection.interventions import FILLER, REMOVED, is_truncated
-from quietstar.inspection.words import details, is_known, plain, sign, with_interval
 from quietstar.reporting.interval import Estimate
 
 
@@ -22,10 +22,7 @@ def sentences(found: Summary, *, changes_nothing: bool) -> list[str]:
     over = f"{n:,} position{'' if n == 1 else 's'}"
     if changes_nothing:
         others = ", or with other thoughts," if effects.keys() - {REMOVED} else ""
-        sentence = (
-            f"Over {over}, thoughts change nothing: without them{others} the model predicts exactly the same. The "
-            "thoughts have no effect."
-        )
+        sentence = f"Over {over}, thoughts have no effect: without them{others} the model predicts exactly the same."
         if not found.is_own and is_known(found.over_before):
             sentence += f" It predicts this text {_how(found.over_before)} ({with_interval(found.over_before)})."
         return [sentence]
