@@ -1,4 +1,4 @@
-"""The errors that users meet. One base class; a message says what was given, what is allowed, what to do."""
+"""The errors that users see. One base class; a message says what was given, what is allowed, and what to do."""
 
 import importlib
 import pickle
@@ -8,38 +8,38 @@ from typing import Any
 
 
 class QuietStarError(Exception):
-    """Base of every error that this package raises for something a user can put right.
+    """Base of every error that a user can fix.
 
     Attributes:
-        exit_code: what a command ends with.
+        exit_code: of a command that fails with this error.
     """
 
     exit_code = 2
 
 
 class SettingsError(QuietStarError, ValueError):
-    """A setting is impossible, alone or beside the others."""
+    """A setting is invalid, or does not fit another one."""
 
 
 class UnsupportedModelError(QuietStarError):
-    """The base model cannot be served: its attention, cache or head does not do what a thought grid needs."""
+    """The base model cannot be used: its attention, cache or head does not do what a thought grid needs."""
 
 
 class CheckpointError(QuietStarError):
-    """A folder does not hold the checkpoint that was asked for."""
+    """A folder does not have the checkpoint that was asked for."""
 
 
 class DataError(QuietStarError):
-    """A dataset, file, column or template does not give the text that was asked for."""
+    """A dataset, file, column or template does not yield the text that was asked for."""
 
 
 class MissingExtraError(QuietStarError, ImportError):
-    """A situational package is not installed.
+    """An optional package is not installed.
 
     Args:
         package: the package that failed to import.
         extra: the extra of this package that installs it.
-        purpose: what it is needed for, as it stands after "for".
+        purpose: what it is needed for; it follows "for" in the message.
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
@@ -47,7 +47,7 @@ class MissingExtraError(QuietStarError, ImportError):
 
 
 class BadStepsError(QuietStarError):
-    """Too many training steps in a row had a loss or gradient that the optimizer may not see."""
+    """Too many training steps in a row had a loss or gradient that must not reach the optimizer."""
 
 
 class OutOfMemoryError(QuietStarError):
@@ -55,18 +55,18 @@ class OutOfMemoryError(QuietStarError):
 
 
 class InterruptedRunError(QuietStarError):
-    """A signal has ended a training run, after a checkpoint was written."""
+    """A signal ended a training run, after a checkpoint was written."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 def need(package: str, extra: str, purpose: str) -> ModuleType:
-    """A package of an extra.
+    """Import a package that an extra installs, and return it.
 
     Args:
         package: to import; a module of it, such as pyarrow.parquet, is imported with it.
-        extra: of ours, which installs it.
-        purpose: what it is needed for, as it stands after "for".
+        extra: of this package, which installs it.
+        purpose: what it is needed for; it follows "for" in the message.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -79,25 +79,25 @@ def need(package: str, extra: str, purpose: str) -> ModuleType:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or so much of it as one reads."""
+    """Return the first line of an error's message, up to 300 characters."""
     return (_message(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def reason(error: BaseException) -> str:
-    """An error's type and message on one line, for those whose message does not say what they are."""
+    """Return an error's type and message on one line."""
     return f"{type(error).__name__}: {' '.join(_message(error).split())[:300]}"
 
 
 def _message(error: BaseException) -> str:
-    """What an error says, without a stack of C++, and without torch's advice to open a pickle all the same."""
+    """Return an error's message without a C++ stack, and without torch's advice to open the pickle anyway."""
     if isinstance(error, pickle.UnpicklingError):
-        return "a pickle that is damaged, or holds more than tensors, was not opened"
+        return "a pickle that is damaged, or contains more than tensors, was not opened"
     return str(error).split("\nException raised from")[0]
 
 
 def shown(value: Any) -> str:
-    """A value as a message says it: on one line, and not long."""
+    """Return a value for a message: on one line, and short."""
     try:
         return reprlib.repr(value)
-    except ValueError:  # so many digits are not written out
+    except ValueError:  # Python refuses to print so many digits
         return f"{type(value).__name__} of thousands of digits"

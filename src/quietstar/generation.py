@@ -1,4 +1,4 @@
-"""`generate` for a thinking model: that of transformers, told where to think, and asked what was thought."""
+"""`generate` for a thinking model: that of transformers, with a policy of where to think and a record of thoughts."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from quietstar.request import NOT_GIVEN
 
 
 class ThinkingGeneration(GenerationMixin):
-    """What generation asks of a model that thinks."""
+    """The methods of a model that transformers' generation calls."""
 
     config: QuietStarConfig
     base_lm: PreTrainedModel
@@ -36,19 +36,19 @@ class ThinkingGeneration(GenerationMixin):
         """Continue texts, thinking before each token where the policy says so.
 
         Everything else is as for any model of transformers. `thought_temperature` and `thought_top_p` say how thoughts
-        are drawn; greedily by default.
+        are sampled; they are greedy by default.
 
         Args:
             inputs: [B, S] prompts, padded on the left; or `input_ids`.
             args: as `GenerationMixin.generate` takes them.
             think: where to think; see `quietstar.policy`. None thinks everywhere.
-            output_thoughts: return a dictionary whose `thoughts` are `quietstar.journal.GeneratedThoughts`; a Journal
-                of your own, with its own policy, can be read while the text is generated.
+            output_thoughts: return a dictionary whose `thoughts` are `quietstar.journal.GeneratedThoughts`; pass a
+                Journal, with its own policy, to read them while the text is generated.
             kwargs: as `GenerationMixin.generate` takes them, and arguments of `forward`.
 
         Raises:
-            SettingsError: no policy, an empty prompt or one that is too long for the model, or thoughts are asked for
-                of tokens that are guessed ahead.
+            SettingsError: an invalid policy, a prompt that is empty or too long for the model, or thoughts are asked
+                for in assisted generation.
         """
         if isinstance(output_thoughts, Journal):
             if think is not None:
@@ -66,7 +66,7 @@ class ThinkingGeneration(GenerationMixin):
         self._check_journal(journal, settings or self.generation_config, kwargs)
         if journal.keep:
             kwargs["return_dict_in_generate"] = True
-        if kwargs.get("assistant_model") is None:  # which is handed every argument of ours
+        if kwargs.get("assistant_model") is None:  # or the assistant is given our arguments, too
             kwargs = {"thought_temperature": 0.0, "journal": journal, **kwargs}
         try:
             output = super().generate(inputs, *args, **kwargs)
@@ -105,7 +105,7 @@ class ThinkingGeneration(GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Inputs of the next step, as the base model's family prepares them.
+        """Return the inputs of the next step, as the base model's family prepares them.
 
         Phi-3 drops its cache where its rope frequencies change, and reads the text again.
         """
@@ -114,7 +114,7 @@ class ThinkingGeneration(GenerationMixin):
         prepare = self.base_lm.prepare_inputs_for_generation if prepares else super().prepare_inputs_for_generation
         inputs = prepare(input_ids, *args, attention_mask=attention_mask, **kwargs)
         dropped = [name for name in ("cache", "past_key_values") if kwargs.get(name) and inputs.get(name) is None]
-        # older versions of transformers hand on the last token alone all the same
+        # older versions of transformers then still pass the last token only
         if dropped and inputs["input_ids"].shape[1] < input_ids.shape[1]:
             kwargs |= {**dict.fromkeys(dropped), "next_sequence_length": None}
             inputs = prepare(input_ids, *args, attention_mask=attention_mask, **kwargs)
@@ -129,14 +129,14 @@ class ThinkingGeneration(GenerationMixin):
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """Suppressed tokens are ruled out first, so that top-p and its like choose among the others."""
+        """Return the logits processors, the one for suppressed tokens first: top-p and others must not count them."""
         processors = super()._get_logits_processor(*args, **kwargs)
         if ids := self.config.suppressed:
             processors.insert(0, SuppressTokensLogitsProcessor(ids, device=self.device))
         return processors
 
     def _reorder_cache(self, cache: Cache, beam_idx: Tensor) -> Cache:
-        """Beams take their keys and values along, and their place in the journal."""
+        """Reorder the beams' keys and values, and their rows in the journal."""
         cache.reorder_cache(beam_idx)
         journal = getattr(cache, "journal", None)
         if journal is not None:
@@ -145,9 +145,9 @@ class ThinkingGeneration(GenerationMixin):
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
-        """The mask as it is: a branch at the end of a row is seen by the base model as the row going on."""
+        """Return the mask unchanged: to the base model, a branch at the end of a row is the row continued."""
         return attention_mask
 
     def _valid_auto_compile_criteria(self, *_: Any) -> bool:
-        """Compile nothing unasked: which rows think is not known beforehand."""
+        """Never compile unasked: which rows think is not known in advance."""
         return False

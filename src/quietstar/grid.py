@@ -9,8 +9,8 @@ of a branch, Q some steps of them.
                         start  t1  t2  end  x2  x3           grown at column 1: position ids 2, 3, 4, ...
 
 A branch token sees the base tokens up to its column and its own branch up to itself, never another branch.
-Branch tokens are laid out step by step ([L, P, C]), so that a step of all columns is one slice. Columns stand row by
-row, as many of each row as it has: a short text beside a long one has no branches that are computed for nothing.
+Branch tokens are laid out step by step ([L, P, C]), so that one step of all columns is one slice. Columns are ordered
+by row, and rows may have different numbers of them: a short text beside a long one costs no unused branches.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from torch import BoolTensor, LongTensor, Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class ThoughtGrid:
-    """The places of P x C branches of L tokens beside B rows of S base tokens.
+    """The positions of P x C branches of L tokens beside B rows of S base tokens.
 
     Base tokens have index 0 .. S-1. The t-th token (t = 1 for start) of the branch at column i has index i + t:
     distances, and with them sliding windows, are differences of these indices, as in an ordinary sequence.
@@ -97,19 +97,19 @@ class ThoughtGrid:
 
     @cached_property
     def per_row(self) -> list[int]:
-        """Columns of each row."""
+        """Number of columns of each row."""
         return torch.bincount(self.rows, minlength=self.batch_size).tolist()
 
     def branch_position_ids(self, steps: range) -> Tensor:
-        """[Q, P, C]: position ids of those steps of all branches; step 0 is start."""
+        """Return [Q, P, C]: position ids of those steps of all branches; step 0 is start."""
         at_column = self.base_position_ids[self.rows, self.columns]
         ahead = torch.arange(steps.start + 1, steps.stop + 1, device=at_column.device)
         return (at_column + ahead[:, None])[:, None].expand(-1, self.n_passes, -1)
 
     def prefix_sight(self, steps: range, window: int | None = None) -> Tensor:
-        """[Q, C, S]: which base tokens those steps of a column see; the same for every pass.
+        """Return [Q, C, S]: which base tokens those steps of a column see; the same for every pass.
 
-        Without a window all steps see alike, and there is one entry for all of them: [1, C, S].
+        Without a window all steps see the same, and there is one entry for all of them: [1, C, S].
         """
         base_index = torch.arange(self.n_base, device=self.columns.device)
         seen = (base_index <= self.columns[:, None]) & self.base_mask[self.rows]  # [C, S]
@@ -120,22 +120,22 @@ class ThoughtGrid:
         return seen & (token_index[..., None] - base_index < window)
 
     def own_sight(self, steps: range, window: int | None = None) -> Tensor:
-        """[Q, steps.stop, C]: which steps of its own branch those steps of a column see."""
+        """Return [Q, steps.stop, C]: which steps of its own branch those steps of a column see."""
         device = self.columns.device
         query_step = torch.arange(steps.start, steps.stop, device=device)
         key_step = torch.arange(steps.stop, device=device)
         distance = query_step[:, None] - key_step  # [Q, steps.stop]
         seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-        # what grows on a masked token is masked as that token is: the released code does the same
+        # a branch on a masked token is masked as that token is, as in the released code
         seen = seen[..., None] & self.base_mask[self.rows, self.columns]
         blind = ~self.prefix_sight(steps, window).any(-1)[:, None] & ~seen.any(1, keepdim=True)
         return seen | (blind & (distance == 0)[..., None])
 
     def branch_sight(self, steps: range, window: int | None = None) -> Tensor:
-        """[B, Q x P x N, S + steps.stop x P x N]: what those branch tokens see, row by row; see `to_rows`.
+        """Return [B, Q x P x N, S + steps.stop x P x N]: what those branch tokens see, row by row; see `to_rows`.
 
-        The last dimension is the base, then all branch tokens from step 0 up to the last of `steps`. What stands in a
-        row's place of a column that it has not sees itself alone: a softmax over nothing is NaN.
+        The last dimension is the base, then all branch tokens from step 0 up to the last of `steps`. The padding of a
+        row with fewer than N columns sees itself: a softmax over nothing is NaN.
         """
         S, P, Q = self.n_base, self.n_passes, len(steps)
         seen_base = self.to_rows(self.prefix_sight(steps, window).expand(Q, -1, -1), dim=1)  # [B, Q, N, S]
@@ -151,7 +151,7 @@ class ThoughtGrid:
         return torch.cat([seen_base, seen_branch.reshape(B, Q * P * N, steps.stop * P * N)], dim=2)
 
     def to_rows(self, values: Tensor, dim: int) -> Tensor:
-        """[..., C, ...], C at `dim` -> [B, ..., N, ...]: a row's columns in a row, zero where it has fewer than N."""
+        """Turn [..., C, ...], C at `dim`, into [B, ..., N, ...]: columns by row, zero where a row has fewer than N."""
         B, N = self.batch_size, max(self.per_row)
         if min(self.per_row) == N:
             return values.unflatten(dim, (B, N)).movedim(dim, 0)
@@ -160,21 +160,21 @@ class ThoughtGrid:
         return filled.unflatten(0, (B, N)).movedim(1, dim + 1)
 
     def from_rows(self, values: Tensor, dim: int) -> Tensor:
-        """What `to_rows` made, back again: [B, ..., N, ...] -> [..., C, ...], C at `dim`."""
+        """Invert `to_rows`: turn [B, ..., N, ...] into [..., C, ...], C at `dim`."""
         return values.movedim(dim + 1, 1).flatten(0, 1)[self._in_rows].movedim(0, dim)
 
     @cached_property
     def _in_rows(self) -> Tensor:
-        """[C]: where each column stands among B x N."""
+        """[C]: index of each column among B x N."""
         per_row = torch.tensor(self.per_row, device=self.rows.device)
         first = per_row.cumsum(0) - per_row
         index = torch.arange(self.n_columns, device=self.rows.device)
         return self.rows * max(self.per_row) + index - first[self.rows]
 
     def parts(self, n: int) -> Iterator[tuple[slice, slice, Self]]:
-        """n grids that each have some of the columns and the rows that these stand in: columns, rows, grid.
+        """Yield n grids of some columns and the rows that they are in, each as columns, rows, grid.
 
-        Where there are fewer than n columns, the last one is in several grids; where there is none, there are no grids.
+        If there are fewer than n columns, the last one is in several grids; if there are none, there are no grids.
         """
         C = self.n_columns
         row_of = [row for row, count in enumerate(self.per_row) for _ in range(count)]
@@ -194,19 +194,19 @@ class ThoughtGrid:
             )
 
     def gather_columns(self, values: Tensor, ahead: int = 0) -> Tensor:
-        """[B, Q, ...] for the last Q base tokens -> [C, ...]: what stands `ahead` of each column.
+        """Return [C, ...]: of values [B, Q, ...] of the last Q base tokens, the one `ahead` of each column.
 
-        Past the end of the text, what stands at its end.
+        Past the end of the text, the last value.
         """
         n_last = values.shape[1]
         return values[self.rows, (self.columns + ahead - (self.n_base - n_last)).clamp(0, n_last - 1)]
 
     def scatter_columns(self, values: Tensor, n_last: int | None = None) -> Tensor:
-        """[P, C, ...] -> [B, P, Q, ...]: each column's values at its base position, zero elsewhere.
+        """Return [B, P, Q, ...]: each column's values at its base position, zero elsewhere.
 
         Args:
             values: [P, C, ...]
-            n_last: Q, the last base tokens, among which all columns are; None for all.
+            n_last: Q, the number of last base tokens, which contain all columns; None for all tokens.
         """
         Q = self.n_base if n_last is None else n_last
         everywhere = values.new_zeros(self.batch_size, Q, len(values), *values.shape[2:])
@@ -215,7 +215,7 @@ class ThoughtGrid:
 
 
 def default_position_ids(base_mask: Tensor) -> Tensor:
-    """[B, S] position ids that count from each row's first token that is not padding."""
+    """Return [B, S]: position ids that count from each row's first token that is not padding."""
     index = torch.arange(base_mask.shape[1], device=base_mask.device)
     first = base_mask.int().argmax(dim=1, keepdim=True)
     return (index - first).clamp(min=0)

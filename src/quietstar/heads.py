@@ -1,4 +1,4 @@
-"""The three small things that Quiet-STaR adds to a base model: a mixing head and two thought embeddings."""
+"""The parameters that Quiet-STaR adds to a base model: a mixing head and two thought embeddings."""
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class MixingHead(nn.Module):
         nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
 
     def forward(self, h_base: Tensor, h_thought: Tensor) -> Tensor:
-        """[..., D] states without and with the thought -> [..., 1] mixing weights in float32, any real number."""
+        """Return mixing weights [..., 1] in float32, any real number, of states [..., D] without and with a thought."""
         states = torch.cat([h_base, h_thought], dim=-1).to(self.layers[0].weight.dtype)  # type: ignore[arg-type]
         return self.layers(states).float()
 
@@ -34,8 +34,7 @@ class MixingHead(nn.Module):
 class ThoughtEmbeddings(nn.Module):
     """Start and end of a thought: two vectors outside the vocabulary (arXiv 2403.09629, section 4.2).
 
-    What is fed to the model is `scale` times the stored parameter, so that a step of Adam moves it that much
-    further.
+    The model is fed `scale` times the stored parameter, so that a step of Adam moves the vector that much further.
 
     Args:
         hidden_size: D.
@@ -60,13 +59,13 @@ class ThoughtEmbeddings(nn.Module):
 
     @torch.no_grad()
     def begin_as(self, vector: Tensor) -> None:
-        """Let both be fed as this vector [D]."""
+        """Set both so that this vector [D] is fed."""
         for parameter in (self.start_embedding, self.end_embedding):
             parameter.copy_(vector.to(parameter) / self.scale)
 
 
 def mix(h_base: Tensor, h_thought: Tensor, weight: Tensor) -> Tensor:
-    """(1 - w) h_base + w h_thought, in float32, returned in the dtype of h_base.
+    """Return (1 - w) h_base + w h_thought, computed in float32, in the dtype of h_base.
 
     Args:
         h_base: [..., D]

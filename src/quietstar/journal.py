@@ -18,7 +18,7 @@ FINISHED = "the sequence has ended"
 
 @dataclass(slots=True)
 class TopTokens:
-    """The likeliest tokens of a prediction, likeliest first; equally likely ones in the order of their ids."""
+    """The likeliest tokens of a prediction, likeliest first; ties are ordered by id."""
 
     ids: Tensor
     """[..., k]"""
@@ -27,11 +27,11 @@ class TopTokens:
 
     @classmethod
     def of(cls, logits: Tensor, k: int) -> "TopTokens":
-        """From logits [..., V]."""
+        """Return the k likeliest tokens of logits [..., V]."""
         logprob = logits.float().log_softmax(-1)
-        ids = logprob.topk(min(k, logits.shape[-1])).indices.sort(-1).values  # of equal ones, any
+        ids = logprob.topk(min(k, logits.shape[-1])).indices.sort(-1).values  # any, of ties at the end
         ids = ids.gather(-1, logprob.gather(-1, ids).argsort(dim=-1, descending=True, stable=True))
-        ids[..., :1] = logprob.argmax(-1, keepdim=True)  # the first of all that are equal
+        ids[..., :1] = logprob.argmax(-1, keepdim=True)  # the first of ties, also of those that topk left out
         return cls(ids=ids, logprob=logprob.gather(-1, ids))
 
 
@@ -57,7 +57,7 @@ class TokenThought:
 
 @dataclass(slots=True)
 class GeneratedThoughts:
-    """What was thought before each generated token; zero where nothing was."""
+    """What was thought before each generated token; zero where there was no thought."""
 
     thought: Tensor
     """[N, T] bool: whether there was a thought"""
@@ -75,7 +75,7 @@ class GeneratedThoughts:
     """[N, T, k]: as predicted"""
 
     def __getitem__(self, place: tuple[int, int]) -> TokenThought:
-        """Before token t of row n."""
+        """Return what was thought before token t of row n."""
         n, t = place
         thought = bool(self.thought[n, t])
 
@@ -93,7 +93,7 @@ class GeneratedThoughts:
         )
 
     def __iter__(self) -> Iterator[list[TokenThought]]:
-        """Row by row."""
+        """Iterate over the rows, each a list of its tokens' thoughts."""
         N, T = self.thought.shape
         return ([self[n, t] for t in range(T)] for n in range(N))
 
@@ -113,15 +113,15 @@ class DecodingStep:
     mixing_weight: Tensor
     """[B]"""
     top: list[TopTokens]
-    """[B, k] without the thought, by it alone, and mixed; k is 0 where nobody asked"""
+    """[B, k] without the thought, by it alone, and mixed; k is 0 if they were not asked for"""
 
     def of(self, rows: Tensor) -> "DecodingStep":
-        """The same of some rows."""
+        """Return the step of some rows."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return DecodingStep(
             **{name: value[rows] for name, value in values.items() if isinstance(value, Tensor)},
-            measured=[of[rows] for of in self.measured],
-            top=[TopTokens(of.ids[rows], of.logprob[rows]) for of in self.top],
+            measured=[values[rows] for values in self.measured],
+            top=[TopTokens(top.ids[rows], top.logprob[rows]) for top in self.top],
         )
 
 
@@ -130,8 +130,8 @@ class Journal:
 
     Args:
         policy: says where to think.
-        keep: write down what is thought.
-        top_k: k; 0 writes down tokens and reasons without making the three predictions.
+        keep: record what is thought.
+        top_k: k; 0 records tokens and reasons, and skips the three predictions.
     """
 
     def __init__(self, policy: ThinkPolicy, *, keep: bool = False, top_k: int = 5) -> None:
@@ -139,7 +139,7 @@ class Journal:
         self.begin(n_prompt=1)
 
     def begin(self, n_prompt: int) -> None:
-        """Follow another call: with prompts of so many tokens, whose earlier parts are read without a thought."""
+        """Reset for another call, with prompts of n_prompt tokens; a prompt is read without thoughts up to its end."""
         self.n_prompt = n_prompt
         self.eos_ids: Tensor | None = None
         """[n]: tokens that end a sequence"""
@@ -151,20 +151,20 @@ class Journal:
         self.cache: Cache | None = None
 
     def follow(self, cache: Cache) -> None:
-        """Be reordered with a cache, see `quietstar.generation`, until `close`."""
+        """Be reordered along with a cache until `close`; see `quietstar.generation`."""
         if self.cache is not cache:
             self.close()
             self.cache = cache
             cache.journal = self
 
     def close(self) -> None:
-        """Leave the cache as it was."""
+        """Stop following the cache."""
         if self.cache is not None:
             del self.cache.journal
         self.cache = None
 
     def begin_step(self, input_ids: Tensor) -> None:
-        """See the tokens [B, Q] that a step reads: those of the prompt, or what was generated last."""
+        """Take note of the tokens [B, Q] that a step reads: the prompt, or the last generated token."""
         if not len(self.finished):
             self.finished = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
             self.n_thoughts = torch.zeros_like(input_ids[:, 0])
@@ -179,14 +179,14 @@ class Journal:
         mixing_weight: Tensor,
         predictions: Callable[[], list[Tensor]],
     ) -> None:
-        """Write down a step.
+        """Count the thoughts of a step, and record it if asked to.
 
         Args:
             decision: [B], of the policy.
             rows: [R]: rows that thought.
             tokens: [R, K]
             mixing_weight: [R]
-            predictions: makes logits [B, V] without the thought, by it alone and mixed.
+            predictions: returns logits [B, V] without the thought, by it alone and mixed.
         """
         self.n_thoughts = self.n_thoughts.index_add(0, rows, torch.ones_like(rows))
         if not self.keep:
@@ -210,30 +210,30 @@ class Journal:
         )
 
     def reorder(self, rows: Tensor) -> None:
-        """Beams were reordered, or rows have left: go on with these rows [B]."""
+        """Continue with these rows [B]: beams were reordered, or rows have ended."""
         if len(self.finished):
             self.finished, self.n_thoughts = self.finished[rows], self.n_thoughts[rows]
 
     def add(self, n: int) -> None:
-        """Go on with n rows more, which have had no thought yet."""
+        """Add n rows without a thought so far."""
         if len(self.finished):
             self.finished = torch.cat([self.finished, self.finished.new_zeros(n)])
             self.n_thoughts = torch.cat([self.n_thoughts, self.n_thoughts.new_zeros(n)])
 
     def reason(self, step: DecodingStep, row: int) -> str:
-        """Why a row thought in a step, or did not."""
+        """Return why a row thought in a step, or did not."""
         if bool(step.finished[row]):
             return FINISHED
-        return self.policy.reason([float(of[row]) for of in step.measured])
+        return self.policy.reason([float(values[row]) for values in step.measured])
 
     def read(self, n_tokens: int, beams: Tensor | None = None) -> GeneratedThoughts:
-        """What was thought before the first so many generated tokens.
+        """Return what was thought before the first n_tokens generated tokens.
 
         Args:
             n_tokens: T.
-            beams: [N, T], the row that each token of a sequence came from; None where rows are sequences.
+            beams: [N, T], the row that each token of a sequence came from; None without beams.
         """
-        steps = self.steps[:n_tokens]  # beams may have gone on after the best one had ended
+        steps = self.steps[:n_tokens]  # other beams may have continued after the best one ended
         if beams is not None:
             steps = [step.of(beams[:, t].clamp(min=0)) for t, step in enumerate(steps)]
         N = len(steps[0].thought)

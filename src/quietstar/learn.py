@@ -13,7 +13,7 @@ from torch import Tensor
 from quietstar.errors import SettingsError, shown
 
 IGNORED = -100
-"""label of a token that is not to be predicted"""
+"""label of a token that is not predicted"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,10 @@ class Labels:
     def look_ahead(
         cls, labels: Tensor, is_column: Tensor, n_ahead_talk: int, attention_mask: Tensor | None = None
     ) -> "Labels":
-        """From labels in the usual place (label i belongs to token i).
+        """Return the labels that each column predicts, from labels in the usual place (label i belongs to token i).
 
-        Padding in front of a text predicts nothing, not even its first token: rows padded on the left have the
-        losses that they have alone.
+        Padding in front of a text predicts nothing, not even its first token, so that a row padded on the left has the
+        same losses as without padding.
 
         Args:
             labels: [B, S]
@@ -68,13 +68,13 @@ class Labels:
         return self.talk.all(dim=-1)
 
     def count(self) -> "Counts":
-        """How many labels there are of each kind."""
+        """Return the number of labels of each kind."""
         return Counts(base=self.base.sum(), talk=self.talk.sum((0, 1)), policy=self.policy.sum())
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Denominators of the means, each for one pass. Over several batches, of accumulation or ranks, they add up."""
+    """Denominators of the means, each for one pass. Those of several batches or ranks are added."""
 
     base: Tensor
     """[]: labels of the base pass."""
@@ -88,9 +88,9 @@ class Counts:
 
 
 def reward(base_nll: Tensor, talk_nll: Tensor, labels: Labels) -> Tensor:
-    """[B, P, S] how much likelier each thought made the true tokens after it, in nats; no gradient.
+    """Return [B, P, S]: how much likelier each thought made the true tokens after it, in nats; no gradient.
 
-    reward[b, p, i] = sum over k of base_nll[b, i+k] - talk_nll[b, p, i, k], over the labels that are there.
+    reward[b, p, i] = sum over k of base_nll[b, i+k] - talk_nll[b, p, i, k], over real labels.
 
     Args:
         base_nll: [B, S]
@@ -105,19 +105,19 @@ def reward(base_nll: Tensor, talk_nll: Tensor, labels: Labels) -> Tensor:
 
 
 def advantage(reward: Tensor) -> Tensor:
-    """[B, P, S] reward above the mean of a position's P thoughts, never below 0; one thought is compared to 0."""
+    """Return [B, P, S]: reward above the mean of a position's P thoughts, at least 0; a single thought's is above 0."""
     baseline = reward.mean(1, keepdim=True) if reward.shape[1] > 1 else 0
     return (reward - baseline).clamp(min=0)
 
 
 def nll_weights(labels: Labels, counts: Counts, n_passes: int, base_loss_weight: float) -> tuple[Tensor, Tensor]:
-    """[B, S] and [B, S, M] what each base_nll, and each pass's talk_nll, weighs in nll.
+    """Return [B, S] and [B, S, M]: the weights of each base_nll, and of each pass's talk_nll, in nll.
 
     nll = base_loss_weight x mean(base_nll) + (1 - base_loss_weight) / M x sum over k of mean(talk_nll at k)
 
     Args:
         labels: which entries count: base_nll wherever it has a label, talk_nll at columns.
-        counts: how many there are in the whole optimizer step.
+        counts: number of labels in the whole optimizer step.
         n_passes: P.
         base_loss_weight: share of the first term.
     """
@@ -128,14 +128,14 @@ def nll_weights(labels: Labels, counts: Counts, n_passes: int, base_loss_weight:
 
 
 def policy_weights(advantage: Tensor, labels: Labels, counts: Counts, n_tokens: int) -> Tensor:
-    """[B, P, S] what each token's - thought_logprob weighs in the policy loss.
+    """Return [B, P, S]: the weight of each token's - thought_logprob in the policy loss.
 
     REINFORCE: mean over sampled tokens of - advantage x thought_logprob, at columns with all their labels.
 
     Args:
         advantage: [B, P, S]
         labels: which columns count.
-        counts: how many there are in the whole optimizer step.
+        counts: number of labels in the whole optimizer step.
         n_tokens: K, sampled tokens of a thought.
     """
     P = advantage.shape[1]
@@ -146,8 +146,8 @@ def policy_weights(advantage: Tensor, labels: Labels, counts: Counts, n_tokens: 
 class PolicyWeight:
     """Weight of the policy loss beside the nll: a number, or `balanced:R`.
 
-    `balanced:R` gives each row the weight at which the policy term's gradient at the row's hidden states is R times
-    as long as the nll's. Each row is balanced by itself, so that the weights do not depend on which rows share a
+    `balanced:R` gives each row the weight at which the policy term's gradient at the row's hidden states has R times
+    the norm of the nll's. Each row is balanced by itself, so that the weights do not depend on which rows share a
     batch, an accumulated step or a process.
     """
 
@@ -157,10 +157,10 @@ class PolicyWeight:
 
     @classmethod
     def parse(cls, setting: float | str) -> "PolicyWeight":
-        """From a number of at least 0, or a string such as "30" or "balanced:0.1".
+        """Parse a number of at least 0, or a string such as "30" or "balanced:0.1".
 
         Raises:
-            SettingsError: it is neither.
+            SettingsError: the setting is neither.
         """
         kind, _, ratio = setting.partition(":") if isinstance(setting, str) else ("", "", "")
         is_balanced = kind == "balanced"
@@ -177,14 +177,14 @@ class PolicyWeight:
 
     @property
     def setting(self) -> float | str:
-        """As a config has it: what `parse` reads."""
+        """The setting in a config, which `parse` reads."""
         return f"balanced:{self.value!r}" if self.is_balanced else self.value
 
     def balance(self, nll_gradient: Tensor, policy_gradient: Tensor) -> Tensor:
-        """[B] weights of rows that make the policy term's gradient R times as long as the nll's.
+        """Return [B]: weights of rows that give the policy term's gradient R times the norm of the nll's.
 
         Args:
-            nll_gradient: [B] squared length of the nll's gradient at each row's hidden states.
+            nll_gradient: [B] squared norm of the nll's gradient at each row's hidden states.
             policy_gradient: [B] the same of the policy loss, at weight 1.
         """
         weights = self.value * (nll_gradient / policy_gradient).sqrt()
@@ -192,16 +192,16 @@ class PolicyWeight:
 
 
 HIGHEST_BALANCED_WEIGHT = 1e4
-"""A balanced weight goes no higher: rewards that hardly differ, as while the mixing head has only begun to open, are
-not blown up to a gradient of full length."""
+"""Upper bound of a balanced weight: rewards that hardly differ, as while the mixing head begins to open, shall not be
+scaled up to a gradient of full norm."""
 
 
 def nll_loss(base_nll: Tensor, talk_nll: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
-    """[] from base_nll [B, S], talk_nll [B, P, S, M] and their `nll_weights`."""
+    """Return the nll [] of base_nll [B, S] and talk_nll [B, P, S, M], weighted by `nll_weights`."""
     base, talk = weights
     return (base_nll * base).sum() + (talk_nll * talk[:, None]).sum()
 
 
 def policy_loss(thought_logprob: Tensor, weights: Tensor) -> Tensor:
-    """[] from thought_logprob [B, P, S, K] and its `policy_weights`; 0 where K is 0."""
+    """Return the policy loss [] of thought_logprob [B, P, S, K], weighted by `policy_weights`; 0 if K is 0."""
     return -(thought_logprob * weights[..., None]).sum()

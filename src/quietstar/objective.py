@@ -1,4 +1,4 @@
-"""What training minimises: losses, rewards and their gradients from one forward pass's predictions.
+"""What training minimises: losses and rewards of a forward pass's predictions, and their gradients.
 
 Legend: B examples, S tokens in a row, P passes, C columns of all rows together, M true tokens after each thought,
 K sampled tokens of a thought.

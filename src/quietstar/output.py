@@ -8,10 +8,10 @@ from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 ABSENT: Any = None
-"""what an output holds where nothing asked for it"""
+"""value of a field that was not asked for"""
 
 CACHE = "cache" if hasattr(ModelOutput, "past_key_values") else "past_key_values"
-"""what transformers calls keys and values: the one from 5.24 on, the other before"""
+"""transformers' name for keys and values, from 5.24 on and before"""
 
 
 @dataclass
@@ -29,13 +29,13 @@ class QuietStarOutput(ModelOutput):
         thought_logprob: [B, P, S, K] of each sampled token, at the reinforce temperature.
         reward: [B, P, S] in nats, no gradient.
         advantage: [B, P, S], no gradient.
-        drawn_logprob: [B, P, S, K] of each sampled token in what it was drawn from, with labels; None where the
-            likeliest were taken. Its mean, negated, estimates the entropy of what thoughts are drawn from.
-        nll_gradient: [] squared length of the nll's gradient at the hidden states, of a training step's `loss_only`.
+        drawn_logprob: [B, P, S, K] of each sampled token in the distribution that it was drawn from, with labels; None
+            for greedy thoughts. Its mean, negated, estimates the entropy of that distribution.
+        nll_gradient: [] squared norm of the nll's gradient at the hidden states, of a training step's `loss_only`.
         policy_gradient: [] the same of the weighted policy term.
         thoughts: [B, P, S, K] token ids, sampled or as given; 0 where no thought was written.
         hidden_states: [B, S, D] each, where asked for: the base pass's embeddings, and states after each layer.
-        cache: keys and values of the base tokens, and of nothing else; `past_key_values` is the same.
+        cache: keys and values of the base tokens only; `past_key_values` is the same.
     """
 
     loss: Tensor = ABSENT
@@ -53,12 +53,12 @@ class QuietStarOutput(ModelOutput):
     policy_gradient: Tensor = ABSENT
     thoughts: Tensor = ABSENT
     hidden_states: tuple[Tensor, ...] | None = None
-    if CACHE == "cache":  # ModelOutput itself knows it by its older name
+    if CACHE == "cache":  # ModelOutput itself has the older name
         cache: Cache | None = None
     else:
         past_key_values: Cache | None = None
 
         @property
         def cache(self) -> Cache | None:
-            """By its newer name."""
+            """The same by its newer name."""
             return self.past_key_values

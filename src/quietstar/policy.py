@@ -7,7 +7,7 @@
     margin:0.2                   where its two likeliest tokens lie at most 0.2 apart in probability
     mixing_head:0.1              where the mixing head, shown the base state alone, gives 0.1 or more
     budget:16                    16 thoughts in each sequence at most
-    entropy:2.5,budget:16        what all of these allow
+    entropy:2.5,budget:16        where all of these agree
 
 Any function of a Moment that returns [N] bool is a policy too.
 
@@ -24,12 +24,12 @@ from torch import Tensor
 from quietstar.errors import SettingsError
 
 STATES_AT_ONCE = 256
-"""states whose predictions over the vocabulary are looked at together"""
+"""states whose predictions over the vocabulary are computed at once"""
 
 
 @dataclass(slots=True)
 class Moment:
-    """What a policy may look at: N positions, in order along each row; without gradient."""
+    """What a policy may look at: N positions, in order along each row, without gradient."""
 
     rows: Tensor
     """[N]: row of each position"""
@@ -38,7 +38,7 @@ class Moment:
     n_thoughts: Tensor
     """[B]: thoughts that each row has had before these positions"""
     h_base: Tensor
-    """[N, D]: base states; N is 0 there where the policy says that it does not need them"""
+    """[N, D]: base states; [0, D] if the policy does not need them"""
     to_logits: Callable[[Tensor], Tensor] = field(repr=False)
     """LM head: [n, D] -> [n, V]"""
     to_weight: Callable[[Tensor, Tensor], Tensor] | None = field(repr=False)
@@ -46,10 +46,10 @@ class Moment:
     generator: torch.Generator | None = None
     """source of random numbers, on the positions' device"""
     base_logits: Tensor | None = None
-    """[N, V] in float32, once `look` has made them all at once"""
+    """[N, V] in float32, once `look` has computed them"""
 
     def look(self, measure: Callable[[Tensor], Tensor]) -> Tensor:
-        """[N] of what is measured on base predictions: a function of logits, [n, V] in float32 -> [n]."""
+        """Return [N]: a measure of the base predictions, a function of logits, [n, V] in float32 -> [n]."""
         if self.base_logits is None and len(self.h_base) <= STATES_AT_ONCE:
             self.base_logits = self.to_logits(self.h_base).float()
         if self.base_logits is not None:
@@ -62,7 +62,7 @@ class Moment:
         return self.to_weight(self.h_base, self.h_base).squeeze(-1)
 
     def earlier(self, agreed: Tensor) -> Tensor:
-        """[N]: thoughts of a position's row before it, where those agreed to here, [N] bool, are had."""
+        """Return [N]: thoughts of a position's row before it, including those agreed to in this moment, [N] bool."""
         taken = torch.zeros_like(self.rows)
         for row in self.rows.unique().tolist():
             here = self.rows == row
@@ -71,12 +71,12 @@ class Moment:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """[n, V] -> [n], in nats."""
+    """Return the entropies [n] of predictions [n, V], in nats."""
     return torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
 
 
 def margin(logits: Tensor) -> Tensor:
-    """[n, V] -> [n]: how far apart the two likeliest tokens lie, in probability."""
+    """Return [n]: the differences in probability of the two likeliest tokens of predictions [n, V]."""
     first, second = logits.softmax(-1).topk(2).values.unbind(-1)
     return first - second
 
@@ -86,18 +86,18 @@ class Kind:
     """A kind of rule."""
 
     measure: Callable[[Moment, Tensor], Tensor]
-    """moment, [N] bool agreed to by the rules before -> [N] measured"""
+    """moment, [N] bool agreed to by the other rules -> [N] measured"""
     holds: Callable[[Tensor, float], Tensor]
     """[N] measured, the rule's number -> [N] bool: think"""
     says: str
-    """what was measured and the rule's number, in words"""
+    """template of the reason: what was measured, and the rule's number"""
     lowest: float | None = None
-    """of the rule's number; None where there is no number"""
+    """of the rule's number; None for a rule without a number"""
     highest: float = float("inf")
     whole: bool = False
-    """whether the number is a whole one"""
+    """whether the number must be an integer"""
     needs_base: bool = False
-    """whether it looks at the base state, and decides after the base pass"""
+    """whether it needs the base states, and decides after the base pass"""
 
 
 def _everywhere(moment: Moment, agreed: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ KINDS = {
         whole=True,
     ),
 }
-"""name of a rule -> what it does"""
+"""rules by name"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class Rule:
 
     @property
     def kind(self) -> Kind:
-        """What it does."""
+        """The kind of rule that its name stands for."""
         return KINDS[self.name]
 
     def __str__(self) -> str:
@@ -191,8 +191,8 @@ class ThinkPolicy:
     """Rules that must all agree, or a function.
 
     Args:
-        rules: budgets count what the others agree to, whatever the order.
-        function: decides in their place, after the base pass.
+        rules: budgets count what the others agree to, whatever their order.
+        function: decides instead of rules, after the base pass.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -200,10 +200,10 @@ class ThinkPolicy:
 
     @classmethod
     def parse(cls, policy: "str | Decider | ThinkPolicy") -> "ThinkPolicy":
-        """From what is written on a command line, such as `entropy:2.5,budget:16`, or from a function.
+        """Return the policy that is written as, for example, `entropy:2.5,budget:16`, or that a function is.
 
         Raises:
-            SettingsError: it is no policy.
+            SettingsError: it is not a policy.
         """
         if isinstance(policy, ThinkPolicy):
             return policy
@@ -238,7 +238,7 @@ class ThinkPolicy:
         """Decide about the positions of a moment.
 
         Raises:
-            SettingsError: a function returned something else than [N] bool.
+            SettingsError: a function did not return [N] bool.
         """
         if self.function is not None:
             return Decision(think=self._ask(self.function, moment))
@@ -257,7 +257,7 @@ class ThinkPolicy:
         return think
 
     def reason(self, measured: list[float]) -> str:
-        """Why it thought at one position, or did not: what its rules measured there."""
+        """Return why it thought at one position, or did not: what its rules measured there."""
         if self.function is not None:
             return str(self)
         pairs = zip(self.rules, measured, strict=True)

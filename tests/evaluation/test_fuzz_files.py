@@ -126,7 +126,11 @@ def test_whatever_an_earlier_evaluation_has(tmp_path_factory: pytest.TempPathFac
 )
 def test_whatever_a_run_that_is_resumed_says_of_itself(tmp_path: Path, text: str) -> None:
     (tmp_path / MARKER).write_text(text)
-    refused(lambda: refuse_changed(tmp_path, {"model": "m", "settings": {}}), "is of no evaluation", SettingsError)
+    refused(
+        lambda: refuse_changed(tmp_path, {"model": "m", "settings": {}}),
+        "does not belong to an evaluation",
+        SettingsError,
+    )
 
 
 @pytest.mark.parametrize("task", ROWS)

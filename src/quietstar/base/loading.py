@@ -1,4 +1,4 @@
-"""Base models: how they are loaded and given thoughts, and the check that refuses one that cannot be served."""
+"""Load base models, and refuse one that a thought grid does not work with."""
 
 import copy
 import logging
@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def first_thought_vector(base_lm: PreTrainedModel, text: str, tokenizer: Tokenizer | None) -> Tensor:
-    """[D]: embedding of the first token of a text; without a tokenizer, the mean embedding.
+    """Return [D]: the embedding of a text's first token; without a tokenizer, the mean embedding.
 
     Raises:
-        SettingsError: the tokenizer makes no token of the text.
+        SettingsError: the text has no token.
     """
     embeddings = base_lm.get_input_embeddings()
     if tokenizer is None:
@@ -56,16 +56,16 @@ def first_thought_vector(base_lm: PreTrainedModel, text: str, tokenizer: Tokeniz
 
 
 def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
-    """An ordinary language model, by hub name, folder or GGUF file.
+    """Load an ordinary language model by hub name, folder or GGUF file.
 
     Args:
         name: as `find_source` takes it.
         kwargs: as `AutoModelForCausalLM.from_pretrained` takes them.
 
     Raises:
-        CheckpointError: there is none of that name, or the hub cannot be reached, or it brings code of its own.
-        SettingsError: its config asks for what no model needs.
-        UnsupportedModelError: it is no decoder-only language model.
+        CheckpointError: there is no model of that name, the hub cannot be reached, or the model needs code of its own.
+        SettingsError: its config asks for something that no model needs.
+        UnsupportedModelError: it is not a decoder-only language model.
     """
     kwargs = {"trust_remote_code": False, **kwargs}
     source = find_source(name, kwargs.pop("gguf_file", None), **hub_arguments(kwargs))
@@ -81,7 +81,7 @@ def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
 def _check_before_loading(
     name: str, config: PreTrainedConfig | None = None, subfolder: str = "", **kwargs: Any
 ) -> None:
-    """Raise where a base model's config and files ask for what they should not; see `quietstar.base.untrusted`."""
+    """Raise if a base model's config or files cannot be trusted; see `quietstar.base.untrusted`."""
     check_config(name, subfolder=subfolder, **hub_arguments(kwargs))
     if Path(name, subfolder).is_dir():
         no_code = {"trust_remote_code": False}
@@ -90,7 +90,7 @@ def _check_before_loading(
 
 
 def holds_thinking_model(name: str | Path) -> bool:
-    """Whether a folder or hub name holds a thinking model; a GGUF file never does.
+    """Return whether a folder or hub name is that of a thinking model; a GGUF file never is.
 
     Raises:
         CheckpointError: a folder's config.json cannot be read.
@@ -100,14 +100,14 @@ def holds_thinking_model(name: str | Path) -> bool:
     with loading(name) if Path(name, "config.json").is_file() else suppress(Exception):
         fields, _ = PreTrainedConfig.get_config_dict(str(name))
         return fields.get("model_type") == QuietStarConfig.model_type
-    return False  # whoever loads it will say what is wrong
+    return False  # loading it will say what is wrong
 
 
 def load_tokenizer(name: str | Path, **kwargs: Any) -> Tokenizer | None:
-    """The tokenizer of that hub name, folder or GGUF file; None where there is none that can be read.
+    """Load the tokenizer of a hub name, folder or GGUF file; return None if there is no readable one.
 
     Raises:
-        CheckpointError: a GGUF file is damaged, or its tokenizer is another one than it says.
+        CheckpointError: a GGUF file is damaged, or its tokenizer is not the one that it names.
     """
     if not str(name):
         return None
@@ -116,12 +116,12 @@ def load_tokenizer(name: str | Path, **kwargs: Any) -> Tokenizer | None:
         return gguf_tokenizer(source, **kwargs)
     try:
         return AutoTokenizer.from_pretrained(str(name), **{"trust_remote_code": False, **kwargs})
-    except Exception:  # the tokenizers library raises no other
+    except Exception:  # the tokenizers library raises nothing more specific
         return None
 
 
 def best_backend(base_lm: PreTrainedModel) -> str:
-    """The name of the attention backend to give a base model: the default one, or dense where only that is right.
+    """Return the name of the attention backend for a base model: the default one, or dense if only that is right.
 
     Raises:
         UnsupportedModelError: neither is right.
@@ -142,15 +142,15 @@ def best_backend(base_lm: PreTrainedModel) -> str:
 def check_base(base_lm: PreTrainedModel, backend: str) -> None:
     """Compare a small thought grid with a plain loop that grows one branch at a time as an ordinary sequence.
 
-    Two rows of a few tokens, one padded on the left, step by step and in one pass: a base
-    model that ignores its mask, its positions or its cache shows it here.
+    The grid has two rows of a few tokens, one padded on the left, and is run step by step and in one pass: a base
+    model that ignores its mask, its positions or its cache differs.
 
     Args:
-        base_lm: the base model, left as it was.
-        backend: the attention backend that the grid is attended over with.
+        base_lm: the base model; it does not change.
+        backend: the attention backend to check.
 
     Raises:
-        UnsupportedModelError: they differ, or the model does not take what a grid needs.
+        UnsupportedModelError: they differ, or the model does not accept what a grid needs.
     """
     family = base_lm.config.model_type
     cannot = f"base model family {family!r} cannot be served with {backend} attention"
@@ -183,7 +183,7 @@ def check_base(base_lm: PreTrainedModel, backend: str) -> None:
 
 @torch.no_grad()
 def check_head(base_lm: PreTrainedModel) -> None:
-    """Raise UnsupportedModelError where a model does more to its last hidden state than `Trunk.logits` knows."""
+    """Raise UnsupportedModelError if a model does more to its last hidden state than `Trunk.logits` does."""
     input_ids = torch.arange(1, 5, device=base_lm.get_input_embeddings().weight.device)[None]
     was_training = base_lm.training
     base_lm.eval()
@@ -201,8 +201,8 @@ def check_head(base_lm: PreTrainedModel) -> None:
 def _grid_differences(base_lm: PreTrainedModel, backend: str) -> dict[str, float]:
     attention = attention_backend(backend, base_lm)
     if isinstance(attention, SplitAttention):
-        attention.few_branches = 0  # so few as here would not be split
-    trunk = Trunk(base_lm, attention, adapts_branches=False)  # the loop has one set of weights for all tokens
+        attention.few_branches = 0  # or so few branches would not be split
+    trunk = Trunk(base_lm, attention, adapts_branches=False)  # the plain loop has one set of weights for all tokens
     device = base_lm.get_input_embeddings().weight.device
     V = base_lm.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)

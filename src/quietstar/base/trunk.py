@@ -171,7 +171,7 @@ class Trunk:
             return embeds
         position_ids = grid.branch_position_ids(steps)
         if self.attention.by_row:
-            embeds, position_ids = (grid.to_rows(of, dim=2) for of in (embeds, position_ids))  # [B, Q, P, N, ...]
+            embeds, position_ids = (grid.to_rows(each, dim=2) for each in (embeds, position_ids))  # [B, Q, P, N, ...]
         else:
             embeds, position_ids = embeds[None], position_ids[None]
         with self.keeping_caches(), self.attention.attending(self.base_lm), self.in_branches():

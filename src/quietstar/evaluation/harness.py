@@ -1,10 +1,10 @@
-"""lm-eval with thoughts: any of its tasks, by `quietstar evaluate --lm_eval`, or by lm-eval's own command.
+"""lm-eval with thoughts: any of its tasks, by `quietstar evaluate --lm_eval` or by lm-eval's own command.
 
     python -m quietstar.evaluation run --model quietstar --model_args pretrained=DIR,think=entropy:2.5 --tasks X
 
-That command is lm-eval's (EleutherAI/lm-evaluation-harness), to which a model named `quietstar` has been made known. A
-script that imports this module may use the name as well. Answers that are scored are thought about where they are
-scored, texts that are generated at every token, each as the policy says.
+That command is lm-eval's (EleutherAI/lm-evaluation-harness) with a registered model named `quietstar`; a script that
+imports this module can use the name as well. The model thinks, as the policy says, at each token that is scored or
+generated.
 """
 
 import math
@@ -38,36 +38,35 @@ except ImportError as error:
     raise MissingExtraError("lm_eval", "lm-eval", "tasks of lm-eval") from error
 
 NUMBERS = (bool, int, float)
-
 OF_NLL: dict[str, Callable[[Tensor], Tensor]] = {
     "perplexity": torch.exp,
     "word_perplexity": torch.exp,
     "byte_perplexity": torch.exp,
     "bits_per_byte": lambda nll: nll / math.log(2),
 }
-"""lm-eval's measures that are no means over texts -> what is made of the nll of a text, a word or a byte"""
+"""lm-eval's measures that are not means over texts, as functions of the nll of a text, a word or a byte"""
 
 
 @register_model("quietstar")
 class QuietStarLM(HFLM):
-    """A thinking model as lm-eval asks it.
+    """A thinking model for lm-eval.
 
     Args:
         pretrained: folder or hub name, or the model itself with its `tokenizer`.
         think: where to think; see `quietstar.policy`.
         thought_temperature: at which thoughts are sampled; 0 takes the likeliest tokens.
-        thought_top_p: thought tokens are drawn among the likeliest that together reach this probability.
-        original: no thoughts: a plain model, or a thinking one's base model.
-        dtype: weights are loaded as.
+        thought_top_p: thought tokens are drawn from the likeliest that together reach this probability.
+        original: never think: a plain model, or the base model of a thinking one.
+        dtype: of the loaded weights.
         device: auto, cpu, cuda, ...
         seed: of sampled thoughts.
-        trust_remote_code: run code that lies beside the model.
-        kwargs: as lm-eval's `hf` model takes them, as far as they do not load a model in another way.
+        trust_remote_code: run code that comes with the model.
+        kwargs: those of lm-eval's `hf` model, except those that change how a model is loaded.
 
     Raises:
-        SettingsError: an argument that is not known, or would load something else than `pretrained`.
+        SettingsError: an argument is unknown, or would load something else than `pretrained`.
 
-    Where a launcher has started several processes, lm-eval gives each a share of the items, as of any model.
+    If a launcher has started several processes, lm-eval gives each a share of the items.
     """
 
     def __init__(
@@ -101,36 +100,34 @@ class QuietStarLM(HFLM):
             model, tokenizer = load_model(model, args, original=original)
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", **kwargs)
         self._rank, self._world_size = self.processes.rank, self.processes.n
-        thinks = isinstance(model, QuietStarForCausalLM) and not original
-        self.thoughts = {"think": think, **args.thought_settings} if thinks else {}
-        if isinstance(model, QuietStarForCausalLM) and original:
-            self.thoughts = {"think": "never"}
+        self.thoughts: dict[str, Any] = {}
+        if isinstance(model, QuietStarForCausalLM):
+            self.thoughts = {"think": "never"} if original else {"think": think, **args.thought_settings}
         generator = torch.Generator(model.device).manual_seed(seed + self._rank)
-        policy = ThinkPolicy.parse(think) if thinks else None
+        policy = ThinkPolicy.parse(think) if self.thoughts and not original else None
         self.speaker = Speaker(model, policy, args.thought_temperature, args.thought_top_p, generator)
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Self:
-        """Of `--model_args` and lm-eval's own options; see `create_from_arg_obj`."""
+        """Build the model from `--model_args` and lm-eval's own options; see `create_from_arg_obj`."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
-        """Of the model's arguments and lm-eval's own options, batch size and device, where the first do not name them.
+        """Build the model from its arguments; lm-eval's own options, batch size and device, are the defaults.
 
-        lm-eval hands over its default device as if it had been asked for; a GPU is then taken where there is one.
+        lm-eval passes its default device as if it had been asked for; a GPU is then used if there is one.
         """
-        options = {name: value for name, value in (additional_config or {}).items() if value is not None}
-        if options.get("device") == EvaluatorConfig().device:
-            del options["device"]
+        unasked = {"device": EvaluatorConfig().device}
+        options = {k: v for k, v in (additional_config or {}).items() if v not in (None, unasked.get(k))}
         return cls(**{**options, **arg_dict})
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """What each process has, one after the other."""
+        """Return the tensors of all processes, concatenated."""
         return torch.cat([each.reshape(-1).to(tensor.device) for each in self.processes.gathered(tensor)])
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """What each process has; None on others than `dst`."""
+        """Return the objects of all processes; None on processes other than `dst`."""
         found = self.processes.gathered(obj)
         return found if self.processes.rank == dst else None
 
@@ -140,7 +137,7 @@ class QuietStarLM(HFLM):
 
     @property
     def max_length(self) -> int:
-        """Tokens of a text at most: the model's context, less a thought."""
+        """Most tokens of a text: the model's context less a thought."""
         if self._max_length:
             return int(self._max_length)
         limit = context_length(self.model)
@@ -153,7 +150,7 @@ class QuietStarLM(HFLM):
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        """Log-probability of each continuation, and whether greedy decoding would write it."""
+        """Return each continuation's log-probability, and whether greedy decoding would write it."""
         sequences = []
         for _, context, continuation in requests:
             ids = [*context, *continuation][-(self.max_length + 1) :]
@@ -173,15 +170,15 @@ class QuietStarLM(HFLM):
         return answers
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **how: Any) -> Tensor:
-        """Texts with thoughts before their tokens."""
+        """Return texts that are continued with thoughts."""
         return super()._model_generate(context, max_length, stop, **how, **self.thoughts)
 
 
 def known_tasks(names: str, path: str | None) -> tuple[list[str], TaskManager]:
-    """Names of tasks, with commas between them, and the manager that knows them.
+    """Return the names in a comma-separated list of tasks, and lm-eval's manager of tasks.
 
     Raises:
-        SettingsError: it does not know a task.
+        SettingsError: a task is unknown.
         DataError: a task's file, data or metrics cannot be loaded.
     """
     split = [name.strip() for name in names.split(",") if name.strip()]
@@ -201,12 +198,12 @@ def known_tasks(names: str, path: str | None) -> tuple[list[str], TaskManager]:
 
 
 def run_lm_eval(run: Evaluation, names: list[str], manager: TaskManager) -> dict[str, Any]:
-    """Ask a model lm-eval's tasks, without thoughts and with them; figures are added to the run's.
+    """Run lm-eval's tasks without thoughts and with them, and add their figures to the evaluation's.
 
     Args:
-        run: the evaluation that they belong to.
+        run: the evaluation.
         names: of the tasks.
-        manager: knows them; see `known_tasks`.
+        manager: of the tasks; see `known_tasks`.
 
     Returns:
         lm-eval's own results by mode.
@@ -227,7 +224,7 @@ def run_lm_eval(run: Evaluation, names: list[str], manager: TaskManager) -> dict
             seed=args.seed,
         )
         found[mode], samples[mode] = {}, {}
-        for name in names:  # one by one, for the time that each takes
+        for name in names:  # one by one, to time each
             watch = Stopwatch(run.model.device)
             answers = lm_eval.simple_evaluate(
                 model,
@@ -240,7 +237,7 @@ def run_lm_eval(run: Evaluation, names: list[str], manager: TaskManager) -> dict
                 torch_random_seed=args.seed,
             )
             seconds = watch.seconds
-            answers = run.processes.of_first(answers)  # the others have none
+            answers = run.processes.of_first(answers)  # the others get None
             kept = {key: answers[key] for key in ("results", "versions", "n-samples") if key in answers}
             found[mode][name] = kept | {"seconds": seconds}
             samples[mode] |= answers["samples"]
@@ -257,7 +254,7 @@ def add_figures(
     samples: dict[str, dict[str, list[dict[str, Any]]]],
     seconds: float,
 ) -> None:
-    """A figure for each of a task's measures that has a value for each item."""
+    """Add a figure for each of a task's measures that has a value for each item."""
     rows = sorted(samples[mode][task], key=lambda row: row["doc_id"])
     base = sorted(samples["base"][task], key=lambda row: row["doc_id"]) if mode == "thinking" else None
     for measure in rows[0].get("metrics", []):
@@ -276,7 +273,7 @@ Rows = list[dict[str, Any]]
 
 
 def _mean(measure: str, rows: Rows, base: Rows | None) -> tuple[Estimate, Estimate | None]:
-    """Of a measure whose values are averaged, and its difference to the base model's."""
+    """Return the mean of a measure, and its difference from the base model's."""
     values = torch.tensor([float(row[measure]) for row in rows])
     is_share = bool(((values == 0) | (values == 1)).all())
     difference = None
@@ -286,18 +283,18 @@ def _mean(measure: str, rows: Rows, base: Rows | None) -> tuple[Estimate, Estima
 
 
 def _of_nll(measure: str, rows: Rows, base: Rows | None) -> tuple[Estimate, Estimate | None]:
-    """Of a measure that is made of all texts' nll, and its difference to the base model's, texts resampled."""
+    """Return a measure of all texts' nll, and its difference from the base model's; texts are resampled."""
     made_of = OF_NLL[measure]
-    sides = [[_logprob_and_length(row[measure]) for row in of] for of in (rows, base) if of is not None]
+    sides = [[_logprob_and_length(row[measure]) for row in side] for side in (rows, base) if side is not None]
     nll = -torch.tensor([[side[i][0] for side in sides] for i in range(len(rows))])
     lengths = torch.tensor([[length] for _, length in sides[0]])
     (estimate,) = bootstrap_ratios(nll[:, :1], lengths, made_of=made_of)
     if base is None:
         return estimate, None
-    (difference,) = bootstrap_ratios(nll, lengths, made_of=lambda of: made_of(of[..., :1]) - made_of(of[..., 1:]))
+    (difference,) = bootstrap_ratios(nll, lengths, made_of=lambda nll: made_of(nll[..., :1]) - made_of(nll[..., 1:]))
     return estimate, difference
 
 
 def _logprob_and_length(value: Any) -> tuple[float, float]:
-    """What lm-eval keeps of a text: its log-probability, and mostly how many words or bytes it has."""
+    """Return a text's log-probability and its number of words or bytes, from what lm-eval keeps of it."""
     return (float(value), 1.0) if isinstance(value, NUMBERS) else (float(value[0]), float(value[1]))

@@ -16,7 +16,7 @@ from quietstar.reporting.interval import Estimate, bootstrap, share_of
 
 
 def encode_task(run: Evaluation, task: Task, items: list[Item]) -> tuple[list[Continuation], str]:
-    """A task's items as they are scored, and what a reader of the result should know about that."""
+    """Return a task's items as tokens to score, and notes for the reader of the result."""
     alphabet = alphabet_of(task, run.tokenizer)
     sequences, n_cut = encode(items, run.tokenizer, alphabet, run.args.max_length)
     notes = [alphabet.note, f"{n_cut} items were cut to {run.args.max_length} tokens" if n_cut else ""]
@@ -26,7 +26,7 @@ def encode_task(run: Evaluation, task: Task, items: list[Item]) -> tuple[list[Co
 def direct(
     run: Evaluation, task: Task, items: list[Item], sequences: list[Continuation], notes: str
 ) -> list[sweep.Point]:
-    """Direct answers without thoughts and with them; the points of a sweep where one was asked for."""
+    """Score direct answers without thoughts and with them; return the points of a sweep if one was asked for."""
     rule = sweep.swept_rule(run.args.think) if run.args.sweep else None
     scores: dict[str, DirectScores] = {}
     for mode in run.modes:
@@ -61,7 +61,7 @@ def direct(
 
 
 def write_items(path: Path, items: list[Item], scores: DirectScores) -> None:
-    """A JSON line for each item."""
+    """Write a JSON line for each item."""
     with path.open("w", encoding="utf-8") as file:
         for item, probability, exact in zip(
             items, scores.answer_probability.tolist(), scores.exact_match.tolist(), strict=True
@@ -76,7 +76,7 @@ def write_items(path: Path, items: list[Item], scores: DirectScores) -> None:
 
 
 def chain_of_thought(run: Evaluation, task: Task, items: list[Item]) -> None:
-    """Majority votes without thoughts and with them."""
+    """Take majority votes without thoughts and with them."""
     right: dict[str, torch.Tensor] = {}
     for mode in run.modes:
         ledger = voting.Ledger(run.folder / f"{task.name}-cot-{mode}.jsonl", run.processes)
@@ -113,7 +113,7 @@ def chain_of_thought(run: Evaluation, task: Task, items: list[Item]) -> None:
 
 
 def text_perplexity(run: Evaluation, windows: list[Any]) -> perplexity.Perplexity:
-    """Of held-out text, and its picture."""
+    """Measure the perplexity of held-out text, and draw its picture."""
     thinking = run.speaker("thinking") if "thinking" in run.modes else None
     with run.progress("perplexity", len(windows), "nll") as progress:
         found = perplexity.measure_perplexity(run.speaker("base"), thinking, windows, run.args.batch_size, progress)

@@ -32,7 +32,7 @@ FREE = frozenset(
     {"overwrite", "resume", "output_dir", "batch_size", "device", "trust_remote_code", "data"}
     | {"perplexity", "baseline", "lm_eval_path"}
 )
-"""settings that a run which is resumed may change: no answer that is kept depends on them (an answer knows its item)"""
+"""settings that may change when a run is resumed: no stored answer depends on them (an answer names its item)"""
 
 
 def evaluate(
@@ -45,14 +45,14 @@ def evaluate(
     Args:
         model_name: folder or hub name.
         args: what and how.
-        console: where the progress bar and the table go; None is standard error.
-        config: the file that settings came from, which must not be emptied away.
+        console: for the progress bar and the table; None is standard error.
+        config: the file that the settings came from, which --overwrite must not delete.
 
     Returns:
-        What results.json holds.
+        The contents of results.json.
 
     Raises:
-        QuietStarError: something in the settings, the model, the data or the folder needs the user.
+        QuietStarError: the user must fix something in the settings, the model, the data or the folder.
     """
     processes = Processes.launched(use_cpu=args.device == "cpu")
     console = console or Console(stderr=True, width=None if sys.stderr.isatty() else 160)
@@ -70,7 +70,7 @@ def evaluate(
         refuse_changed(folder, settings)
     items = {name: load_items(find_task(name), paths.get(name), args.limit) for name in args.tasks}
     baseline = None if args.baseline is None else Baseline(args.baseline)
-    if baseline is not None:  # that it has these items is seen before long work
+    if baseline is not None:  # check before long work that it has these items
         for name, of_task in items.items():
             baseline.values(of_task, name, "exact_match")
             if args.cot:
@@ -84,7 +84,7 @@ def evaluate(
     model, tokenizer = load_model(model_name, args, original=args.original)
     check_context(model, args)
     run = Evaluation(model, tokenizer, args, folder, [], console, processes, baseline)
-    # whatever can be wrong is said before a folder is touched and before long work
+    # everything that can be wrong is checked before a folder changes and before long work
     windows = None if text is None else perplexity.windows(text, tokenizer, args.max_length, args.limit)
     encoded = {name: encode_task(run, find_task(name), of_task) for name, of_task in items.items()}
     if args.cot:
@@ -94,7 +94,7 @@ def evaluate(
                 voting.right_answer(find_task(name), item)
     if args.sweep or (windows is not None and "thinking" in run.modes):
         sweep.pyplot("the picture of a sweep or of a perplexity")
-    processes.wait()  # until all have found that it can be done
+    processes.wait()  # until all processes have checked
     with ExitStack() as held:
         if processes.is_first:
             held.enter_context(alone_in(folder))
@@ -111,15 +111,15 @@ def measure(
     windows: list[Continuation] | None,
     lm_tasks: tuple[list[str], Any] | None,
 ) -> dict[str, Any]:
-    """All that was asked for, written into the evaluation's folder; what results.json holds.
+    """Measure all that was asked for, write it into the evaluation's folder, and return the contents of results.json.
 
     Args:
         run: the evaluation.
-        settings: of it, as results.json tells them.
+        settings: for results.json.
         items: of each task.
-        encoded: them as they are scored, and what a reader should know about that.
+        encoded: the same as tokens to score, and notes for the reader.
         windows: of the text whose perplexity is measured.
-        lm_tasks: names of lm-eval's tasks, and the manager that knows them.
+        lm_tasks: names of lm-eval's tasks, and its manager of tasks.
     """
     args, folder, processes = run.args, run.folder, run.processes
     sweeps = {}
@@ -152,10 +152,10 @@ def measure(
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Say in one line why results cannot be written; what is there is as it was.
+    """Turn a failure to write results into an error of one line; files that are there do not change.
 
     Raises:
-        CheckpointError: they cannot.
+        CheckpointError: results cannot be written.
     """
     try:
         yield
@@ -164,12 +164,12 @@ def writing(folder: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not (file and file.is_relative_to(folder)):
             raise
         raise CheckpointError(
-            f"results cannot be written to {folder} ({first_line(error)}); mend that, and go on with --resume"
+            f"results cannot be written to {folder} ({first_line(error)}); fix that, and continue with --resume"
         ) from error
 
 
 def check_context(model: PreTrainedModel, args: EvaluateArguments) -> None:
-    """Raise SettingsError where items of max_length and a thought do not fit the model."""
+    """Raise SettingsError if items of max_length and a thought do not fit the model's context."""
     limit, n_ahead = context_length(model), getattr(model.config, "n_ahead", 0)
     if (args.tasks or args.perplexity) and limit is not None and args.max_length + n_ahead > limit:
         raise SettingsError(
@@ -179,13 +179,13 @@ def check_context(model: PreTrainedModel, args: EvaluateArguments) -> None:
 
 
 def refuse_changed(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise SettingsError where a run that is to be resumed had other settings than these."""
+    """Raise SettingsError if the run to resume had other settings."""
     try:
         before = json.loads((folder / MARKER).read_text())
         if not isinstance(before["settings"], dict):
-            raise TypeError("its settings are none")
+            raise TypeError("settings are not an object")
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise SettingsError(f"{folder / MARKER} is of no evaluation; give another output_dir") from error
+        raise SettingsError(f"{folder / MARKER} does not belong to an evaluation; give another output_dir") from error
     now = json.loads(json.dumps(settings, default=str))
     if before.get("weight_digest") and now.get("weight_digest"):
         if before["weight_digest"] != now["weight_digest"]:
@@ -200,7 +200,7 @@ def refuse_changed(folder: Path, settings: dict[str, Any]) -> None:
     changed += [name for name in new if name not in FREE and old.get(name) != new[name]]
     if changed:
         name = changed[0]
-        was, is_now = (of.get(name, of.get("settings", {}).get(name)) for of in (before, now))
+        was, is_now = (run.get(name, run.get("settings", {}).get(name)) for run in (before, now))
         raise SettingsError(
             f"output_dir {folder} holds answers with {name} {shown(was)}, now it is {shown(is_now)}; they do not mix: "
             "give the old setting, another output_dir, or --overwrite"

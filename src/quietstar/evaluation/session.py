@@ -23,7 +23,7 @@ from quietstar.runs.processes import Processes
 
 @dataclass(slots=True)
 class Evaluation:
-    """A model, what it is evaluated with, and what came out so far."""
+    """A model, the settings of its evaluation, and the figures so far."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -36,25 +36,25 @@ class Evaluation:
 
     @property
     def modes(self) -> list[str]:
-        """original for a plain model; base and thinking for one that thinks."""
+        """`original` for a plain model, `base` and `thinking` for a thinking one."""
         return ["base", "thinking"] if isinstance(self.model, QuietStarForCausalLM) else ["original"]
 
     def speaker(self, mode: str, think: str | None = None) -> Speaker:
-        """The model as it speaks in a mode; sampled thoughts are drawn from the seed, and the process, anew."""
+        """Return the model in a mode, with a new generator for sampled thoughts, seeded by settings and process."""
         policy = ThinkPolicy.parse(think or self.args.think) if mode == "thinking" else None
         generator = torch.Generator(self.model.device).manual_seed(self.args.seed + self.processes.rank)
         how = (self.args.thought_temperature, self.args.thought_top_p, generator, self.processes)
         return Speaker(self.model, policy, *how)
 
     def beside_baseline(self, values: torch.Tensor, items: list[Item], name: str, measure: str) -> Estimate | None:
-        """How far values [n] lie from an earlier evaluation's; None where there is none."""
+        """Return the mean difference of values [n] from an earlier evaluation's; None without one."""
         if self.baseline is None:
             return None
         return bootstrap(values.double() - self.baseline.values(items, name, measure))
 
     @contextmanager
     def progress(self, what: str, n: int, score: str) -> Iterator[Callable[[int, float], None]]:
-        """A bar with the running score, of the first process."""
+        """Show a progress bar with the running score, on the first process."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(
             *columns,

@@ -143,7 +143,7 @@ class Reading:
                     thought_logprob=logprob.view(tokens.shape[1:]),
                 )
             )
-        return Said(*(torch.cat([getattr(part, of.name) for part in parts]) for of in fields(Said)))
+        return Said(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Said)))
 
     @torch.no_grad()
     def logits(self, states: Tensor) -> Tensor:

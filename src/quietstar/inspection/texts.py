@@ -1,4 +1,4 @@
-"""Texts to trace: windows of a long one, or what a model writes after a prompt, with the thoughts that it had."""
+"""Texts to trace: windows of a long text, or what a model writes after a prompt, with the thoughts that it had."""
 
 from pathlib import Path
 from typing import Any
@@ -33,19 +33,19 @@ def windows(
     max_length: int | None = None,
     limit: int | None = None,
 ) -> list[TextToTrace]:
-    """A text, cut into windows that the model can think over to their ends.
+    """Cut a text into windows that leave room for thoughts at their ends.
 
     Args:
         model: says how long a window may be.
         tokenizer: of the model.
         text: at least one token.
-        settings: how it is traced, which takes room, too.
-        max_length: tokens of a window at most.
-        limit: tokens of the text at most.
+        settings: of the trace, which take room, too.
+        max_length: most tokens of a window.
+        limit: most tokens of the text.
 
     Raises:
-        SettingsError: thoughts leave no room for a text, or the text is no whole Unicode.
-        DataError: the text has no token, or a window would be longer than the model's context leaves room for.
+        SettingsError: thoughts leave no room for a text, or the text is not valid Unicode.
+        DataError: the text has no token, or max_length does not fit the model's context.
     """
     check_text("the text", text)
     ids = token_ids(tokenizer, [text])[0][:limit]
@@ -64,14 +64,14 @@ def windows(
 def room_for_text(
     model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, settings: TraceSettings
 ) -> tuple[int | None, int]:
-    """Tokens of a text that leave room for thoughts at its end, and how far these reach past it.
+    """Return the most tokens of a text that leave room for thoughts at its end, and how far these reach past it.
 
-    The first is None where the config gives no context length.
+    The first is None if the config gives no context length.
 
     Raises:
         SettingsError: there is no room for any text.
     """
-    # start, the thought, end, and the true tokens that are read after it but for the last
+    # start, the thought, end, and the true tokens after it but for the last, which is only predicted
     branch = model.config.n_ahead + (settings.n_ahead_talk or model.config.n_ahead_talk) - 1
     if settings.thought is not None:
         branch = max(branch, len(typed_thought(tokenizer, settings.thought)) + 2)
@@ -94,20 +94,20 @@ def written(
     temperature: float = 0.0,
     top_p: float = 1.0,
 ) -> TextToTrace:
-    """What the model writes after a prompt, with the thoughts that it had before each token.
+    """Return what the model writes after a prompt, with the thoughts that it had before each token.
 
     Args:
         model: writes.
         tokenizer: of the model.
         prompt: at least one token.
-        n_tokens: tokens to write at most.
-        settings: how it is traced; thoughts are had in the same way.
+        n_tokens: most tokens to write.
+        settings: of the trace; the model thinks by the same ones.
         temperature: of the text; 0 takes the likeliest tokens.
-        top_p: tokens are drawn among the likeliest that together reach this probability.
+        top_p: tokens are drawn from the likeliest that together reach this probability.
 
     Raises:
-        SettingsError: thoughts leave no room for a text, or the prompt is no whole Unicode.
-        DataError: the prompt has no token, or leaves no room for so many more.
+        SettingsError: thoughts leave no room for a text, or the prompt is not valid Unicode.
+        DataError: the prompt has no token, or leaves no room for n_tokens more.
     """
     check_text("the prompt", prompt)
     ids = prompt_ids(tokenizer, prompt)
