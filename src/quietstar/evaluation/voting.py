@@ -25,6 +25,7 @@ from quietstar.inference.loading import context_length, prompt_ids, text_after
 from quietstar.inference.text_settings import text_settings
 from quietstar.runs.folders import write_whole
 from quietstar.runs.processes import ALONE, Processes
+from quietstar.runs.seeds import mixed_seed
 
 STOPS = ("Q:", "\n\n\n")
 """where a worked answer ends, as the model has begun with another question"""
@@ -125,7 +126,7 @@ def vote(
         thoughts: further arguments of `generate`.
     """
     gold = right_answer(task, item)
-    torch.manual_seed(hash((seed, item.index)) % 2**63)
+    torch.manual_seed(mixed_seed(seed, item.index))
     watch = Stopwatch(model.device)
     asked = f"Q: {item.question}{settings.prompt}"
     how = {**text_settings(model, tokenizer, settings.temperature), **thoughts}

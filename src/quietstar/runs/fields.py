@@ -16,9 +16,9 @@ class Help(str):
         return made
 
 
-def option(default: Any, help: str, group: str) -> Any:
-    """A dataclass field with its help text and the group that it is listed under; a list is each instance's own."""
-    metadata = {"help": Help(help, group)}
+def option(default: Any, help: str, group: str | None = None) -> Any:
+    """Return a dataclass field with a help text, listed under a group if one is given; each instance gets its list."""
+    metadata = {"help": help if group is None else Help(help, group)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -100,7 +100,7 @@ def texts_in(
 def load_files(
     files: list[str], loader: str, sample_by: str, to_text: TextOf, split: str, *, streaming: bool, source: str
 ) -> Any:
-    """The texts of files: a dataset on disk, or a stream with a shard for each file.
+    """The texts of files: a dataset on disk, or a stream that is read file by file.
 
     Args:
         files: their paths.
