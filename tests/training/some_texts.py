@@ -46,12 +46,12 @@ def whole(text, tokenizer=TOKENIZER):
     return [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
 
 
-def rows_of(shards):
-    for shard in shards:
-        for text in shard:
+def rows_of(files):
+    for file in files:
+        for text in file:
             yield {"text": text}
 
 
-def sharded(shards):
-    """A stream of the given shards, each a list of texts."""
-    return datasets.IterableDataset.from_generator(rows_of, gen_kwargs={"shards": shards})
+def stream_of_files(files):
+    """A stream of the given files, each a list of texts."""
+    return datasets.IterableDataset.from_generator(rows_of, gen_kwargs={"files": files})

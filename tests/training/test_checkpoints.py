@@ -45,12 +45,12 @@ def test_what_was_published_is_whole(tmp_path):
 def test_a_file_that_is_missing_is_named(tmp_path, lost, told, caplog):
     checkpoint = made(tmp_path, 3)
     (checkpoint / lost).unlink()
-    with pytest.raises(CheckpointError, match=f"checkpoint-3 is no checkpoint that is whole: {told}"):
+    with pytest.raises(CheckpointError, match=f"checkpoint-3 is not a whole checkpoint: {told}"):
         read_marker(checkpoint)
     assert whole_checkpoints(tmp_path) == []
     assert caplog.text == ""
     assert whole_checkpoints(tmp_path, report=True) == []
-    assert f"checkpoint-3 is passed over: {told}" in caplog.text
+    assert f"checkpoint-3 is skipped: {told}" in caplog.text
 
 
 def test_a_link_to_a_checkpoint_goes_and_the_checkpoint_stays(tmp_path):

@@ -77,7 +77,7 @@ def test_a_damaged_file_is_one_line(
     marker = json.loads((checkpoint / checkpoints.MARKER).read_text())
     marker["files"][name] = (checkpoint / name).stat().st_size
     (checkpoint / checkpoints.MARKER).write_text(json.dumps(marker))
-    words = "checkpoint-2 (cannot be gone on from|lacks .* of the model's weights).*move it away"
+    words = "(cannot resume from .*checkpoint-2 .* damaged|checkpoint-2 lacks .* of the model's weights).*move it away"
     refused(lambda: train(inputs, folder, max_steps=4), words, CheckpointError)
     assert not (checkpoint / "witness").exists()
     assert checkpoints.whole_checkpoints(folder) == [checkpoint]

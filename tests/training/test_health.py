@@ -148,7 +148,7 @@ def test_each_check_warns_once_and_remembers_over_a_restart() -> None:
     checks = HealthChecks()
     assert len(checks.look(30, training(policy_share=0.95))) == 1
     again = HealthChecks()
-    again.restore(json.loads(json.dumps(checks.state())))
+    again.load_state_dict(json.loads(json.dumps(checks.state_dict())))
     assert again.look(40, training(40, policy_share=0.95)) == []
     assert len(again.look(50, training(50, thought_entropy=0.1))) == 1, "the first line's entropy is remembered"
 

@@ -269,7 +269,7 @@ def test_resume_begins_where_there_is_nothing_yet(inputs, tmp_path, caplog):
     (tmp_path / "run" / "model.safetensors").unlink()
     caplog.set_level("INFO", "quietstar")
     train(inputs, tmp_path / "run", max_steps=1)
-    assert "holds no checkpoint that is whole: the run begins" in caplog.text
+    assert "has no whole checkpoint: the run begins" in caplog.text
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
@@ -297,7 +297,7 @@ def test_an_earlier_checkpoint_is_not_gone_on_from_beside_later_ones(inputs, tmp
     folder = tmp_path / "run"
     train(inputs, folder, max_steps=4, save_steps=2)
     named = dict(resume=False, resume_from_checkpoint=str(folder / "checkpoint-2"))
-    with pytest.raises(SettingsError, match="checkpoint-2 was named to go on from, and checkpoint-4 lie beside it"):
+    with pytest.raises(SettingsError, match="cannot resume from checkpoint-2 with checkpoint-4 beside it, which"):
         train(inputs, folder, max_steps=8, **named)
     assert len(checkpoints.whole_checkpoints(folder)) == 2
 
@@ -385,7 +385,9 @@ def test_two_runs_do_not_work_in_one_folder(inputs, tmp_path):
 
 
 def test_overwriting_and_going_on_are_two_things(inputs, tmp_path):
-    with pytest.raises(SettingsError, match="overwrite empties output_dir, and resume goes on in it; leave one out"):
+    with pytest.raises(
+        SettingsError, match="overwrite empties output_dir, and resume needs what is in it; leave one out"
+    ):
         train(inputs, tmp_path / "run", overwrite=True)
 
 

@@ -65,7 +65,9 @@ def test_a_model_that_is_still_packed_is_no_folder_to_load(base, tmp_path):
 def test_a_thinking_model_is_not_packed(base, texts, tmp_path):  # noqa: F811
     QuietStarForCausalLM.from_base(base).save_pretrained(tmp_path / "thinking")
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "thinking")
-    with pytest.raises(SettingsError, match="thinks already; lora, load_in_4bit can only be given to a base model"):
+    with pytest.raises(
+        SettingsError, match="is a thinking model already, and lora, load_in_4bit can only be given to a base model"
+    ):
         train(tmp_path / "thinking", texts, tmp_path / "run", **QLORA)
 
 

@@ -170,7 +170,7 @@ def test_a_trained_model_can_be_trained_on(base, texts, tmp_path, made):
 
 def test_lora_cannot_be_added_to_a_model_that_thinks(base, texts, tmp_path):
     train(base, texts, tmp_path / "first")
-    with pytest.raises(SettingsError, match="thinks already; lora can only be given to a base model"):
+    with pytest.raises(SettingsError, match="is a thinking model already, and lora can only be given to a base model"):
         train(tmp_path / "first", texts, tmp_path / "second", **LORA)
     assert not (tmp_path / "second").exists()
 
@@ -257,7 +257,7 @@ def test_a_checkpoint_that_is_not_whole_is_not_resumed_from_and_reported(base, t
     torn = folder / "checkpoint-4" / lost
     torn.write_bytes(torn.read_bytes()[:-2])
     train(base, texts, folder, max_steps=4, save_strategy="no", resume=True)
-    assert f"checkpoint-4 is passed over: {'its ' if lost == 'complete.json' else repr(lost)}" in caplog.text
+    assert f"checkpoint-4 is skipped: {'its ' if lost == 'complete.json' else repr(lost)}" in caplog.text
     torch.manual_seed(0)
     train(base, texts, tmp_path / "whole", max_steps=4)
     assert furthest(weights(folder), weights(tmp_path / "whole")) == 0

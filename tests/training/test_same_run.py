@@ -49,9 +49,9 @@ def test_the_same_run(before: dict) -> None:
 @pytest.mark.parametrize(
     ("before", "says"),
     [
-        (NOW | {"row_digest": "y"}, "the rows to train on are not those that it had;"),
+        (NOW | {"row_digest": "y"}, "the rows to train on have changed;"),
         (NOW | {"row_digest": "y", "dataset": "b"}, "rows to train on .*dataset is 'a.jsonl' and was 'b'"),
-        (NOW | {"weight_digest": "y", "dataset": "b"}, "settings: the weights of the model are not those that it had;"),
+        (NOW | {"weight_digest": "y", "dataset": "b"}, "settings: the weights of the model have changed;"),
         (NOW | {"weight_digest": "y", "model": "n"}, "weights of the model .*, model is 'm' and was 'n';"),
         (NOW | {"weight_digest": None, "model": "n"}, "model is 'm' and was 'n'"),
         ({"dataset": "./a.jsonl"}, r"dataset is 'a.jsonl' and was './a.jsonl'"),
@@ -86,7 +86,7 @@ def test_contents_decide_and_spelling_does_not(inputs, tmp_path, streaming, monk
     file = next(path for path in sorted((tmp_path / "moved").rglob("*")) if path.is_file())
     whole = file.read_text()
     file.write_text(whole.replace("a", "b"))
-    with pytest.raises(SettingsError, match="to train on are not those that it had"):
+    with pytest.raises(SettingsError, match="to train on have changed"):
         train(inputs, folder, **how | {"max_steps": 6, "dataset": "moved"})
     file.write_text(whole)
     assert "compared by their names" not in caplog.text

@@ -24,7 +24,7 @@ from tests.long import mostly_long
 from tests.several import Pair
 from tests.tiny import loud, tiny_model
 from tests.tiny_tokenizer import byte_tokenizer
-from tests.training.some_texts import sharded
+from tests.training.some_texts import stream_of_files
 from tests.training.test_trainer import LENGTHS, arguments, collate, losses_of, rows, with_thoughts
 
 FSDP2 = dict(fsdp=True, fsdp_config={"version": 2, "reshard_after_forward": True})
@@ -199,8 +199,8 @@ def test_means_of_each_process_alone_would_show(pair: Pair, tmp_path: Path):
 
 def rows_of_a_stream(folder: Path, n_workers: int, resumed_from: str | None = None) -> list[tuple[int, list]]:
     """The epoch and the rows of each step of a process that learns from a stream."""
-    shards = [[f"{shard}.{i}" for i in range(n)] for shard, n in enumerate((5, 3, 4))]
-    texts = sharded(shards)
+    files = [[f"{file}.{i}" for i in range(n)] for file, n in enumerate((5, 3, 4))]
+    texts = stream_of_files(files)
     run = QuietStarTrainer(
         tiny_model(n_ahead=4, n_ahead_talk=2, policy_weight=1.0, base=dict(vocab_size=300)),
         arguments(

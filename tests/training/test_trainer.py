@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from quietstar import QuietStarForCausalLM
 from quietstar.errors import BadStepsError, SettingsError
-from quietstar.training import QuietStarTrainer, QuietStarTrainingArguments, trainer
+from quietstar.training import QuietStarTrainer, QuietStarTrainingArguments, positions
 from quietstar.training.data.datasets import TextCollator
 from tests.tiny import VOCABULARY, tiny_base, tiny_model
 from tests.tiny_tokenizer import byte_tokenizer, tiny_folder
@@ -123,7 +123,7 @@ def mostly_in_a_third_of_the_texts(labels: Tensor, fraction: float, generator: t
 def test_a_step_does_not_depend_on_how_its_rows_are_split(
     tmp_path, monkeypatch, optimizer, policy_weight, fraction, splits
 ):
-    monkeypatch.setattr(trainer, "draw_positions", mostly_in_a_third_of_the_texts)
+    monkeypatch.setattr(positions, "draw_positions", mostly_in_a_third_of_the_texts)
     texts, chosen = with_thoughts(rows(*LENGTHS)), OPTIMIZERS[optimizer]
     runs = [
         trained(tmp_path, texts, model_of(policy_weight=policy_weight), think_fraction=fraction, **how)

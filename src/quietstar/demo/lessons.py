@@ -19,7 +19,6 @@ from quietstar.demo.arguments import DemoArguments
 from quietstar.demo.language import Language, Lines
 from quietstar.model import QuietStarForCausalLM
 from quietstar.training import QuietStarTrainer, QuietStarTrainingArguments, TextCollator
-from quietstar.training.callbacks import WatchHealth
 
 SIZE = {
     "hidden_size": 128,
@@ -101,6 +100,7 @@ def learn_to_think(
             warmup_steps=0.1,
             gradient_accumulation_steps=1,
             clip_heads_apart=False,  # the demo trains as the paper does
+            health_checks=False,  # they warn of the paper's policy weight, and the demo itself tells what comes of it
             eval_strategy="no",
             **common_settings(args),
         ),
@@ -127,10 +127,6 @@ def common_settings(args: DemoArguments) -> dict[str, Any]:
 
 
 def train(trainer: Trainer) -> None:
-    """Train without printed logs, as the demo has a progress bar of its own.
-
-    Health checks are off: they warn of the paper's policy weight, whose effect the demo shows anyway.
-    """
+    """Train without the lines that a trainer prints if it shows no bar."""
     trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(WatchHealth)
     trainer.train()

@@ -19,6 +19,7 @@ from quietstar.evaluation.scoring import Stopwatch
 from quietstar.evaluation.tasks import Item, Task
 from quietstar.inference.loading import context_length, prompt_ids, text_after
 from quietstar.inference.text_settings import text_settings
+from quietstar.runs.seeds import mixed_seed
 
 STOPS = ("Q:", "\n\n\n")
 """end of the reasoning: the model has begun another question"""
@@ -119,7 +120,7 @@ def vote(
         thoughts: further arguments of `generate`.
     """
     gold = right_answer(task, item)
-    torch.manual_seed(hash((seed, item.index)) % 2**63)
+    torch.manual_seed(mixed_seed(seed, item.index))
     watch = Stopwatch(model.device)
     prompt = f"Q: {item.question}{settings.prompt}"
     how = {**text_settings(model, tokenizer, settings.temperature), **thoughts}

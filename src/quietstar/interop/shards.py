@@ -1,4 +1,4 @@
-"""Checkpoints of shards, as training writes them where a model is spread over processes, put together again."""
+"""Sharded checkpoints, as training writes them if a model is sharded over processes, put together."""
 
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,16 @@ MODEL = "model-shards"
 
 
 def is_sharded_checkpoint(folder: Path) -> bool:
-    """Whether a folder has shards of a model, and not the model."""
+    """Return whether a folder has shards of a model instead of a whole one."""
     return (folder / MODEL).is_dir()
 
 
 def consolidate(checkpoint: Path, folder: Path) -> None:
-    """Put the shards of a checkpoint together, as a model that `from_pretrained` loads; one process is enough.
+    """Put the shards of a checkpoint together into a model that `from_pretrained` loads; one process is enough.
 
     Args:
-        checkpoint: with shards.
-        folder: gets weights and config; it must be there.
+        checkpoint: a sharded one.
+        folder: gets weights and config; it must exist.
 
     Raises:
         CheckpointError: a shard cannot be read, or a weight is missing.
@@ -36,14 +36,13 @@ def consolidate(checkpoint: Path, folder: Path) -> None:
         reader = HuggingFaceStorageReader(str(checkpoint / MODEL))
         described = reader.read_metadata().state_dict_metadata
         state = {
-            name: torch.empty(of.size, dtype=of.properties.dtype)  # type: ignore[union-attr]
-            for name, of in described.items()
+            name: torch.empty(tensor.size, dtype=tensor.properties.dtype)  # type: ignore[union-attr]
+            for name, tensor in described.items()
         }
         distributed_checkpoint.load(state, storage_reader=reader, no_dist=True)
     except Exception as error:
         raise CheckpointError(
-            f"the shards in {checkpoint / MODEL} cannot be put together ({reason(error)}); give a checkpoint that is "
-            "whole"
+            f"the shards in {checkpoint / MODEL} cannot be put together ({reason(error)}); give a whole checkpoint"
         ) from error
     with loading(checkpoint):
         config = QuietStarConfig.from_pretrained(checkpoint)
@@ -51,12 +50,14 @@ def consolidate(checkpoint: Path, folder: Path) -> None:
             model = QuietStarForCausalLM(config)
     if tied := getattr(model, "all_tied_weights_keys", {}).keys() & state.keys():
         raise CheckpointError(
-            f"{checkpoint} has {min(tied)}, and its config says that it is one with the embeddings; set "
+            f"{checkpoint} has {min(tied)}, and its config ties it to the embeddings; set "
             "tie_word_embeddings to false in the base_config of its config.json"
         )
     expected = without_tied(model, model.state_dict())
     if missing := sorted(expected.keys() - state.keys()):
-        raise CheckpointError(f"{checkpoint} lacks {len(missing)} of the model's weights, first {missing[0]}")
+        raise CheckpointError(
+            f"{checkpoint} lacks {len(missing)} of the model's weights, first {missing[0]}; give a whole one"
+        )
     if others := sorted(name for name, value in expected.items() if value.shape != state[name].shape):
         raise CheckpointError(
             f"{checkpoint} has {others[0]} of {list(state[others[0]].shape)}, and its config describes one of "
@@ -66,6 +67,6 @@ def consolidate(checkpoint: Path, folder: Path) -> None:
 
 
 def without_tied(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
-    """Each weight once, where two names stand for one."""
+    """Return a state without the second names of tied weights."""
     tied: Any = getattr(model, "all_tied_weights_keys", None) or {}
     return {name: value for name, value in state.items() if name not in tied}

@@ -16,9 +16,9 @@ class Help(str):
         return made
 
 
-def option(default: Any, help: str, group: str) -> Any:
-    """Return a dataclass field with a help text and the group to list it under; a list is copied for each instance."""
-    metadata = {"help": Help(help, group)}
+def option(default: Any, help: str, group: str | None = None) -> Any:
+    """Return a dataclass field with a help text, listed under a group if one is given; each instance gets its list."""
+    metadata = {"help": help if group is None else Help(help, group)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -1,4 +1,4 @@
-"""Work that several processes share: each takes every n-th item, and all of them hold all results."""
+"""Processes that share work: each takes every n-th item, and all of them get all results."""
 
 import os
 from collections.abc import Sequence
@@ -9,26 +9,33 @@ from typing import Any, TypeVar
 
 import torch.distributed
 from accelerate import PartialState
+from torch import Tensor
 
 T = TypeVar("T")
 
+CPU = torch.device("cpu")
+
 PATIENCE = timedelta(days=30)
-"""for a process that has more to do than the others; the launcher ends all where one has died"""
+"""how long processes wait for one that has more to do; the launcher ends all of them when one dies"""
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """This process, `rank` from 0 up, and how many there are."""
+    """This process, `rank` from 0 up, how many there are, and the device on which they exchange tensors.
+
+    Every method that exchanges something must be called by every process.
+    """
 
     rank: int = 0
     n: int = 1
+    device: torch.device = CPU
 
     @classmethod
     def launched(cls, *, use_cpu: bool = False) -> "Processes":
-        """Those that torchrun or Accelerate has launched, each on a GPU of its own; without a launcher this one alone.
+        """Return what torchrun or Accelerate has launched, each on its own GPU; without a launcher, one process.
 
         Args:
-            use_cpu: whether there is a GPU or not.
+            use_cpu: stay on the CPU even if there is a GPU.
         """
         if "LOCAL_RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
             return cls()
@@ -38,27 +45,40 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this one writes what is written once."""
+        """Whether this process writes what is written once."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """This process's items, as many as any other has, so that all make the same passes: the last one fills up."""
+        """Return this process's items; the last item fills up, so that all processes make the same number of passes."""
         return [items[min(first + self.rank, len(items) - 1)] for first in range(0, len(items), self.n)]
 
     def together(self, results: list[T], n_items: int) -> list[T]:
-        """The results of all processes, each of its `share` of n items, in the order of the items."""
+        """Return the results of all processes, each of its `share` of n items, in the order of the items."""
         return list(chain.from_iterable(zip(*self.gathered(results), strict=True)))[:n_items]
 
     def gathered(self, here: T) -> list[T]:
-        """What each process has, in the order of their ranks; every process must call it."""
+        """Return what each process has, in the order of their ranks."""
         if self.n == 1:
             return [here]
         found: list[Any] = [None] * self.n
         torch.distributed.all_gather_object(found, here)
         return found
 
+    def gather(self, values: Tensor) -> Tensor:
+        """Return [n, ...], the tensors [...] of all processes, which have the same shape and dtype."""
+        if self.n == 1:
+            return values[None]
+        values = values.to(self.device).contiguous()
+        found = [torch.empty_like(values) for _ in range(self.n)]
+        torch.distributed.all_gather(found, values)
+        return torch.stack(found)
+
+    def any(self, here: bool) -> bool:
+        """Return whether it is true on any process."""
+        return here if self.n == 1 else bool(self.gather(torch.tensor(float(here))).any())
+
     def of_first(self, here: T) -> T:
-        """What the first process has; every process must call it."""
+        """Return what the first process has."""
         if self.n == 1:
             return here
         found = [here]
@@ -66,7 +86,7 @@ class Processes:
         return found[0]
 
     def wait(self) -> None:
-        """For all of them."""
+        """Wait for all processes."""
         self.gathered(None)
 
 
@@ -74,6 +94,6 @@ ALONE = Processes()
 
 
 def part_ways() -> None:
-    """Let go of the other processes at the end of a command: threads of the group may outlive the interpreter."""
+    """Leave the process group at the end of a command: its threads may outlive the interpreter."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,13 +14,17 @@ from quietstar.errors import SettingsError, need
 from quietstar.evaluation.tasks import TASKS, find_task, parse_data
 from quietstar.inference.loading import DTYPES
 from quietstar.learn import PolicyWeight
-from quietstar.runs.fields import Help, option
+from quietstar.runs.fields import option
 
 MODEL = "model"
 LORA = "low-rank adapters"
 METHOD = "method (arXiv 2403.09629)"
 RECIPE = "recipe"
 RUN = "run"
+AT_LEAST_0 = "thoughts_shown eval_report_rows learning_rate head_learning_rate weight_decay skip_spikes"
+AT_LEAST_1 = (
+    "max_bad_steps eval_limit per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps"
+)
 GROUPS = (MODEL, "text", METHOD, LORA, RECIPE, RUN)
 """the order in which `--help` lists our own options"""
 
@@ -31,7 +35,7 @@ class ModelArguments:
 
     model: str = option(
         "mistralai/Mistral-7B-v0.1",
-        "base model, or thinking model to go on with: hub name, folder, GGUF file, or smollm2-135m (docs/models.md)",
+        "base model, or thinking model to train further: hub name, folder, GGUF file, or smollm2-135m (docs/models.md)",
         MODEL,
     )
     original: bool = option(
@@ -50,28 +54,23 @@ class ModelArguments:
     load_in_4bit: bool = option(
         False, "keep the base model's frozen weights in 4 bits (QLoRA, arXiv 2305.14314), beside --lora", LORA
     )
-    lora: bool = option(
-        False, "train low-rank adapters, the mixing head and the thought embeddings; nothing else", LORA
-    )
+    lora: bool = option(False, "train only low-rank adapters, the mixing head and the thought embeddings", LORA)
     branch_adapters: bool = option(
-        False,
-        "train low-rank adapters that act in branches alone; the base pass runs without them",
-        LORA,
+        False, "train low-rank adapters that act in branches only; the base pass runs without them", LORA
     )
     freeze_base: bool = option(
         False,
         "freeze the base model: mixing head, thought embeddings and --branch_adapters train, and predictions without "
-        "thoughts stay what they were, bit by bit",
+        "thoughts do not change by a bit",
         LORA,
     )
     lora_r: int = option(16, "rank of the adapters", LORA)
     lora_alpha: int = option(32, "scale of the adapters, divided by their rank", LORA)
     lora_dropout: float = option(0.0, "dropout in front of the adapters", LORA)
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={"help": Help("names of modules that get adapters (default: all linear layers)", LORA)},
+    lora_target_modules: list[str] | None = option(
+        None, "names of modules that get adapters (default: all linear layers)", LORA
     )
-    merge: bool = option(False, "add the adapters to the weights at the end, and save it so", LORA)
+    merge: bool = option(False, "merge the adapters into the weights at the end, and save those", LORA)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -100,7 +99,7 @@ class ModelArguments:
             raise SettingsError("merge was given without lora, and there is nothing to merge; add --lora")
 
     def loading_settings(self) -> dict[str, Any]:
-        """Of the base model's weights, as `from_pretrained` takes them."""
+        """Return settings of the base model's weights, as `from_pretrained` takes them."""
         settings: dict[str, Any] = {"dtype": self.dtype, "trust_remote_code": self.trust_remote_code}
         if self.load_in_4bit:
             need("bitsandbytes", "quant", "weights in 4 bits")
@@ -110,13 +109,13 @@ class ModelArguments:
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=kind,
-                # FSDP shards numbers of the kind that it computes with alone
+                # FSDP only shards tensors of the dtype that it computes with.
                 bnb_4bit_quant_storage=kind if os.environ.get("ACCELERATE_USE_FSDP") == "true" else torch.uint8,
             )
         return settings
 
     def adapter_settings(self) -> dict[str, dict[str, Any]]:
-        """Fields of QuietStarConfig for the adapters that are asked for: settings as `peft.LoraConfig` takes them."""
+        """Return fields of QuietStarConfig for the adapters: settings as `peft.LoraConfig` takes them."""
         settings: dict[str, Any] = {"r": self.lora_r, "lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout}
         settings |= {"target_modules": self.lora_target_modules} if self.lora_target_modules else {}
         return {name: dict(settings) for name in ("lora", "branch_adapters") if getattr(self, name)}
@@ -124,9 +123,9 @@ class ModelArguments:
 
 @dataclass(kw_only=True)
 class QuietStarTrainingArguments(TrainingArguments):
-    """Arguments of QuietStarTrainer. Defaults are the paper's recipe, but for three: see recipes/paper.yaml.
+    """Arguments of QuietStarTrainer. Defaults are the paper's recipe, except for three: see recipes/paper.yaml.
 
-    The settings of the method (None: as the model has them) are written into the model's config.
+    The settings of the method are written into the model's config; None leaves what the model has.
 
     Raises:
         SettingsError: a value is impossible.
@@ -135,12 +134,10 @@ class QuietStarTrainingArguments(TrainingArguments):
     n_ahead: int | None = option(
         None, "tokens of a thought, start and end included: n_ahead - 2 are sampled (default: 8)", METHOD
     )
-    n_ahead_talk: int | None = option(
-        None, "true tokens that each thought is judged by in training (default: 4)", METHOD
-    )
+    n_ahead_talk: int | None = option(None, "true tokens that judge each thought in training (default: 4)", METHOD)
     n_passes: int | None = option(None, "thoughts sampled for each position in training (default: 2)", METHOD)
     think_fraction: float = option(
-        1.0, "share of the positions to think at, drawn anew for each step, so that long texts fit", METHOD
+        1.0, "share of the positions to think at, redrawn for each step, so that long texts fit", METHOD
     )
     thought_temperature: float | None = option(
         None, "temperature at which thoughts are sampled in training (default: 1)", METHOD
@@ -158,19 +155,15 @@ class QuietStarTrainingArguments(TrainingArguments):
         METHOD,
     )
     base_loss_weight: float | None = option(
-        None,
-        "share of the base model's own nll in the loss; the talk loss has the rest (default: 0.5)",
-        METHOD,
+        None, "share of the base model's own nll in the loss; the talk loss has the rest (default: 0.5)", METHOD
     )
     initial_thought_text: str | None = option(
-        None,
-        "start and end of a thought begin as the embedding of this text's first token (default: ---)",
-        METHOD,
+        None, "start and end of a thought begin as the embedding of this text's first token (default: ---)", METHOD
     )
 
     learning_rate: float = option(1e-6, "peak learning rate of AdamW", RECIPE)
     head_learning_rate: float | None = option(
-        None, "peak learning rate of mixing head and thought embeddings (default: that of all)", RECIPE
+        None, "peak learning rate of mixing head and thought embeddings (default: --learning_rate)", RECIPE
     )
     lr_scheduler_type: str = option("constant_with_warmup", "how the learning rate moves", RECIPE)
     warmup_steps: float = option(20, "steps over which the learning rate rises to its peak", RECIPE)
@@ -178,97 +171,82 @@ class QuietStarTrainingArguments(TrainingArguments):
     max_grad_norm: float = option(1.0, "gradient norm is clipped to this", RECIPE)
     clip_heads_apart: bool = option(
         True,
-        "clip the gradients of mixing head and thought embeddings apart from the model's: those of the embeddings, "
-        "which are scaled by 100, would otherwise set the length of every step",
+        "clip the gradients of mixing head and thought embeddings apart from the model's: the embeddings are scaled by "
+        "100, and their gradients would otherwise set the length of every step",
         RECIPE,
     )
     max_steps: int = option(100, "optimizer steps; -1 trains for num_train_epochs instead", RECIPE)
     per_device_train_batch_size: int = option(1, "rows in memory at once, on each device", RECIPE)
-    gradient_accumulation_steps: int = option(8, "batches whose gradients add up to one step", RECIPE)
+    gradient_accumulation_steps: int = option(8, "batches whose gradients are added up for one step", RECIPE)
     bf16: bool | None = option(None, "train in bfloat16 (default: where a GPU can)", RECIPE)
 
     output_dir: str | None = option(
-        None, "folder of the run; it must not hold one already (default: runs/MODEL-N-ahead)", RUN
+        None, "folder of the run, without an earlier one (default: runs/MODEL-N-ahead)", RUN
     )
-    overwrite: bool = option(False, "empty an output_dir that holds an earlier run of ours", RUN)
-    eval_on_start: bool = option(True, "evaluate before the first step: a broken set-up shows at once", RUN)
+    overwrite: bool = option(False, "empty an output_dir that holds an earlier run", RUN)
+    eval_on_start: bool = option(True, "evaluate before the first step, so that a broken set-up shows at once", RUN)
     eval_strategy: str = option("steps", "when to evaluate: no, steps or epoch", RUN)
     eval_steps: float | None = option(50, "steps between evaluations on held-out text", RUN)
-    eval_tasks: list[str] = option([], f"tasks to answer at every evaluation, too: {', '.join(TASKS)}", RUN)
-    eval_data: list[str] = option([], "local files of --eval_tasks in place of the hub's, such as gsm8k=FILE", RUN)
+    eval_tasks: list[str] = option([], f"tasks to answer at every evaluation: {', '.join(TASKS)}", RUN)
+    eval_data: list[str] = option([], "local files of --eval_tasks instead of the hub's, such as gsm8k=FILE", RUN)
     eval_limit: int | None = option(200, "items of each of --eval_tasks at most", RUN)
     eval_report_rows: int = option(
         0, "held-out rows in a report of thoughts that each evaluation writes into reports/; 0 writes none", RUN
     )
-    logging_steps: float = option(10, "steps between two lines of figures", RUN)
+    logging_steps: float = option(10, "steps between lines of figures", RUN)
     save_steps: float = option(100, "steps between checkpoints", RUN)
     save_total_limit: int | None = option(1, "checkpoints to keep, the latest", RUN)
     dry_run: bool = option(
-        False, "take three steps on full rows, say what memory and time one takes, save nothing, and stop", RUN
+        False, "take three steps on full rows, report their memory and time, save nothing, and stop", RUN
     )
     resume: bool = option(
-        False, "go on from the latest whole checkpoint in output_dir, bit by bit; begin where there is none", RUN
+        False, "resume from the latest whole checkpoint in output_dir, bit by bit; begin if there is none", RUN
     )
     allow_changes: bool = option(False, "resume with other settings than the run had, as another run", RUN)
     max_bad_steps: int = option(
-        5, "steps in a row that are skipped, as their loss or gradient is not finite, before the run stops", RUN
+        5, "stop after so many skipped steps in a row: those whose loss or gradient is not finite", RUN
     )
     skip_spikes: float = option(
         0.0,
-        "skip steps, too, whose loss or gradient norm lies so many robust standard deviations above the median of "
-        "the latest 128 steps, such as 10; 0 skips none",
+        "also skip steps whose loss or gradient norm lies so many robust standard deviations above the median of the "
+        "latest 128 steps, such as 10; 0 skips none",
         RUN,
     )
     stop_when_unhealthy: bool = option(
         False,
-        "end the run at the first warning of a health check, with the best checkpoint so far; one is then written at "
-        "each evaluation",
+        "end the run at the first warning of a health check, with the best checkpoint so far; checkpoints are then "
+        "written at evaluations",
         RUN,
     )
-    auto_micro_batch: bool = option(
-        False, "where memory is short, halve the rows in memory at once, and keep the rows of a step", RUN
-    )
+    health_checks: bool = option(True, "warn of what goes wrong when a model learns to think (docs/training.md)", RUN)
+    auto_micro_batch: bool = option(False, "if memory is short, halve the rows at once, and keep those of a step", RUN)
     thoughts_shown: int = option(6, "thoughts to print at every evaluation", RUN)
-    seed: int = option(42, "seed of windows, thoughts and everything else that is drawn", RUN)
+    seed: int = option(42, "seed of windows, thoughts and everything else that is random", RUN)
 
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "callbacks, such as early stopping, go on where they were in a resumed run"}
+    restore_callback_states_from_checkpoint: bool = option(
+        True, "callbacks, such as early stopping, keep their states in a resumed run"
     )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "hide losses that are not finite; steps with one are skipped in any case"}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "drop columns that forward does not take"})
+    logging_nan_inf_filter: bool = option(False, "hide losses that are not finite; such steps are skipped in any case")
+    remove_unused_columns: bool = option(False, "drop columns that forward does not take")
 
     def __post_init__(self) -> None:
         if not 0 <= self.think_fraction <= 1:
             raise SettingsError(f"think_fraction is {self.think_fraction}; give a share from 0 to 1")
         if self.overwrite and (self.resume or self.named_checkpoint):
-            raise SettingsError("overwrite empties output_dir, and resume goes on in it; leave one out")
+            raise SettingsError("overwrite empties output_dir, and resume needs what is in it; leave one out")
         if self.resume and self.named_checkpoint:
             raise SettingsError(
-                f"resume goes on from the latest checkpoint, and resume_from_checkpoint names "
-                f"{self.resume_from_checkpoint}; give one of the two"
+                f"resume takes the latest checkpoint, and resume_from_checkpoint names {self.resume_from_checkpoint}; "
+                "give one of the two"
             )
         for name in self.eval_tasks:
             find_task(name)
         if unused := sorted(parse_data(self.eval_data).keys() - set(self.eval_tasks)):
             raise SettingsError(f"eval_data was given for {', '.join(unused)}, which is not among eval_tasks; add it")
-        if self.eval_limit is not None and self.eval_limit < 1:
-            raise SettingsError(f"eval_limit is {self.eval_limit}; give a number of at least 1")
-        for name in ("thoughts_shown", "eval_report_rows"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least 0")
-        for name in (
-            "max_bad_steps",
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "gradient_accumulation_steps",
-        ):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least 1")
-        for name in ("learning_rate", "head_learning_rate", "weight_decay", "skip_spikes"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf:
-                raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least 0")
+        for names, least in ((AT_LEAST_0, 0), (AT_LEAST_1, 1)):
+            for name in names.split():
+                if getattr(self, name) is not None and not least <= getattr(self, name) < math.inf:
+                    raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least {least}")
         if self.max_steps < 1 and self.max_steps != -1:
             raise SettingsError(
                 f"max_steps is {self.max_steps}; give a number of at least 1, or -1 for num_train_epochs"
@@ -277,28 +255,30 @@ class QuietStarTrainingArguments(TrainingArguments):
             raise SettingsError(f"seed is {self.seed}; give a number from 0 to {2**32 - 1}")
         if self.policy_weight is not None:
             self.policy_weight = PolicyWeight.parse(self.policy_weight).setting  # type: ignore[assignment]
-        QuietStarConfig(**self.method_settings())  # says what is impossible
+        QuietStarConfig(**self.method_settings())  # raises if a setting is impossible
+        if self.stop_when_unhealthy and not self.health_checks:
+            raise SettingsError("stop_when_unhealthy was given without health_checks; leave one out")
         if self.stop_when_unhealthy and self.eval_strategy != "no":  # the best checkpoint is one of an evaluation
             self.load_best_model_at_end = True
             self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.logging_steps
-        if getattr(self, "data_seed", None) is None:  # processes draw thoughts of their own, and one order of rows
+        if getattr(self, "data_seed", None) is None:  # Processes draw their own thoughts, and share one order of rows.
             self.data_seed: int | None = self.seed
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if not torch.accelerator.is_available():
-            self.dataloader_pin_memory = False  # there is no memory to copy to, and torch warns of it
+            self.dataloader_pin_memory = False  # There is no memory to copy to, and torch would warn.
         super().__post_init__()
         if self.accelerator_config.dispatch_batches is None:
-            self.accelerator_config.dispatch_batches = False  # rows of unequal lengths cannot be handed out as one
+            self.accelerator_config.dispatch_batches = False  # Rows of different lengths cannot be dispatched as one.
 
     @property
     def named_checkpoint(self) -> str | None:
-        """What resume_from_checkpoint says: None for false, nothing for true, which is the latest; or which one."""
+        """The checkpoint that resume_from_checkpoint names: None for false; empty for true, which is the latest."""
         said = str(self.resume_from_checkpoint or "false")
         return {"false": None, "none": None, "true": ""}.get(said.lower(), said)
 
     def method_settings(self) -> dict[str, Any]:
-        """The settings of the method that were given, by their names in QuietStarConfig."""
+        """Return the settings of the method that were given, by their names in QuietStarConfig."""
         given = {name: getattr(self, name) for name in METHOD_SETTINGS}
         return {name: value for name, value in given.items() if value is not None}
 

@@ -1,4 +1,4 @@
-"""Which optimizer steps are skipped: those that are not finite, and spikes far above what a run is used to."""
+"""Which optimizer steps are bad: those that are not finite, and spikes far above the latest good steps."""
 
 import math
 from dataclasses import dataclass, field
@@ -6,20 +6,20 @@ from statistics import median
 from typing import Any
 
 WINDOW = 128
-"""good steps that a spike is compared with, the latest"""
+"""a spike is compared with so many of the latest good steps"""
 FEWEST = 20
-"""good steps before there can be a spike"""
+"""good steps that are needed before a step can be a spike"""
 NORMAL = 1.4826
 """median absolute deviation of a normal distribution -> its standard deviation"""
 
 
 @dataclass(kw_only=True)
 class BadSteps:
-    """Judges steps by their loss and gradient norm, which are the same on all ranks, and remembers.
+    """Judges steps by their loss and gradient norm, which are the same on all ranks, and counts the bad ones.
 
     Args:
-        spikes: robust standard deviations above the median of the latest good steps (a median absolute deviation is
-            taken for 1 / 1.4826 of one) from which a step is a spike; 0 knows no spikes.
+        spikes: a step is a spike if its loss or gradient norm lies more than this many robust standard deviations
+            (1.4826 median absolute deviations) above the median of the latest good steps; 0: no step is one.
     """
 
     spikes: float = 0.0
@@ -32,11 +32,11 @@ class BadSteps:
     """gradient norms of the same"""
 
     def judge(self, loss: float, grad_norm: float | None) -> str | None:
-        """Why the optimizer may not see this step; None where it may.
+        """Return why the optimizer may not see this step; None if it may.
 
         Args:
             loss: of the whole step, over all ranks.
-            grad_norm: before it is clipped; None where nobody says.
+            grad_norm: before clipping; None if it is not known.
         """
         why = self._why_not(loss, grad_norm)
         if why is not None:
@@ -60,18 +60,21 @@ class BadSteps:
                 return f"the {what} is {value:.4g}, a spike above {limit:.4g}"
         return None
 
-    def state(self) -> dict[str, Any]:
-        """To go on from after a restart."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the steps so far."""
         return {name: getattr(self, name) for name in ("count", "in_a_row", "losses", "norms")}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`."""
         for name, value in state.items():
             setattr(self, name, value)
 
 
 def spike_limit(past: list[float], spikes: float) -> float:
-    """So many robust standard deviations above the median, a deviation at least a hundredth of it; or infinity."""
+    """Return the value above which a step is a spike: `spikes` robust standard deviations above the median.
+
+    A standard deviation is at least a hundredth of the median. Without enough values, the limit is infinity.
+    """
     if len(past) < FEWEST:
         return math.inf
     middle = median(past)

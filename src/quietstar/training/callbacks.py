@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a line of figures, and a sample of thoughts at every evaluation."""
+"""Callbacks of a run: its events for the trainer's parts, lines of figures, thoughts and reports at evaluations."""
 
 import contextlib
 import json
@@ -10,10 +10,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 
+from quietstar.errors import SettingsError
 from quietstar.model import QuietStarForCausalLM
+from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.health import HealthChecks
-from quietstar.training.reports import first_of
+from quietstar.training.reports import WriteReports, first_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +38,70 @@ SHOWN = (
 )
 """figures of a line on the screen; trackers and log_history get all of them"""
 
-
 TASK_FIGURES = ("_answer_probability", "_exact_match")
 """ends of the names of tasks' figures, shown too"""
 
 
+def add_callbacks(trainer: Any) -> None:
+    """Give a QuietStarTrainer its callbacks, in the order in which they are called."""
+    args, tokenizer, held_out = trainer.args, trainer.processing_class, trainer.eval_dataset
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(ProgressLines())
+    trainer.add_callback(Events(trainer))
+    trainer.add_callback(FollowEpoch(trainer.train_dataset))
+    if args.health_checks:
+        trainer.add_callback(WatchHealth(trainer.parts.health))
+    if args.thoughts_shown and held_out is not None and tokenizer is not None:
+        trainer.add_callback(ShowThoughts(held_out, trainer.data_collator, args.thoughts_shown))
+    if args.eval_report_rows and tokenizer is not None:
+        trainer.add_callback(WriteReports(held_out, args.eval_report_rows, tokenizer))
+
+
+def check_evaluation(
+    args: QuietStarTrainingArguments, tokenizer: PreTrainedTokenizerBase | None, eval_dataset: Any
+) -> None:
+    """Raise SettingsError if every evaluation is to give something that needs held-out text or a tokenizer."""
+    for name in ("eval_tasks", "eval_report_rows"):
+        if getattr(args, name) and eval_dataset is None:
+            raise SettingsError(f"{name} was given for every evaluation, and no text is held out; give an eval_size")
+        if getattr(args, name) and tokenizer is None:
+            raise SettingsError(f"{name} was given, which needs a tokenizer; give processing_class")
+
+
+class Events(TrainerCallback):
+    """Tells a trainer and its parts where the run is.
+
+    Args:
+        trainer: a QuietStarTrainer.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin or resume a run."""
+        self.trainer.begin()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Judge the step before the optimizer takes it."""
+        self.trainer.judge_step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set what is due after a step."""
+        saves = args.save_strategy != SaveStrategy.NO
+        self.trainer.parts.schedule.end_step(control, state.global_step, saves=saves, **self._how_it_ended(state))
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set what is due after an epoch."""
+        self.trainer.parts.schedule.end_epoch(control, **self._how_it_ended(state))
+
+    def _how_it_ended(self, state: Any) -> dict[str, bool]:
+        is_bad = self.trainer.parts.guard.bad_steps.in_a_row > 0
+        return {"is_bad": is_bad, "ends_epoch": float(state.epoch or 0).is_integer()}
+
+
 class ProgressLines(ProgressCallback):
-    """The progress bar, with its time left, and above it the figures that matter, a line each time."""
+    """The progress bar with the time left, and above it lines of the most important figures."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write a line above the bar."""
@@ -59,17 +119,17 @@ class ProgressLines(ProgressCallback):
 
 
 class WatchHealth(TrainerCallback):
-    """Warns once of each fault that a run's figures show; `stop_when_unhealthy` ends the run there.
+    """Warns once of each problem that a run's figures show; `stop_when_unhealthy` ends the run there.
 
     Args:
-        checks: what looks at the figures.
+        checks: look at the figures.
     """
 
     def __init__(self, checks: HealthChecks) -> None:
         self.checks = checks
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Look at a line of figures."""
+        """Check a line of figures."""
         told = self.checks.look(state.global_step, logs or {}, args.get_warmup_steps(state.max_steps))
         if not told:
             return
@@ -81,10 +141,15 @@ class WatchHealth(TrainerCallback):
                 logger.warning(words)
 
 
-class KeepLog(TrainerCallback):
-    """Adds each line of figures to log.jsonl as it comes; a run that is resumed begins with those of its checkpoint.
+def as_json_lines(history: list[dict[str, float]]) -> str:
+    """Return lines of figures as log.jsonl holds them."""
+    return "".join(f"{json.dumps(line)}\n" for line in history)
 
-    Where a line cannot be written, the run goes on: checkpoints have all lines, and its end writes the file anew.
+
+class KeepLog(TrainerCallback):
+    """Appends each line of figures to log.jsonl; a run that is resumed begins with the lines of its checkpoint.
+
+    If a line cannot be written, the run continues: checkpoints have all lines, and its end writes the file again.
 
     Args:
         folder: of the run.
@@ -98,20 +163,20 @@ class KeepLog(TrainerCallback):
         self._write("w", state, state.log_history)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Add a line."""
+        """Append a line."""
         self._write("a", state, state.log_history[-1:])
 
-    def _write(self, mode: str, state: Any, lines: list[dict[str, float]]) -> None:
+    def _write(self, mode: str, state: Any, history: list[dict[str, float]]) -> None:
         if state.is_world_process_zero:
             with contextlib.suppress(OSError), self.file.open(mode, encoding="utf-8") as file:
-                file.writelines(f"{json.dumps(line)}\n" for line in lines)
+                file.write(as_json_lines(history))
 
 
 class FollowEpoch(TrainerCallback):
-    """Tells the training texts which epoch it is, also when a run goes on in the middle of one.
+    """Tells the training texts which epoch it is, also if a run is resumed within one.
 
     Args:
-        dataset: has set_epoch, or is left alone.
+        dataset: of training; one without set_epoch is left alone.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -124,11 +189,11 @@ class FollowEpoch(TrainerCallback):
 
 
 class ShowThoughts(TrainerCallback):
-    """Prints a sample of thoughts on held-out text at every evaluation.
+    """Prints a few thoughts on held-out text at every evaluation.
 
     Args:
         dataset: held-out text; thoughts are taken from its first row.
-        collator: makes a batch of it.
+        collator: makes a batch of rows.
         n_shown: thoughts to print.
     """
 
@@ -150,14 +215,14 @@ class ShowThoughts(TrainerCallback):
             table = thought_table(model, tokenizer, batch["input_ids"][:1].to(model.device), self.n_shown)
         finally:
             model.train(was_training)
-        if state.is_world_process_zero:  # where weights are sharded, all processes must take part
+        if state.is_world_process_zero:  # If weights are sharded, all processes must take part.
             Console(stderr=True).print(table)
 
 
 def thought_table(
     model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor, n_shown: int
 ) -> Table:
-    """A table of thoughts at positions spread evenly over a row [1, S]: context, thought, weight, what follows."""
+    """Return a table of thoughts at positions spread evenly over a row [1, S]: context, thought, weight, reward."""
     S = input_ids.shape[1]
     n_shown = min(n_shown, S - 1)
     positions = (2 * torch.arange(n_shown) + 1) * (S - 1) // (2 * n_shown)

@@ -1,7 +1,7 @@
 """Checkpoints on disk: each is whole or absent.
 
-One is written into a folder aside, flushed to the disk, renamed to checkpoint-N, and marked complete last. What was cut
-short anywhere on that way has no marker, or one that its files do not fit, and is never resumed from.
+A checkpoint is written into a folder aside, flushed to the disk, renamed to checkpoint-N, and marked complete last. If
+that is interrupted anywhere, it has no marker, or one that does not fit its files, and is never resumed from.
 """
 
 import errno
@@ -26,31 +26,31 @@ FORMAT = 1
 
 
 def name_of(step: int) -> str:
-    """checkpoint-N, as transformers calls it."""
+    """Return checkpoint-N, as transformers calls it."""
     return f"{PREFIX}-{step}"
 
 
 def step_of(checkpoint: Path) -> int:
-    """N of checkpoint-N; -1 where it is none."""
+    """Return N of checkpoint-N; -1 for other names."""
     prefix, _, number = checkpoint.name.rpartition("-")
     return int(number) if prefix == PREFIX and number.isascii() and number.isdigit() else -1
 
 
 def publish(written: Path, checkpoint: Path, about: dict[str, Any]) -> None:
-    """Make a folder that was written aside, and flushed, the checkpoint of that name.
+    """Rename a folder that was written aside and flushed to the checkpoint's name, and mark it complete.
 
-    A torn one of that name gives way: it can only be what an earlier attempt has left.
+    An incomplete checkpoint of that name, left by an earlier attempt, is deleted.
 
     Args:
         written: the folder, in the same file system.
         checkpoint: its final name.
-        about: kept in the marker, to be given back by `read_marker`.
+        about: kept in the marker; `read_marker` returns it.
 
     Raises:
         OSError: it cannot be written.
     """
     if is_whole(checkpoint):
-        raise FileExistsError(errno.EEXIST, "a whole checkpoint of that name lies there", str(checkpoint))
+        raise FileExistsError(errno.EEXIST, "there is a whole checkpoint of that name", str(checkpoint))
     if checkpoint.exists():
         remove(checkpoint)
     sizes = {str(path.relative_to(written)): path.stat().st_size for path in sorted(files_of(written))}
@@ -60,21 +60,21 @@ def publish(written: Path, checkpoint: Path, about: dict[str, Any]) -> None:
 
 
 def flush_all(folder: Path) -> None:
-    """Have the disk itself hold all files in it, at any depth."""
+    """Flush all files in a folder to the disk, at any depth."""
     for path in [*folder.rglob("*"), folder]:
         flush(path)
 
 
 def files_of(folder: Path) -> list[Path]:
-    """All files in it, at any depth."""
+    """Return all files in a folder, at any depth."""
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def read_marker(checkpoint: Path) -> dict[str, Any]:
-    """What `publish` was told about a checkpoint that is whole.
+    """Return what `publish` was told about a checkpoint that is whole.
 
     Raises:
-        CheckpointError: it is not whole; the message says what is amiss.
+        CheckpointError: it is not whole; the message says why.
     """
     try:
         marker = json.loads((checkpoint / MARKER).read_bytes())
@@ -101,7 +101,7 @@ def read_marker(checkpoint: Path) -> dict[str, Any]:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether there is such a checkpoint, and nothing of it is missing."""
+    """Return whether a checkpoint is there, and nothing of it is missing."""
     try:
         read_marker(checkpoint)
     except CheckpointError:
@@ -111,13 +111,13 @@ def is_whole(checkpoint: Path) -> bool:
 
 def _torn(checkpoint: Path, why: str) -> CheckpointError:
     return CheckpointError(
-        f"{checkpoint} is no checkpoint that is whole: {why}; give a folder {PREFIX}-N that is, or --resume for the "
-        "latest that is"
+        f"{checkpoint} is not a whole checkpoint: {why}; give another folder {PREFIX}-N, or --resume for the latest "
+        "whole one"
     )
 
 
 def whole_checkpoints(run: Path, *, report: bool = False) -> list[Path]:
-    """Those of a run that are whole, latest first; torn ones are passed over, and reported where that is asked for."""
+    """Return a run's whole checkpoints, latest first; others are skipped, and reported if that is asked for."""
     whole = []
     for checkpoint in sorted((path for path in run.glob(f"{PREFIX}-*") if step_of(path) >= 0), key=step_of)[::-1]:
         try:
@@ -125,19 +125,19 @@ def whole_checkpoints(run: Path, *, report: bool = False) -> list[Path]:
             whole.append(checkpoint)
         except CheckpointError as error:
             if report:
-                logger.warning("%s is passed over: %s", checkpoint, str(error).partition(": ")[2].partition(";")[0])
+                logger.warning("%s is skipped: %s", checkpoint, str(error).partition(": ")[2].partition(";")[0])
     if report and (run / ASIDE).exists():
-        logger.warning("%s was never finished, and is passed over", run / ASIDE)
+        logger.warning("%s was never finished, and is skipped", run / ASIDE)
     return whole
 
 
 def latest(run: Path, *, report: bool = False) -> Path | None:
-    """The latest of a run that is whole; see `whole_checkpoints`."""
+    """Return a run's latest whole checkpoint, None if there is none; see `whole_checkpoints`."""
     return next(iter(whole_checkpoints(run, report=report)), None)
 
 
 def to_resume(run: Path, named: str | Path | None = None) -> Path:
-    """The checkpoint that was named, or else the latest of the run.
+    """Return the checkpoint that was named, or else the latest of the run.
 
     Raises:
         CheckpointError: there is none, or it is not whole.
@@ -147,11 +147,11 @@ def to_resume(run: Path, named: str | Path | None = None) -> Path:
         return Path(named)
     if found := latest(run, report=True):
         return found
-    raise CheckpointError(f"output_dir {run} holds no checkpoint that is whole; train from the beginning")
+    raise CheckpointError(f"output_dir {run} has no whole checkpoint; train from the beginning")
 
 
 def keep_latest(run: Path, n: int | None, also: str | None = None) -> None:
-    """Delete all whole checkpoints but the latest n, and what a crash has left of earlier ones.
+    """Delete all whole checkpoints except the latest n, and what a crash has left of earlier ones.
 
     Args:
         run: the folder of the run.
@@ -170,7 +170,7 @@ def keep_latest(run: Path, n: int | None, also: str | None = None) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete it, its marker first: what a crash leaves of it is torn. Where it is a link, the link alone goes."""
+    """Delete a checkpoint, its marker first, so that a crash leaves none that looks whole; of a link, only the link."""
     if checkpoint.is_symlink():
         checkpoint.unlink()
         return

@@ -1,4 +1,4 @@
-"""A few steps of a training run, to see what one takes: memory, and with it the time of the whole run."""
+"""A few steps of a training run, to measure the memory and the time of one, and with it the time of the whole run."""
 
 import resource
 import sys
@@ -14,19 +14,19 @@ from transformers import TrainerCallback
 from quietstar.training.trainer import QuietStarTrainer
 
 STEPS = 3
-"""the first one makes the optimizer's states, and is slower than all after it; the others are measured"""
+"""the first one creates the optimizer's states and is slower; the others are measured"""
 
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What a step took, on the process that took most."""
+    """The time and memory of a step, on the process that took most."""
 
     n_rows: int
     """rows of a step, over all processes"""
     n_tokens: int
     """tokens of each, as many as a row can have"""
     seconds: float
-    """of a step, the mean of those that were measured"""
+    """of a step, the mean over those that were measured"""
     n_steps: int
     """of the whole run"""
     peak: int
@@ -34,7 +34,7 @@ class DryRun:
     on_gpu: bool
 
     def words(self) -> str:
-        """For the person at the terminal."""
+        """Return a sentence for the terminal."""
         whole = self.seconds * self.n_steps
         unit, size = next(((unit, size) for unit, size in UNITS if whole >= size), UNITS[-1])
         return (
@@ -48,7 +48,7 @@ UNITS = (("days", 86_400), ("hours", 3_600), ("minutes", 60), ("seconds", 1))
 
 
 class _Full(Dataset[dict[str, list[int]]]):
-    """Rows of a dataset, each repeated until it is as long as a row can be."""
+    """Rows of a dataset, each repeated up to the greatest length of a row."""
 
     def __init__(self, rows: Any, n_rows: int, n_tokens: int) -> None:
         self.rows = [dict(row) for row in islice(iter(rows), n_rows)]
@@ -63,10 +63,10 @@ class _Full(Dataset[dict[str, list[int]]]):
 
 
 class _Measure(TrainerCallback):
-    """Notes when each step ends, and forgets the memory that the first one took.
+    """Notes when each step ends, and resets the peak of memory after the first one.
 
     Args:
-        on_gpu: whether it is a GPU's.
+        on_gpu: whether to measure a GPU's memory.
     """
 
     def __init__(self, on_gpu: bool) -> None:
@@ -82,7 +82,7 @@ class _Measure(TrainerCallback):
 
 
 def dry_run(trainer: QuietStarTrainer, n_tokens: int) -> DryRun:
-    """Take a few steps on full rows, save and evaluate nothing, and say what one takes.
+    """Take a few steps on full rows, without saving or evaluating, and return what one takes.
 
     Args:
         trainer: of the run; its model has learned from the steps.
@@ -100,7 +100,7 @@ def dry_run(trainer: QuietStarTrainer, n_tokens: int) -> DryRun:
     trainer.train()
     seconds = (measure.ends[-1] - measure.ends[0]) / (len(measure.ends) - 1)
     found = torch.tensor([seconds, float(_peak(on_gpu))], dtype=torch.float64, device=args.device)
-    most = trainer.accelerator.gather(found).view(-1, 2).amax(0).tolist()
+    most = trainer.processes.gather(found).amax(0).tolist()
     return DryRun(
         n_rows=n_rows,
         n_tokens=n_tokens,
@@ -112,7 +112,7 @@ def dry_run(trainer: QuietStarTrainer, n_tokens: int) -> DryRun:
 
 
 def _n_steps(trainer: QuietStarTrainer) -> int:
-    """Steps of the whole run, by its settings and its texts."""
+    """Return the steps of the whole run, which follow from its settings and its texts."""
     args = trainer.args
     if args.max_steps > 0:
         return args.max_steps

@@ -1,46 +1,48 @@
-"""Health checks of a training run: what goes wrong when a model learns to think, told at the step where it shows.
+"""Health checks of a training run: warnings of what goes wrong when a model learns to think.
 
-Each check reads the figures that a run logs, and warns once. Thresholds were chosen on recorded runs of a real model,
-healthy ones and ill ones; see docs/training.md.
+Each check reads the figures that a run logs, and warns once, at the step where it shows. The thresholds were chosen on
+recorded runs of a real model, healthy and unhealthy ones; see docs/training.md.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
+
+from quietstar.training.parts import Part
 
 FEWEST_DISTINCT = 0.5
 """share of the distinct thoughts in the run's first line below which they have collapsed"""
 LOWEST_ENTROPY = 0.2
 """share of the entropy of thought tokens in the run's first line below which they have collapsed"""
 HELPFUL = 0.05
-"""nats a token by which thoughts of so little entropy must lower the nll not to be called collapsed"""
+"""nats a token: thoughts of little entropy that lower the nll by this much have not collapsed"""
 HIGHEST_POLICY_SHARE = 0.9
 """share of the policy term in the gradient above which it drowns the nll's"""
 OPENED_BY = 50
-"""steps after which the mixing head should have opened"""
+"""step at which the mixing head should have opened"""
 LOWEST_MIXING_WEIGHT = 1e-3
-"""root mean square of the mixing weight below which the head is shut"""
+"""root mean square of the mixing weight below which the head is closed"""
 
 
 @dataclass(kw_only=True)
-class HealthChecks:
-    """Looks at lines of figures, and remembers what was said."""
+class HealthChecks(Part):
+    """Looks at lines of figures, and remembers which checks have warned."""
 
     warned: list[str] = field(default_factory=list)
     """names of the checks that have warned"""
     first_entropy: float | None = None
     """entropy of thought tokens in the run's first line"""
     first_distinct: float | None = None
-    """share of distinct thoughts there: of one token, or of many texts, they repeat without being ill"""
+    """share of distinct thoughts there: thoughts of one token repeat in a healthy run, too"""
     reward_mean: float | None = None
     """of the latest line of training figures that had any reward"""
 
     def look(self, step: int, figures: dict[str, float], warmup_steps: int = 0) -> list[str]:
-        """What is to be warned of at this step, each told once.
+        """Return the warnings of this step; each check warns once in a run.
 
         Args:
             step: of the line.
             figures: of training, or of held-out text under `eval_` names.
-            warmup_steps: over which the learning rate rises; the mixing head may be shut as long.
+            warmup_steps: over which the learning rate rises; the mixing head may stay closed that long.
         """
         found = {
             "drift": self.drift(figures),
@@ -50,7 +52,7 @@ class HealthChecks:
             "no_rewards": self.no_rewards(figures) if step > warmup_steps + 1 else None,
         }
         new = {name: words for name, words in found.items() if words is not None and name not in self.warned}
-        self.warned += new
+        self.warned = [*self.warned, *new]
         if figures.get("reward_mean"):
             self.reward_mean = figures["reward_mean"]
         if self.first_entropy is None and "thought_entropy" in figures:
@@ -60,7 +62,7 @@ class HealthChecks:
     def drift(self, figures: dict[str, float]) -> str | None:
         """The base pass predicts held-out text worse than before training, by more than its 95 % interval."""
         low = figures.get("eval_drift_low")
-        if low is None or low <= 0:  # predictions that are no numbers are worse, too
+        if low is None or low <= 0:  # NaN compares false, and is worse, too
             return None
         rewards = ""
         if self.reward_mean is not None and self.reward_mean > 0:
@@ -73,7 +75,7 @@ class HealthChecks:
         )
 
     def collapse(self, figures: dict[str, float]) -> str | None:
-        """Thoughts are all alike, or their tokens certain though they do not help: thoughts that do may be certain."""
+        """Thoughts are all alike, or their tokens are certain although the thoughts do not help."""
         distinct, entropy = figures.get("distinct_thoughts"), figures.get("thought_entropy")
         if distinct is None or entropy is None or self.first_entropy is None or self.first_distinct is None:
             return None
@@ -89,9 +91,9 @@ class HealthChecks:
         )
 
     def drowning(self, figures: dict[str, float]) -> str | None:
-        """The policy term sets the direction of a step nearly alone."""
+        """The policy term sets the direction of a step almost alone."""
         share = figures.get("policy_share")
-        if share is None or not share > HIGHEST_POLICY_SHARE:  # a share that is no number says nothing
+        if share is None or not share > HIGHEST_POLICY_SHARE:  # NaN says nothing
             return None
         return (
             f"the policy term's gradient drowns the nll's: {100 * share:.4g} % of their lengths is the policy's, and "
@@ -100,7 +102,7 @@ class HealthChecks:
         )
 
     def shut_head(self, figures: dict[str, float]) -> str | None:
-        """The mixing head has stayed near the zero that it began at: thoughts count for nothing."""
+        """The mixing head has stayed near zero, where it began, so that thoughts count for nothing."""
         weight = figures.get("mixing_weight_rms")
         if weight is None or not weight < LOWEST_MIXING_WEIGHT:
             return None
@@ -117,14 +119,14 @@ class HealthChecks:
         if not self.reward_mean:
             return f"{said}Check that --learning_rate is above 0 and that rows are longer than n_ahead_talk"
         if figures["mixing_weight_rms"] >= LOWEST_MIXING_WEIGHT:
-            return None  # a line of rows that are too short for a reward
+            return None  # The rows of this line are too short for a reward.
         return f"{said}There were some before: the mixing head has shut. Lower --head_learning_rate or --learning_rate"
 
-    def state(self) -> dict[str, Any]:
-        """To go on from after a restart."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the checks remember."""
         return {name: getattr(self, name) for name in ("warned", "first_entropy", "first_distinct", "reward_mean")}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`."""
         for name, value in state.items():
             setattr(self, name, value)

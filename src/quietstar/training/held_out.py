@@ -1,20 +1,30 @@
-"""Held-out text beside what the model predicted of it before training, row by row."""
+"""Figures of held-out text: each label counted once, beside what the model predicted before training, row by row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.trainer_utils import has_length
 
+from quietstar.learn import IGNORED
+from quietstar.model import QuietStarOutput
 from quietstar.reporting.interval import bootstrap_ratios
+from quietstar.runs.processes import Processes
+from quietstar.training.arguments import QuietStarTrainingArguments
+from quietstar.training.parts import Part
+from quietstar.training.step_guard import out_of_memory_in
+from quietstar.training.tally import Tally
 
 
 class HeldOut:
-    """What the base pass made of each held-out row in one evaluation, and in the one before training.
+    """The base pass's nll of each held-out row in one evaluation, and in the one before training.
 
-    A row's figures are two sums: of base_nll, and of labels. Rows are in the order of the text on every process.
+    A row has two sums: of base_nll, and of labels. Rows are in the order of the text on every process.
 
     Args:
-        before: [rows, 2] of the evaluation before training; None where there was none.
+        before: [rows, 2] of the evaluation before training; None if there was none.
     """
 
     def __init__(self, before: Tensor | None = None) -> None:
@@ -32,7 +42,7 @@ class HeldOut:
         self._batches.append(torch.nn.functional.pad(sums, (0, 0, 0, n_rows - len(sums))))
 
     def rows(self, gather: Callable[[Tensor], Tensor] = lambda rows: rows[None]) -> Tensor:
-        """[rows, 2] of all processes, to which batches went in turn; rows without a label are left out.
+        """Return [rows, 2] of all processes, to which batches went in turn, without rows that have no label.
 
         Args:
             gather: [n, 2] -> [processes, n, 2], which have as many rows each.
@@ -43,7 +53,7 @@ class HeldOut:
         return rows[rows[:, 1] > 0]
 
     def compare(self, rows: Tensor) -> dict[str, float]:
-        """Figures of an evaluation's rows [rows, 2] beside those before training; none where there were none.
+        """Compare an evaluation's rows [rows, 2] with those before training; return nothing if there were none.
 
         Returns:
             nll_before, of the base pass before training; drift, how much worse it is now (below 0: better); from two
@@ -56,3 +66,86 @@ class HeldOut:
         drift = bootstrap_ratios(rows[:, :1] - self.before[:, :1], n_labels)[0]
         figures["drift"] = drift.value
         return figures | ({"drift_low": drift.low, "drift_high": drift.high} if len(rows) > 1 else {})
+
+
+class HeldOutFigures(Part):
+    """Adds up an evaluation, and keeps what the evaluation before training found of each held-out text.
+
+    Args:
+        processes: of the run.
+        args: of the run.
+    """
+
+    def __init__(self, processes: Processes, args: QuietStarTrainingArguments) -> None:
+        self.processes, self.n_rows, self.thinks = processes, args.per_device_eval_batch_size, args.think_fraction > 0
+        self.texts: dict[str, HeldOut] = {}
+
+    @contextmanager
+    def evaluating(self, name: str, text: Any, step: int) -> Iterator[None]:
+        """Evaluate a held-out text within, after a step; what training samples next does not change.
+
+        Args:
+            name: of the text: the prefix of its figures.
+            text: the dataset.
+            step: of training.
+
+        Raises:
+            OutOfMemoryError: a batch does not fit into memory.
+        """
+        self.tally, self.n_batches = Tally(), 0
+        self.n_rows_in_all = len(text) if has_length(text) else None
+        self.rows = self.texts.setdefault(name, HeldOut())
+        self.rows.begin()
+        where = f"in an evaluation after step {step}, with {self.n_rows} rows at once"
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with out_of_memory_in(f"{where}: lower --per_device_eval_batch_size"), torch.random.fork_rng(devices):
+            yield
+
+    def prepared(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the inputs of this process's next batch: each label is counted once, a baseline thinks nowhere.
+
+        Batches go to processes in turn, and all get as many: after the end of the text, rows are repeated.
+        """
+        labels = inputs["labels"]
+        first = (self.n_batches * self.processes.n + self.processes.rank) * self.n_rows
+        self.n_batches += 1
+        if self.processes.n > 1 and self.n_rows_in_all is not None:
+            is_repeated = first + torch.arange(len(labels), device=labels.device) >= self.n_rows_in_all
+            labels = labels.masked_fill(is_repeated[:, None], IGNORED)
+        return inputs | {"labels": labels} | ({} if self.thinks else {"think_at": torch.zeros_like(labels)})
+
+    def add(self, output: QuietStarOutput, inputs: dict[str, Tensor]) -> None:
+        """Add what forward returned for a batch."""
+        labels = self.tally.add_batch(output, inputs)
+        self.rows.add(output.base_nll, labels.base, self.n_rows)
+
+    def figures(self, base_loss_weight: float, *, is_first: bool) -> dict[str, float]:
+        """Return means over all labels of this evaluation, beside those before training; nothing without labels.
+
+        Args:
+            base_loss_weight: share of base_nll in nll.
+            is_first: whether this is the evaluation before training.
+
+        Returns:
+            Those of `Tally.figures` without policy_loss, since nothing is learned here: the loss is the nll. Those of
+            `HeldOut.compare`, and beside them gain, how much lower talk_nll_0 is than nll_before.
+        """
+        if not self.tally:
+            return {}
+        figures = self.tally.figures(base_loss_weight, self.processes.gather)
+        figures.pop("policy_loss", None)
+        figures["loss"] = figures["nll"]
+        rows = self.rows.rows(self.processes.gather)
+        if is_first:
+            self.rows.before = rows
+        if compared := self.rows.compare(rows):
+            figures |= compared | {"gain": figures.get("thought_gain", 0.0) - compared["drift"]}
+        return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows before training, of each held-out text."""
+        return {name: rows.before for name, rows in self.texts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Compare with such rows."""
+        self.texts = {name: HeldOut(before) for name, before in state.items()}

@@ -1,4 +1,4 @@
-"""Weights that train are kept in float32; whoever keeps them in 16 bits is told what is lost."""
+"""Weights that train belong in float32; a warning says what is lost in 16 bits."""
 
 import logging
 
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def warn_of_lost_updates(model: nn.Module) -> None:
-    """Warn where weights that train are kept in 16 bits, which round most updates away."""
+    """Warn if weights that train are kept in 16 bits, where most updates are rounded away."""
     if (dtype := trained_in_half(model)) is None:
         return
     name, smallest = str(dtype).removeprefix("torch."), torch.finfo(dtype).eps / 2

@@ -1,4 +1,4 @@
-"""The model that a run trains: found by its name, given thoughts where it has none, with the run's settings."""
+"""The model that a run trains: loaded by its name, given thoughts if it has none, with the run's settings."""
 
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,22 @@ def thinking_model(
     freeze_base: bool = False,
     **settings: Any,
 ) -> QuietStarForCausalLM:
-    """The model to train, with the method's settings of a run.
+    """Return the model to train, with the method's settings of a run.
 
     Args:
         model: as QuietStarTrainer takes it.
         args: its method settings override the model's.
         tokenizer: of the model.
-        freeze_base: train mixing head, thought embeddings and adapters of branches alone, in a model given by name.
+        freeze_base: train only mixing head, thought embeddings and adapters of branches, in a model given by name.
         settings: further fields of QuietStarConfig and arguments of `from_pretrained`, for a model that is made
-            here from a base model. Where they name no dtype, the weights that train become float32, and frozen ones
-            stay as they are stored.
+            here from a base model. Without a dtype, the weights that train become float32, and frozen ones stay as
+            they are stored.
 
     Raises:
-        SettingsError: a setting that can no longer be changed in a thinking model.
+        SettingsError: a setting can no longer be changed in a thinking model.
     """
     method = args.method_settings()
-    set_seed(args.seed)  # the mixing head is drawn at random
+    set_seed(args.seed)  # The mixing head begins at random.
     if isinstance(model, (str, Path)):
         model = _by_name(str(model), tokenizer, method, settings, freeze_base)
     if not isinstance(model, QuietStarForCausalLM):
@@ -56,7 +56,7 @@ def thinking_model(
 
 
 OF_BASE_MODELS = {"lora": "lora", "branch_adapters": "branch_adapters", "quantization_config": "load_in_4bit"}
-"""what only a base model can be given: argument of `from_base` -> option"""
+"""what only a base model takes: argument of `from_base` -> option"""
 
 
 def _by_name(
@@ -69,7 +69,9 @@ def _by_name(
     if not holds_thinking_model(name):
         model = QuietStarForCausalLM.from_base(name, tokenizer=tokenizer, **method, **settings)
     elif fixed := [option for field, option in OF_BASE_MODELS.items() if settings.get(field)]:
-        raise SettingsError(f"{name} thinks already; {', '.join(fixed)} can only be given to a base model")
+        raise SettingsError(
+            f"{name} is a thinking model already, and {', '.join(fixed)} can only be given to a base model; leave out"
+        )
     else:
         model = QuietStarForCausalLM.from_pretrained(name, **settings)
     if freeze_base:

@@ -1,15 +1,17 @@
-"""Parameter groups of the optimizer: the small new parts of a model may learn at a rate of their own."""
+"""The optimizer: the small new parts of a model may learn at their own rate, and are clipped by themselves."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quietstar.model import QuietStarForCausalLM
 
 
 def parts_made_new(model: QuietStarForCausalLM) -> list[nn.Parameter]:
-    """Parameters of the mixing head and of the thought embeddings."""
+    """Return the parameters of the mixing head and of the thought embeddings."""
     return [*model.mixing_head.parameters(), *model.thought_embeddings.parameters()]
 
 
@@ -18,11 +20,11 @@ def give_own_rate(
 ) -> None:
     """Move parameters of an optimizer into groups with another learning rate; their other settings stay.
 
-    Without a rate they are moved all the same, so that a saved optimizer can be loaded whichever rate is given later.
+    They are moved even without a rate, so that a saved optimizer can be loaded whichever rate is given later.
 
     Args:
         optimizer: before its first step, and before a scheduler is made for it.
-        parameters: those that it does not have are left out.
+        parameters: to be moved; those that the optimizer does not have are ignored.
         learning_rate: of the new groups; None for that of the old ones.
     """
     moved = {id(parameter) for parameter in parameters}
@@ -33,3 +35,45 @@ def give_own_rate(
             rate = group["lr"] if learning_rate is None else learning_rate
             optimizer.add_param_group({**group, "params": own, "lr": rate})
     optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+
+
+def clip_apart(
+    model: nn.Module,
+    new: Iterable[nn.Parameter],
+    clip: Callable[[list[nn.Parameter], float], Tensor],
+    max_norm: float,
+) -> Tensor | None:
+    """Clip the gradients of the parts made new apart from all others, and return the norm [] of all before.
+
+    Without gradients in both there is nothing to clip apart, and None is returned.
+
+    Args:
+        model: of all parameters.
+        new: parameters of the parts made new.
+        clip: clips the gradients of parameters to a norm, and returns their norm [] before.
+        max_norm: of each of the two groups.
+    """
+    made_new = {id(parameter) for parameter in new}
+    learning = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    groups = [[each for each in learning if (id(each) in made_new) == is_new] for is_new in (False, True)]
+    if not all(groups):  # The norm of no gradients would lie on the CPU, wherever the model is.
+        return None
+    norms = [clip(group, max_norm) for group in groups]
+    return torch.stack([getattr(norm, "full_tensor", lambda norm=norm: norm)() for norm in norms]).norm()
+
+
+@contextmanager
+def settings_kept(optimizer: Any, scheduler: Any, keeps: bool) -> Iterator[None]:
+    """Keep the settings of an optimizer, such as its learning rate, while a saved state is loaded into it, or not."""
+    if not keeps:
+        yield
+        return
+    kept = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    yield
+    for group, settings in zip(optimizer.param_groups, kept, strict=True):
+        group.update(settings)
+    if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+        for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+            group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
+        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]

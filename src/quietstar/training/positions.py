@@ -1,18 +1,34 @@
-"""Where to think in a training step, when not everywhere."""
+"""Where to think in a training step, if not everywhere."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quietstar.learn import IGNORED
+from quietstar.runs.seeds import mixed_seed
+
+
+def draw_positions_of_step(batches: list[dict[str, Any]], fraction: float, *, seed: int, step: int, rank: int) -> None:
+    """Set think_at [B, S] of a step's batches that have none, if the fraction is below 1.
+
+    It is drawn differently for each step, batch and rank, and the same way if a run is repeated or resumed.
+    """
+    if fraction == 1:
+        return
+    for index, batch in enumerate(batches):
+        if "think_at" not in batch:
+            generator = torch.Generator().manual_seed(mixed_seed(seed, step, index, rank))
+            batch["think_at"] = draw_positions(batch["labels"], fraction, generator)
 
 
 def draw_positions(labels: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
-    """[B, S] bool: a random share of each row's positions that have a label to predict.
+    """Return a random share of each row's positions that have a label to predict, [B, S] bool.
 
-    Every row gets round(fraction x its labels), and one where that would be none but fraction is above 0.
+    Every row gets round(fraction x its labels), and at least one if the fraction is above 0.
 
     Args:
-        labels: [B, S], -100 where there is none; position i predicts the label at i+1.
+        labels: [B, S], -100 where there is none; position i predicts the label at i + 1.
         fraction: from 0 to 1.
         generator: on the CPU.
     """

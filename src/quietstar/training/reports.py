@@ -1,4 +1,4 @@
-"""A report of thoughts on held-out text at every evaluation of a training run, to watch them change."""
+"""Reports of thoughts on held-out text, one at every evaluation of a training run, to watch them change."""
 
 import logging
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ FOLDER = "reports"
 
 
 class WriteReports(TrainerCallback):
-    """Writes reports/step-N: a trace of the first held-out rows, whether the thoughts matter, and report.html.
+    """Writes reports/step-N: a trace of the first held-out rows, whether their thoughts matter, and report.html.
 
     Args:
         dataset: held-out text, or several by name, of which the first is taken.
@@ -37,9 +37,9 @@ class WriteReports(TrainerCallback):
         """of the report that was written last"""
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Think over the same rows each time, greedily, and write what was thought.
+        """Think greedily on the same rows each time, and write the thoughts.
 
-        Several sets of held-out text are evaluated one by one; a step has one report.
+        Several held-out texts are evaluated one by one, but a step has one report.
         """
         model = kwargs.get("model")
         if state.global_step == self.step or not isinstance(model, QuietStarForCausalLM):
@@ -52,13 +52,13 @@ class WriteReports(TrainerCallback):
         origin = {}
         if state.global_step > 0 and model.config.lora is None and _recall(texts, _folder(args, 0)):
             origin["before"] = "this run's step 0"
-        # on every process: where weights are sharded, all of them must take part
+        # If weights are sharded, all processes must take part.
         found = trace(model, self.tokenizer, texts, TraceSettings(), name=name, origin=origin)
         if not state.is_world_process_zero:
             return
         try:
-            write_results(found, claim(folder, found.about, overwrite=True))  # a resumed run evaluates a step again
-        except (OSError, SettingsError) as error:  # no reason to lose the run
+            write_results(found, claim(folder, found.about, overwrite=True))  # A resumed run may evaluate a step again.
+        except (OSError, SettingsError) as error:  # The run is worth more than a report.
             logger.warning("the report of step %d cannot be written: %s", state.global_step, first_line(error))
 
 
@@ -67,10 +67,10 @@ def _folder(args: Any, step: int) -> Path:
 
 
 def _recall(texts: list[TextToTrace], first: Path) -> bool:
-    """Give texts the predictions of a run's first report, if it is of these texts: those of the untrained model."""
+    """Give texts the untrained model's predictions from a run's first report; return whether it has them."""
     try:
         columns = Trace.load(first).columns
-    except DataError:  # the run did not begin with an evaluation, or here is another machine
+    except DataError:  # The run did not begin with an evaluation, or began on another machine.
         return False
     if columns["token_id"] != [token for text in texts for token in text.ids]:
         return False
@@ -81,12 +81,12 @@ def _recall(texts: list[TextToTrace], first: Path) -> bool:
 
 
 def first_of(dataset: Any) -> Iterable[Any]:
-    """Held-out text; the first one of several by name."""
+    """Return held-out text, the first one of several."""
     return next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
 
 
 def _text(row: Any) -> TextToTrace:
-    """A row, thought about where its next token has a label: as in training."""
+    """Return a row with thoughts where the next token has a label, as in training."""
     ids = [int(token) for token in row["input_ids"]]
     labels = row.get("labels")
     if labels is None:

@@ -25,7 +25,7 @@ from quietstar.runs.contents import digest_of_model
 from quietstar.runs.folders import alone_in, claim, is_empty, refuse_full, refuse_holding, versions, write_whole
 from quietstar.training import checkpoints
 from quietstar.training.arguments import ModelArguments, QuietStarTrainingArguments
-from quietstar.training.callbacks import KeepLog
+from quietstar.training.callbacks import KeepLog, as_json_lines
 from quietstar.training.data.datasets import DataArguments, build_datasets
 from quietstar.training.data.stream import StreamedTextWindows
 from quietstar.training.data.windows import TextWindows
@@ -37,7 +37,7 @@ from quietstar.training.trainer import QuietStarTrainer
 logger = logging.getLogger(__name__)
 
 UNDECISIVE = ("merge", "attention_backend", "trust_remote_code", "eval_dataset", "eval_split")
-"""settings of model and text that do not decide what is learned"""
+"""settings of model and text that do not change what is learned"""
 
 
 def run_training(
@@ -69,15 +69,17 @@ def run_training(
                 return {"dry_run": dry_run(trainer, data_args.max_length)}
     with ExitStack() as held:
         trainer, tokenizer, checkpoint = prepare(model_args, data_args, args, config, held)
-        trainer.signals = held.enter_context(StopSignals())  # one that comes after the last step lets the run end
+        trainer.parts.schedule.signals = held.enter_context(
+            StopSignals()
+        )  # A signal after the last step lets the run end.
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         figures = result.metrics | last_evaluation(trainer)
-        with writing(Path(str(args.output_dir))):
+        with writing(trainer.folder):
             plain, merge = model_args.original, model_args.merge or model_args.original
             dtype = "float32" if model_args.dtype == "auto" else model_args.dtype
             save(trainer, tokenizer, plain=plain, merge=merge, dtype=dtype)
             write_figures(trainer, figures)
-        trainer.accelerator.wait_for_everyone()
+        trainer.processes.wait()
     return figures
 
 
@@ -88,25 +90,19 @@ def prepare(
     config: str | None,
     held: ExitStack,
 ) -> tuple[QuietStarTrainer, PreTrainedTokenizerBase, Path | None]:
-    """All that can go wrong before the first step: a trainer, its tokenizer, and the checkpoint to resume from.
+    """Return a trainer, its tokenizer and the checkpoint to resume from, once everything is checked.
 
-    The first process holds the run's folder against other runs, until `held` is closed.
+    The first process keeps other runs out of the run's folder until `held` is closed.
     """
     if args.process_index > 0:
-        logging.getLogger("quietstar").setLevel(logging.WARNING)  # the first process says the rest
+        logging.getLogger("quietstar").setLevel(logging.WARNING)  # The first process reports the rest.
     if model_args.original:
         train_without_thoughts(args)
     if args.output_dir is None or args.output_dir == "trainer_output":
         args.output_dir = default_folder(model_args, args)
-    resume = args.resume or args.named_checkpoint is not None
-    settings = {
-        "versions": versions(),
-        "model": vars(model_args),
-        "data": vars(data_args),
-        "training": args.to_dict(),
-    }
-    if args.resume and is_empty(args.output_dir):
-        resume = False
+    resume = args.named_checkpoint is not None or (args.resume and not is_empty(args.output_dir))
+    settings = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
+    settings = {"versions": versions()} | settings
     refuse_full(args.output_dir, overwrite=args.overwrite, resume=resume)
     if args.overwrite:
         refuse_holding(args.output_dir, [model_args.model, data_args.dataset, data_args.eval_dataset, config])
@@ -135,63 +131,63 @@ def prepare(
         model.set_attention_backend(model_args.attention_backend)
     check_fit(model, tokenizer, data_args.max_length)
     if model_args.original:
-        model.drop_branch_adapters()  # which are no part of a plain model
+        model.drop_branch_adapters()  # A plain model has none.
         for part in (model.mixing_head, model.thought_embeddings):
             part.requires_grad_(False)
     try:
         trainer = QuietStarTrainer(
             model, args, processing_class=tokenizer, train_dataset=train_dataset, eval_dataset=eval_dataset
         )
-    except (ValueError, RuntimeError, ImportError) as error:  # such as a tracker that is not installed
+    except (ValueError, RuntimeError, ImportError) as error:  # A tracker that is not installed, for instance.
         raise SettingsError(f"transformers' Trainer refuses these options: {first_line(error)}") from error
-    trainer.add_callback(KeepLog(Path(str(args.output_dir))))
-    trainer.settings = {name: value for of in (model_args, data_args) for name, value in vars(of).items()}
-    for name in UNDECISIVE:
-        del trainer.settings[name]
-    trainer.settings["streaming"] = isinstance(train_dataset, StreamedTextWindows)
-    trainer.settings["weight_digest"] = digest_of_model(model_args.model)
-    if not isinstance(train_dataset, StreamedTextWindows):
+    trainer.add_callback(KeepLog(trainer.folder))
+    given = vars(model_args) | vars(data_args)
+    trainer.settings = {name: value for name, value in given.items() if name not in UNDECISIVE}
+    trainer.settings |= {"streaming": False, "weight_digest": digest_of_model(model_args.model)}
+    if isinstance(train_dataset, StreamedTextWindows):
+        trainer.settings["streaming"] = True
+    else:
         trainer.settings["rows"] = len(train_dataset)
     if checkpoint is not None:
-        trainer.refuse_changes(checkpoint)
+        trainer.checkpoint_to_resume(str(checkpoint))
     if is_first:
         if not is_there:
             held.enter_context(alone_in(args.output_dir))
         claim(args.output_dir, settings, overwrite=args.overwrite, resume=resume)
-    trainer.accelerator.wait_for_everyone()
+    trainer.processes.wait()
     return trainer, tokenizer, checkpoint
 
 
 def write_figures(trainer: QuietStarTrainer, figures: dict[str, Any]) -> None:
     """Write results.json and log.jsonl into the run's folder."""
-    train_dataset: Any = trainer.train_dataset
+    texts: Any = trainer.train_dataset
+    is_stream = isinstance(texts, StreamedTextWindows)
+    figures["n_skipped_texts"] = trainer.parts.place.n_skipped if is_stream else texts.n_skipped
     if trainer.is_world_process_zero():
-        folder = Path(str(trainer.args.output_dir))
-        figures["n_skipped_texts"] = trainer.n_skipped_texts
-        write_whole(folder / "results.json", json.dumps(figures, indent=2) + "\n")
-        write_whole(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in trainer.state.log_history))
-    if isinstance(train_dataset, StreamedTextWindows):
-        logger.info(_SKIPPED.format(trainer.n_skipped_texts))
+        write_whole(trainer.folder / "results.json", json.dumps(figures, indent=2) + "\n")
+        write_whole(trainer.folder / "log.jsonl", as_json_lines(trainer.state.log_history))
+    if is_stream:
+        logger.info(_SKIPPED.format(figures["n_skipped_texts"]))
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Say in one line why what a run ends with cannot be written; its checkpoints are as they were.
+    """Report a failed final save in one line; the checkpoints are not touched.
 
     Raises:
-        CheckpointError: it cannot.
+        CheckpointError: the model or the figures cannot be written.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"the trained model cannot be written to {folder} ({first_line(error)}); make room, and go on with "
-            "--resume from the last checkpoint"
+            f"the trained model cannot be written to {folder} ({first_line(error)}); make room, and "
+            "continue from the last checkpoint with --resume"
         ) from error
 
 
 def log_texts(train_dataset: TextWindows | StreamedTextWindows, eval_dataset: TextWindows | None) -> None:
-    """Say how many rows there are, and how many texts were too short for one prediction."""
+    """Log how many rows there are, and how many texts were too short for one prediction."""
     if isinstance(train_dataset, StreamedTextWindows):
         logger.info("training on a stream of texts; those too short for one prediction are skipped")
     else:
@@ -204,7 +200,7 @@ _SKIPPED = "{:,} texts too short for one prediction were skipped"
 
 
 def train_without_thoughts(args: QuietStarTrainingArguments) -> None:
-    """Settings under which a thinking model learns exactly as its base model would."""
+    """Set arguments under which a thinking model learns exactly as its base model would."""
     given = sorted(args.method_settings()) + ["think_fraction"] * (args.think_fraction != 1)
     given += ["eval_report_rows"] * (args.eval_report_rows > 0)
     given += ["head_learning_rate"] * (args.head_learning_rate is not None)
@@ -214,7 +210,7 @@ def train_without_thoughts(args: QuietStarTrainingArguments) -> None:
 
 
 def check_fit(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Raise SettingsError where rows of this tokenizer and length do not fit the model, before anything is written."""
+    """Raise SettingsError if rows of this tokenizer and length do not fit the model, before anything is written."""
     n_rows = n_embeddings(model)
     highest = max(tokenizer.get_vocab().values(), default=0)
     if highest >= n_rows:
@@ -228,17 +224,17 @@ def check_fit(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, m
 def save(
     trainer: QuietStarTrainer, tokenizer: PreTrainedTokenizerBase, *, plain: bool, merge: bool, dtype: str
 ) -> None:
-    """Write the model into the run's folder: thinking, or its base model alone; adapters beside or merged.
+    """Write the model into the run's folder: the thinking model or its base model, adapters beside or merged.
 
-    Weights that adapters are merged into have that dtype: most of what adapters add is lost in 16 bits.
+    Merged weights have the dtype that is given: most of what adapters add is lost in 16 bits.
     """
     model: QuietStarForCausalLM = trainer.accelerator.unwrap_model(trainer.model)
-    folder = Path(str(trainer.args.output_dir))
+    folder = trainer.folder
     if is_sharded(model):
-        trainer.save_model()  # gathered from all processes; what is left to do needs one
+        trainer.save_model()  # It is gathered from all processes; the rest needs one.
         if not (plain or merge) or not trainer.is_world_process_zero():
             return
-        unset_hf_deepspeed_config()  # or it would be spread once more
+        unset_hf_deepspeed_config()  # or the model would be sharded again
         model = QuietStarForCausalLM.from_pretrained(folder, dtype=dtype)
         for file in folder.glob("model*.safetensors*"):
             file.unlink()
@@ -255,9 +251,9 @@ def save(
 
 
 def last_evaluation(trainer: QuietStarTrainer) -> dict[str, float]:
-    """Figures of held-out text of the model that is saved: the last step's, or the best one's where that is kept.
+    """Return the held-out figures of the model that is saved: of the last step, or of the best one if that is kept.
 
-    An evaluation is run where there was none.
+    An evaluation is run if there was none.
     """
     if trainer.eval_dataset is None:
         return {}
@@ -271,7 +267,7 @@ def last_evaluation(trainer: QuietStarTrainer) -> dict[str, float]:
 
 
 def held_out_words(figures: dict[str, float]) -> list[str]:
-    """What the last figures of a run say of held-out text, for the person at the terminal; nothing without any."""
+    """Return what the last figures of a run say about held-out text, for the terminal; nothing without any."""
     if "eval_base_nll" not in figures:
         return []
     before = f"{figures['eval_nll_before']:.4f} before training, " if "eval_nll_before" in figures else ""
@@ -284,7 +280,7 @@ def held_out_words(figures: dict[str, float]) -> list[str]:
 
 
 def checkpoint_of(args: QuietStarTrainingArguments) -> Path | None:
-    """The checkpoint to resume from; None where there is none yet, which --resume takes for the beginning.
+    """Return the checkpoint to resume from; None if there is none yet, and --resume begins the run.
 
     Raises:
         CheckpointError: there is none, or the one that was named is not whole.
@@ -294,12 +290,12 @@ def checkpoint_of(args: QuietStarTrainingArguments) -> Path | None:
     except CheckpointError:
         if not args.resume:
             raise
-        logger.info("output_dir %s holds no checkpoint that is whole: the run begins", args.output_dir)
+        logger.info("output_dir %s has no whole checkpoint: the run begins", args.output_dir)
         return None
 
 
 def default_folder(model_args: ModelArguments, args: QuietStarTrainingArguments) -> str:
-    """runs/MODEL-N-ahead, or runs/MODEL-original."""
+    """Return runs/MODEL-N-ahead, or runs/MODEL-original."""
     name = name_of(model_args.model) or "model"
     n_ahead = args.n_ahead or quietstar.QuietStarConfig.n_ahead
     return f"runs/{name}-original" if model_args.original else f"runs/{name}-{n_ahead}-ahead"

@@ -1,18 +1,18 @@
-"""Signals by which machines are taken away: a run saves and ends."""
+"""Signals that announce the end of a machine: a run saves and ends."""
 
 import signal
 from types import FrameType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""what clouds and cluster schedulers send before they take a machine away"""
+"""what clouds and cluster schedulers send before they stop a machine"""
 
 
 class StopSignals:
-    """Notes the first such signal while a run is under way, in the main thread; a second one does what it always did.
+    """Notes the first such signal during a run, in the main thread; a second one acts as it did before the run.
 
     Attributes:
-        received: the name of the signal, None as long as there was none.
+        received: the name of the signal; None until one arrives.
     """
 
     def __init__(self) -> None:

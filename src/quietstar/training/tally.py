@@ -1,21 +1,33 @@
-"""Sums over batches, for the figures that are logged. Figures of a run are means over all labels seen since the
-last line, not means of means."""
+"""Sums over batches, for the figures that are logged.
+
+A figure is a mean over all labels since the last line, not a mean of means.
+"""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from quietstar.learn import Labels
+from quietstar.learn import Counts, Labels
 from quietstar.model import QuietStarOutput
+from quietstar.runs.processes import Processes
 
 
 def labels_of(inputs: dict[str, Tensor], n_ahead_talk: int) -> Labels:
-    """Which predictions of a batch have a label; its columns are think_at, or everywhere without one."""
+    """Return which predictions of a batch have a label, at the columns think_at, or everywhere without it."""
     labels = inputs["labels"]
     think_at = inputs.get("think_at")
     is_column = torch.ones_like(labels, dtype=torch.bool) if think_at is None else think_at.bool()
     return Labels.look_ahead(labels, is_column, n_ahead_talk, inputs.get("attention_mask"))
+
+
+def count_labels(batches: list[dict[str, Tensor]], n_ahead_talk: int, processes: Processes) -> Counts:
+    """Return how many labels of each kind the batches of a step have, on all processes together."""
+    first, *more = (labels_of(batch, n_ahead_talk).count() for batch in batches)
+    counts = sum(more, first)
+    flat = torch.cat([counts.base[None], counts.policy[None], counts.talk]).to(processes.device)
+    flat = processes.gather(flat).sum(0)
+    return Counts(base=flat[0], policy=flat[1], talk=flat[2:])
 
 
 class Tally:
@@ -26,6 +38,13 @@ class Tally:
 
     def __bool__(self) -> bool:
         return bool(self.sums)
+
+    def add_batch(self, output: QuietStarOutput, inputs: dict[str, Tensor]) -> Labels:
+        """Add what forward returned for the inputs of a batch, and return which of its predictions have a label."""
+        labels = labels_of(inputs, output.talk_nll.shape[-1])
+        mask = inputs.get("attention_mask")
+        self.add(output, labels, torch.tensor(inputs["input_ids"].numel()) if mask is None else mask.sum())
+        return labels
 
     @torch.no_grad()
     def add(self, output: QuietStarOutput, labels: Labels, n_tokens: Tensor) -> None:
@@ -66,7 +85,7 @@ class Tally:
     def figures(
         self, base_loss_weight: float, gather: Callable[[Tensor], Tensor] = lambda sums: sums[None]
     ) -> dict[str, float]:
-        """Means over everything added.
+        """Return means over everything added.
 
         Args:
             base_loss_weight: share of base_nll in nll.
@@ -76,7 +95,7 @@ class Tally:
             nll and base_nll; and where there were thoughts, talk_nll_k for each k, thought_gain (how much lower
             talk_nll_0 is than base_nll at the same positions), policy_loss, reward_mean,
             reward_std, thought_helped (share of positions with a reward above 0), mixing_weight and its root mean
-            square, distinct_thoughts (share of a batch's thoughts that are unlike all before them); of sampled
+            square, distinct_thoughts (share of a batch's thoughts that differ from all before them); of sampled
             thoughts thought_entropy (in nats a token, estimated from the tokens drawn); and of a training step
             policy_share (length of the policy term's gradient at the hidden states, beside the sum of its and the
             nll's).
@@ -108,12 +127,12 @@ class Tally:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of text on this rank."""
+        """Return the tokens of text on this rank."""
         return int(self.sums["tokens"]) if self.sums else 0
 
 
 def _of_thoughts(output: QuietStarOutput, labels: Labels) -> dict[str, Tensor]:
-    """How many thoughts of K tokens there are where something is to be predicted, and how they differ."""
+    """Return sums over the thoughts of K tokens before which something is to be predicted: how many differ, entropy."""
     where = labels.talk.any(-1)[:, None].expand(output.thoughts.shape[:3])  # [B, P, S]
     thoughts = output.thoughts[where]
     n, K = thoughts.shape

@@ -8,57 +8,49 @@ from quietstar.evaluation.tasks import find_task, load_items, parse_data
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
 from quietstar.runs.processes import Processes
+from quietstar.training.arguments import QuietStarTrainingArguments
 
 
 class TaskFigures:
-    """Items of some tasks, loaded once, and a model's figures on them.
+    """The items of a run's tasks, loaded once, and a model's figures on them.
 
     Args:
-        names: of the tasks.
-        data: local files, such as gsm8k=FILE.
-        limit: items of each task at most.
-        tokenizer: of the model.
+        args: of the run: eval_tasks, eval_data and eval_limit say which items, think_fraction whether to think.
+        tokenizer: of the model; None if there are no tasks.
 
     Raises:
-        QuietStarError: a task is unknown, or its items cannot be had.
+        QuietStarError: a task is unknown, or its items cannot be loaded.
     """
 
-    def __init__(
-        self, names: list[str], data: list[str], limit: int | None, tokenizer: PreTrainedTokenizerBase
-    ) -> None:
-        paths = parse_data(data)
+    def __init__(self, args: QuietStarTrainingArguments, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        self.batch_size = args.per_device_eval_batch_size
+        self.policy = ThinkPolicy.parse("always") if args.think_fraction > 0 else None
         self.sequences: dict[str, list[Continuation]] = {}
-        for name in names:
+        paths = parse_data(args.eval_data)
+        for name in args.eval_tasks if tokenizer is not None else ():
             task = find_task(name)
-            items = load_items(task, paths.get(name), limit)
+            items = load_items(task, paths.get(name), args.eval_limit)
             self.sequences[name], _ = encode(items, tokenizer, alphabet_of(task, tokenizer))
 
-    def of(
-        self,
-        model: QuietStarForCausalLM,
-        batch_size: int,
-        *,
-        thinks: bool,
-        prefix: str,
-        processes: Processes,
-    ) -> dict[str, float]:
-        """Mean answer probability and share of exact matches of each task, with seconds and items a second.
+    def figures(self, model: QuietStarForCausalLM, processes: Processes) -> dict[str, float]:
+        """Return mean answer probability, share of exact matches, seconds and items a second of each task.
 
         Args:
-            model: in evaluation mode.
-            batch_size: items at a time.
-            thinks: with thoughts at the scored positions, greedy; or the base model alone.
-            prefix: of the figures' names.
-            processes: which share the items; all of them get all figures.
+            model: answers with greedy thoughts at the scored positions; or as the base model alone.
+            processes: share the items; all of them get all figures.
         """
         figures: dict[str, float] = {}
-        for name, sequences in self.sequences.items():
-            speaker = Speaker(model, ThinkPolicy.parse("always") if thinks else None, processes=processes)
-            found = score_items(speaker, sequences, batch_size)
-            figures |= {
-                f"{prefix}_{name}_answer_probability": float(found.answer_probability.mean()),
-                f"{prefix}_{name}_exact_match": float(found.exact_match.double().mean()),
-                f"{prefix}_{name}_runtime": round(found.seconds, 4),
-                f"{prefix}_{name}_samples_per_second": round(len(sequences) / found.seconds, 3),
-            }
+        was_training = model.training
+        model.eval()
+        try:
+            for name, sequences in self.sequences.items():
+                found = score_items(Speaker(model, self.policy, processes=processes), sequences, self.batch_size)
+                figures |= {
+                    f"{name}_answer_probability": float(found.answer_probability.mean()),
+                    f"{name}_exact_match": float(found.exact_match.double().mean()),
+                    f"{name}_runtime": round(found.seconds, 4),
+                    f"{name}_samples_per_second": round(len(sequences) / found.seconds, 3),
+                }
+        finally:
+            model.train(was_training)
         return figures

@@ -1,52 +1,61 @@
-"""QuietStarTrainer: transformers' Trainer for a model that thinks."""
+"""QuietStarTrainer: the one place where this package meets transformers' Trainer.
 
-import time
+Every override stands here, a few lines each, and delegates to parts that know nothing of the Trainer. One step:
+
+    get_batch_samples     read its batches, choose where to think, count the labels on all ranks
+    training_step         for each batch: StepGuard.learn -> compute_loss -> the model's forward, then backward
+    _clip_grad_norm       clip the gradients
+    judge_step            keep a bad step from the optimizer, and take it back
+    Schedule.end_step     what is due: a line of figures (log), an evaluation (evaluation_loop), _save_checkpoint
+
+Private names of the Trainer are used here alone, and tests/training/test_seam.py lists them.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from quietstar.base.loading import load_tokenizer
-from quietstar.errors import SettingsError
-from quietstar.learn import IGNORED, Counts, Labels
-from quietstar.model import QuietStarForCausalLM, QuietStarOutput
+from quietstar.model import QuietStarForCausalLM
 from quietstar.runs.processes import Processes
+from quietstar.runs.seeds import mixed_seed
+from quietstar.training import callbacks, optimizer, resuming, weights
 from quietstar.training.arguments import QuietStarTrainingArguments
-from quietstar.training.callbacks import FollowEpoch, ProgressLines, ShowThoughts, WatchHealth
+from quietstar.training.checkpointer import Checkpointer
 from quietstar.training.data.datasets import TextCollator, pad_token_id
-from quietstar.training.health import HealthChecks
-from quietstar.training.held_out import HeldOut
 from quietstar.training.masters import warn_of_lost_updates
 from quietstar.training.model import thinking_model
-from quietstar.training.optimizer import give_own_rate, parts_made_new
-from quietstar.training.positions import draw_positions
-from quietstar.training.reports import WriteReports
-from quietstar.training.streaming import StreamingTrainer
-from quietstar.training.tally import Tally, labels_of
-from quietstar.training.tasks import TaskFigures
+from quietstar.training.run_parts import RunParts
+from quietstar.training.same_run import what_matters
+from quietstar.training.step_guard import Batch, out_of_memory_in
 
 
-class QuietStarTrainer(StreamingTrainer):
+class QuietStarTrainer(Trainer):
     """Teaches a model to think from plain text (arXiv 2403.09629).
 
-    Losses are means over the labels of a whole optimizer step, across accumulated batches and ranks. Evaluation
-    reports the nll with and without thoughts on held-out text, thoughts greedy, one each.
+    Losses are means over the labels of a whole optimizer step, across accumulated batches and ranks. Evaluations report
+    the nll with and without thoughts on held-out text, with one greedy thought each.
 
     Args:
         model: a QuietStarForCausalLM; or a name or folder of one, or of a base model to give thoughts to; or a
-            base model itself. Given by name, the weights that train are loaded in float32; a model is taken as it is.
+            base model itself. Given by name, the weights that train are loaded in float32.
         args: the settings of the method in it are written into the model's config.
         processing_class: the tokenizer; None loads the one that lies with a model given by name.
         data_collator: None pads on the right.
         kwargs: as transformers' Trainer takes them. Datasets give items with `input_ids`; a collator may also
             give `think_at` [B, S] and `thoughts` [B, P, S, K].
 
-    Raises:
-        SettingsError: settings that do not fit each other.
-        BadStepsError, InterruptedRunError, OutOfMemoryError: in training, what they say.
+    Attributes:
+        parts: what the run keeps, by name; a checkpoint holds their states under these names.
+        settings: settings that the arguments do not have, such as the texts; a run that is resumed must have the same.
     """
 
     args: QuietStarTrainingArguments
@@ -65,256 +74,227 @@ class QuietStarTrainer(StreamingTrainer):
         if processing_class is None and isinstance(model, (str, Path)):
             processing_class = load_tokenizer(model)
         model = thinking_model(model, args, processing_class)
-        check_evaluation(args, processing_class, kwargs.get("eval_dataset"))
-        self.tasks = None
-        if args.eval_tasks and processing_class is not None:
-            self.tasks = TaskFigures(args.eval_tasks, args.eval_data, args.eval_limit, processing_class)
+        callbacks.check_evaluation(args, processing_class, kwargs.get("eval_dataset"))
         if kwargs.get("eval_dataset") is None:
             args.eval_strategy, args.eval_on_start = type(args.eval_strategy)("no"), False
-        self._tally, self._eval_tally = Tally(), Tally()
-        self._held_out: dict[str, HeldOut] = {}
-        self.health = HealthChecks()
-        self._seconds = 0.0
-        self._eval_batch = 0
-        self._n_eval_rows: int | None = None
-        super().__init__(
-            model=model,
-            args=args,
-            processing_class=processing_class,
-            data_collator=data_collator or TextCollator(pad_token_id(processing_class) if processing_class else 0),
-            **kwargs,
-        )
-        self.model_accepts_loss_kwargs = True  # its losses are shares of the step's already: not divided again
-        self.add_callback(FollowEpoch(self.train_dataset))
-        self.add_callback(WatchHealth(self.health))
-        if self.pop_callback(ProgressCallback):
-            self.add_callback(ProgressLines())
-        if args.thoughts_shown and kwargs.get("eval_dataset") is not None and processing_class is not None:
-            self.add_callback(ShowThoughts(self.eval_dataset, self.data_collator, args.thoughts_shown))
-        if args.eval_report_rows and processing_class is not None:
-            self.add_callback(WriteReports(self.eval_dataset, args.eval_report_rows, processing_class))
+        collator = data_collator or TextCollator(pad_token_id(processing_class) if processing_class else 0)
+        super().__init__(model, args, collator, processing_class=processing_class, **kwargs)
+        if self.is_fsdp_enabled:
+            weights.refuse_recomputing(self.accelerator.state.fsdp_plugin)
+        self.sharded = "FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else None
+        self.model_accepts_loss_kwargs = True  # Its losses are shares of the step's: transformers must not divide them.
+        self.processes = Processes(args.process_index, args.world_size, args.device)
+        self.parts = RunParts(args, self.processes, processing_class)
+        self.settings: dict[str, Any] = {}
+        self.folder = Path(str(args.output_dir))
+        callbacks.add_callbacks(self)
         has_copies = self.is_deepspeed_enabled or (self.is_fsdp_enabled and (args.bf16 or args.fp16))  # in float32
-        if not has_copies and self.is_world_process_zero():
+        if self.processes.is_first and not has_copies:
             warn_of_lost_updates(self.model)
 
-    def get_batch_samples(
-        self, epoch_iterator: Any, num_batches: int, device: torch.device
-    ) -> tuple[list, Counts | None]:
-        """The batches of one optimizer step, and how many labels they have in all, on all ranks together."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches:
-            return batches, None
-        if self.args.think_fraction < 1:
-            for index, batch in enumerate(batches):
-                if "think_at" not in batch:
-                    generator = torch.Generator().manual_seed(self._seed_of(index))
-                    batch["think_at"] = draw_positions(batch["labels"], self.args.think_fraction, generator)
-        M = self.model.config.n_ahead_talk
-        counts = labels_of(batches[0], M).count()
-        for batch in batches[1:]:
-            counts = counts + labels_of(batch, M).count()
-        return batches, self._of_all_ranks(counts, device)
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, or resume from a checkpoint: its folder, or True for the latest one.
 
-    def _seed_of(self, batch: int) -> int:
-        """Another one for each step, batch and rank, and the same ones in a run that is repeated or resumed."""
-        numbers = (self.args.seed, self.state.global_step, batch, self.args.process_index)
-        return hash(numbers) % 2**63
+        Raises:
+            CheckpointError, SettingsError: it cannot resume; a checkpoint cannot be written.
+            BadStepsError, InterruptedRunError, OutOfMemoryError: it has ended early.
+        """
+        limit, evaluates_first = self.args.save_total_limit, self.args.eval_on_start
+        self._resumed = self.checkpoint_to_resume(resume_from_checkpoint) if resume_from_checkpoint else None
+        self.parts.reset()
+        self.checkpointer = Checkpointer(self.folder, self.processes, publishes=self.args.should_save, n_kept=limit)
+        # With a limit, transformers would delete the latest checkpoint at the end of a run, and keep the best alone.
+        self.args.save_total_limit, self.args.eval_on_start = None, evaluates_first and self._resumed is None
+        try:
+            with out_of_memory_in("outside the passes over a batch, in the optimizer: add --lora or --optim adafactor"):
+                result = super().train(str(self._resumed) if self._resumed else None, *args, **kwargs)
+        finally:
+            self.args.save_total_limit, self.args.eval_on_start = limit, evaluates_first
+        if self.parts.schedule.stopped_by is not None:
+            raise self.parts.schedule.stopped_by
+        return result._replace(training_loss=result.metrics.get("train_loss", math.nan))
 
-    def _of_all_ranks(self, counts: Counts, device: torch.device) -> Counts:
-        flat = torch.cat([counts.base[None], counts.policy[None], counts.talk]).to(device)
-        if self.args.world_size > 1:
-            flat = self.accelerator.gather(flat).reshape(self.args.world_size, -1).sum(0)
-        return Counts(base=flat[0], policy=flat[1], talk=flat[2:])
+    def checkpoint_to_resume(self, named: str | bool) -> Path:
+        """Return the checkpoint of that name, or the latest one; see `resuming.find_checkpoint`."""
+        return resuming.find_checkpoint(self.folder, named, self._about(), allow_changes=self.args.allow_changes)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward of a batch, timed: evaluation and saving do not count in tokens a second."""
-        begin = time.perf_counter()
-        loss = super().training_step(*args, **kwargs)
-        self._seconds += time.perf_counter() - begin
-        return loss
+    def _about(self) -> dict[str, Any]:
+        model = self.accelerator.unwrap_model(self.model)
+        settings = what_matters(self.args, model.config, self.settings, self.train_dataset)
+        return {"sharded": self.sharded, "resumable": not self.args.save_only_model, "settings": settings}
+
+    def begin(self) -> None:
+        """Begin or resume a run, before its first step."""
+        self.parts.figures.begin()
+        if self.processes.rank > 0:  # Each process draws its own thoughts; the data follow from seeds that all share.
+            torch.manual_seed(mixed_seed(self.args.seed, self.processes.rank))
+        if self._resumed is None:
+            return
+        self._name_the_best()  # The folder of the run may have been moved.
+        self.checkpointer.delete_old(self._resumed, self.state.best_model_checkpoint)
+        self.state.compute_steps(self.args, self.state.max_steps)  # How often it saves and logs may have changed.
+        with resuming.resuming_from(self._resumed):
+            self.parts.load_state_dict(resuming.load_states(self._resumed, self.processes))
+        if self.parts.schedule.owes_evaluation and self._determine_best_metric(self._evaluate(None, None), None):
+            self._name_the_best()
+        self.parts.schedule.owes_evaluation = False
+
+    def _name_the_best(self) -> None:
+        if best := self.state.best_global_step:
+            self.state.best_model_checkpoint = self.checkpointer.path_of_best(best, self.state.global_step)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers would take one more step in a run that has made all its steps
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
+    def get_train_dataloader(self) -> Any:
+        """Return the batches of this process; a stream of ours knows its process's share itself."""
+        loader = self.parts.place.open(self.train_dataset, self.args, self.data_collator, self.processes)
+        return super().get_train_dataloader() if loader is None else loader
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any) -> tuple[list, Any]:
+        """Return the batches of one optimizer step, and how many labels they have, on all ranks together.
+
+        A stream is read from its place; the Trainer's iterator would read up to there once more, in order to skip.
+        """
+        batches = list(islice(self.parts.place.batches or epoch_iterator, num_batches))
+        return batches, self.parts.begin_step(batches, self.state.global_step, self.model.config.n_ahead_talk)
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+        """Return the loss of a batch after its backward pass; see `StepGuard.learn`."""
+        run = super().training_step
+        with self.parts.figures.timed():
+            learn = self.parts.guard.learn
+            return learn(inputs, lambda rows: run(model, rows, num_items_in_batch), self._take_back_step)
+
+    def _take_back_step(self) -> None:
+        self.model_wrapped.zero_grad()
+        self.parts.take_back_step()
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Counts | None = None,
-    ) -> Tensor | tuple[Tensor, QuietStarOutput]:
-        """The loss of a batch, as its share of the mean over the whole optimizer step."""
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the loss of a batch, as its share of the mean over the whole optimizer step."""
         output = model(**inputs, counts=num_items_in_batch, loss_only=True, use_cache=False)
         loss = output.loss
-        if not model.training:
-            return (loss, output) if return_outputs else loss
-        self.refuse_what_cannot_be_skipped(loss)
-        self._add(self._tally, output, inputs)
-        if num_items_in_batch is not None:
-            loss = loss * self.args.world_size  # gradients are averaged over ranks, and counts already span them
+        if model.training:
+            if self.is_deepspeed_enabled:
+                self.parts.guard.refuse_loss(loss)
+            self.parts.figures.tally.add_batch(output, inputs)
+            if num_items_in_batch is not None:
+                loss = loss * self.processes.n  # Gradients are averaged over ranks, and counts span them already.
         return (loss, output) if return_outputs else loss
 
-    def forget_run(self) -> None:
-        """Know of nothing that was before."""
-        super().forget_run()
-        self._tally, self._seconds, self._held_out = Tally(), 0.0, {}
-        self.health.restore(HealthChecks().state())
-
-    def figures_so_far(self) -> dict[str, Tensor]:
-        """The sums of the line that is under way."""
-        return dict(self._tally.sums)
-
-    def forget_figures(self, before: dict[str, Tensor]) -> None:
-        """Go back to such sums."""
-        self._tally.sums = dict(before)
-
-    def progress(self) -> dict[str, Any]:
-        """The sums and the time of the line that is under way."""
-        sums = {name: value.cpu() for name, value in self._tally.sums.items()}
-        before = {name: held_out.before for name, held_out in self._held_out.items()}
-        return super().progress() | {
-            "sums": sums,
-            "seconds": self._seconds,
-            "before": before,
-            "health": self.health.state(),
-        }
-
-    def restore_progress(self, progress: dict[str, Any]) -> None:
-        """Go on with such a line."""
-        super().restore_progress(progress)
-        self._tally.sums = {name: value.to(self.args.device) for name, value in progress["sums"].items()}
-        self._seconds = progress["seconds"]
-        self._held_out = {name: HeldOut(before) for name, before in progress.get("before", {}).items()}
-        self.health.restore(progress.get("health", {}))
-
-    def _add(self, tally: Tally, output: QuietStarOutput, inputs: dict[str, Tensor]) -> Labels:
-        labels = labels_of(inputs, output.talk_nll.shape[-1])
-        mask = inputs.get("attention_mask")
-        tokens = torch.tensor(inputs["input_ids"].numel()) if mask is None else mask.sum()
-        tally.add(output, labels, tokens)
-        return labels
-
-    def _of_each_process(self, values: Tensor) -> Tensor:
-        """[...] -> [processes, ...]; every process must call it."""
-        ranks = self.args.world_size
-        return values[None] if ranks == 1 else self.accelerator.gather(values).reshape(ranks, *values.shape)
-
-    def _figures(self, tally: Tally) -> dict[str, float]:
-        return tally.figures(self.model.config.base_loss_weight, self._of_each_process)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the method's figures, and tokens a second, to a line of training figures."""
-        if "loss" in logs and self._tally:
-            logs |= self._figures(self._tally)
-            logs["tokens_per_second"] = self._tally.n_tokens * self.args.world_size / self._seconds
-            self._tally, self._seconds = Tally(), 0.0
-        super().log(logs, start_time)
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor, None, None]:
-        """The nll of a batch of held-out text."""
-        inputs = self._prepare_inputs(inputs)
-        inputs["labels"] = self._counted_once(inputs["labels"])
-        if self.args.think_fraction == 0:  # a baseline without thoughts
-            inputs["think_at"] = torch.zeros_like(inputs["input_ids"])
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, output = self.compute_loss(model, inputs, return_outputs=True)
-        labels = self._add(self._eval_tally, output, inputs)
-        self._rows.add(output.base_nll, labels.base, self.args.per_device_eval_batch_size)
-        return loss.detach(), None, None
-
-    def _counted_once(self, labels: Tensor) -> Tensor:
-        """Labels [B, S] without those of rows that only fill up the batches of the last processes.
-
-        Batches go to processes in turn, and all have as many: past the end of the text, rows come once more.
-        """
-        ranks, n_rows = self.args.world_size, self._n_eval_rows
-        if ranks == 1 or n_rows is None:
-            return labels
-        size = self.args.per_device_eval_batch_size
-        row = (self._eval_batch * ranks + self.args.process_index) * size + torch.arange(len(labels))
-        self._eval_batch += 1
-        return labels.masked_fill((row >= n_rows)[:, None].to(labels.device), IGNORED)
-
-    def evaluation_loop(
-        self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
-    ) -> EvalLoopOutput:
-        """Evaluate, and report means over all labels of the held-out text, each counted once over all processes."""
-        self._eval_tally, self._eval_batch = Tally(), 0
-        self._rows = self._held_out.setdefault(metric_key_prefix, HeldOut())
-        self._rows.begin()
-        self._n_eval_rows = len(dataloader.dataset) if has_length(dataloader.dataset) else None
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices):  # evaluation must not change what training samples next
-            output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self._eval_tally:
-            figures = self._figures(self._eval_tally)
-            figures.pop("policy_loss", None)  # nothing is learned here
-            figures |= self._beside_before(figures)
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
-            output.metrics[f"{metric_key_prefix}_loss"] = figures["nll"]
-        if self.tasks is not None:
-            output.metrics.update(self._task_figures(self.tasks, metric_key_prefix))
-        return output
-
-    def _beside_before(self, figures: dict[str, float]) -> dict[str, float]:
-        """Held-out figures beside those of the model before training, where it was evaluated then."""
-        rows = self._rows.rows(self._of_each_process)
-        if self.is_in_train and self.state.global_step == 0:
-            self._rows.before = rows
-        found = self._rows.compare(rows)
-        if found:
-            found["gain"] = figures.get("thought_gain", 0.0) - found["drift"]
-        return found
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """As transformers' Trainer; mixing head and thought embeddings learn at head_learning_rate, where given."""
-        is_new = self.optimizer is None
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if is_new:
-            model: QuietStarForCausalLM = self.accelerator.unwrap_model(args[0] if args else self.model)
-            give_own_rate(optimizer, parts_made_new(model), self.args.head_learning_rate)
-        return optimizer
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As transformers' Trainer; mixing head and thought embeddings learn at head_learning_rate, if given."""
+        if self.optimizer is None:
+            made_new = optimizer.parts_made_new(self.accelerator.unwrap_model(model or self.model))
+            optimizer.give_own_rate(super().create_optimizer(model), made_new, self.args.head_learning_rate)
+        return self.optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """Clip gradients, and return their norm before; see clip_heads_apart.
+        # DeepSpeed clips by itself, and the loss scale of fp16 can be taken out of gradients once: both clip all as one
+        is_apart = self.args.clip_heads_apart and not self.is_deepspeed_enabled and not self.args.fp16
+        new = optimizer.parts_made_new(self.accelerator.unwrap_model(model)) if is_apart else []
+        norm = optimizer.clip_apart(model, new, self.accelerator.clip_grad_norm_, self.args.max_grad_norm)
+        return super()._clip_grad_norm(model) if norm is None else norm
 
-        DeepSpeed clips by itself, and a loss scale can be taken out of gradients once: both clip all as one.
-        """
-        new = {id(parameter) for parameter in parts_made_new(self.accelerator.unwrap_model(model))}
-        learning = [parameter for parameter in model.parameters() if parameter.grad is not None]
-        parts = [[each for each in learning if (id(each) in new) == is_new] for is_new in (False, True)]
-        as_one = not self.args.clip_heads_apart or self.is_deepspeed_enabled or self.args.fp16
-        if as_one or not all(parts):  # of no gradients torch makes a norm on the CPU, wherever the model is
-            return super()._clip_grad_norm(model)
-        norms = [self.accelerator.clip_grad_norm_(part, self.args.max_grad_norm) for part in parts]
-        return torch.stack([getattr(norm, "full_tensor", lambda norm=norm: norm)() for norm in norms]).norm()
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        self.parts.guard.grad_norm = norm = super()._get_grad_norm(model, grad_norm)
+        return norm
 
-    def _task_figures(self, tasks: TaskFigures, prefix: str) -> dict[str, float]:
-        model: QuietStarForCausalLM = self.accelerator.unwrap_model(self.model)
-        was_training = model.training
-        model.eval()
-        try:
+    def judge_step(self) -> None:
+        """Keep a bad step from the optimizer, on every process, and take it back."""
+        if not self.parts.judge_step(is_scaled=getattr(self.accelerator, "scaler", None) is not None):
+            self._take_back_step()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a line of figures, completed by the method's; means leave bad steps out."""
+        if "loss" in logs:
+            self.parts.figures.complete(logs, self.model.config.base_loss_weight, self.parts.guard.bad_steps.count)
+        if "train_loss" in logs:
+            self.parts.figures.summarize(logs, self.state.global_step, self.get_total_train_batch_size(self.args))
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate, and report means over all labels of the held-out text, each counted once over all processes."""
+        name = kwargs.get("metric_key_prefix", "eval")
+        step, weight = self.state.global_step, self.model.config.base_loss_weight
+        with self.parts.held_out.evaluating(name, dataloader.dataset, step):
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+            figures = self.parts.held_out.figures(weight, is_first=self.is_in_train and step == 0)
             with self.compute_loss_context_manager():
-                return tasks.of(
-                    model,
-                    self.args.per_device_eval_batch_size,
-                    thinks=self.args.think_fraction > 0,
-                    prefix=prefix,
-                    processes=Processes(self.args.process_index, self.args.world_size),
-                )
-        finally:
-            model.train(was_training)
+                figures |= self.parts.tasks.figures(self.accelerator.unwrap_model(self.model), self.processes)
+        output.metrics.update({f"{name}_{figure}": value for figure, value in figures.items()})
+        return output
 
+    def prediction_step(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> tuple[Tensor, None, None]:
+        """Return the nll [] of a batch of held-out text."""
+        inputs = self.parts.held_out.prepared(send_to_device(inputs, self.args.device))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, output = self.compute_loss(model, inputs, return_outputs=True)
+        self.parts.held_out.add(output, inputs)
+        return loss.detach(), None, None
 
-def check_evaluation(
-    args: QuietStarTrainingArguments, tokenizer: PreTrainedTokenizerBase | None, eval_dataset: Any
-) -> None:
-    """Raise SettingsError where something is asked for at every evaluation, and there is nothing to make it with."""
-    for name in ("eval_tasks", "eval_report_rows"):
-        if getattr(args, name) and eval_dataset is None:
-            raise SettingsError(f"{name} was given for every evaluation, and no text is held out; give an eval_size")
-        if getattr(args, name) and tokenizer is None:
-            raise SettingsError(f"{name} was given, which needs a tokenizer; give processing_class")
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model, gathered if it is sharded, and its tokenizer."""
+        folder = Path(output_dir or self.folder)
+        if self.is_fsdp_enabled:
+            state = self.accelerator.get_state_dict(self.model)
+            if self.args.should_save:
+                weights.save_pretrained(self.model, self.processing_class, folder, state_dict=state)
+        else:
+            super().save_model(str(folder), _internal_call=True)
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, which could run code; run.json has them
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._name_the_best()
+        self.store_flos()
+        step, best = self.state.global_step, self.state.best_model_checkpoint
+        checkpoint = self.checkpointer.write(step, self._write_files, self._about(), best)
+        if checkpoint is not None and self.args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
+
+    def _write_files(self, folder: Path) -> None:
+        """Write this process's files of a checkpoint."""
+        saves, sharded = self.args.should_save, self.is_fsdp_enabled
+        if self.is_deepspeed_enabled:
+            self.save_model(str(folder), _internal_call=True)
+        else:
+            weights.save_model(self.model, self.processing_class, folder, sharded=sharded, is_first=saves)
+        if not self.args.save_only_model:
+            for save in (self._save_optimizer_and_scheduler, self._save_scaler, self._save_rng_state):
+                save(str(folder))
+        if saves:
+            resuming.save_trainer_state(self.state, [*self.callback_handler.callbacks, self.control], folder)
+        resuming.save_states(self.parts.state_dict(), folder, self.processes)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_fsdp_enabled:
+            weights.save_optimizer_shards(self.model, self.optimizer, self.lr_scheduler, Path(output_dir))
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with resuming.resuming_from(resume_from_checkpoint):
+            weights.load_model(model or self.model, Path(resume_from_checkpoint), sharded=self.is_fsdp_enabled)
+
+    def _load_best_model(self) -> None:
+        best = str(self.state.best_model_checkpoint)
+        with resuming.resuming_from(best):
+            super()._load_best_model() if self.is_deepspeed_enabled else self._load_from_checkpoint(best)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        keeps = self.args.allow_changes and not self.is_deepspeed_enabled
+        with resuming.resuming_from(checkpoint), optimizer.settings_kept(self.optimizer, self.lr_scheduler, keeps):
+            if checkpoint is not None and self.is_fsdp_enabled:
+                weights.load_optimizer_shards(self.model, self.optimizer, self.lr_scheduler, Path(checkpoint))
+            else:
+                super()._load_optimizer_and_scheduler(checkpoint)
+
+    _load_scaler = resuming.in_one_line(Trainer._load_scaler)
+    _load_rng_state = resuming.in_one_line(Trainer._load_rng_state)

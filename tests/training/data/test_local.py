@@ -9,7 +9,7 @@ import pytest
 from quietstar.errors import DataError
 from quietstar.training.data.datasets import DataArguments
 from quietstar.training.data.local import LOOKED_AT
-from quietstar.training.data.shards import each_text
+from quietstar.training.data.text_files import each_text
 from quietstar.training.data.texts import load_texts
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed (extra: data)")
@@ -150,7 +150,7 @@ def test_each_file_of_a_stream_is_a_shard(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.txt").write_text(f"{name}1\n{name}2\n")
     texts, held_out = load_texts(DataArguments(dataset=str(tmp_path), eval_size=3, streaming=True), 0)
-    assert (texts.n_shards, [[*texts.read(shard)] for shard in range(3)]) == (3, [[], ["b2"], ["c1", "c2"]])
+    assert (texts.n_files, [[*texts.read(shard)] for shard in range(3)]) == (3, [[], ["b2"], ["c1", "c2"]])
     assert held_out["text"][:] == ["a1", "a2", "b1"]
 
 

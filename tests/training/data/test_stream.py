@@ -15,7 +15,7 @@ from quietstar.training.data.datasets import TextCollator
 from quietstar.training.data.stream import StreamedTextWindows, worker_of
 from quietstar.training.data.windows import TextWindows
 from tests.elsewhere import refused
-from tests.training.some_texts import TOKENIZER, ids_of, sharded, stream_of, whole, written
+from tests.training.some_texts import TOKENIZER, ids_of, stream_of, stream_of_files, whole, written
 
 
 def as_worker(windows, worker, n_workers):
@@ -65,10 +65,12 @@ def counting_tokenizer(counted):
 )
 def test_ranks_and_workers_give_each_text_once(sizes, n_ranks, n_workers, block_size, epoch, packing):
     numbers = iter(range(100))
-    shards = [[f"{next(numbers)}:x" for _ in range(size)] for size in sizes]
+    files = [[f"{next(numbers)}:x" for _ in range(size)] for size in sizes]
     # Rows of a single token leave none over, so that also packed ones must give every token.
     max_length = 1 if packing else 50
-    windows = StreamedTextWindows(sharded(shards), TOKENIZER, max_length, 7, packing=packing, block_size=block_size)
+    windows = StreamedTextWindows(
+        stream_of_files(files), TOKENIZER, max_length, 7, packing=packing, block_size=block_size
+    )
     windows.set_epoch(epoch)
     given_texts = []
     for rank in range(n_ranks):
@@ -76,7 +78,7 @@ def test_ranks_and_workers_give_each_text_once(sizes, n_ranks, n_workers, block_
         for worker in range(n_workers):
             tokens = [*chain(*ids_of(as_worker(windows, worker, n_workers)))]
             given_texts += TOKENIZER.decode(tokens).split(TOKENIZER.eos_token)[:-1]
-    assert sorted(given_texts) == sorted(chain(*shards))
+    assert sorted(given_texts) == sorted(chain(*files))
 
 
 @pytest.mark.parametrize("n_files", [1, 3])

@@ -7,8 +7,8 @@ import pytest
 
 from quietstar.errors import DataError, MissingExtraError, SettingsError
 from quietstar.training.data.datasets import DataArguments, load_texts
-from quietstar.training.data.shards import TextShards
 from quietstar.training.data.template import fill_template
+from quietstar.training.data.text_files import TextFiles
 from quietstar.training.data.texts import is_stream
 from tests.elsewhere import with_images
 
@@ -39,7 +39,7 @@ def jsonl(path, rows):
 
 
 def column(texts):
-    assert isinstance(texts, TextShards) or texts.column_names == ["text"]
+    assert isinstance(texts, TextFiles) or texts.column_names == ["text"]
     return [row["text"] for row in texts]
 
 

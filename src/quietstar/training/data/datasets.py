@@ -20,8 +20,8 @@ from quietstar.training.data.arguments import DataArguments
 from quietstar.training.data.columns import MESSAGES
 from quietstar.training.data.conversations import ConversationEncoder
 from quietstar.training.data.files import find_files, is_local
-from quietstar.training.data.shards import TextShards, column_of
 from quietstar.training.data.stream import StreamedTextWindows
+from quietstar.training.data.text_files import TextFiles, column_of
 from quietstar.training.data.texts import load_texts
 from quietstar.training.data.windows import Encoder, TextEncoder, TextWindows, separator_id
 
@@ -52,7 +52,7 @@ def build_datasets(
     texts, held_out = load_texts(args, seed)
     encode = _encoder(texts, args.dataset, tokenizer, args)
     train: TextWindows | StreamedTextWindows
-    if isinstance(texts, TextShards):
+    if isinstance(texts, TextFiles):
         train = StreamedTextWindows(
             texts,
             tokenizer,
@@ -89,7 +89,7 @@ def build_datasets(
 
 def _encoder(texts: Any, source: str, tokenizer: PreTrainedTokenizerBase, args: DataArguments) -> Encoder:
     """Return the encoder for these texts."""
-    if column_of(texts.texts if isinstance(texts, TextShards) else texts) == MESSAGES:
+    if column_of(texts.texts if isinstance(texts, TextFiles) else texts) == MESSAGES:
         return ConversationEncoder(tokenizer, assistant_only=args.assistant_only_loss, source=source)
     if args.assistant_only_loss:
         raise DataError(

@@ -102,7 +102,7 @@ def texts_in(
 def load_files(
     files: list[str], loader: str, sample_by: str, to_text: TextOf, split: str, *, streaming: bool, source: str
 ) -> Any:
-    """Load the texts of files as a dataset on disk, or as a stream with a shard for each file.
+    """Load the texts of files as a dataset on disk, or as a stream that is read file by file.
 
     Args:
         files: their paths.

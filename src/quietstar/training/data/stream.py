@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch.utils.data import IterableDataset, get_worker_info
 
 from quietstar.errors import SettingsError, reason, shown
-from quietstar.training.data.shards import TextShards, texts_of_rank
+from quietstar.training.data.text_files import TextFiles, texts_of_rank
 from quietstar.training.data.texts import readable
 from quietstar.training.data.windows import (
     Encoder,
@@ -36,7 +36,7 @@ MAX_WORKERS = 1024
 class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
     """As `TextWindows`, over texts that are read while training.
 
-    A rank's stream is its share of the texts (see `split`), shuffled: first the order of the shards, by seed and epoch,
+    A rank's stream is its share of the texts (see `split`), shuffled: first the order of the files, by seed and epoch,
     then each block of `block_size` texts, by seed, epoch and block number. All DataLoader workers read their rank's
     stream, and each tokenizes every W-th text. No text is lost or read twice in an epoch. A window depends on its
     text's number in the rank's stream, and so not on the number of workers; packed sequences do, as each worker packs
@@ -53,7 +53,7 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
         texts: a stream with the column "text".
         tokenizer, max_length, seed, packing: as in `TextWindows`.
         source: name of the stream, for messages.
-        block_size: texts in a shuffle block; 1 keeps the order, also that of the shards.
+        block_size: texts in a shuffle block; 1 keeps the order, also that of the files.
         endless: begin the next epoch when one ends, in each worker by itself.
         encode: as in `TextWindows`.
         contents: identifies the texts when a run is resumed.
@@ -65,7 +65,7 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
 
     def __init__(
         self,
-        texts: datasets.IterableDataset | TextShards,
+        texts: datasets.IterableDataset | TextFiles,
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
         seed: int = 0,
@@ -77,7 +77,7 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
         encode: Encoder | None = None,
         contents: Mapping[str, str] | None = None,
     ) -> None:
-        self.texts = texts if isinstance(texts, TextShards) else TextShards(texts)
+        self.texts = texts if isinstance(texts, TextFiles) else TextFiles(texts)
         self.encode = encode or TextEncoder(tokenizer, packing)
         self.contents = dict(contents or {})
         self.max_length = max_length
@@ -197,7 +197,7 @@ class StreamedTextWindows(IterableDataset[dict[str, list[int]]]):
 
     def _read(self, epoch: int, rank: int = 0, n_ranks: int = 1) -> Iterator[str | None]:
         """Yield the shuffled texts of a rank's stream."""
-        order = list(range(self.texts.n_shards))
+        order = list(range(self.texts.n_files))
         if self.block_size > 1:
             random.Random(f"{self.seed} {epoch} shards").shuffle(order)
         with readable(self.source):

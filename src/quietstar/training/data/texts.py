@@ -18,8 +18,8 @@ from quietstar.training.data.arguments import DataArguments
 from quietstar.training.data.columns import Columns, TextOf, pick_column
 from quietstar.training.data.files import LOADERS, find_files, is_local
 from quietstar.training.data.local import datasets_library, load_files, look_at
-from quietstar.training.data.shards import TextShards, column_of, each_text
 from quietstar.training.data.template import template_columns
+from quietstar.training.data.text_files import TextFiles, column_of, each_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,7 +29,7 @@ NETWORK_LIBRARIES = ("huggingface_hub", "httpx", "requests", "urllib3", "aiohttp
 LOCAL_WAY = f"pass local files instead: --dataset FILE_OR_FOLDER ({', '.join(LOADERS)})"
 
 
-def load_texts(args: DataArguments, seed: int) -> tuple[Dataset | TextShards, Dataset | None]:
+def load_texts(args: DataArguments, seed: int) -> tuple[Dataset | TextFiles, Dataset | None]:
     """Load the texts to train on and those to evaluate on.
 
     The held-out rows of a dataset in memory or on disk are sampled by `seed`; those of a stream are its first rows. No
@@ -41,7 +41,7 @@ def load_texts(args: DataArguments, seed: int) -> tuple[Dataset | TextShards, Da
 
     Returns:
         The training texts and the held-out ones (None for `eval_size` 0), each with the single column "text" of strings
-        or None, or "messages" of conversations in JSON. A stream is returned as TextShards.
+        or None, or "messages" of conversations in JSON. A stream is returned as TextFiles.
 
     Raises:
         DataError: the texts cannot be loaded.
@@ -57,9 +57,9 @@ def load_texts(args: DataArguments, seed: int) -> tuple[Dataset | TextShards, Da
             held_out, _ = _first_texts(held_out, args.eval_size, args.eval_dataset)
             if not len(held_out):
                 raise DataError("eval_size is 0, but the eval_dataset is streamed; give the number of texts to read")
-        return TextShards(texts) if streamed else texts, held_out
+        return TextFiles(texts) if streamed else texts, held_out
     if args.eval_size == 0:
-        return TextShards(texts) if streamed else texts, None
+        return TextFiles(texts) if streamed else texts, None
     if streamed:
         first, rest = _first_texts(texts, args.eval_size, args.dataset)
         with readable(args.dataset):
@@ -173,11 +173,11 @@ def _in_column(row: Mapping[str, Any], to_text: TextOf, source: str) -> dict[str
     return {to_text.name: to_text(row, source)}
 
 
-def _first_texts(texts: Any, n: int, source: str) -> tuple[Any, TextShards]:
+def _first_texts(texts: Any, n: int, source: str) -> tuple[Any, TextFiles]:
     """Return the first `n` texts of a stream as a dataset in memory, and the stream without them."""
     datasets = datasets_library()
     with readable(source):
-        read, rest = TextShards(texts).hold_out(n)
+        read, rest = TextFiles(texts).hold_out(n)
     name = column_of(texts)
     features = datasets.Features({name: datasets.Value("string")})
     return datasets.Dataset.from_dict({name: read}, features=features), rest

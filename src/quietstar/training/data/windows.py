@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from quietstar.errors import DataError
 from quietstar.learn import IGNORED
 from quietstar.text.tokens import token_ids
-from quietstar.training.data.shards import each_text
+from quietstar.training.data.text_files import each_text
 
 if TYPE_CHECKING:
     import datasets

@@ -1,4 +1,4 @@
-"""A step that does not fit into memory is made anew in pieces, and is the same step."""
+"""A step that does not fit into memory is repeated in pieces, and is the same step."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,6 @@ import torch
 
 from quietstar.errors import OutOfMemoryError
 from quietstar.training import QuietStarTrainer
-from quietstar.training.bad_steps import FEWEST, WINDOW, BadSteps, spike_limit
 from tests.training.test_trainer import (
     LENGTHS,
     arguments,
@@ -50,7 +49,7 @@ def test_a_step_in_pieces_is_the_same_step(tmp_path: Path, n_rows: int, at_once:
     with (patch := with_room_for(n_rows, backward=backward)).context():
         halved = trained(tmp_path, texts, **how, auto_micro_batch=True)
     patch.undo()
-    assert halved.rows_at_once == at_once
+    assert halved.parts.guard.rows_at_once == at_once
     assert losses_of(halved) == pytest.approx(losses_of(whole), rel=1e-5)
     for name in ("nll", "policy_loss", "mixing_weight"):
         assert losses_of(halved, name) == pytest.approx(losses_of(whole, name), rel=1e-4)
@@ -89,36 +88,3 @@ def test_other_errors_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(QuietStarTrainer, "compute_loss", fail)
     with pytest.raises(RuntimeError, match="something else"):
         trained(tmp_path, rows(5, 6), auto_micro_batch=True)
-
-
-# ---------------------------------------------------------------------- which steps are bad
-
-
-def test_nothing_is_a_spike_before_there_is_enough_to_compare_with():
-    judge = BadSteps(spikes=3.0)
-    assert [judge.judge(value, value) for value in (1.0, 1e9, 1.0)] == [None] * 3
-    assert spike_limit([1.0] * (FEWEST - 1), 3.0) == float("inf")
-
-
-def test_a_limit_is_robust():
-    """A few wild steps among good ones hardly move it."""
-    calm = [1.0 + 0.01 * (i % 10) for i in range(60)]
-    assert spike_limit(calm + [1e6] * 10, 5.0) < 1.5
-    assert spike_limit([2.0] * 60, 5.0) == pytest.approx(2.0 + 5.0 * 0.02)  # a deviation of a hundredth at least
-
-
-def test_bad_steps_are_counted_and_are_nothing_to_compare_with():
-    judge = BadSteps(spikes=5.0)
-    for i in range(200):
-        assert judge.judge(1.0 + 0.01 * (i % 7), 2.0) is None
-    assert len(judge.losses) == len(judge.norms) == WINDOW
-    before = judge.state()
-    assert judge.judge(float("nan"), 2.0) == "the loss is nan"
-    assert judge.judge(1.0, float("inf")) == "the gradient norm is inf"
-    assert judge.judge(1.0, 9.0).startswith("the gradient norm is 9, a spike above 2.1")
-    assert judge.judge(0.0, 0.0) is None  # nothing is too small
-    assert (judge.count, judge.in_a_row) == (3, 0)
-    again = BadSteps(spikes=5.0)
-    again.restore(before)
-    assert again.state() == before
-    assert again.judge(1.0, 9.0) is not None
