@@ -36,7 +36,7 @@ class QuietStarConfig(PreTrainedConfig):
         n_ahead: tokens of a thought, start and end included; `n_ahead - 2` of them are sampled.
         n_ahead_talk: true tokens predicted after each thought when a loss is asked for.
         n_passes: thoughts sampled for each position in training.
-        thought_temperature: temperature at which thought tokens are drawn in training.
+        thought_temperature: temperature at which thought tokens are sampled in training.
         reinforce_temperature: temperature of the log-probabilities in the policy loss. If it is above the temperature
             that thoughts are sampled at, training makes thoughts more certain whatever their rewards; below, less.
         policy_weight: weight of the policy loss beside the nll: a number, or `balanced:R`; see

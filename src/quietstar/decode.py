@@ -47,7 +47,7 @@ def decode(
     Args:
         thinker: the model's parts.
         text: the new tokens; keys and values of these, and of nothing else, are appended to its cache.
-        sampling: how thought tokens are drawn.
+        sampling: how thought tokens are sampled.
         who_thinks: h_base [B, Q, D] -> [B] bool.
         rides: start goes along with the new tokens of every row, whether the row thinks or not; not where branches
             go through other weights than the text.
@@ -88,7 +88,7 @@ def decode(
             hidden, mask, positions, opening, end = (each[rows] for each in (hidden, mask, positions, opening, end))
         state = hidden[:, -1] if rides else read(opening, n_opening)[:, -1]
         for k in range(K):
-            thoughts[:, k] = sampling.draw(trunk, state)[0].squeeze(1)
+            thoughts[:, k] = sampling.sample(trunk, state)[0].squeeze(1)
             token = trunk.embed(thoughts[:, k])[:, None]
             is_last = k == K - 1
             state = read(torch.cat([token, end], dim=1) if is_last else token, k + 2 + is_last)[:, -1]

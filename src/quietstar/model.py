@@ -115,7 +115,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             n_passes: P; None is the config's in training with labels, 1 otherwise.
             n_ahead_talk: M; None is the config's with labels, 1 without.
             thought_temperature: None is the config's in training, 0 (greedy) otherwise.
-            thought_top_p: thought tokens are drawn from the likeliest that together reach this probability.
+            thought_top_p: thought tokens are sampled from the likeliest that together reach this probability.
             think: policy that chooses among the positions where a thought would count; see `quietstar.policy`.
             journal: follows the rows of one call of `generate`, and says where to think instead of `think`.
             generator: source of random numbers, on the model's device.

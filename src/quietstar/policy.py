@@ -2,7 +2,7 @@
 
     always, never                everywhere, nowhere
     every:4                      after every fourth token of a row
-    probability:0.25             after a quarter of the tokens, drawn at random
+    probability:0.25             after a quarter of the tokens, chosen at random
     entropy:2.5                  where the base prediction's entropy is at least 2.5 nats
     margin:0.2                   where its two likeliest tokens lie at most 0.2 apart in probability
     mixing_head:0.1              where the mixing head, shown the base state alone, gives 0.1 or more
@@ -118,7 +118,7 @@ KINDS = {
         lambda moment, _: torch.rand(
             moment.rows.shape, generator=moment.generator, device=moment.rows.device, dtype=torch.float32
         ),
-        lambda drawn, p: drawn < p,
+        lambda value, p: value < p,
         "drew {0:.2f}, below {1:g} thinks",
         lowest=0,
         highest=1,

@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 
 from quietstar.attention import BranchCache
 from quietstar.base.trunk import Trunk
-from quietstar.base.vocabulary import draw
+from quietstar.base.vocabulary import sample
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
 from quietstar.heads import MixingHead, ThoughtEmbeddings
@@ -30,20 +30,20 @@ class Thinker:
 
 @dataclass(slots=True, kw_only=True)
 class Sampling:
-    """How thought tokens are drawn."""
+    """How thought tokens are sampled."""
 
     temperature: float
     """0 takes the likeliest token"""
     top_p: float = 1.0
-    """tokens are drawn from the likeliest that together reach this probability"""
+    """tokens are sampled from the likeliest that together reach this probability"""
     suppressed: Tensor | None = None
     """[n]: ids that a thought may not contain"""
     generator: torch.Generator | None = None
     """source of random numbers, on the model's device"""
 
-    def draw(self, trunk: Trunk, states: Tensor, n_draws: int = 1) -> tuple[Tensor, Tensor]:
-        """Return tokens and their log-probabilities, [n, n_draws] each, drawn from the predictions of states [n, D]."""
-        return draw(trunk.head, states, self.temperature, self.suppressed, self.generator, n_draws, self.top_p)
+    def sample(self, trunk: Trunk, states: Tensor, n_samples: int = 1) -> tuple[Tensor, Tensor]:
+        """Return tokens and their log-probabilities, [n, n_samples] each, sampled at states [n, D]."""
+        return sample(trunk.head, states, self.temperature, self.suppressed, self.generator, n_samples, self.top_p)
 
 
 def check_sampling(thought_temperature: float | None, thought_top_p: float | None) -> None:
@@ -61,9 +61,9 @@ class Thoughts:
     tokens: Tensor
     """[P, C, K]"""
     logprob: Tensor | None = None
-    """[P, C, K]: log-probabilities in what the tokens were drawn from; None where none were drawn"""
+    """[P, C, K]: log-probabilities in what the tokens were sampled from; None where none were sampled"""
     hidden: Tensor | None = None
-    """[K, P, C, D]: the state that each token was drawn from"""
+    """[K, P, C, D]: the state that each token was sampled from"""
     cache: BranchCache | None = None
     """keys and values of the base pass and of the steps in `hidden`"""
 
@@ -77,7 +77,7 @@ def think(thinker: Thinker, grid: ThoughtGrid, cache: Cache, sampling: Sampling)
         thinker: the model's parts.
         grid: where the branches grow.
         cache: keys and values of the base pass.
-        sampling: how tokens are drawn.
+        sampling: how tokens are sampled.
     """
     if not thinker.trunk.recomputes_branches:
         return _write(thinker, grid, cache, sampling)
@@ -95,13 +95,13 @@ def _write(thinker: Thinker, grid: ThoughtGrid, base_cache: Cache, sampling: Sam
         # start is the same token in every pass: it goes through the trunk once
         passes = replace(grid, n_passes=1) if step == 0 else grid
         states = trunk.branch_pass(passes, range(step, step + 1), embeds, cache)
-        drawn = sampling.draw(trunk, states.flatten(0, -2), n_draws=P if step == 0 else 1)
+        sampled = sampling.sample(trunk, states.flatten(0, -2), n_samples=P if step == 0 else 1)
         if step == 0:
             cache.repeat(P)
-            states, drawn = states.expand(-1, P, -1, -1), (drawn[0].T, drawn[1].T)
+            states, sampled = states.expand(-1, P, -1, -1), (sampled[0].T, sampled[1].T)
         hidden.append(states)
-        tokens.append(drawn[0].reshape(P, C))
-        logprob.append(drawn[1].reshape(P, C))
+        tokens.append(sampled[0].reshape(P, C))
+        logprob.append(sampled[1].reshape(P, C))
         embeds = trunk.embed(tokens[-1])[None]
     nothing = embeds.new_zeros(P, C, 0)
     return Thoughts(

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quietstar.base import vocabulary
-from quietstar.base.vocabulary import BLOCK, LMHead, choose_, draw
+from quietstar.base.vocabulary import BLOCK, LMHead, choose_, sample
 from tests.tiny import VOCABULARY, seeded
 
 
-def sample(logits: Tensor, temperature: float, suppressed: Tensor | None = None) -> Tensor:
+def chosen(logits: Tensor, temperature: float, suppressed: Tensor | None = None) -> Tensor:
     uniform = torch.rand(len(logits), 1, generator=seeded())
     return choose_(logits.T.clone(), uniform, temperature, suppressed)[0].squeeze(1)
 
@@ -34,14 +34,14 @@ def chi_square_is_plausible(tokens: Tensor, probability: Tensor) -> bool:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_frequencies_are_the_softmax(temperature: float) -> None:
     logits = 2 * torch.randn(VOCABULARY, generator=seeded(1))
-    tokens = sample(logits.expand(40_000, -1), temperature)
+    tokens = chosen(logits.expand(40_000, -1), temperature)
     assert chi_square_is_plausible(tokens, (logits / temperature).softmax(-1))
     assert not chi_square_is_plausible(tokens, (logits / (1.1 * temperature)).softmax(-1)), "the test is blind"
 
 
 def test_frequencies_hold_up_in_a_large_vocabulary() -> None:
     """The cumulative sum of many small probabilities is still even."""
-    tokens = sample(torch.zeros(1, 100_000).expand(400, -1), 1.0)
+    tokens = chosen(torch.zeros(1, 100_000).expand(400, -1), 1.0)
     groups = torch.bincount(tokens // 25_000, minlength=4)
     assert chi_square_is_plausible(tokens // 25_000, torch.full((4,), 0.25)), groups
 
@@ -49,7 +49,7 @@ def test_frequencies_hold_up_in_a_large_vocabulary() -> None:
 @given(st.lists(st.lists(st.floats(-50, 50, width=32), min_size=4, max_size=4), min_size=1, max_size=5))
 def test_temperature_0_takes_the_likeliest(rows: list[list[float]]) -> None:
     logits = torch.tensor(rows)
-    assert torch.equal(sample(logits, 0.0), logits.argmax(-1))
+    assert torch.equal(chosen(logits, 0.0), logits.argmax(-1))
 
 
 @given(
@@ -59,14 +59,14 @@ def test_temperature_0_takes_the_likeliest(rows: list[list[float]]) -> None:
 )
 def test_suppressed_tokens_are_never_sampled(row: list[float], temperature: float, ids: set[int]) -> None:
     logits = torch.tensor(row).expand(200, -1)
-    tokens = sample(logits, temperature, torch.tensor(sorted(ids)))
+    tokens = chosen(logits, temperature, torch.tensor(sorted(ids)))
     assert not ids & set(tokens.tolist())
     assert ((tokens >= 0) & (tokens < 5)).all()
 
 
 def test_suppressing_leaves_the_others_their_proportions() -> None:
     logits = torch.tensor([0.0, 5.0, 1.0, 2.0])
-    tokens = sample(logits.expand(40_000, -1), 1.0, torch.tensor([1]))
+    tokens = chosen(logits.expand(40_000, -1), 1.0, torch.tensor([1]))
     assert chi_square_is_plausible(tokens, torch.tensor([0.0, -torch.inf, 1.0, 2.0]).softmax(-1))
 
 
@@ -112,14 +112,14 @@ def head(V: int = 11, D: int = 8, **parts: object) -> LMHead:
 
 def test_the_same_seed_draws_the_same_tokens() -> None:
     hidden = torch.randn(50, 8, generator=seeded(2))
-    once, again, other = (draw(head(VOCABULARY), hidden, 1.0, generator=seeded(seed))[0] for seed in (0, 0, 1))
+    once, again, other = (sample(head(VOCABULARY), hidden, 1.0, generator=seeded(seed))[0] for seed in (0, 0, 1))
     assert torch.equal(once, again)
     assert not torch.equal(once, other)
 
 
 def test_draws_do_not_depend_on_how_many_rows_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden = torch.randn(50, 8, generator=seeded(2))
-    together = draw(head(VOCABULARY), hidden, 1.0, generator=seeded())[0]
+    together = sample(head(VOCABULARY), hidden, 1.0, generator=seeded())[0]
     monkeypatch.setattr(vocabulary, "STATES", 3)
     monkeypatch.setitem(vocabulary.BYTES_AT_ONCE, "cpu", 3 * 4 * VOCABULARY)
-    assert torch.equal(draw(head(VOCABULARY), hidden, 1.0, generator=seeded())[0], together)
+    assert torch.equal(sample(head(VOCABULARY), hidden, 1.0, generator=seeded())[0], together)

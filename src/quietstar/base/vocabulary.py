@@ -111,13 +111,13 @@ class Blocks:
             return bend(out, head.factor, head.divisor, head.softcap)
 
 
-def draw(
+def sample(
     head: LMHead,
     hidden: Tensor,
     temperature: float,
     suppressed: Tensor | None = None,
     generator: torch.Generator | None = None,
-    n_draws: int = 1,
+    n_samples: int = 1,
     top_p: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Sample tokens from each state's prediction, or take the likeliest at temperature 0, without gradient.
@@ -128,13 +128,13 @@ def draw(
         temperature: at least 0.
         suppressed: ids that are never sampled.
         generator: source of one uniform number for each token, on the states' device.
-        n_draws: m, tokens for each state.
+        n_samples: m, tokens for each state.
         top_p: sample among the likeliest tokens that together reach this probability (arXiv 1904.09751), above 0.
 
     Returns:
         [n, m] token ids, and [n, m] their log-probabilities under the sampled distribution: 0 at temperature 0.
     """
-    uniform = torch.zeros(len(hidden), n_draws, device=hidden.device)
+    uniform = torch.zeros(len(hidden), n_samples, device=hidden.device)
     if temperature:
         uniform.uniform_(generator=generator)
     with torch.no_grad():
@@ -159,7 +159,7 @@ def choose_(
         uniform: [n, m], from 0 to below 1.
         temperature: at least 0.
         suppressed: ids that are never chosen.
-        top_p: see `draw`.
+        top_p: see `sample`.
 
     Returns:
         [n, m] token ids, and [n, m] their log-probabilities under the sampled distribution: 0 at temperature 0.

@@ -55,7 +55,7 @@ class QuietStarLM(HFLM):
         pretrained: folder or hub name, or the model itself with its `tokenizer`.
         think: where to think; see `quietstar.policy`.
         thought_temperature: at which thoughts are sampled; 0 takes the likeliest tokens.
-        thought_top_p: thought tokens are drawn from the likeliest that together reach this probability.
+        thought_top_p: thought tokens are sampled from the likeliest that together reach this probability.
         original: never think: a plain model, or the base model of a thinking one.
         dtype: of the loaded weights.
         device: auto, cpu, cuda, ...
@@ -118,8 +118,8 @@ class QuietStarLM(HFLM):
 
         lm-eval passes its default device as if it had been asked for; a GPU is then used if there is one.
         """
-        unasked = {"device": EvaluatorConfig().device}
-        options = {k: v for k, v in (additional_config or {}).items() if v not in (None, unasked.get(k))}
+        defaults = {"device": EvaluatorConfig().device}
+        options = {k: v for k, v in (additional_config or {}).items() if v not in (None, defaults.get(k))}
         return cls(**{**options, **arg_dict})
 
     def all_gather(self, tensor: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def written(
         n_tokens: most tokens to write.
         settings: of the trace; the model thinks by the same ones.
         temperature: of the text; 0 takes the likeliest tokens.
-        top_p: tokens are drawn from the likeliest that together reach this probability.
+        top_p: tokens are sampled from the likeliest that together reach this probability.
 
     Raises:
         SettingsError: thoughts leave no room for a text, or the prompt is not valid Unicode.
@@ -113,7 +113,7 @@ def written(
     ids = prompt_ids(tokenizer, prompt)
     room, branch = room_for_text(model, tokenizer, settings)
     if not ids:
-        raise DataError("the tokenizer makes no token of the prompt; give some text to go on from")
+        raise DataError("the tokenizer makes no token of the prompt; give some text to continue")
     check_ids(model, ids, "the prompt")
     if room is not None and len(ids) + n_tokens > room:
         raise DataError(
