@@ -189,9 +189,9 @@ def out_of_memory(setting: Setting) -> Iterator[dict[str, Any]]:
         if not setting.dry_run:
             torch.cuda.set_per_process_memory_fraction(1.0)
     apart = max(abs(a - b) for a, b in zip(free, short, strict=True))
-    said = f"rows at once {trainer.rows_at_once}; losses {short} beside {free}"
+    said = f"rows at once {trainer.parts.guard.rows_at_once}; losses {short} beside {free}"
     # thoughts of a batch in pieces are drawn in another order, so losses are near each other, not equal
-    met = None if setting.dry_run else trainer.rows_at_once is not None and apart < 0.05
+    met = None if setting.dry_run else trainer.parts.guard.rows_at_once is not None and apart < 0.05
     yield figure(f"8 rows, memory cut to {100 * limit:.1f} %", said, "goes on with fewer, losses within 0.05", met)
 
 
