@@ -191,9 +191,9 @@ def out_of_memory(setting: Setting) -> Iterator[dict[str, Any]]:
         if not setting.dry_run:
             torch.cuda.set_per_process_memory_fraction(1.0)
     apart = max(abs(a - b) for a, b in zip(free, short, strict=True))
-    result = f"micro-batch {trainer.rows_at_once}; losses {short}, with all memory {free}"
+    result = f"micro-batch {trainer.parts.guard.rows_at_once}; losses {short}, with all memory {free}"
     # micro-batches sample thoughts in another order, so losses are close, not equal
-    met = None if setting.dry_run else trainer.rows_at_once is not None and apart < 0.05
+    met = None if setting.dry_run else trainer.parts.guard.rows_at_once is not None and apart < 0.05
     what = f"8 sequences, memory limited to {100 * limit:.1f} %"
     yield figure(what, result, "continues with a smaller micro-batch, losses within 0.05", met)
 

@@ -193,7 +193,7 @@ def test_results_that_cannot_be_written_are_one_line(
     assert run(folder, out, "--limit", "2", "--resume") == 2
     said = capfd.readouterr().err.strip().splitlines()[-1]
     assert f"results cannot be written to {out}" in said
-    assert "go on with --resume" in said
+    assert "continue with --resume" in said
     assert (out / "results.json").is_file()
 
 

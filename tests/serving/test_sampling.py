@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from quietstar.serving.sampling import NO_TOKEN, Sampling, choose
+from quietstar.serving.sampling import NO_TOKEN, TokenSampling, choose
 from tests.tiny import seeded
 
 V = 50
@@ -26,13 +26,13 @@ def test_equal_to_the_warpers_of_transformers(seed: int, temperature: float, top
     scores = TemperatureLogitsWarper(temperature)(None, logits)
     scores = TopPLogitsWarper(top_p)(None, scores) if top_p < 1 else scores
     expected = torch.multinomial(scores.softmax(-1), 1, generator=seeded(seed)).item()
-    assert choose(logits, [Sampling(temperature, top_p, seeded(seed))]) == [expected]
+    assert choose(logits, [TokenSampling(temperature, top_p, seeded(seed))]) == [expected]
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     """In a batch with greedy and sampled rows."""
     logits = logits_of(1, 6)
-    how = [Sampling([0.0, 1.0][n % 2], [0.5, 1.0][n % 3 % 2], seeded(n)) for n in range(6)]
+    how = [TokenSampling([0.0, 1.0][n % 2], [0.5, 1.0][n % 3 % 2], seeded(n)) for n in range(6)]
     together = choose(logits, how)
     for n in range(6):
         how[n].generator = seeded(n)
@@ -45,7 +45,7 @@ def test_suppressed_tokens_are_never_chosen() -> None:
     logits[0, :40] += 100
     for temperature in (0.0, 1.0):
         for seed in range(20):
-            (token,) = choose(logits, [Sampling(temperature, 0.1, seeded(seed))], torch.arange(40))
+            (token,) = choose(logits, [TokenSampling(temperature, 0.1, seeded(seed))], torch.arange(40))
             assert token >= 40
 
 
@@ -54,7 +54,7 @@ def test_suppressed_tokens_are_never_chosen() -> None:
 def test_next_to_no_temperature_is_greedy(temperature: float, dtype: torch.dtype) -> None:
     """Dividing by the temperature does not overflow."""
     logits = (logits_of(3) * 100).to(dtype)
-    assert choose(logits, [Sampling(temperature, 0.9, seeded())]) == logits.argmax(-1).tolist()
+    assert choose(logits, [TokenSampling(temperature, 0.9, seeded())]) == logits.argmax(-1).tolist()
 
 
 def test_logits_that_are_not_finite_give_no_token() -> None:
@@ -62,6 +62,6 @@ def test_logits_that_are_not_finite_give_no_token() -> None:
     logits = logits_of(4, 4)
     logits[1, 3], logits[2, 7] = float("nan"), float("inf")
     for temperature in (0.0, 1.0):
-        tokens = choose(logits, [Sampling(temperature, 0.9, seeded(n)) for n in range(4)])
+        tokens = choose(logits, [TokenSampling(temperature, 0.9, seeded(n)) for n in range(4)])
         assert [token == NO_TOKEN for token in tokens] == [False, True, True, False]
-    assert choose(logits[:1], [Sampling(1.0, 1.0, seeded())], torch.arange(V)) == [NO_TOKEN]
+    assert choose(logits[:1], [TokenSampling(1.0, 1.0, seeded())], torch.arange(V)) == [NO_TOKEN]

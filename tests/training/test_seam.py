@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 import transformers
-from transformers import Trainer
+from transformers import (
+    GenerationMixin,
+    HfArgumentParser,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Trainer,
+)
 
 import quietstar
 
@@ -40,9 +46,20 @@ USED = {
 }
 """private methods of the Trainer that are called"""
 
-ELSEWHERE = {
-    "src/quietstar/training/trainer.py": {},
+ELSEWHERE: dict[str, tuple[type, str]] = {
+    "_attn_implementation": (PreTrainedConfig, "names the attention function that branches are hooked into"),
+    "_experts_implementation": (PreTrainedConfig, "must be set again on a config that another one holds"),
+    "_can_set_attn_implementation": (PreTrainedModel, "says whether a model takes attention functions by name"),
+    "_init_weights": (PreTrainedModel, "begins the weights of mixing head and thought embeddings"),
+    "_supports_sdpa": (PreTrainedModel, "lets a base model attend by sdpa"),
+    "_skip_keys_device_placement": (PreTrainedModel, "keeps caches where they are"),
+    "_keep_in_fp32_modules_strict": (PreTrainedModel, "keeps mixing head, thought embeddings and adapters in float32"),
+    "_prepare_cache_for_generation": (GenerationMixin, "tells the journal which tokens end a sequence"),
+    "_eos_token_tensor": (GenerationMixin, "holds the tokens that end a sequence"),
+    "_get_logits_processor": (GenerationMixin, "rules suppressed tokens out before top-p and its like choose"),
+    "_parse_dataclass_field": (HfArgumentParser, "adds an option to its group of --help"),
 }
+"""private names of other classes of transformers that are used anywhere in the source: the class, and what for"""
 
 INTERNAL_CALL = "save_model(..., _internal_call) tells a checkpoint's model from one that is to be uploaded"
 
@@ -61,6 +78,17 @@ def test_the_trainer_calls_each_private_method_that_is_overridden(name: str) -> 
     assert name in calls, (
         f"transformers {transformers.__version__} does not call Trainer.{name} any more, which {OVERRIDDEN[name]}"
     )
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_other_classes_have_each_private_name(name: str) -> None:
+    owner, what_for = ELSEWHERE[name]
+    source = inspect.getsource(inspect.getmodule(owner))  # type: ignore[arg-type]
+    assert hasattr(owner, name) or name in source, (
+        f"transformers {transformers.__version__} has no {owner.__name__}.{name}, which {what_for}"
+    )
+    sources = (file.read_text(encoding="utf-8") for file in SOURCE.rglob("*.py"))
+    assert any(name in text for text in sources), f"{name} is not used any more: take it out of this list"
 
 
 def test_saving_knows_internal_calls() -> None:

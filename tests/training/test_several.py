@@ -15,10 +15,12 @@ from quietstar import QuietStarForCausalLM
 from quietstar.errors import CheckpointError
 from quietstar.interop.convert import convert
 from quietstar.interop.shards import consolidate
+from quietstar.runs.processes import ALONE, Processes
 from quietstar.training import DataArguments, QuietStarTrainer
 from quietstar.training.arguments import ModelArguments
 from quietstar.training.data.stream import StreamedTextWindows
 from quietstar.training.run import run_training
+from quietstar.training.tally import count_labels
 from tests.elsewhere import refused
 from tests.long import mostly_long
 from tests.several import Pair
@@ -178,14 +180,15 @@ def test_processes_make_the_same_passes_whatever_their_rows_look_like(pair: Pair
         assert value.isfinite().all()
 
 
-def means_of_each_process(run: QuietStarTrainer, counts: Any, device: Any) -> Any:
-    """What the counts of all processes are when they are not added up."""
+def means_of_each_process(batches: list[dict[str, Tensor]], n_ahead_talk: int, processes: Processes) -> Any:
+    """What the counts of all processes are if they are not added up."""
+    counts = count_labels(batches, n_ahead_talk, ALONE)
     return type(counts)(base=counts.base * 2, talk=counts.talk * 2, policy=counts.policy * 2)
 
 
 def learn_with_means_of_each_process(*args: Any, **kwargs: Any) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(QuietStarTrainer, "_of_all_ranks", means_of_each_process)
+        patch.setattr("quietstar.training.run_parts.count_labels", means_of_each_process)
         return learn(*args, **kwargs)
 
 
@@ -216,7 +219,7 @@ def rows_of_a_stream(folder: Path, n_workers: int, resumed_from: str | None = No
     step, seen = run.training_step, []
 
     def noted(model: Any, inputs: Any, *args: Any) -> Any:
-        seen.append((run._places[run._next_worker - 1][2], inputs["input_ids"].tolist()))
+        seen.append((run.parts.place.places[run.parts.place.next_worker - 1][2], inputs["input_ids"].tolist()))
         return step(model, inputs, *args)
 
     run.training_step = noted  # type: ignore[method-assign]

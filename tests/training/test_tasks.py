@@ -87,7 +87,7 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path, file: str) -> None:
         arguments(tmp_path, eval_data=[f"gsm8k={file}"])
     with pytest.raises(SettingsError, match="eval_limit"):
         arguments(tmp_path, eval_limit=0)
-    with pytest.raises(DataError, match="there is no file"):
+    with pytest.raises(DataError, match="does not exist"):
         make(tmp_path, str(tmp_path / "nowhere.jsonl"))
     with pytest.raises(SettingsError, match="no text is held out"):
         QuietStarTrainer(

@@ -16,7 +16,7 @@ from quietstar.serving.faults import failed
 from quietstar.serving.jobs import Job, Ticket, Written, attempt
 from quietstar.serving.metrics import Metrics
 from quietstar.serving.prompts import Prompt
-from quietstar.serving.sampling import NO_TOKEN, Sampling, choose
+from quietstar.serving.sampling import NO_TOKEN, TokenSampling, choose
 from quietstar.serving.text import StoppingText
 from quietstar.text.pieces import decoded, one_line, token_text
 
@@ -45,7 +45,7 @@ class Row:
     ticket: Ticket
     job: Job
     choice: int
-    sampling: Sampling
+    sampling: TokenSampling
     text: StoppingText
     last: int
     """the token to read next: the last one of the prompt, or the last generated one"""
@@ -86,7 +86,7 @@ class Group:
     def _row(self, ticket: Ticket, job: Job, choice: int) -> Row:
         # if thinking is random, text and thoughts share a generator, as in `generate`
         generator = self.generator or torch.Generator(self.served.model.device)
-        sampling = Sampling(job.temperature, job.top_p, generator.manual_seed((job.seed + choice) % 2**64))
+        sampling = TokenSampling(job.temperature, job.top_p, generator.manual_seed((job.seed + choice) % 2**64))
         text = StoppingText(self.served.tokenizer, job.prompt_ids, job.stop)
         return Row(ticket, job, choice, sampling, text, last=job.prompt_ids[-1])
 

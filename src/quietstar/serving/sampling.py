@@ -16,7 +16,7 @@ NO_TOKEN = -1
 
 
 @dataclass(slots=True)
-class Sampling:
+class TokenSampling:
     """How the tokens of one text are sampled."""
 
     temperature: float
@@ -27,7 +27,7 @@ class Sampling:
     """random number generator, on the model's device"""
 
 
-def choose(logits: Tensor, samplings: Sequence[Sampling], suppressed: Tensor | None = None) -> list[int]:
+def choose(logits: Tensor, samplings: Sequence[TokenSampling], suppressed: Tensor | None = None) -> list[int]:
     """Return a token for each of B texts, or NO_TOKEN if its logits are not finite.
 
     A text's token does not depend on the other texts, and equals what transformers' `generate` samples from the same
@@ -49,7 +49,7 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], suppressed: Tensor | N
     return tokens
 
 
-def _sample(logits: Tensor, sampling: Sampling) -> int:
+def _sample(logits: Tensor, sampling: TokenSampling) -> int:
     """Sample a token of one text from logits [1, V]."""
     logits = logits / sampling.temperature
     if sampling.top_p < 1:

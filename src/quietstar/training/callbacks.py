@@ -47,7 +47,7 @@ def add_callbacks(trainer: Any) -> None:
     args, tokenizer, held_out = trainer.args, trainer.processing_class, trainer.eval_dataset
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(ProgressLines())
-    trainer.add_callback(Events(trainer))
+    trainer.add_callback(RunEvents(trainer))
     trainer.add_callback(FollowEpoch(trainer.train_dataset))
     if args.health_checks:
         trainer.add_callback(WatchHealth(trainer.parts.health))
@@ -68,7 +68,7 @@ def check_evaluation(
             raise SettingsError(f"{name} was given, which needs a tokenizer; give processing_class")
 
 
-class Events(TrainerCallback):
+class RunEvents(TrainerCallback):
     """Tells a trainer and its parts where the run is.
 
     Args:

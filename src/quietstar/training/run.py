@@ -143,11 +143,9 @@ def prepare(
     trainer.add_callback(KeepLog(trainer.folder))
     given = vars(model_args) | vars(data_args)
     trainer.settings = {name: value for name, value in given.items() if name not in UNDECISIVE}
-    trainer.settings |= {"streaming": False, "weight_digest": digest_of_model(model_args.model)}
-    if isinstance(train_dataset, StreamedTextWindows):
-        trainer.settings["streaming"] = True
-    else:
-        trainer.settings["rows"] = len(train_dataset)
+    trainer.settings |= {"streaming": True, "weight_digest": digest_of_model(model_args.model)}
+    if not isinstance(train_dataset, StreamedTextWindows):
+        trainer.settings |= {"streaming": False, "rows": len(train_dataset)}
     if checkpoint is not None:
         trainer.checkpoint_to_resume(str(checkpoint))
     if is_first:

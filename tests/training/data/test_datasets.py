@@ -128,7 +128,7 @@ def test_local_files_are_split_and_their_first_texts_held_out(tmp_path, extensio
     args = DataArguments(dataset=path, eval_size=9, streaming=True, shuffle_block=4)
     train, evaluation = build_datasets(args, TOKENIZER, 0)
     texts = [*chain(*shards)]
-    assert train.texts.n_shards == len(shards)
+    assert train.texts.n_files == len(shards)
     assert ids_of(evaluation) == [whole(text) for text in texts[:9]]
     orders = []
     for epoch in range(3):
@@ -150,7 +150,7 @@ def test_files_of_columns_made_into_texts_keep_their_shards(tmp_path):
         (tmp_path / f"{i}.jsonl").write_text(json.dumps({"question": f"q{i}", "answer": "a"}) + "\n")
     args = DataArguments(dataset=str(tmp_path), eval_size=1, streaming=True, template="{question}={answer}")
     train, _ = build_datasets(args, TOKENIZER, 0)
-    assert train.texts.n_shards == 3
+    assert train.texts.n_files == 3
     assert sorted(ids_of(train)) == [whole("q1=a"), whole("q2=a")]
 
 

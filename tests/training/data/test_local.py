@@ -118,7 +118,7 @@ def test_a_column_that_most_rows_lack(streaming: bool, tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert texts_of(file, text_column="a", streaming=streaming)[-3:] == ["x", None, "z"]
     if streaming:  # which is not read to its end to find it
-        with pytest.raises(DataError, match="no column 'b', its columns are a:"):
+        with pytest.raises(DataError, match="no column 'b', its columns are a;"):
             texts_of(file, text_column="b", streaming=streaming)
     else:
         assert texts_of(file, text_column="b", streaming=streaming)[-3:] == [None, "y", None]

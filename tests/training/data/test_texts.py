@@ -277,7 +277,7 @@ def test_hub_without_the_split_or_the_configuration(monkeypatch):
     hub(monkeypatch, ValueError("Unknown split \"x\". Should be one of ['train', 'test']."))
     refused(["'a/b'", "--split", "['train', 'test']"], "a/b", split="x")
     hub(monkeypatch, ValueError("Bad split: x. Available splits: ['train']"))
-    refused(["'a/b'", "pass another --split:", "['train']"], "a/b", split="x")
+    refused(["'a/b'", "give another --split:", "['train']"], "a/b", split="x")
     hub(monkeypatch, ValueError("Config name is missing.\nPlease pick one among ['main', 'socratic']"))
     refused(["'a/b'", "--dataset_config", "['main', 'socratic']"], "a/b")
     hub(monkeypatch, RuntimeError("Dataset scripts are no longer supported"))
