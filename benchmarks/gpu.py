@@ -26,29 +26,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from gpu_setting import MARK
+
 HERE = Path(__file__).resolve().parent
-MARK = "FIGURE "
-"""prefix of a line with a figure as JSON"""
 LEAST = 1.0
 """least seconds left to begin a part"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Settings of a part."""
-
-    dry_run: bool
-    smollm2: Path | None = None
-
-    @property
-    def device(self) -> str:
-        """cpu in a dry run, otherwise cuda."""
-        return "cpu" if self.dry_run else "cuda"
-
-
-def figure(what: str, found: str, aim: str = "", met: bool | None = None) -> dict[str, Any]:
-    """Return a line of the table."""
-    return {"what": what, "found": found, "aim": aim, "met": met}
 
 
 @dataclass

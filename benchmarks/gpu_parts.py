@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import MARK, Setting, figure
+from gpu_setting import MARK, Setting, figure
 from gpu_training import lora_on_smollm2, memory, out_of_memory, qlora, resuming
 
 HERE = Path(__file__).resolve().parent

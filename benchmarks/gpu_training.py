@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import Setting, figure
+from gpu_setting import Setting, figure
 from speed import base_config
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
