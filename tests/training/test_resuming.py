@@ -80,4 +80,4 @@ def test_states_of_callbacks_are_those_that_transformers_reads(tmp_path: Path) -
     patience = EarlyStoppingCallback(5)
     save_trainer_state(TrainerState(), [patience, SimpleNamespace()], tmp_path)  # type: ignore[list-item]
     found = TrainerState.load_from_json(str(tmp_path / "trainer_state.json")).stateful_callbacks
-    assert found == {"EarlyStoppingCallback": [patience.state()]}
+    assert found == {"EarlyStoppingCallback": patience.state()}

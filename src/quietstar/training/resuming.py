@@ -113,7 +113,7 @@ def save_trainer_state(state: TrainerState, callbacks: list[Any], checkpoint: Pa
     for callback in callbacks:
         if isinstance(callback, ExportableState):
             states.setdefault(type(callback).__name__, []).append(callback.state())
-    state.stateful_callbacks = states
+    state.stateful_callbacks = {name: found if len(found) > 1 else found[0] for name, found in states.items()}
     state.save_to_json(str(checkpoint / "trainer_state.json"))
 
 

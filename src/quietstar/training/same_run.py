@@ -159,4 +159,4 @@ def _same(name: str, before: Any, now: Any) -> bool:
 
 @lru_cache
 def _say_names_are_compared(checkpoint: str) -> None:
-    logger.info("%s is of an earlier version: its model and its texts are compared only by their names", checkpoint)
+    logger.info("%s is of an earlier version: its model and its texts are compared by their names alone", checkpoint)
