@@ -49,15 +49,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in long)
 
 
-def pytest_collection_finish() -> None:
-    """Modules stay: each run of a trainer collects garbage, and would search them for half a second."""
-    gc.freeze()
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say what was left out; each worker of xdist leaves out its own, and reports nothing of them."""
     if config.getoption("markexpr") == "not long":
         terminalreporter.write_line("The long tail was left out (tests marked long): make test-all runs it too.")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_old_is_searched() -> None:
+    """Each run of a trainer collects garbage: it would search modules and what other files keep, for a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shutil
 import signal
 import sys
 import tempfile
@@ -18,7 +19,7 @@ SECONDS = 300
 class Command:
     """`python WORDS`, as a process that is forked from one that has imported torch and its like.
 
-    Leaving its block ends it.
+    Leaving its block ends it, and what it has printed is gone.
 
     Args:
         words: what follows `python`: `-m`, a module and its arguments, or a script and its arguments.
@@ -40,6 +41,7 @@ class Command:
     ) -> None:
         self._process.kill()
         self._process.join()
+        shutil.rmtree(self._said)
 
     @property
     def stdout(self) -> str:

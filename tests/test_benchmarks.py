@@ -31,7 +31,7 @@ def run(*options: str, script: str = "speed.py") -> str:
         return process.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_row_is_timed_beside_plain_steps(tmp_path: Path) -> None:
     said = run("--rows", "score-answer", "--output", str(tmp_path / "found.json"))
     assert "| score an answer of 4 tokens | 1 x 256, n_ahead 7 |" in said

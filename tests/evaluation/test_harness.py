@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 OwnTasks = partial(TaskManager, include_defaults=False)
-"""lm-eval's own 14,000 files of tasks take ten seconds to look through: only the test of the command does"""
+"""lm-eval's own 14,000 files of tasks take ten seconds to look through: only one test, of the command, does"""
 
 
 @pytest.fixture(autouse=True)
@@ -175,10 +175,16 @@ def test_defaults_of_lm_eval_are_accepted(
     assert made == [{"pretrained": "here", "batch_size": 1, **expected}] * 2
 
 
-@pytest.mark.slow
+def command(folder: Path, out: Path, think: str) -> list[str]:
+    """What follows the name of lm-eval's command, as the docs have it."""
+    where = f"--include_path {folder / 'tasks'} --output_path {out} --tasks local_choice --limit 3"
+    return ["run", "--model", "quietstar", *where.split(), "--model_args", f"pretrained={folder / 'thinking'},{think}"]
+
+
 def test_its_own_command_knows_the_name(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
+<<<<<<< HEAD
     """As documented; an invalid policy gives one line."""
     command = ["-m", "quietstar.evaluation", "run", "--model", "quietstar", "--tasks", "local_choice"]
     command += [
@@ -194,8 +200,25 @@ def test_its_own_command_knows_the_name(
         assert process.wait() == 0, process.stderr
         assert "local_choice" in process.stdout
     monkeypatch.setattr("sys.argv", ["lm_eval", *command[2:], "--model_args", f"{model}often"])
+=======
+    """An impossible policy is one line."""
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", OwnTasks)
+    monkeypatch.setattr("sys.argv", ["lm_eval", *command(folder, tmp_path / "out", "think=entropy:2.5")])
+    assert main() == 0
+    assert "local_choice" in capfd.readouterr().out
+    monkeypatch.setattr("sys.argv", ["lm_eval", *command(folder, tmp_path / "out", "think=often")])
+>>>>>>> h-minutes
     assert main() == 2
     assert "choose from always" in capfd.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.long
+def test_its_own_command_is_a_module(folder: Path, tmp_path: Path) -> None:
+    """In a process of its own, which knows lm-eval's tasks as well."""
+    words = command(folder, tmp_path / "out", "think=entropy:2.5")
+    with Command("-m", "quietstar.evaluation", *words) as process:
+        assert process.wait() == 0, process.stderr
+        assert "local_choice" in process.stdout
 
 
 def test_evaluate_runs_it(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
