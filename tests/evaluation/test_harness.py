@@ -176,7 +176,7 @@ def test_defaults_of_lm_eval_are_accepted(
 
 
 def command(folder: Path, out: Path, think: str) -> list[str]:
-    """What follows the name of lm-eval's command, as the docs have it."""
+    """Return the arguments of lm-eval's command, as documented."""
     where = f"--include_path {folder / 'tasks'} --output_path {out} --tasks local_choice --limit 3"
     return ["run", "--model", "quietstar", *where.split(), "--model_args", f"pretrained={folder / 'thinking'},{think}"]
 
@@ -184,30 +184,12 @@ def command(folder: Path, out: Path, think: str) -> list[str]:
 def test_its_own_command_knows_the_name(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-<<<<<<< HEAD
-    """As documented; an invalid policy gives one line."""
-    command = ["-m", "quietstar.evaluation", "run", "--model", "quietstar", "--tasks", "local_choice"]
-    command += [
-        "--include_path",
-        str(folder / "tasks"),
-        "--output_path",
-        str(tmp_path / "out"),
-        "--limit",
-        "3",
-    ]
-    model = f"pretrained={folder / 'thinking'},think="
-    with Command(*command, "--model_args", f"{model}entropy:2.5") as process:
-        assert process.wait() == 0, process.stderr
-        assert "local_choice" in process.stdout
-    monkeypatch.setattr("sys.argv", ["lm_eval", *command[2:], "--model_args", f"{model}often"])
-=======
-    """An impossible policy is one line."""
+    """An invalid policy gives one line."""
     monkeypatch.setattr("lm_eval.tasks.TaskManager", OwnTasks)
     monkeypatch.setattr("sys.argv", ["lm_eval", *command(folder, tmp_path / "out", "think=entropy:2.5")])
     assert main() == 0
     assert "local_choice" in capfd.readouterr().out
     monkeypatch.setattr("sys.argv", ["lm_eval", *command(folder, tmp_path / "out", "think=often")])
->>>>>>> h-minutes
     assert main() == 2
     assert "choose from always" in capfd.readouterr().err.strip().splitlines()[-1]
 
