@@ -12,7 +12,7 @@ HELD_TO = frozenset(
 )
 """arguments that do apply: they do not affect how the model is loaded"""
 NEUTRAL = {"backend": "causal"}
-"""values that have no effect, as None and the default have none"""
+"""values that have no effect; nor do None and the default"""
 
 
 def without_defaults(given: dict[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
