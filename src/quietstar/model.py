@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 
 from quietstar.attention import attention_backend, default_backend
 from quietstar.base import lora
-from quietstar.base.gguf import unpacked
+from quietstar.base.gguf.model import unpacked
 from quietstar.base.ids import n_tokens
 from quietstar.base.loading import best_backend, check_base, first_thought_vector, load_base, load_tokenizer
 from quietstar.base.ties import say_whether_tied

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from quietstar.errors import SettingsError
-from quietstar.runs.folders import MARKER, claim, refuse_full
+from quietstar.runs.folders import MARKER, check_output_folder, claim
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -43,7 +43,7 @@ def test_a_new_or_empty_folder_becomes_ours(tmp_path, there, overwrite):
 
 def test_a_run_is_left_alone(a_run):
     before = contents(a_run)
-    for refuse in (lambda: claim(a_run, {"seed": 2}), lambda: refuse_full(a_run)):
+    for refuse in (lambda: claim(a_run, {"seed": 2}), lambda: check_output_folder(a_run)):
         with pytest.raises(SettingsError, match="already has a run; give another folder, or --overwrite"):
             refuse()
         assert contents(a_run) == before
@@ -63,7 +63,7 @@ def test_resume_keeps_all_and_writes_the_settings_anew(a_run):
 @pytest.mark.parametrize("asked", [{}, {"overwrite": True}, {"resume": True}, {"overwrite": True, "resume": True}])
 def test_foreign_files_are_always_left_alone(foreign, asked):
     before = contents(foreign)
-    for refuse in (lambda: claim(foreign, {}, **asked), lambda: refuse_full(foreign, **asked)):
+    for refuse in (lambda: claim(foreign, {}, **asked), lambda: check_output_folder(foreign, **asked)):
         with pytest.raises(
             SettingsError,
             match=r"output_dir .*foreign (is not empty, and not created by quietstar|has no run to resume)",
@@ -76,7 +76,7 @@ def test_foreign_files_are_always_left_alone(foreign, asked):
 def test_a_file_is_refused(tmp_path, asked):
     file = tmp_path / "run"
     file.write_text("years of work")
-    for refuse in (lambda: claim(file, {}, **asked), lambda: refuse_full(file, **asked)):
+    for refuse in (lambda: claim(file, {}, **asked), lambda: check_output_folder(file, **asked)):
         with pytest.raises(SettingsError, match="is a file; give a folder"):
             refuse()
         assert file.read_text() == "years of work"
@@ -100,7 +100,7 @@ def test_asking_first_touches_nothing(tmp_path, a_run, foreign, state):
     before = sorted(tmp_path.rglob("*")), contents(tmp_path)
     for asked in ({}, {"overwrite": True}, {"resume": True}):
         try:
-            refuse_full(folder, **asked)
+            check_output_folder(folder, **asked)
             said = None
         except SettingsError as error:
             said = str(error)
@@ -123,7 +123,7 @@ def test_a_link_to_a_run_is_not_followed_when_it_is_emptied(a_run, tmp_path):
 
 def test_a_folder_that_cannot_be_is_refused_before_work_and_after(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
-    for refuse in (lambda folder: claim(folder, {}), refuse_full):
+    for refuse in (lambda folder: claim(folder, {}), check_output_folder):
         with pytest.raises(SettingsError, match=r"would be inside .*file, which is a file; give another folder"):
             refuse(tmp_path / "file" / "run")
         with pytest.raises(SettingsError, match="cannot be used: File name too long; give another folder"):
@@ -131,7 +131,7 @@ def test_a_folder_that_cannot_be_is_refused_before_work_and_after(tmp_path, monk
     assert (tmp_path / "file").read_text() == "mine"
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(SettingsError, match=r"no permission to write to .*; give another"):
-        refuse_full(tmp_path / "new" / "run")
+        check_output_folder(tmp_path / "new" / "run")
     monkeypatch.undo()
 
     def full(*_, **__):

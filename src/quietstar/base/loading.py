@@ -2,12 +2,13 @@
 
 import copy
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,7 +20,7 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from quietstar.attention import SplitAttention, attention_backend, default_backend
-from quietstar.base.gguf import gguf_model, gguf_tokenizer
+from quietstar.base.gguf.model import gguf_model, gguf_tokenizer
 from quietstar.base.rope import check_rope
 from quietstar.base.sharding import gathered, is_partitioned
 from quietstar.base.sources import find_source, hub_arguments
@@ -30,6 +31,17 @@ from quietstar.errors import QuietStarError, SettingsError, UnsupportedModelErro
 from quietstar.grid import ThoughtGrid
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode within the block."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @torch.no_grad()
@@ -56,11 +68,7 @@ def first_thought_vector(base_lm: PreTrainedModel, text: str, tokenizer: Tokeniz
 
 
 def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
-    """Load an ordinary language model by hub name, folder or GGUF file.
-
-    Args:
-        name: as `find_source` takes it.
-        kwargs: as `AutoModelForCausalLM.from_pretrained` takes them.
+    """Load an ordinary language model by hub name, folder or GGUF file; kwargs are those of `from_pretrained`.
 
     Raises:
         CheckpointError: there is no model of that name, the hub cannot be reached, or the model needs code of its own.
@@ -145,10 +153,6 @@ def check_base(base_lm: PreTrainedModel, backend: str) -> None:
     The grid has two rows of a few tokens, one padded on the left, and is run step by step and in one pass: a base
     model that ignores its mask, its positions or its cache differs.
 
-    Args:
-        base_lm: the base model; it does not change.
-        backend: the attention backend to check.
-
     Raises:
         UnsupportedModelError: they differ, or the model does not accept what a grid needs.
     """
@@ -159,10 +163,9 @@ def check_base(base_lm: PreTrainedModel, backend: str) -> None:
     if any(parameter.is_meta or is_partitioned(parameter) for parameter in base_lm.parameters()):
         return
     check_rope(base_lm)
-    was_training = base_lm.training
-    base_lm.eval()
     try:
-        differences = _grid_differences(base_lm, backend)
+        with evaluating(base_lm):
+            differences = _grid_differences(base_lm, backend)
     except QuietStarError:
         raise
     except Exception as error:
@@ -170,8 +173,6 @@ def check_base(base_lm: PreTrainedModel, backend: str) -> None:
             f"{cannot}: it does not take the embeddings, positions, masks or caches that a thought grid needs "
             f"({type(error).__name__}: {first_line(error)}); choose another base model"
         ) from error
-    finally:
-        base_lm.train(was_training)
     half = base_lm.dtype in (torch.float16, torch.bfloat16)
     for what, difference in differences.items():
         if not difference <= (0.1 if half else 1e-3):
@@ -185,12 +186,10 @@ def check_base(base_lm: PreTrainedModel, backend: str) -> None:
 def check_head(base_lm: PreTrainedModel) -> None:
     """Raise UnsupportedModelError if a model does more to its last hidden state than `Trunk.logits` does."""
     input_ids = torch.arange(1, 5, device=base_lm.get_input_embeddings().weight.device)[None]
-    was_training = base_lm.training
-    base_lm.eval()
-    trunk = Trunk(base_lm, attention_backend("dense", base_lm))
-    ours = trunk.logits(base_lm.base_model(input_ids=input_ids, use_cache=False).last_hidden_state)
-    own = base_lm(input_ids=input_ids, use_cache=False).logits
-    base_lm.train(was_training)
+    with evaluating(base_lm):
+        trunk = Trunk(base_lm, attention_backend("dense", base_lm))
+        ours = trunk.logits(base_lm.base_model(input_ids=input_ids, use_cache=False).last_hidden_state)
+        own = base_lm(input_ids=input_ids, use_cache=False).logits
     if not _relative(ours, own) <= (0.1 if base_lm.dtype in (torch.float16, torch.bfloat16) else 1e-3):
         raise UnsupportedModelError(
             f"the LM head of family {base_lm.config.model_type!r} does something to its logits that is not known here; "

@@ -46,11 +46,7 @@ def steady_length(config: PreTrainedConfig) -> int | None:
 
 
 class Frequencies:
-    """The rope frequencies of a text, kept for its branches.
-
-    Args:
-        base_lm: the base model. Only `choose` and `kept` change it.
-    """
+    """The rope frequencies of a text, kept for its branches; only `choose` and `kept` change the base model."""
 
     def __init__(self, base_lm: PreTrainedModel) -> None:
         settings = _settings(base_lm.config)
@@ -63,7 +59,7 @@ class Frequencies:
         self._chosen = []
         for module, layer in self._rotaries:
             name = _buffer(layer)
-            if "dynamic" in _rope_type(module, layer):
+            if "dynamic" in (module.rope_type if layer is None else module.rope_type[layer]):
                 # transformers keeps using the frequencies of a longer text that came before
                 setattr(module, name, getattr(module, _buffer(layer, "original_inv_freq")).to(position_ids.device))
                 setattr(module, _buffer(layer, "max_seq_len_cached"), module.original_max_seq_len)
@@ -88,7 +84,10 @@ class Frequencies:
 
     def check(self, limit: int) -> None:
         """Raise UnsupportedModelError if frequencies cannot be kept past a limit at which they change."""
-        near = torch.arange(2, device=next(iter(self._devices()), None))[None]
+        if not self._rotaries:
+            raise UnsupportedModelError(_UNKNOWN)
+        module, layer = self._rotaries[0]
+        near = torch.arange(2, device=getattr(module, _buffer(layer)).device)[None]
         far = torch.cat([near, near + 2 * limit], dim=1)
         self.choose(near)
         for module, layer in self._rotaries:
@@ -97,11 +96,6 @@ class Frequencies:
                 kept = _embed(module, layer, far)
             if not all(torch.equal(a, b[:, :2]) for a, b in zip(own, kept, strict=True)):
                 raise UnsupportedModelError(_UNKNOWN)
-        if not self._rotaries:
-            raise UnsupportedModelError(_UNKNOWN)
-
-    def _devices(self) -> list[torch.device]:
-        return [getattr(module, _buffer(layer)).device for module, layer in self._rotaries]
 
 
 _UNKNOWN = (
@@ -120,10 +114,7 @@ def check_rope(base_lm: PreTrainedModel) -> None:
 def check_cached(base_lm: PreTrainedModel, position_ids: Tensor, n_past: int) -> None:
     """Raise SettingsError if cached keys were computed with other frequencies than the new tokens need.
 
-    Args:
-        base_lm: the base model.
-        position_ids: [B, S], of all tokens.
-        n_past: number of the S tokens that are in the cache.
+    Of the positions [B, S], the first n_past are those of the cached tokens.
     """
     limit = steady_length(base_lm.config)
     if limit is None or n_past == 0 or (length := int(position_ids.max()) + 1) <= limit:
@@ -139,10 +130,6 @@ def check_cached(base_lm: PreTrainedModel, position_ids: Tensor, n_past: int) ->
 
 def _buffer(layer: str | None, name: str = "inv_freq") -> str:
     return name if layer is None else f"{layer}_{name}"
-
-
-def _rope_type(module: Any, layer: str | None) -> str:
-    return module.rope_type if layer is None else module.rope_type[layer]
 
 
 def _embed(module: Any, layer: str | None, position_ids: Tensor) -> Any:

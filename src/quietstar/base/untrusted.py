@@ -86,11 +86,7 @@ def is_number(value: Any) -> bool:
 
 
 def check_fields(fields: Mapping[str, Any], where: str) -> None:
-    """Check the fields of a config and of the configs nested in it.
-
-    Args:
-        fields: as read from the file.
-        where: name of the config, for the message.
+    """Check the fields of a config and of the configs nested in it; `where` is its name in messages.
 
     Raises:
         SettingsError: a field asks for more parts than any model has, or names code of another repository, which
@@ -122,11 +118,7 @@ def without_pointers(fields: Any) -> Any:
 
 
 def check_config(name: str | Path, **hub: Any) -> None:
-    """Check the config of a plain model, if it can be read.
-
-    Args:
-        name: hub name or folder.
-        hub: subfolder, revision, cache_dir, token, as `from_pretrained` takes them.
+    """Check the config of a plain model, a folder or hub name, if it can be read.
 
     Raises:
         CheckpointError: a folder has no config.
@@ -157,9 +149,7 @@ def check_alone(name: str | Path, **hub: Any) -> None:
 def check_folder(folder: Path, skeleton: Callable[[], nn.Module]) -> None:
     """Compare the weights in a folder with the model that its config describes, before allocating memory for it.
 
-    Args:
-        folder: of a model.
-        skeleton: builds the model; it is called on the meta device.
+    `skeleton` builds the model; it is called on the meta device.
 
     Raises:
         CheckpointError: an index lists files that are not in the folder, or the weights are far too few.
@@ -171,12 +161,9 @@ def check_folder(folder: Path, skeleton: Callable[[], nn.Module]) -> None:
 
 
 def check_size(name: str, n_bytes: int, skeleton: Callable[[], nn.Module]) -> None:
-    """Compare the size of weight files with the model that a config describes, before allocating memory for it.
+    """Compare the bytes of weight files with the model that a config describes, before allocating memory for it.
 
-    Args:
-        name: of the model, for the message.
-        n_bytes: total size of the files.
-        skeleton: builds the model; it is called on the meta device.
+    `skeleton` builds the model; it is called on the meta device.
 
     Raises:
         CheckpointError: the weights are far too few.

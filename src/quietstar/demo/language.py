@@ -31,11 +31,7 @@ CHANCE = 1 / len(LETTERS)
 
 @dataclass(frozen=True)
 class Language:
-    """Where each move leads.
-
-    Args:
-        moves: move -> letter -> the letter after that move.
-    """
+    """Where each move leads: move -> letter -> the letter after that move."""
 
     moves: Mapping[str, Mapping[str, str]]
 
@@ -101,12 +97,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class Lines:
-    """A dataset of tokenized lines, each with the end of a line.
-
-    Args:
-        lines: the lines' text.
-        tokenizer: as returned by `build_tokenizer`.
-    """
+    """A dataset of tokenized lines, each with the end of a line."""
 
     def __init__(self, lines: list[str], tokenizer: PreTrainedTokenizerFast) -> None:
         self.rows = tokenizer([line + END for line in lines])["input_ids"]

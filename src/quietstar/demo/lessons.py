@@ -82,11 +82,7 @@ def learn_to_think(
 ) -> QuietStarForCausalLM:
     """Return a thinking model around the base model, trained on unspelled lines, thinking after every token.
 
-    Args:
-        args: options of the demo.
-        base_lm: the base model, which is trained as part of the thinking model.
-        language, problems, tokenizer: as in `learn_language`.
-        watch: returns a callback for the training of the given thinking model.
+    `watch` returns a callback for the training of the model that it is given.
     """
     model = QuietStarForCausalLM.from_base(base_lm, tokenizer=tokenizer, **args.method_settings())
     if args.thought_steps == 0:

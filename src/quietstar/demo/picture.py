@@ -33,10 +33,7 @@ def require_matplotlib() -> None:
 def draw(path: Path, figures: Figures, diary: Sequence[dict[str, Any]]) -> None:
     """Draw right answers as bars on the left, and on the right how the model learned to think, step by step.
 
-    Args:
-        path: the file to write.
-        figures: for the bars.
-        diary: log of the demo; lines of the stage "thoughts" are drawn.
+    The steps are the lines of the stage "thoughts" in the diary.
     """
     from matplotlib.figure import Figure
 

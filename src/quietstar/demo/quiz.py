@@ -3,14 +3,13 @@
 Legend: n problems, S tokens of a question, K tokens of a thought, V vocabulary.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from quietstar.base.loading import evaluating
 from quietstar.demo.language import DASH, LETTERS, N_STOPS, Language, question
 from quietstar.model import QuietStarForCausalLM
 from quietstar.reporting.interval import Share
@@ -34,11 +33,6 @@ class Quiz:
 
     An answer is the likeliest of the language's letters after the question, not of the whole vocabulary: the base
     model has learned that a dash may come there, and that does not count as wrong.
-
-    Args:
-        problems: the problems to ask about.
-        language: gives the right answers.
-        tokenizer: as returned by `build_tokenizer`.
     """
 
     def __init__(self, problems: list[str], language: Language, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -60,12 +54,7 @@ class Quiz:
 
     @torch.no_grad()
     def with_thoughts(self, model: QuietStarForCausalLM, thoughts: Tensor | None = None) -> Answers:
-        """Ask a thinking model, which thinks once, after the question.
-
-        Args:
-            model: the thinking model; its thoughts are greedy.
-            thoughts: [n, K] thoughts that replace its own.
-        """
+        """Ask a thinking model, which thinks once, greedily, after the question; or give it thoughts [n, K]."""
         if thoughts is not None:
             S = self.questions.shape[1]
             thoughts = thoughts[:, None, None].expand(-1, 1, S, -1)
@@ -116,14 +105,3 @@ class Quiz:
 def share_equal(given: list[str], wanted: list[str]) -> Share:
     """Return how many items are equal."""
     return Share(sum(a == b for a, b in zip(given, wanted, strict=True)), len(wanted))
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode within the block."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

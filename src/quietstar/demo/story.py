@@ -14,17 +14,16 @@ from rich.console import Console
 
 from quietstar.demo import picture, report
 from quietstar.demo.arguments import DemoArguments
-from quietstar.demo.language import CHANCE, Language, build_tokenizer, split_problems
+from quietstar.demo.language import CHANCE, EQUALS, Language, build_tokenizer, split_problems
 from quietstar.demo.lessons import learn_language, learn_to_think
 from quietstar.demo.quiz import Quiz
-from quietstar.demo.thoughts import trace_answers
 from quietstar.demo.watch import Line, Watch, progress_bar
+from quietstar.inspection.observe import trace
 from quietstar.inspection.results import write_results
+from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.model import QuietStarForCausalLM
 from quietstar.reporting.interval import Share
-from quietstar.runs.folders import claim, refuse_full, versions, write_whole
-
-__all__ = ["DemoArguments", "tell"]
+from quietstar.runs.folders import check_output_folder, claim, versions, write_whole
 
 MEASURE_EVERY = 2
 """steps between two measurements during Quiet-STaR training"""
@@ -38,10 +37,6 @@ THOUGHTS = "thoughts"
 def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
     """Run the demo, show its figures, and write model, figures and picture to `args.output_dir`.
 
-    Args:
-        args: options of the demo.
-        console: where to show progress and results; the terminal if None.
-
     Returns:
         The content of metrics.json: settings, versions, parameters, figures (right, n, share, low, high; named as in
         `report.ROWS`, and thoughts_are_ways), examples, seconds.
@@ -50,7 +45,7 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
         SettingsError: the folder is not empty; nothing in it is changed.
         MissingExtraError: a picture is to be drawn, but matplotlib is not installed.
     """
-    refuse_full(args.output_dir, overwrite=args.overwrite)
+    check_output_folder(args.output_dir, overwrite=args.overwrite)
     if args.picture:
         picture.require_matplotlib()
     console = console or Console(highlight=False)
@@ -99,7 +94,12 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
             figures["thoughts_are_ways"] = own.thoughts_are_ways
 
         with clock.time("inspection"):
-            thoughts = trace_answers(model, tokenizer, language, held_out[: args.inspected], args.seed, untouched)
+            lines = [language.line(problem, spelled=False) for problem in held_out[: args.inspected]]
+            texts = [  # a character is a token, and the thought comes between question and answer
+                TextToTrace(ids=ids, may_think=[line.index(EQUALS)])
+                for line, ids in zip(lines, tokenizer(lines)["input_ids"], strict=True)
+            ]
+            thoughts = trace(model, tokenizer, texts, TraceSettings(seed=args.seed), name="the demo", before=untouched)
 
         with clock.time("files"):
             folder = claim(args.output_dir, asdict(args), overwrite=args.overwrite)

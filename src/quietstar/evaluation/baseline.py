@@ -18,10 +18,7 @@ MODES = ("original", "base")
 
 
 class Baseline:
-    """The results per item of an earlier evaluation.
-
-    Args:
-        folder: its output_dir.
+    """The results per item of an earlier evaluation, from its output_dir.
 
     Raises:
         CheckpointError: the folder has no evaluation.
@@ -33,12 +30,9 @@ class Baseline:
             raise CheckpointError(f"baseline {folder} has no results.json; give the output_dir of an evaluation")
 
     def values(self, items: list[Item], name: str, measure: str) -> Tensor:
-        """Return the baseline's values of n items: [n] in float64.
+        """Return the baseline's values of n items under the key `measure`: [n] in float64.
 
-        Args:
-            items: the items, in order.
-            name: name of the file without its mode: gsm8k, or gsm8k-cot.
-            measure: key of the value in a line.
+        `name` is that of the file without its mode: gsm8k, or gsm8k-cot.
 
         Raises:
             CheckpointError: the baseline lacks an item, or has other items.

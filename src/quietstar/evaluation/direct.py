@@ -100,12 +100,7 @@ def score_items(
 ) -> DirectScores:
     """Return the scores of a task's items.
 
-    Args:
-        speaker: the model.
-        sequences: as returned by `encode`.
-        batch_size: number of items to score at a time.
-        measure: see `scoring.score`.
-        progress: called with the number of items that this process has done, and their mean answer probability.
+    `progress` is called with the number of items that this process has done, and their mean answer probability.
     """
     sums = [0, 0.0]
 

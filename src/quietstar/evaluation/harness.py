@@ -198,15 +198,9 @@ def known_tasks(names: str, path: str | None) -> tuple[list[str], TaskManager]:
 
 
 def run_lm_eval(run: Evaluation, names: list[str], manager: TaskManager) -> dict[str, Any]:
-    """Run lm-eval's tasks without thoughts and with them, and add their figures to the evaluation's.
+    """Run lm-eval's tasks without thoughts and with them, and return lm-eval's own results by mode.
 
-    Args:
-        run: the evaluation.
-        names: of the tasks.
-        manager: of the tasks; see `known_tasks`.
-
-    Returns:
-        lm-eval's own results by mode.
+    Their figures are added to the evaluation's.
     """
     args = run.args
     found: dict[str, Any] = {}

@@ -12,15 +12,11 @@ HELD_TO = frozenset(
 )
 """arguments that do apply: they do not affect how the model is loaded"""
 NEUTRAL = {"backend": "causal"}
-"""values that have no effect, besides None and the default"""
+"""values that have no effect; nor do None and the default"""
 
 
 def without_defaults(given: dict[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
     """Return the arguments that apply; refuse others unless they have no effect, since lm-eval would ignore them.
-
-    Args:
-        given: the user's arguments.
-        known: parameters of lm-eval's `hf` model.
 
     Raises:
         SettingsError: an argument is unknown, or would load something else than the given model.

@@ -28,12 +28,9 @@ _LINE_BEGINS = b'{"index": '
 class Ledger:
     """Finished answers, one JSON line each, on disk before the next question is asked.
 
-    If there are several processes, each writes to its own file NAME.rank-N.jsonl. These are merged into NAME.jsonl when
-    all are done, or when the ledger is opened again.
-
-    Args:
-        path: the file; lines that it already has are kept.
-        processes: the processes that share the questions; each of them must open the ledger.
+    Lines that the file already has are kept. If there are several processes, each must open the ledger, and writes to
+    its own file NAME.rank-N.jsonl. These are merged into NAME.jsonl when all are done, or when the ledger is opened
+    again.
     """
 
     def __init__(self, path: Path, processes: Processes = ALONE) -> None:

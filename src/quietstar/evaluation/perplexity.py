@@ -73,14 +73,9 @@ def measure_perplexity(
     batch_size: int,
     progress: Callable[[int, float], None] | None = None,
 ) -> Perplexity:
-    """Return the perplexity of a text's windows, without thoughts and with them.
+    """Return the perplexity of a text's windows, without thoughts and, if the model can think, with them.
 
-    Args:
-        base: the model without thoughts.
-        thinking: the model with thoughts; None if it cannot think.
-        sequences: as returned by `windows`.
-        batch_size: number of windows to score at a time.
-        progress: called with the number of windows that this process has done, and their mean nll.
+    `progress` is called with the number of windows that this process has done, and their mean nll.
     """
     sums = [0, 0, 0.0]
 

@@ -15,17 +15,8 @@ from quietstar.reporting.tables import finite, markdown
 from quietstar.runs.folders import write_whole
 
 HEADINGS = (
-    "task",
-    "measure",
-    "mode",
-    "n",
-    "value",
-    "95 % interval",
-    "vs base",
-    "vs baseline",
-    "with thoughts",
-    "items/s",
-)
+    "task", "measure", "mode", "n", "value", "95 % interval", "vs base", "vs baseline", "with thoughts", "items/s",
+)  # fmt: skip
 
 
 @dataclass(slots=True, kw_only=True)

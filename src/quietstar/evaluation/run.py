@@ -24,7 +24,7 @@ from quietstar.evaluation.tasks import Item, find_task, load_items, parse_data
 from quietstar.inference.loading import context_length, load_model, name_of
 from quietstar.inference.text_settings import say_what_is_set_aside
 from quietstar.runs.contents import digest_of_model
-from quietstar.runs.folders import MARKER, alone_in, claim, refuse_full, refuse_holding, versions
+from quietstar.runs.folders import MARKER, alone_in, check_inputs, check_output_folder, claim, versions
 from quietstar.runs.processes import Processes
 from quietstar.text.files import read_text
 
@@ -38,18 +38,10 @@ FREE = frozenset(
 def evaluate(
     model_name: str, args: EvaluateArguments, console: Console | None = None, *, config: str | None = None
 ) -> dict[str, Any]:
-    """Evaluate a model, and write results.json, results.md and what else was asked for.
+    """Evaluate a model, write results.json, results.md and other results, and return the contents of results.json.
 
-    Processes that torchrun or Accelerate has launched share the work, and the first one writes.
-
-    Args:
-        model_name: folder or hub name.
-        args: what and how.
-        console: for the progress bar and the table; None is standard error.
-        config: the file that the settings came from, which --overwrite must not delete.
-
-    Returns:
-        The contents of results.json.
+    Processes that torchrun or Accelerate has launched share the work, and the first one writes. `config` is the file
+    that the settings came from, which --overwrite must not delete.
 
     Raises:
         QuietStarError: the user must fix something in the settings, the model, the data or the folder.
@@ -63,9 +55,9 @@ def evaluate(
         "settings": asdict(args),
         "versions": versions(),
     }
-    refuse_full(folder, overwrite=args.overwrite, resume=args.resume)
+    check_output_folder(folder, overwrite=args.overwrite, resume=args.resume)
     paths = parse_data(args.data)
-    refuse_holding(folder, [model_name, *paths.values(), args.perplexity, args.lm_eval_path, args.baseline, config])
+    check_inputs(folder, [model_name, *paths.values(), args.perplexity, args.lm_eval_path, args.baseline, config])
     if args.resume:
         refuse_changed(folder, settings)
     items = {name: load_items(find_task(name), paths.get(name), args.limit) for name in args.tasks}
@@ -113,13 +105,8 @@ def measure(
 ) -> dict[str, Any]:
     """Measure all that was asked for, write it into the evaluation's folder, and return the contents of results.json.
 
-    Args:
-        run: the evaluation.
-        settings: for results.json.
-        items: of each task.
-        encoded: the same as tokens to score, and notes for the reader.
-        windows: of the text whose perplexity is measured.
-        lm_tasks: names of lm-eval's tasks, and its manager of tasks.
+    `encoded` has each task's items as tokens to score, and notes for the reader; `lm_tasks` has the names of lm-eval's
+    tasks, and its manager of tasks.
     """
     args, folder, processes = run.args, run.folder, run.processes
     sweeps = {}

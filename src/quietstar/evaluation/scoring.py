@@ -83,12 +83,7 @@ class Speaker:
 
     @torch.no_grad()
     def states(self, input_ids: Tensor, attention_mask: Tensor, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the states that predict the token after each position that is asked about.
-
-        Args:
-            input_ids: [B, S]
-            attention_mask: [B, S]
-            asked: [B, S] bool, n true.
+        """Return the states that predict the token after each of n positions of a batch [B, S]: where `asked` is true.
 
         Returns:
             [n, D] states with thoughts mixed in, [n, D] without, [n] bool: where a thought was written.
@@ -142,12 +137,9 @@ def score(
 ) -> list[Scores]:
     """Return the scores of sequences, in batches by length; thoughts are written at scored positions only.
 
-    Args:
-        speaker: the model; each of its processes scores a share of the sequences, and gets all scores.
-        sequences: to score.
-        batch_size: sequences in a batch, on each process.
-        measure: name of a policy's rule that is to be measured at each position.
-        progress: called with the scores of each batch of this process.
+    Each of the speaker's processes scores a share of the sequences, batch_size at a time, and gets all scores.
+    `measure` names a policy's rule to measure at each position. `progress` is called with the scores of each batch of
+    this process.
     """
     ours = speaker.processes.share(sequences)
     found: dict[int, Scores] = {}

@@ -46,12 +46,9 @@ def swept_rule(policy: str) -> str:
 
 
 def sweep(rule: str, base: DirectScores, thinking: DirectScores) -> list[Point]:
-    """Return a point for each threshold, from never to always thinking.
+    """Return a point for each threshold of a rule, from never to always thinking.
 
-    Args:
-        rule: name of the rule.
-        base: scores without thoughts, with the rule's measurements.
-        thinking: scores with a thought before every scored token.
+    `base` has the rule's measurements; `thinking` has a thought before every scored token.
     """
     measured = torch.cat([scores.measured for scores in base.of_tokens])
     up = -1 if KINDS[rule].holds(torch.tensor(0.0), 1.0) else 1  # whether large or small measurements cause a thought

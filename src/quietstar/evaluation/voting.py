@@ -110,14 +110,7 @@ def vote(
 ) -> dict[str, Any]:
     """Ask one question several times, all votes in one batch, and return the line to write to the ledger.
 
-    Args:
-        model: the model, with or without thoughts.
-        tokenizer: one that pads on the left.
-        task: the item's task.
-        item: the question.
-        settings: how to ask it.
-        seed: determines, with the item's index, what is sampled.
-        thoughts: further arguments of `generate`.
+    The tokenizer pads on the left; the seed and the item's index determine what is sampled.
     """
     gold = right_answer(task, item)
     torch.manual_seed(mixed_seed(seed, item.index))

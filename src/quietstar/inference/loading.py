@@ -61,12 +61,9 @@ class UseArguments:
 def load_model(
     name: str | Path, args: UseArguments, *, original: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model in evaluation mode, and its tokenizer.
+    """Load a model in evaluation mode, and its tokenizer, from a folder, a hub name or a GGUF file.
 
-    Args:
-        name: folder, hub name or GGUF file, of a thinking model unless `original`.
-        args: device, dtype and attention.
-        original: load a plain model, or the base model of a thinking model.
+    It must be a thinking model, unless `original` asks for a plain one, or the base model of a thinking one.
 
     Raises:
         CheckpointError: there is no model or no tokenizer, or the model does not think.

@@ -164,13 +164,7 @@ def continue_one(
 
 
 class Writer(BaseStreamer):
-    """Writes tokens as they are generated, each after its thought if there is a journal.
-
-    Args:
-        tokenizer: decodes the tokens.
-        console: where to write.
-        journal: the journal of the running call of `generate`.
-    """
+    """Writes tokens as they are generated, each after its thought if there is a journal."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, console: Console, journal: Journal | None) -> None:
         self.tokenizer, self.console, self.journal = tokenizer, console, journal

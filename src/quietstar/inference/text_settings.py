@@ -37,7 +37,7 @@ NEUTRAL: dict[str, Any] = {
     **dict.fromkeys(("renormalize_logits", "token_healing", "use_mtp"), False),
     "typical_p": 1.0,
 }
-"""values besides None that have no effect"""
+"""values other than None that have no effect"""
 
 
 def set_aside(model: PreTrainedModel) -> dict[str, Any]:
@@ -70,14 +70,7 @@ def say_what_is_set_aside(model: PreTrainedModel) -> None:
 def text_settings(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, temperature: float, top_p: float = 1.0
 ) -> dict[str, Any]:
-    """Return arguments of `generate` that choose tokens by these options alone.
-
-    Args:
-        model: the model, with or without thoughts.
-        tokenizer: defines, with the model's generation_config, the tokens that end a text.
-        temperature: 0 is greedy.
-        top_p: sample from the likeliest tokens whose probabilities add up to this.
-    """
+    """Return arguments of `generate` that choose tokens by these options alone; temperature 0 is greedy."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ends: dict[str, Any] = {"eos_token_id": sorted(eos_ids(model, tokenizer)) or None, "pad_token_id": pad}
     never = suppressed_ids(model, tokenizer)

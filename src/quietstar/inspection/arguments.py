@@ -1,6 +1,6 @@
 """The options of `quietstar inspect`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from quietstar.errors import SettingsError
@@ -99,14 +99,6 @@ class InspectArguments(SpeakArguments):
     @property
     def trace_settings(self) -> TraceSettings:
         """The settings for `trace`."""
-        return TraceSettings(
-            think=self.think,
-            thought_temperature=self.thought_temperature,
-            thought_top_p=self.thought_top_p,
-            n_ahead_talk=self.n_ahead_talk,
-            top_k=self.top_k,
-            interventions=() if self.interventions == [NONE] else tuple(dict.fromkeys(self.interventions)),
-            thought=self.thought,
-            filler=self.filler,
-            seed=self.seed,
-        )
+        given = {field.name: getattr(self, field.name) for field in fields(TraceSettings)}
+        chosen = () if self.interventions == [NONE] else tuple(dict.fromkeys(self.interventions))
+        return TraceSettings(**given | {"interventions": chosen})

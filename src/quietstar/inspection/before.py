@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.base.ids import n_embeddings
-from quietstar.base.loading import check_head, holds_thinking_model
+from quietstar.base.loading import check_head, evaluating, holds_thinking_model
 from quietstar.base.lora import without_adapters
 from quietstar.base.trunk import check_reach
 from quietstar.errors import SettingsError
@@ -33,11 +33,7 @@ def load_before(
 ) -> PreTrainedModel:
     """Load and check the plain model that a thinking one was trained from.
 
-    Args:
-        before: its folder or hub name, loaded in the dtype and onto the device of `model`; or the model itself.
-        model: the trained model.
-        tokenizer: of `model`.
-        trust_remote_code: run code that comes with `before` on the hub.
+    Given by folder or hub name, it is loaded in the dtype and onto the device of `model`.
 
     Raises:
         SettingsError: it thinks, has other tokens, or is `model`'s own base model.
@@ -122,12 +118,8 @@ def logprob_before(
 
 
 def _by_plain_model(before: PreTrainedModel, input_ids: Tensor, targets: Tensor) -> Tensor:
-    was_training = before.training
-    before.eval()
-    try:
+    with evaluating(before):
         speaker = Speaker(before)
         ids = input_ids[None].to(speaker.device)
         states, _, _ = speaker.states(ids, torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool))
         return true_logprob(speaker, states, targets.to(states.device))
-    finally:
-        before.train(was_training)

@@ -41,14 +41,7 @@ def need_matplotlib() -> None:
 
 
 def draw_figures(payload: dict[str, Any], folder: Path) -> list[Path]:
-    """Write text_weight, text_reward, text_gain and distributions into a folder, each as .png and .pdf.
-
-    Args:
-        payload: of a trace, see `quietstar.inspection.payload`.
-        folder: created if missing.
-
-    Returns:
-        The files.
+    """Write text_weight, text_reward, text_gain and distributions as .png and .pdf, and return the files.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -82,22 +75,19 @@ class Span:
     """position, counted over all rows"""
 
 
-def lay_out(rows: Sequence[Sequence[str]], known: set[int], most: int = MOST_POSITIONS) -> list[Span]:
+def lay_out(rows: Sequence[Sequence[str]], known: set[int]) -> list[Span]:
     """Lay out the first tokens of all rows in lines of COLUMNS characters, with an empty line between rows.
 
-    Args:
-        rows: the pieces of text of each row.
-        known: code points that the font has.
-        most: number of tokens.
+    A row is its tokens' pieces of text; `known` are the code points that the font has.
     """
     spans: list[Span] = []
     line = column = index = 0
     for number, pieces in enumerate(rows):
-        if index == most or line >= MOST_LINES:
+        if index == MOST_POSITIONS or line >= MOST_LINES:
             break
         if number:
             line, column = line + 2, 0
-        for piece in pieces[: most - index]:
+        for piece in pieces[: MOST_POSITIONS - index]:
             if line >= MOST_LINES:
                 break
             for part in _parts(piece, known):

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.base.ids import check_ids
+from quietstar.base.loading import evaluating
 from quietstar.errors import SettingsError
 from quietstar.inference.loading import name_of
 from quietstar.inspection.before import check_texts, description, logprob_before
@@ -51,18 +52,10 @@ def trace(
 ) -> Trace:
     """Record what is thought over texts, and what other thoughts in the same places would do.
 
-    The model is put into evaluation mode meanwhile, and the process's random state does not change.
-
-    Args:
-        model: thinks.
-        tokenizer: of the model.
-        texts: each is read separately.
-        settings: of the trace.
-        name: of the model, for the report.
-        origin: where the texts come from, to be recorded among the trace's settings.
-        before: the plain model that `model` was trained from, see `quietstar.inspection.before`; None takes the base
-            model without its adapters where it has some.
-        progress: called with the number of passes over texts that are done, and of all passes.
+    The model is put into evaluation mode meanwhile, and the process's random state does not change. `before` is the
+    plain model that it was trained from; None takes its base model without adapters, where it has some. `origin`, where
+    the texts come from, is recorded among the trace's settings. `progress` is called with the number of passes over
+    texts that are done, and of all.
 
     Raises:
         SettingsError: a text is empty, too long or has tokens that the model lacks, or a setting does not fit the model
@@ -76,12 +69,8 @@ def trace(
         raise SettingsError("some texts are the model's own and others are not; trace them apart")
     if before is not None:
         check_texts(before, [text.ids for text in texts])
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return _Tracing(model, tokenizer, settings, before, progress, 2 * len(texts)).trace(texts, name, origin or {})
-    finally:
-        model.train(was_training)
 
 
 class _Tracing:

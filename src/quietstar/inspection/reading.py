@@ -40,12 +40,9 @@ class Said:
 
 
 class Reading:
-    """The base pass over a text, kept with its keys and values. No gradient; the model does not change.
+    """The base pass over a text [S], kept with its keys and values. No gradient; the model does not change.
 
-    Args:
-        model: in evaluation mode.
-        input_ids: [S], at least one.
-        at_once: number of tokens to read now, the others by `read_on`; None reads all.
+    The model is in evaluation mode. With `at_once`, only so many tokens are read now, the others by `read_on`.
 
     Raises:
         SettingsError: the text is empty, or too long for the model's learned positions.
@@ -157,13 +154,5 @@ class Reading:
             some = slice(first, min(first + size, len(columns)))
             think_at = torch.zeros_like(self.text.input_ids)
             think_at[0, columns[some]] = 1
-            yield (
-                some,
-                ThoughtGrid.grow(
-                    think_at,
-                    self.text.attention_mask,
-                    self.text.position_ids,
-                    n_passes=1,
-                    branch_length=branch_length,
-                ),
-            )
+            mask, position_ids = self.text.attention_mask, self.text.position_ids
+            yield some, ThoughtGrid.grow(think_at, mask, position_ids, n_passes=1, branch_length=branch_length)

@@ -20,14 +20,7 @@ Columns = dict[str, list[Any]]
 
 
 class Recorder:
-    """Writes the records of a trace, one for each position.
-
-    Args:
-        tokenizer: of the model.
-        names: of the columns.
-        n_ahead_talk: M.
-        top_k: likeliest tokens to keep of each prediction.
-    """
+    """Writes the records of a trace, one for each position, with the top_k likeliest tokens of each prediction."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, names: Iterable[str], n_ahead_talk: int, top_k: int) -> None:
         self.tokenizer, self.M, self.top_k = tokenizer, n_ahead_talk, top_k
@@ -44,16 +37,10 @@ class Recorder:
         targets: Tensor,
         before_logprob: list[float | None],
     ) -> None:
-        """Add the records of a text.
+        """Add the records of a text of S tokens, with thoughts [C, K] at positions [C].
 
-        Args:
-            reading: the text.
-            row: its number in the trace.
-            at: [C]: positions thought at.
-            thoughts: [C, K]
-            reasons: S, why there is a thought at each position, or none.
-            targets: [S]: the token that follows each position; see `next_tokens`.
-            before_logprob: S, log-probabilities of the targets before training.
+        Each position has the reason of its thought (empty if it has none), its target (the token that follows; see
+        `next_tokens`), and the target's log-probability before training.
         """
         S, M = len(reading), self.M
         ids = reading.input_ids.tolist()
@@ -123,14 +110,7 @@ class Recorder:
         return columns if where_thought is None else {key: where_thought(values) for key, values in columns.items()}
 
     def intervene(self, name: str, records: list[int], effect: Effect, thoughts: Tensor | None) -> None:
-        """Fill in what an intervention did.
-
-        Args:
-            name: of the intervention.
-            records: C, numbers of the records.
-            effect: what it changed.
-            thoughts: [C, k] in place of the model's own; None where they were removed.
-        """
+        """Fill in what an intervention did to C records: thoughts [C, k] instead of the model's own, or none."""
         ids = [None] * len(records) if thoughts is None else thoughts.tolist()
         columns = {
             "delta": numbers(effect.delta),

@@ -21,10 +21,7 @@ _PARTS = re.compile(
 
 
 def report_html(payload: dict[str, Any]) -> str:
-    """Return the report as one HTML document.
-
-    Args:
-        payload: of a trace, see `quietstar.inspection.payload`: plain JSON.
+    """Return the report as one HTML document, from the plain JSON of `quietstar.inspection.payload`.
 
     Raises:
         ValueError: the payload contains NaN or infinity, which JSON does not have.

@@ -20,7 +20,7 @@ from quietstar.inspection.tables import effects_table
 from quietstar.inspection.texts import windows, written
 from quietstar.inspection.trace import check_format
 from quietstar.model import QuietStarForCausalLM
-from quietstar.runs.folders import claim, refuse_full, refuse_holding
+from quietstar.runs.folders import check_inputs, check_output_folder, claim
 from quietstar.text.files import read_text
 
 
@@ -29,18 +29,14 @@ def inspect(
 ) -> Path:
     """Trace a text, write the results, and return their folder.
 
-    Args:
-        model_name: folder or hub name of a thinking model.
-        args: settings.
-        console: for the summary; the terminal if None.
-        config: the file that settings came from, which `overwrite` must not delete.
+    `config` is the file that settings came from, which `overwrite` must not delete.
 
     Raises:
         QuietStarError: settings, model or text need to be corrected by the user.
     """
     args.output_dir = args.output_dir or f"runs/{name_of(model_name)}-inspection"
-    refuse_full(args.output_dir, overwrite=args.overwrite)
-    refuse_holding(args.output_dir, [model_name, args.text, args.before, config])
+    check_output_folder(args.output_dir, overwrite=args.overwrite)
+    check_inputs(args.output_dir, [model_name, args.text, args.before, config])
     check_format(args.format)
     if args.figures:
         need_matplotlib()

@@ -113,12 +113,7 @@ _ONE = {"int": int, "float": (int, float), "bool": bool, "text": str}
 
 
 def check(columns: dict[str, list[Any]], source: str) -> None:
-    """Raise DataError if columns from a file are not a valid trace.
-
-    Args:
-        columns: values by column.
-        source: the file, for the message.
-    """
+    """Raise DataError if columns from a file are not a valid trace."""
     names = interventions_in(list(columns))
     schema = schema_of(names)
     if missing := [name for name in schema if name not in columns]:

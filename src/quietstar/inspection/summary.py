@@ -33,13 +33,7 @@ Figures = dict[str, Tensor]
 
 
 def summarize(columns: dict[str, list[Any]], labels: dict[str, str], *, is_own: bool = False) -> Summary:
-    """Summarize a trace.
-
-    Args:
-        columns: of the trace.
-        labels: description of each intervention by name.
-        is_own: whether the model generated the text.
-    """
+    """Summarize a trace; `is_own` says whether the model generated its text."""
     labels = {name: labels.get(name, name) for name in interventions_in(list(columns))}
     known = [i for i, gain in enumerate(columns["gain"]) if gain is not None]
     figures = _figures(columns, list(labels), known)

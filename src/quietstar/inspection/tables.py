@@ -17,19 +17,12 @@ NOTHING = "\N{EN DASH}"
 
 def _cells(each: Effects) -> tuple[str, ...]:
     same = f", {each.n_same:,} the same" if each.n_same else ""
-    return (each.label, f"{each.n:,}{same}", *_measures(each))
-
-
-def _measures(each: Effects) -> tuple[str, str, str]:
-    return _signed(each.delta), _plain(each.kl), _share(each.flips)
+    measures = (_signed(each.delta), _with_interval(each.kl, plain), _share(each.flips))
+    return (each.label, f"{each.n:,}{same}", *measures)
 
 
 def _signed(mean: Estimate | None) -> str:
     return _with_interval(mean, nats)
-
-
-def _plain(mean: Estimate | None) -> str:
-    return _with_interval(mean, plain)
 
 
 def _share(mean: Estimate | None) -> str:

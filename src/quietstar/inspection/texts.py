@@ -33,15 +33,7 @@ def windows(
     max_length: int | None = None,
     limit: int | None = None,
 ) -> list[TextToTrace]:
-    """Cut a text into windows that leave room for thoughts at their ends.
-
-    Args:
-        model: says how long a window may be.
-        tokenizer: of the model.
-        text: at least one token.
-        settings: of the trace, which take room, too.
-        max_length: most tokens of a window.
-        limit: most tokens of the text.
+    """Cut at most `limit` tokens of a text into windows of at most max_length, with room for thoughts.
 
     Raises:
         SettingsError: thoughts leave no room for a text, or the text is not valid Unicode.
@@ -94,16 +86,7 @@ def written(
     temperature: float = 0.0,
     top_p: float = 1.0,
 ) -> TextToTrace:
-    """Return what the model writes after a prompt, with the thoughts that it had before each token.
-
-    Args:
-        model: writes.
-        tokenizer: of the model.
-        prompt: at least one token.
-        n_tokens: most tokens to write.
-        settings: of the trace; the model thinks by the same ones.
-        temperature: of the text; 0 takes the likeliest tokens.
-        top_p: tokens are sampled from the likeliest that together reach this probability.
+    """Return up to n_tokens that the model writes after a prompt, with the thoughts that it had before each.
 
     Raises:
         SettingsError: thoughts leave no room for a text, or the prompt is not valid Unicode.

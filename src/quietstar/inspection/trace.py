@@ -82,15 +82,10 @@ class Trace:
         return report_html(payload_of(self))
 
     def write(self, folder: str | Path, format: str = "jsonl", *, overwrite: bool = False) -> Path:
-        """Write the trace into a folder, for `load`.
+        """Write the trace into a new or empty folder, for `load`, and return the path of the records.
 
-        Args:
-            folder: a new or empty folder; created if missing.
-            format: of the records: jsonl (one on each line) or parquet.
-            overwrite: empty a folder that contains a trace or another run of quietstar.
-
-        Returns:
-            Path of the records.
+        The format is jsonl (one record on each line) or parquet. `overwrite` empties a folder that contains a trace or
+        another run of quietstar.
 
         Raises:
             SettingsError: the format is unknown, or the folder cannot be created or is not empty.

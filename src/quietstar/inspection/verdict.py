@@ -9,9 +9,7 @@ from quietstar.reporting.interval import Estimate
 def sentences(found: Summary, *, changes_nothing: bool) -> list[str]:
     """Return the conclusions from a summary; the first element is the verdict, in one or two sentences.
 
-    Args:
-        found: the summary without its sentences.
-        changes_nothing: whether neither thoughts nor interventions made any difference, to the last bit.
+    `changes_nothing`: neither thoughts nor interventions made any difference, to the last bit.
     """
     if found.gain is None:
         if not found.n_thoughts:

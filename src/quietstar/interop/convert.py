@@ -6,7 +6,7 @@ from typing import Any
 from quietstar.base.loading import holds_thinking_model, load_base, load_tokenizer
 from quietstar.base.sources import find_source
 from quietstar.errors import CheckpointError
-from quietstar.interop.shards import consolidate, is_sharded_checkpoint
+from quietstar.interop.shards import MODEL, consolidate
 from quietstar.model import QuietStarForCausalLM
 
 
@@ -29,7 +29,7 @@ def convert(source: str, target: str | Path, **settings: Any) -> str:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} is not empty; give a new or empty folder")
     tokenizer = load_tokenizer(source)
-    sharded = is_sharded_checkpoint(Path(source))
+    sharded = (Path(source) / MODEL).is_dir()
     if is_gguf := find_source(source).gguf_file is not None:
         if settings:
             raise CheckpointError(f"{source} is a plain model; leave {', '.join(sorted(settings))} out")

@@ -28,6 +28,7 @@ from quietstar.base.untrusted import check_fields, loading, read_index
 from quietstar.config import QuietStarConfig
 from quietstar.errors import CheckpointError, UnsupportedModelError, first_line, shown
 from quietstar.model import QuietStarForCausalLM
+from quietstar.runs.folders import write_whole
 
 THOUGHT_TOKENS = ("<|startthought|>", "<|endthought|>")
 LAYOUT = {
@@ -173,7 +174,7 @@ def save_original(
     if tied:
         del state["lm_head.weight"]
     path.mkdir(parents=True, exist_ok=True)
-    (path / "config.json").write_text(json.dumps(_plain(fields), indent=2) + "\n")
+    write_whole(path / "config.json", json.dumps(_plain(fields), indent=2) + "\n")
     save_torch_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, str(path))
     if tokenizer is not None:
         tokenizer.save_pretrained(path)

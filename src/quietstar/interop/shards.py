@@ -17,17 +17,10 @@ MODEL = "model-shards"
 """folder of a checkpoint with the shards of the model, as safetensors"""
 
 
-def is_sharded_checkpoint(folder: Path) -> bool:
-    """Return whether a folder has shards of a model instead of a whole one."""
-    return (folder / MODEL).is_dir()
-
-
 def consolidate(checkpoint: Path, folder: Path) -> None:
-    """Put the shards of a checkpoint together into a model that `from_pretrained` loads; one process is enough.
+    """Put the shards of a checkpoint together, in a folder, into a model that `from_pretrained` loads.
 
-    Args:
-        checkpoint: a sharded one.
-        folder: gets weights and config; it must exist.
+    The folder must exist. One process is enough.
 
     Raises:
         CheckpointError: a shard cannot be read, or a weight is missing.

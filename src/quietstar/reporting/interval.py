@@ -11,15 +11,15 @@ Z_95 = 1.959963984540054
 """a normal variable lies within this many standard deviations of its mean 95 % of the time"""
 
 
-def wilson(right: int, n: int, z: float = Z_95) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion (Wilson 1927, equation 4), by default at 95 %.
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """Return Wilson's 95 % score interval of a proportion (Wilson 1927, equation 4).
 
     Raises:
         ValueError: n is below 1, or right is not between 0 and n.
     """
     if n < 1 or not 0 <= right <= n:
         raise ValueError(f"{right} of {n} is not a proportion")
-    share = right / n
+    share, z = right / n, Z_95
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     # at 0 of n and n of n the bound is exactly 0 or 1, but rounding may miss it
@@ -64,33 +64,23 @@ ITEMS_AT_ONCE = 1 << 20
 """how many items are resampled at a time, over all resamples"""
 
 
-def bootstrap(values: Tensor, weights: Tensor | None = None, seed: int = 0) -> Estimate:
-    """Return the mean of the values and its percentile bootstrap interval (Efron 1979).
-
-    Args:
-        values: [n], one per item.
-        weights: [n], for a weighted mean, such as the tokens in each window; None weighs all items equally.
-        seed: seed of the resampling; use the same one for figures that are compared.
+def bootstrap(values: Tensor, weights: Tensor | None = None) -> Estimate:
+    """Return the mean of values [n], weighted by [n] if given, and its percentile bootstrap interval (Efron 1979).
 
     Raises:
         ValueError: there are no items.
     """
     weights = torch.ones(len(values), dtype=torch.float64) if weights is None else weights.double()
-    return bootstrap_ratios((values.double() * weights)[:, None], weights[:, None], seed)[0]
+    return bootstrap_ratios((values.double() * weights)[:, None], weights[:, None])[0]
 
 
 def bootstrap_ratios(
-    above: Tensor, below: Tensor, seed: int = 0, made_of: Callable[[Tensor], Tensor] = lambda ratios: ratios
+    above: Tensor, below: Tensor, made_of: Callable[[Tensor], Tensor] = lambda ratios: ratios
 ) -> list[Estimate]:
-    """Return estimates of F ratios of sums over the same items, or of figures computed from these ratios.
+    """Return estimates of F ratios of sums over n items: of above [n, F] and below [n, F] or [n, 1].
 
-    All of them use the same resamples.
-
-    Args:
-        above: [n, F], summed for the numerators.
-        below: [n, F] or [n, 1], summed for the denominators.
-        seed: seed of the resampling.
-        made_of: maps ratios [..., F] to the figures [..., G] to estimate.
+    All of them use the same resamples. With `made_of`, which maps ratios [..., F] to figures [..., G], the estimates
+    are of these figures.
 
     Raises:
         ValueError: there are no items.
@@ -99,7 +89,7 @@ def bootstrap_ratios(
     if n == 0:
         raise ValueError("cannot take the mean of no items")
     above, below = above.double(), below.double()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)  # the same resamples for figures that are compared
     ratios = []
     for part in torch.arange(N_RESAMPLES).split(max(1, ITEMS_AT_ONCE // n)):
         sampled = torch.randint(n, (len(part), n), generator=generator)

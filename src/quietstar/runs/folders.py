@@ -29,18 +29,14 @@ RUNNING = f"run{UNFINISHED}"
 
 
 def claim(folder: str | Path, settings: dict[str, Any], *, overwrite: bool = False, resume: bool = False) -> Path:
-    """Prepare the output folder of a run and write the run's settings to it.
+    """Prepare the output folder of a run, and write the run's settings to its run.json.
 
-    Args:
-        folder: new or empty; with `overwrite` or `resume`, the folder of an earlier run.
-        settings: what to write to run.json.
-        overwrite: delete what an earlier run has left in the folder.
-        resume: keep what an earlier run has left in the folder.
+    The folder is new or empty; `overwrite` deletes what an earlier run has left in it, `resume` keeps that.
 
     Raises:
         SettingsError: the folder cannot be created, or it holds files that neither option covers.
     """
-    refuse_full(folder, overwrite=overwrite, resume=resume)
+    check_output_folder(folder, overwrite=overwrite, resume=resume)
     folder = Path(folder)
     if not is_empty(folder) and not resume:
         for item in (item for item in folder.iterdir() if item.name != RUNNING):
@@ -53,7 +49,7 @@ def claim(folder: str | Path, settings: dict[str, Any], *, overwrite: bool = Fal
     return folder
 
 
-def refuse_full(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
+def check_output_folder(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
     """Raise what `claim` would raise, without changing anything; call it before long work."""
     folder = Path(folder)
     try:
@@ -91,7 +87,7 @@ def _unusable(folder: Path, error: OSError) -> SettingsError:
     return SettingsError(f"output_dir {str(folder)[:200]} cannot be used: {error.strerror}; give another folder")
 
 
-def refuse_holding(folder: str | Path, inputs: list[str | None]) -> None:
+def check_inputs(folder: str | Path, inputs: list[str | None]) -> None:
     """Raise SettingsError if the output folder contains an input of the run, which `--overwrite` would delete."""
     folder = Path(folder).resolve()
     for name in inputs:

@@ -34,8 +34,7 @@ class Processes:
     def launched(cls, *, use_cpu: bool = False) -> "Processes":
         """Return what torchrun or Accelerate has launched, each on its own GPU; without a launcher, one process.
 
-        Args:
-            use_cpu: stay on the CPU even if there is a GPU.
+        `use_cpu` stays on the CPU even if there is a GPU.
         """
         if "LOCAL_RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
             return cls()

@@ -48,13 +48,7 @@ class Kept:
 def count_kept(
     config: PreTrainedConfig, dtype: torch.dtype, *, autocast: bool = False, lora: dict[str, Any] | None = None
 ) -> Kept:
-    """Count the activation memory of a base model's layers.
-
-    Args:
-        config: the base model's text config.
-        dtype: of its weights.
-        autocast: whether bfloat16 autocast is on.
-        lora: arguments of `peft.LoraConfig`; None trains all weights.
+    """Count the activation memory of a base model's layers, with weights in a dtype; lora=None trains them all.
 
     Raises:
         UnsupportedModelError: the layers do not run on fake tensors (experts depend on their input), or their

@@ -92,12 +92,7 @@ class MemoryUse:
 def highest(shape: Shape, step: Step, numbers: Numbers, held: Held, device: str = "cuda") -> MemoryUse:
     """Return the moment of peak memory in a step.
 
-    Args:
-        shape: the model.
-        step: one forward and backward pass.
-        numbers: the precision.
-        held: weights, gradients and optimizer state.
-        device: type of the device, which decides the size of a block of logits or scores.
+    The type of the device decides the size of a block of logits or scores.
     """
     kept = shape.kept(numbers.weights, autocast=numbers.autocast)
     moments = _moments_in_parts if step.checkpointing else _moments

@@ -86,12 +86,7 @@ def plan(args: PlanArguments) -> Plan:
 
 
 def compare(args: PlanArguments, shapes: Mapping[bool, Shape]) -> Plan:
-    """Compare strategies as `plan` does, for a model whose sizes are known.
-
-    Args:
-        args: the run.
-        shapes: sizes of the model without adapters (False) and with them (True).
-    """
+    """Compare strategies as `plan` does, given the sizes of the model without adapters (False) and with them (True)."""
     tried: list[tuple[PlanArguments, list[Way]]] = []
     chosen = None
     for eased in easings(args):
@@ -131,11 +126,8 @@ def way_of(args: PlanArguments, shape: Shape, strategy: Strategy, checkpointing:
     accumulation = args.gradient_accumulation_steps
     held, host = held_by(shape, given, strategy, args.n_gpus, args.load_in_4bit, accumulation)
     moment = highest(shape, step, strategy.numbers(given), held)
-    once, moved = (
-        flops(shape, step),
-        traffic(shape, step, given, strategy, args.n_gpus, accumulation, args.load_in_4bit),
-    )
-    arithmetic = Flops(**{name: value * accumulation for name, value in asdict(once).items()})
+    moved = traffic(shape, step, given, strategy, args.n_gpus, accumulation, args.load_in_4bit)
+    arithmetic = Flops(**{name: value * accumulation for name, value in asdict(flops(shape, step)).items()})
     seconds = None
     if args.tflops is not None and (args.bandwidth is not None or moved.total + moved.host == 0):
         seconds = arithmetic.total / (args.tflops * 1e12)

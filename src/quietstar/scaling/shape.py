@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from quietstar.attention import default_backend
 from quietstar.attention.hook import own_implementation
-from quietstar.base.gguf import gguf_config
+from quietstar.base.gguf.model import gguf_config
 from quietstar.base.loading import holds_thinking_model, loading
 from quietstar.base.lora import add_lora
 from quietstar.base.sources import find_source
@@ -26,42 +26,20 @@ from quietstar.scaling.kept import Kept, count_kept, counting, with_layers
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen/Qwen3-0.6B-Base": dict(
-        model_type="qwen3",
-        vocab_size=151_936,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=32_768,
-        tie_word_embeddings=True,
-        dtype="bfloat16",
+        model_type="qwen3", vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
+        num_attention_heads=16, num_key_value_heads=8, head_dim=128, max_position_embeddings=32_768,
+        tie_word_embeddings=True, dtype="bfloat16",
     ),
     "mistralai/Mistral-7B-v0.1": dict(
-        model_type="mistral",
-        vocab_size=32_000,
-        hidden_size=4096,
-        intermediate_size=14_336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=32_768,
-        sliding_window=4096,
+        model_type="mistral", vocab_size=32_000, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=32_768, sliding_window=4096,
         dtype="bfloat16",
     ),
     "meta-llama/Meta-Llama-3-70B": dict(
-        model_type="llama",
-        vocab_size=128_256,
-        hidden_size=8192,
-        intermediate_size=28_672,
-        num_hidden_layers=80,
-        num_attention_heads=64,
-        num_key_value_heads=8,
-        max_position_embeddings=8192,
-        dtype="bfloat16",
+        model_type="llama", vocab_size=128_256, hidden_size=8192, intermediate_size=28_672, num_hidden_layers=80,
+        num_attention_heads=64, num_key_value_heads=8, max_position_embeddings=8192, dtype="bfloat16",
     ),
-}
+}  # fmt: skip
 """configs of published models, for planning without a hub (Qwen3: arXiv 2505.09388, table 1; Mistral 7B: arXiv
 2310.06825, table 1; Llama 3: arXiv 2407.21783, table 3)"""
 
@@ -170,12 +148,7 @@ def _kept(shape: Shape, dtype: torch.dtype, autocast: bool) -> Kept:
 
 
 def shape_of(config: PreTrainedConfig, name: str = "", lora: dict[str, Any] | None = None) -> Shape:
-    """Return the sizes of a thinking model from a config.
-
-    Args:
-        config: of the base model, or of a thinking model.
-        name: of the model, for messages.
-        lora: arguments of `peft.LoraConfig`.
+    """Return the sizes of a thinking model, from its own config or its base model's.
 
     Raises:
         UnsupportedModelError: it is not a decoder-only model, or its layers are not recognized.

@@ -67,15 +67,9 @@ def base_bytes(shape: Shape, size: int, four_bit: bool) -> float:
 def held_by(
     shape: Shape, given: Numbers, strategy: Strategy, n_gpus: int, four_bit: bool = False, accumulation: int = 1
 ) -> tuple[Held, float]:
-    """Return the bytes that one GPU holds, and the bytes of host memory for it.
+    """Return the bytes that one GPU holds under a strategy, and the bytes of host memory for it.
 
-    Args:
-        shape: the model.
-        given: precision that the model is loaded and trained in.
-        strategy: how it is distributed.
-        n_gpus: number of GPUs.
-        four_bit: whether the layers' frozen matrices are stored in 4 bits.
-        accumulation: batches of an optimizer step.
+    The model is loaded and trained in the precision `given`; `accumulation` batches make an optimizer step.
     """
     trains = 0 if shape.lora else 1
     small = FLOAT * shape.n_small

@@ -15,15 +15,9 @@ PARTS = [part.name for part in fields(MemoryUse) if part.name != "when"]
 """parts of the memory"""
 
 GIVEN = (
-    "dtype",
-    "n_ahead",
-    "n_ahead_talk",
-    "n_passes",
-    "think_fraction",
-    "max_length",
-    "per_device_train_batch_size",
+    "dtype", "n_ahead", "n_ahead_talk", "n_passes", "think_fraction", "max_length", "per_device_train_batch_size",
     "gradient_accumulation_steps",
-)
+)  # fmt: skip
 """options of `quietstar train` that a printed command contains if they differ from the defaults"""
 
 LEAST_SHOWN = 0.01 * GIB
@@ -33,12 +27,7 @@ WAY_HEADINGS = ("strategy", "checkpointing", *PARTS, "total", "received a step",
 
 
 def shown(found: Plan, width: int) -> Group:
-    """Return the tables for the terminal; the choice is printed separately.
-
-    Args:
-        found: the plan.
-        width: characters in a line, at least 80.
-    """
+    """Return the tables for a terminal with lines of at least 80 characters; the choice is printed separately."""
     first, last = WAY_HEADINGS[:2], WAY_HEADINGS[2 + len(PARTS) :]
     wide = [step_table(found), way_table(found, WAY_HEADINGS)]
     if all(Console(width=10 * width).measure(table).maximum <= width for table in wide):

@@ -11,14 +11,7 @@ from quietstar.serving.jobs import Job, Written
 
 @dataclass
 class Answer:
-    """One response, built up token by token: returned whole at the end, or streamed in chunks.
-
-    Args:
-        job: the request's job.
-        model: the model's name.
-        is_chat: whether the request is a chat completion.
-        wants_usage: whether a stream ends with usage.
-    """
+    """One response, built up token by token: returned whole at the end, or streamed in chunks."""
 
     job: Job
     model: str

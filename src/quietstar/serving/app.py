@@ -1,8 +1,9 @@
 """The web application: its endpoints and error handlers."""
 
 import random
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -46,13 +47,9 @@ ENDPOINTS = (*BODIES, "/v1/models", "/", "/healthz", "/metrics", "/openapi.json"
 def make_app(
     engine: Engine, tokenizer: PreTrainedTokenizerBase, settings: ServeArguments, name: str = "quietstar"
 ) -> FastAPI:
-    """Return the application for an engine.
+    """Return the application for an engine, which the caller starts and stops.
 
-    Args:
-        engine: the engine; the caller starts and stops it.
-        tokenizer: a separate copy of the engine's, since two threads may not use the same one at once.
-        settings: limits, key, origins.
-        name: name of the model unless the settings give one.
+    The tokenizer is a separate copy of the engine's, since two threads may not use the same one at once.
     """
     name = settings.model_name or name
     app = FastAPI(
@@ -63,8 +60,8 @@ def make_app(
         redirect_slashes=False,  # a path with a slash too many gets 404, as other wrong paths do
         responses={422: {"model": Fault, "description": "and every other status from 400 on"}},
     )
-    intake = Intake(engine, tokenizer, settings, name, _seeds(settings.seed))
-    pages = Pages.load()
+    intake = Intake(engine, tokenizer, settings, name, partial(random.Random(settings.seed).getrandbits, 32))
+    pages = Pages()
     _add_middleware(app, engine, settings)
     _add_handlers(app)
 
@@ -161,12 +158,6 @@ def _model_info(engine: Engine, settings: ServeArguments, name: str) -> dict[str
         "max_tokens": settings.max_tokens,
         "max_n": settings.most_texts,
     }
-
-
-def _seeds(seed: int) -> Callable[[], int]:
-    """Return a source of seeds for requests without one."""
-    numbers = random.Random(seed)
-    return lambda: numbers.getrandbits(32)
 
 
 def _add_middleware(app: FastAPI, engine: Engine, settings: ServeArguments) -> None:

@@ -40,13 +40,9 @@ class Thinking:
 
 
 class Batch:
-    """Texts that the model reads and thinks about together.
+    """Texts that the model reads and thinks about together: B of them, without tokens yet.
 
-    Args:
-        model: a model in evaluation mode.
-        thinking: how it thinks about all of them.
-        generator: random number generator for thoughts and policies, on the model's device.
-        n_texts: B, the number of texts; they have no tokens yet.
+    The generator, for thoughts and policies, is on the model's device.
     """
 
     def __init__(
@@ -80,9 +76,7 @@ class Batch:
     def read(self, input_ids: Tensor, top_k: int = 0) -> tuple[Tensor, DecodingStep]:
         """Read one token [B, 1] of each text, and think after it if the policy says so.
 
-        Args:
-            input_ids: the tokens.
-            top_k: how many of the likeliest tokens of the three predictions to record.
+        The step has the top_k likeliest tokens of its three predictions.
 
         Returns:
             logits [B, V] of the next token, and the step with the thoughts.

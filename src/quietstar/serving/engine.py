@@ -35,11 +35,7 @@ RETRY_SECONDS = 2
 class Engine:
     """The model, and all requests that it is working on.
 
-    Args:
-        model: a model in evaluation mode; nobody else may use it between `start` and `stop`.
-        tokenizer: a tokenizer that nobody else uses.
-        settings: limits.
-        metrics: counters to update.
+    Nobody else may use the model and the tokenizer between `start` and `stop`.
     """
 
     def __init__(
@@ -50,7 +46,9 @@ class Engine:
         metrics: Metrics | None = None,
     ) -> None:
         self.model, self.settings, self.metrics = model, settings, metrics or Metrics()
-        self.served = ServedModel(model, tokenizer, eos_ids(model, tokenizer), _suppressed(model, tokenizer))
+        ids = suppressed_ids(model, tokenizer)
+        suppressed = torch.tensor(ids, device=model.device) if ids else None
+        self.served = ServedModel(model, tokenizer, eos_ids(model, tokenizer), suppressed)
         self.prompts = Prompts(model, self.metrics)
         self.errands: deque[tuple[Ticket, Generator[None, None, object]]] = deque()
         self.groups: dict[object, Group] = {}
@@ -224,8 +222,3 @@ class Engine:
                 ticket.report(Returned(end.value))
 
         attempt(run, [ticket])
-
-
-def _suppressed(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor | None:
-    ids = suppressed_ids(model, tokenizer)
-    return torch.tensor(ids, device=model.device) if ids else None

@@ -15,12 +15,7 @@ MOST_UNREAD = 4096
 
 
 class Events:
-    """The events of one request, until it ends or its client disconnects.
-
-    Args:
-        engine: the engine, to which the work is submitted at once.
-        work: see `Engine.submit`.
-        request: the HTTP request.
+    """The events of one request, whose work is submitted at once, until it ends or its client disconnects.
 
     Raises:
         RequestError: the engine does not accept the work, or, during iteration, the request has failed.

@@ -53,14 +53,7 @@ class Row:
 
 
 class Group:
-    """A batch, and the texts in its rows.
-
-    Args:
-        served: model and tokenizer.
-        thinking: how to think about all of them.
-        metrics: counts tokens.
-        generator: random number generator if thinking is random; the group then has only one row.
-    """
+    """A batch, and the texts in its rows; with a generator, for random thinking, it has only one row."""
 
     def __init__(
         self, served: ServedModel, thinking: Thinking, metrics: Metrics, generator: torch.Generator | None = None

@@ -21,12 +21,8 @@ from quietstar.serving.what_if import Question
 class Intake:
     """Turns requests into jobs; safe to call from any thread.
 
-    Args:
-        engine: the engine, which has limits of its own.
-        tokenizer: a tokenizer that nobody else uses, since two threads may not use one at once.
-        settings: options of the server.
-        name: the model's name.
-        next_seed: returns a seed for requests without one.
+    Nobody else may use the tokenizer, since two threads may not use one at once. `next_seed` gives a seed to a request
+    without one.
     """
 
     def __init__(

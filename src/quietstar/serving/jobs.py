@@ -51,7 +51,7 @@ class Written:
 
 
 Errand = Callable[[], Generator[None, None, Any]]
-"""work besides generation, done in parts; its return value is reported"""
+"""work other than generation, done in parts; its return value is reported"""
 
 
 @dataclass(slots=True)

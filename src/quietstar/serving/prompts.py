@@ -1,4 +1,4 @@
-"""Reads prompts in chunks, taking turns between prompts, so that generation goes on meanwhile."""
+"""Reads prompts in chunks, taking turns between prompts, so that generation continues meanwhile."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -31,12 +31,7 @@ class Prompt:
 
 
 class Prompts:
-    """All prompts that are being read.
-
-    Args:
-        model: a model in evaluation mode.
-        metrics: counts tokens.
-    """
+    """All prompts that are being read."""
 
     def __init__(self, model: QuietStarForCausalLM, metrics: Metrics) -> None:
         self.model, self.metrics = model, metrics

@@ -263,9 +263,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def first_problem(errors: Sequence[Any], fields: Sequence[str] = ()) -> tuple[str, str | None]:
     """Return a message of one line about the first of pydantic's errors, and the field that it concerns.
 
-    Args:
-        errors: what `ValidationError.errors()` returns.
-        fields: fields that the request may have.
+    `fields` are those that the request may have.
     """
     error = errors[0]
     name = ".".join(str(part) for part in error["loc"] if part != "body") or None

@@ -41,12 +41,7 @@ GOODBYE_SECONDS = 5
 
 
 def serve(model_name: str, args: ServeArguments, say: Callable[[str], None]) -> None:
-    """Serve a model until SIGINT or SIGTERM.
-
-    Args:
-        model_name: folder or hub name of a thinking model.
-        args: address and limits.
-        say: called with a line when the server is ready.
+    """Serve a model until SIGINT or SIGTERM; `say` is called with a line when the server is ready.
 
     Raises:
         QuietStarError: the model, the address or a setting is invalid.
@@ -91,12 +86,7 @@ def make_server(
 
 
 class Server(uvicorn.Server):
-    """A web server with its engine, which starts and stops with it.
-
-    Args:
-        config: uvicorn's configuration.
-        engine: an engine that has not been started.
-    """
+    """A web server with its engine, which starts and stops with it."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
         super().__init__(config)

@@ -28,15 +28,10 @@ class TokenSampling:
 
 
 def choose(logits: Tensor, samplings: Sequence[TokenSampling], suppressed: Tensor | None = None) -> list[int]:
-    """Return a token for each of B texts, or NO_TOKEN if its logits are not finite.
+    """Return a token for each of B texts from logits [B, V], or NO_TOKEN if its logits are not finite.
 
     A text's token does not depend on the other texts, and equals what transformers' `generate` samples from the same
-    random numbers.
-
-    Args:
-        logits: [B, V]
-        samplings: settings of each text.
-        suppressed: [n] ids that are never sampled.
+    random numbers. The ids [n] in `suppressed` are never sampled.
     """
     logits = logits.float()
     if suppressed is not None:

@@ -12,11 +12,6 @@ class StoppingText:
 
     Text that may be the beginning of a stop string is held back. Neither a stop string nor the text after it is
     returned.
-
-    Args:
-        tokenizer: decodes the tokens.
-        prompt_ids: tokens before the text; their text is not returned.
-        stop: strings that end the text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], stop: Sequence[str] = ()) -> None:

@@ -18,11 +18,7 @@ SECONDS = 1.0
 
 
 class CloseUnread:
-    """Outermost ASGI middleware: a response that comes before the end of the body is the connection's last.
-
-    Args:
-        app: the application.
-    """
+    """Outermost ASGI middleware: a response that comes before the end of the body is the connection's last."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -43,9 +43,6 @@ class Number:
     """A number in a JSON file, as written there.
 
     `str` returns its characters; a format such as {n:03d} or {x:.2f} is applied to its value.
-
-    Args:
-        written: its characters.
     """
 
     __slots__ = ("written",)
@@ -113,10 +110,6 @@ def read_lines(file: str | Path, *, ends: bool = False) -> Iterator[str]:
 
 def lines_of(stream: BinaryIO, name: str) -> Iterator[str]:
     """Yield the lines of a stream of bytes without line ends.
-
-    Args:
-        stream: read to its end.
-        name: its name in messages.
 
     Raises:
         DataError: it cannot be read, or is not text.

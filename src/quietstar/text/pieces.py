@@ -22,11 +22,6 @@ class Pieces:
 
     A token is decoded together with those before it, since alone it may lose its leading space; and with only a few of
     them, so that the time does not grow with the text.
-
-    Args:
-        tokenizer: decodes the tokens.
-        before: tokens before the first one.
-        skip_special_tokens: whether to leave special tokens out.
     """
 
     def __init__(

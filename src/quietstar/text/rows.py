@@ -5,11 +5,7 @@ from typing import Any
 
 
 def as_stored(rows: Any) -> Any:
-    """Return the rows with images and audio left undecoded: decoding one opens the file or URL that it names.
-
-    Args:
-        rows: a dataset or a stream of the datasets library.
-    """
+    """Return the rows with images and audio left undecoded: decoding one opens the file or URL that it names."""
     stored = _not_decoded(dict(rows.features or {}))
     return rows if stored == (rows.features or {}) else rows.cast(type(rows.features)(stored))
 

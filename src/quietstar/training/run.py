@@ -22,7 +22,7 @@ from quietstar.errors import CheckpointError, SettingsError, first_line
 from quietstar.inference.loading import name_of
 from quietstar.model import QuietStarForCausalLM
 from quietstar.runs.contents import digest_of_model
-from quietstar.runs.folders import alone_in, claim, is_empty, refuse_full, refuse_holding, versions, write_whole
+from quietstar.runs.folders import alone_in, check_inputs, check_output_folder, claim, is_empty, versions, write_whole
 from quietstar.training import checkpoints
 from quietstar.training.arguments import ModelArguments, QuietStarTrainingArguments
 from quietstar.training.callbacks import KeepLog, as_json_lines
@@ -103,9 +103,9 @@ def prepare(
     resume = args.named_checkpoint is not None or (args.resume and not is_empty(args.output_dir))
     settings = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
     settings = {"versions": versions()} | settings
-    refuse_full(args.output_dir, overwrite=args.overwrite, resume=resume)
+    check_output_folder(args.output_dir, overwrite=args.overwrite, resume=resume)
     if args.overwrite:
-        refuse_holding(args.output_dir, [model_args.model, data_args.dataset, data_args.eval_dataset, config])
+        check_inputs(args.output_dir, [model_args.model, data_args.dataset, data_args.eval_dataset, config])
     is_first, is_there = args.process_index == 0, Path(args.output_dir).is_dir()
     if is_first and is_there:
         held.enter_context(alone_in(args.output_dir))

@@ -32,15 +32,9 @@ TOKENIZER, PRE_TOKENIZER = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 ADD_BOS, CHAT_TEMPLATE = "tokenizer.ggml.add_bos_token", "tokenizer.chat_template"
 KINDS = {
-    ARCHITECTURE: str,
-    N_PARTS: int,
-    ALIGNMENT: int,
-    TOKENS: list,
-    TOKEN_TYPES: list,
-    TOKENIZER: str,
-    PRE_TOKENIZER: str,
-    ADD_BOS: int,
-    CHAT_TEMPLATE: str,
+    **dict.fromkeys((ARCHITECTURE, TOKENIZER, PRE_TOKENIZER, CHAT_TEMPLATE), str),
+    **dict.fromkeys((N_PARTS, ALIGNMENT, ADD_BOS), int),
+    **dict.fromkeys((TOKENS, TOKEN_TYPES), list),
 }
 """fields that are read here, and their Python types"""
 
@@ -109,11 +103,7 @@ def read_header(file: str | Path) -> GGUFHeader:
 
 
 class _Cursor:
-    """A position in a file of little-endian values.
-
-    Args:
-        data: the whole file.
-    """
+    """A position in a file of little-endian values."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.at = data, 0
@@ -154,13 +144,7 @@ class _Cursor:
 
 
 def _read(file: Path, cursor: _Cursor, sizes: Mapping[int, tuple[int, int]]) -> GGUFHeader:
-    """Read a header.
-
-    Args:
-        file: path of the file.
-        cursor: at its beginning.
-        sizes: numbers in a block and bytes of a block, by tensor type.
-    """
+    """Read a header from its beginning; `sizes` has the numbers and the bytes of a block by tensor type."""
     magic, version = bytes(cursor.values("B", 4)), cursor.value("I")
     if magic != b"GGUF":
         raise ValueError("it does not begin with GGUF")

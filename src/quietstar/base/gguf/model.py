@@ -52,9 +52,7 @@ def gguf_config(source: Source) -> PreTrainedConfig:
 def gguf_model(source: Source, **kwargs: Any) -> PreTrainedModel:
     """Load the language model of a GGUF file, with dequantized weights.
 
-    Args:
-        source: place of the file.
-        kwargs: as for `AutoModelForCausalLM.from_pretrained`. dtype "auto" is float32.
+    Keyword arguments are those of `AutoModelForCausalLM.from_pretrained`; dtype "auto" is float32.
 
     Raises:
         CheckpointError: the file is damaged, or lacks weights.
