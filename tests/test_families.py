@@ -6,9 +6,10 @@ The comparison is proved to bite: each deliberate error of `ERRORS` must make it
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ import quietstar.objective
 import quietstar.talk
 from quietstar import QuietStarForCausalLM, QuietStarOutput, ThoughtEmbeddings, ThoughtGrid
 from quietstar.attention import two_parts
+from quietstar.base.logprob import Scored
 from quietstar.base.trunk import Trunk
 from quietstar.errors import UnsupportedModelError
 from quietstar.learn import Labels
@@ -285,12 +287,10 @@ def reward_without_looking_ahead(patch: pytest.MonkeyPatch) -> None:
 
 
 def policy_at_sampling_temperature(patch: pytest.MonkeyPatch) -> None:
-    right = quietstar.objective.masked_logprob
-    patch.setattr(
-        quietstar.objective,
-        "masked_logprob",
-        lambda head, scored, descent: right(head, replace(scored, temperature=1.0), descent),
-    )
+    def wrong(hidden: Tensor, tokens: Tensor, where: Tensor, weights: Tensor, *how: Any) -> Scored:
+        return Scored(hidden, tokens, where, weights, 1.0, *how[1:])
+
+    patch.setattr(quietstar.objective, "Scored", wrong)
 
 
 ERRORS = {

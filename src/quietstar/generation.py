@@ -95,7 +95,7 @@ class ThinkingGeneration(GenerationMixin):
         if setting("guidance_scale") not in (None, 1, 1.0) and not journal.policy.is_always:
             raise SettingsError(f"guidance_scale asks the model without think policy {journal.policy}; leave one out")
         assisted = kwargs.get("assistant_model") is not None
-        if not (journal.keep or journal.policy.counts or (assisted and not journal.policy.is_always)):
+        if not (journal.keep or journal.policy.depends_on_history or (assisted and not journal.policy.is_always)):
             return
         if assisted or setting("prompt_lookup_num_tokens"):
             raise SettingsError(f"{follows} cannot follow tokens that are guessed ahead; leave assisted generation out")

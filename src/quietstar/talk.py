@@ -59,7 +59,7 @@ def grow_branches(thinker: Thinker, grid: ThoughtGrid, base: BasePass, thoughts:
     """Return states [L, P, C, D] along whole branches, continued from where think left them."""
     cache, grown = thoughts.cache, thoughts.hidden
     thoughts.cache = thoughts.hidden = None  # they are large, and nobody else needs them
-    if thinker.trunk.recomputes_branches:
+    if thinker.trunk.grows_in_parts:
         return branches_in_parts(thinker, grid, base, thoughts.tokens)
     if cache is None:
         cache = thinker.trunk.branch_cache(base.cache, grid)

@@ -79,7 +79,7 @@ def think(thinker: Thinker, grid: ThoughtGrid, cache: Cache, sampling: Sampling)
         cache: keys and values of the base pass.
         sampling: how tokens are sampled.
     """
-    if not thinker.trunk.recomputes_branches:
+    if not thinker.trunk.grows_in_parts:
         return _write(thinker, grid, cache, sampling)
     with torch.no_grad():
         thoughts = _write(thinker, grid, cache, sampling)

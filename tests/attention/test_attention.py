@@ -108,7 +108,7 @@ def test_layers_that_forgot_get_masks_without_what_they_forgot(family: str) -> N
         trunk, grid, cache = base_pass(family, slice(-1, None), config)
         grown = BranchCache(cache, grid, by_row=True)
         assert (min(grown.n_base_kept) < 9) == config
-        masks = trunk.attention.steps(grid, range(1), grown, torch.float32)["attention_mask"]
+        masks = trunk.attention.pass_kwargs(grid, range(1), grown, torch.float32)["attention_mask"]
         kinds = getattr(trunk.base_lm.config, "layer_types", None)
         for layer, n_kept in enumerate(grown.n_base_kept):
             mask = masks[kinds[layer]] if isinstance(masks, dict) else masks
@@ -143,7 +143,9 @@ def test_masks_come_as_the_family_takes_them(family: str) -> None:
     cache = DynamicCache()
     trunk = Trunk(base_lm, DenseAttention(base_lm))
     trunk.base_pass(trunk.embed(torch.ones(1, 4, dtype=torch.long)), grid.base_mask, grid.base_position_ids, cache)
-    mask = trunk.attention.steps(grid, range(2), BranchCache(cache, grid, by_row=True), torch.float32)["attention_mask"]
+    mask = trunk.attention.pass_kwargs(grid, range(2), BranchCache(cache, grid, by_row=True), torch.float32)[
+        "attention_mask"
+    ]
     kinds = getattr(config, "layer_types", None)
     masks = mask if kinds else {"full_attention": mask}
     assert set(masks) == set(kinds or ["full_attention"])

@@ -15,9 +15,6 @@ from quietstar.grid import ThoughtGrid
 class DenseAttention:
     """Additive 4-D masks [B, 1, query, key], for any base model that accepts them.
 
-    Args:
-        base_lm: the base model.
-
     Raises:
         UnsupportedModelError: a layer has a type that masks cannot describe.
     """
@@ -32,7 +29,7 @@ class DenseAttention:
         """See AttentionBackend."""
         return nullcontext()
 
-    def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
+    def pass_kwargs(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
         """See AttentionBackend."""
 
         def mask(layer: int) -> Tensor:

@@ -81,9 +81,6 @@ class FlexAttention(SplitAttention):
 
     A few branches, and layers with attention dropout or a position bias, attend as with SplitAttention.
 
-    Args:
-        base_lm: the base model.
-
     Raises:
         SettingsError: the base model is not on a CUDA device.
         UnsupportedModelError: its attention cannot be hooked, or a layer has a type that masks cannot describe.
