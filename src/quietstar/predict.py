@@ -96,12 +96,12 @@ def decide_over(
 
 def where_to_think(thinker: Thinker, request: Request, base: BasePass) -> ThoughtGrid:
     """Return the branches of a request: where a thought counts and the policy agrees."""
-    text, policy, may_think = request.text, request.policy, request.may_think()
+    text, policy, think_at = request.text, request.policy, request.may_think()
     if not policy.is_always:
-        decision = decide_over(thinker, text, may_think, policy, base.h_base, request.sampling.generator)
-        may_think = may_think.index_put(may_think.nonzero(as_tuple=True), decision.think)
+        decision = decide_over(thinker, text, think_at, policy, base.h_base, request.sampling.generator)
+        think_at = think_at.index_put(think_at.nonzero(as_tuple=True), decision.think)
     return ThoughtGrid.grow(
-        pad(may_think, (text.attention_mask.shape[1] - text.n_new, 0)),
+        pad(think_at, (text.attention_mask.shape[1] - text.n_new, 0)),
         text.attention_mask,
         text.position_ids,
         n_passes=request.n_passes,

@@ -24,7 +24,7 @@ class AttentionBackend(Protocol):
 
     name: str
     """its name in BACKENDS"""
-    by_row: bool
+    branches_in_rows: bool
     """True: branches are batched with their text, row by row, and layers get all keys and values in one tensor.
     False: all branches share one row, and layers are hooked and read earlier keys and values from the cache."""
 

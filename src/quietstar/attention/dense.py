@@ -20,7 +20,7 @@ class DenseAttention:
     """
 
     name = "dense"
-    by_row = True
+    branches_in_rows = True
 
     def __init__(self, base_lm: PreTrainedModel) -> None:
         self.windows = LayerWindows(base_lm.config.get_text_config())
@@ -43,7 +43,7 @@ def branch_mask(grid: ThoughtGrid, steps: range, window: int | None, n_kept: int
 
     Its keys are the last n_kept base tokens and the branches, row by row.
     """
-    return additive(grid.branch_sight(steps, window)[..., grid.n_base - n_kept :], dtype)
+    return additive(grid.sees(steps, window)[..., grid.n_base - n_kept :], dtype)
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

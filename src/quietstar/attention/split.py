@@ -104,7 +104,7 @@ class SplitAttention:
     """
 
     name = "split"
-    by_row = False
+    branches_in_rows = False
     over_grid: type[SplitOverGrid] = SplitOverGrid
 
     def __init__(self, base_lm: PreTrainedModel) -> None:

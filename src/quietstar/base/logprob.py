@@ -22,19 +22,9 @@ from quietstar.base.vocabulary import STATES, Blocks, LMHead
 def token_logprob(
     head: LMHead, hidden: Tensor, tokens: Tensor, temperature: float = 1.0, suppressed: Tensor | None = None
 ) -> Tensor:
-    """Return log softmax(logits / temperature) of the given tokens, in float32.
+    """Return log softmax(logits / temperature) [n] of tokens [n] at states [n, D], in float32.
 
-    No logits are kept; the backward pass recomputes them.
-
-    Args:
-        head: the LM head.
-        hidden: [n, D]
-        tokens: [n]
-        temperature: above 0.
-        suppressed: ids of probability 0, or None.
-
-    Returns:
-        [n]
+    No logits are kept; the backward pass recomputes them. `suppressed` ids have probability 0.
     """
     return _TokenLogprob.apply(hidden, head.weight, head.bias, tokens, head, temperature, suppressed)
 

@@ -2,9 +2,9 @@
 logits. No file of the base model is patched; it is given embeddings, positions and masks, and asked for its last
 hidden state.
 
-Under gradient checkpointing (`is_checkpointing`), a cache can be written only where layers are not recomputed:
+Under gradient checkpointing (`is_checkpointing`), layers that are recomputed cannot write to a cache:
 
-    base pass, layers can be hooked (`_stores_keys`)     layers are recomputed; a hook stores their keys and values
+    base pass, layers can be hooked (`_stores_keys`)     layers are recomputed; a hook writes to the cache
     base pass, they cannot                               not recomputed
     branches                                             some columns at a time: `quietstar.talk` recomputes each whole
                                                          part, and its layers are not recomputed one by one
@@ -157,7 +157,7 @@ class Trunk:
 
     def branch_cache(self, cache: Cache, grid: ThoughtGrid, rows: slice = slice(None)) -> BranchCache:
         """Return the keys and values of a base pass for branches to grow on, of the grid's rows."""
-        return BranchCache(cache, grid, by_row=self.attention.by_row, rows=rows)
+        return BranchCache(cache, grid, branches_in_rows=self.attention.branches_in_rows, rows=rows)
 
     def in_branches(self) -> AbstractContextManager:
         """Return a context in which the adapters of branches are on."""
@@ -177,7 +177,7 @@ class Trunk:
         if embeds.numel() == 0:  # no column anywhere
             return embeds
         position_ids = grid.branch_position_ids(steps)
-        if self.attention.by_row:
+        if self.attention.branches_in_rows:
             embeds, position_ids = (grid.to_rows(each, dim=2) for each in (embeds, position_ids))  # [B, T, P, N, ...]
         else:
             embeds, position_ids = embeds[None], position_ids[None]
@@ -188,7 +188,7 @@ class Trunk:
                 cache=cache,
                 **self.attention.pass_kwargs(grid, steps, cache, embeds.dtype),
             ).view(embeds.shape)
-        return grid.from_rows(hidden, dim=2) if self.attention.by_row else hidden[0]
+        return grid.from_rows(hidden, dim=2) if self.attention.branches_in_rows else hidden[0]
 
     @property
     def is_sharded(self) -> bool:
@@ -216,7 +216,7 @@ class Trunk:
             return False
         functions = [getattr(module, "_gradient_checkpointing_func", None) for module in self._checkpointed]
         reentrant = any(getattr(function, "keywords", {}).get("use_reentrant", True) for function in functions)
-        return self.is_checkpointing and not self.attention.by_row and not reentrant
+        return self.is_checkpointing and not self.attention.branches_in_rows and not reentrant
 
     @contextmanager
     def without_checkpointing(self) -> Iterator[None]:
