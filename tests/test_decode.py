@@ -164,7 +164,7 @@ def counted(patch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
 
 @pytest.mark.parametrize("n_ahead", [2, 3, 8])
 def test_n_ahead_less_one_passes_for_each_token(n_ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start rides along with the new token, end with the last thought token; the prompt is thought at its end only."""
+    """Start is read with the new token, end with the last thought token; the prompt is thought at its end only."""
     model, inputs = tiny_model("llama", n_ahead=n_ahead), prompts(6, 4)
     with counted(monkeypatch) as passes:
         model.generate(**inputs, do_sample=False, max_new_tokens=3, eos_token_id=None, pad_token_id=0)
@@ -264,7 +264,7 @@ def test_a_cache_is_handed_in_and_continued() -> None:
 def test_a_fork_leaves_nothing_twice() -> None:
     """While a thought is written, a dynamic cache's own keys lie in the branch's memory."""
     text = DynamicCache()
-    fork = ForkedCache(text, branch_length=3, n_riding=1)
+    fork = ForkedCache(text, branch_length=3, n_early=1)
     keys = torch.randn(2, 1, 5, 4)
     fork.update(keys, keys, 0)
     assert text.layers[0].keys.data_ptr() == fork.layers[0].memory[0].data_ptr()

@@ -6,9 +6,10 @@ The comparison is proved to bite: each deliberate error of `ERRORS` must make it
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ import quietstar.objective
 import quietstar.talk
 from quietstar import QuietStarForCausalLM, QuietStarOutput, ThoughtEmbeddings, ThoughtGrid
 from quietstar.attention import two_parts
+from quietstar.base.logprob import Scored
 from quietstar.base.trunk import Trunk
 from quietstar.errors import UnsupportedModelError
 from quietstar.learn import Labels
@@ -181,8 +183,8 @@ def later_position(patch: pytest.MonkeyPatch) -> None:
 
 
 def _base_seen(patch: pytest.MonkeyPatch, wrong: Callable[[ThoughtGrid, Tensor], Tensor]) -> None:
-    right = ThoughtGrid.prefix_sight
-    patch.setattr(ThoughtGrid, "prefix_sight", lambda grid, *given: wrong(grid, right(grid, *given)))
+    right = ThoughtGrid.sees_base
+    patch.setattr(ThoughtGrid, "sees_base", lambda grid, *given: wrong(grid, right(grid, *given)))
 
 
 def one_base_token_too_many(patch: pytest.MonkeyPatch) -> None:
@@ -198,26 +200,26 @@ def one_base_token_too_few(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_neighbours_branch(patch: pytest.MonkeyPatch) -> None:
-    right = ThoughtGrid.branch_sight
+    right = ThoughtGrid.sees
 
     def wrong(grid: ThoughtGrid, steps: range, window: int | None = None) -> Tensor:
         seen = right(grid, steps, window)
         base, branches = seen[..., : grid.n_base], seen[..., grid.n_base :]
         return torch.cat([base, branches | branches.roll(1, dims=2)], dim=-1)
 
-    patch.setattr(ThoughtGrid, "branch_sight", wrong)
+    patch.setattr(ThoughtGrid, "sees", wrong)
     own = two_parts._Parts._own
     patch.setattr(two_parts._Parts, "_own", lambda *given: own(*given).roll(1, dims=0))
 
 
 def one_step_too_many(patch: pytest.MonkeyPatch) -> None:
-    right = ThoughtGrid.own_sight
-    patch.setattr(ThoughtGrid, "own_sight", lambda *given: right(*given) | right(*given).roll(1, dims=1))
+    right = ThoughtGrid.sees_own_branch
+    patch.setattr(ThoughtGrid, "sees_own_branch", lambda *given: right(*given) | right(*given).roll(1, dims=1))
 
 
 def a_window(by: int) -> Callable[[pytest.MonkeyPatch], None]:
     def patch_it(patch: pytest.MonkeyPatch) -> None:
-        for sight in ("prefix_sight", "own_sight"):
+        for sight in ("sees_base", "sees_own_branch"):
             right = getattr(ThoughtGrid, sight)
 
             def wrong(
@@ -231,12 +233,12 @@ def a_window(by: int) -> Callable[[pytest.MonkeyPatch], None]:
 
 
 def visible_padding(patch: pytest.MonkeyPatch) -> None:
-    right = ThoughtGrid.prefix_sight
+    right = ThoughtGrid.sees_base
 
     def wrong(grid: ThoughtGrid, *given: object) -> Tensor:
         return right(dataclasses.replace(grid, base_mask=torch.ones_like(grid.base_mask)), *given)
 
-    patch.setattr(ThoughtGrid, "prefix_sight", wrong)
+    patch.setattr(ThoughtGrid, "sees_base", wrong)
 
 
 def end_for_start(patch: pytest.MonkeyPatch) -> None:
@@ -285,12 +287,10 @@ def reward_without_looking_ahead(patch: pytest.MonkeyPatch) -> None:
 
 
 def policy_at_sampling_temperature(patch: pytest.MonkeyPatch) -> None:
-    right = quietstar.objective.masked_logprob
-    patch.setattr(
-        quietstar.objective,
-        "masked_logprob",
-        lambda head, scored, descent: right(head, replace(scored, temperature=1.0), descent),
-    )
+    def wrong(hidden: Tensor, tokens: Tensor, where: Tensor, weights: Tensor, *how: Any) -> Scored:
+        return Scored(hidden, tokens, where, weights, 1.0, *how[1:])
+
+    patch.setattr(quietstar.objective, "Scored", wrong)
 
 
 ERRORS = {

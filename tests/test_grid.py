@@ -51,7 +51,7 @@ def base_sight(grid: ThoughtGrid, window: int | None = None) -> Tensor:
 
 def whole_sight(grid: ThoughtGrid, window: int | None = None) -> Tensor:
     """[B, T, T]: what every token of the base pass and of all branches sees, row by row."""
-    branches = grid.branch_sight(range(grid.branch_length), window)
+    branches = grid.sees(range(grid.branch_length), window)
     base = torch.nn.functional.pad(base_sight(grid, window), (0, branches.shape[1]))
     return torch.cat([base, branches], dim=1)
 
@@ -66,9 +66,9 @@ def sight_in_one_row(grid: ThoughtGrid, steps: range, window: int | None = None)
     """[Q x P x C, B x S + L x P x C]: what those steps see, texts and branches of all rows one after the other."""
     Q, L, P, C = len(steps), steps.stop, grid.n_passes, grid.n_columns
     of_row = torch.nn.functional.one_hot(grid.rows, grid.batch_size).bool()[..., None]
-    base = (grid.prefix_sight(steps, window)[:, :, None] & of_row).flatten(2)  # [Q or 1, C, B x S]
+    base = (grid.sees_base(steps, window)[:, :, None] & of_row).flatten(2)  # [Q or 1, C, B x S]
     same_branch = torch.eye(P * C, dtype=torch.bool).view(P, C, 1, P, C)
-    own = grid.own_sight(steps, window).transpose(1, 2)[:, None, :, :, None, None] & same_branch
+    own = grid.sees_own_branch(steps, window).transpose(1, 2)[:, None, :, :, None, None] & same_branch
     base = base[:, None].expand(Q, P, C, -1)
     return torch.cat([base.flatten(0, 2), own.reshape(Q * P * C, L * P * C)], dim=1)
 
@@ -143,7 +143,7 @@ def test_sight_of_some_steps_is_those_rows_of_the_whole(
     steps = range(data.draw(st.integers(0, stop - 1)), stop)
     first, last = (grid.n_base + step * step_size(grid) for step in (steps.start, steps.stop))
     rows = whole_sight(grid, window)[:, first:last]
-    assert torch.equal(grid.branch_sight(steps, window), rows[..., :last])
+    assert torch.equal(grid.sees(steps, window), rows[..., :last])
     assert not rows[..., last:].any()
 
 
@@ -277,6 +277,6 @@ def test_parts_are_the_columns_of_the_whole(made: tuple[ThoughtGrid, Tensor], wi
     for some, text, part in parts:
         assert torch.equal(part.rows + text.start, grid.rows[some])
         assert min(part.per_row[0], part.per_row[-1]) > 0
-        assert torch.equal(part.prefix_sight(steps, window), grid.prefix_sight(steps, window)[:, some])
-        assert torch.equal(part.own_sight(steps, window), grid.own_sight(steps, window)[..., some])
+        assert torch.equal(part.sees_base(steps, window), grid.sees_base(steps, window)[:, some])
+        assert torch.equal(part.sees_own_branch(steps, window), grid.sees_own_branch(steps, window)[..., some])
         assert torch.equal(part.branch_position_ids(steps), grid.branch_position_ids(steps)[..., some])

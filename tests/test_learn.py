@@ -80,7 +80,7 @@ def nll_of(base_nll: Tensor, talk_nll: Tensor, labels: Labels, counts: learn.Cou
 
 
 def policy_of(advantage: Tensor, logprob: Tensor, labels: Labels, counts: learn.Counts) -> Tensor:
-    return learn.policy_loss(logprob, learn.policy_weights(advantage, labels, counts, logprob.shape[-1]))
+    return learn.policy_loss(logprob, learn.token_weights(advantage, labels, counts, logprob.shape[-1]))
 
 
 def mean(values: list[float]) -> float:

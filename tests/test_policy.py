@@ -68,7 +68,7 @@ def test_many_states_are_looked_at_in_pieces(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("quietstar.policy.STATES_AT_ONCE", 3)
     in_pieces = moment()
     assert torch.equal(in_pieces.look(entropy), whole)
-    assert in_pieces.base_logits is None
+    assert in_pieces._base_logits is None
 
 
 @pytest.mark.parametrize(

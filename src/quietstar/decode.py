@@ -1,12 +1,12 @@
 """Think at the end of a text, as decoding does: a branch there is the text continued, and needs no grid.
 
-    pass 1        ... x[i] start    start rides along with the new tokens,
+    pass 1        ... x[i] start    start is read with the new tokens,
     pass 2        t1                each thought token is a pass of its own,
     ...
     pass K + 1    tK end            and end comes with the last of them: n_ahead - 1 passes.
 
-Where a row's base prediction decides whether it thinks, or where rows differ, start cannot ride along: it is then a
-pass of its own, of the rows that think.
+Where a row's base prediction decides whether it thinks, where only some rows think, or where branches go through other
+weights than the text, start is not in the first pass: it is then a pass of its own, of the rows that think.
 
 Legend: B rows, S tokens of a row, Q of them new, R rows that think, K sampled tokens of a thought, D hidden size.
 """
@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 
 from quietstar.attention.fork import ForkedCache
 from quietstar.base.trunk import Text
+from quietstar.policy import Decision
 from quietstar.think import Sampling, Thinker
 
 
@@ -32,6 +33,8 @@ class Decoded:
     """[B, Q, D]: states of the new tokens, as the base model has them."""
     rows: Tensor
     """[R]: rows that think."""
+    decision: Decision
+    """[B], of the policy"""
     thoughts: Tensor
     """[R, K]"""
     h_thought: Tensor
@@ -40,7 +43,13 @@ class Decoded:
 
 @torch.no_grad()
 def decode(
-    thinker: Thinker, text: Text, sampling: Sampling, *, who_thinks: Callable[[Tensor], Tensor], rides: bool
+    thinker: Thinker,
+    text: Text,
+    sampling: Sampling,
+    *,
+    may_think: Tensor,
+    decide: Callable[[Tensor], Decision],
+    start_in_first_pass: bool,
 ) -> Decoded:
     """Read new tokens, and write a thought after the last token of some rows.
 
@@ -48,9 +57,10 @@ def decode(
         thinker: the model's parts.
         text: the new tokens; keys and values of these, and of nothing else, are appended to its cache.
         sampling: how thought tokens are sampled.
-        who_thinks: h_base [B, Q, D] -> [B] bool.
-        rides: start goes along with the new tokens of every row, whether the row thinks or not; not where branches
-            go through other weights than the text.
+        may_think: [B] bool: the rows that think if the decision agrees.
+        decide: h_base [B, D] at the last token -> the decision about all rows.
+        start_in_first_pass: read start with the new tokens, in all rows; rows that do not think ignore it. It has no
+            effect where branches go through other weights than the text.
     """
     trunk, K = thinker.trunk, thinker.n_thought_tokens
     B, Q = text.input_ids.shape
@@ -60,15 +70,15 @@ def decode(
     start, end = (vector.to(embeds.dtype).expand(B, 1, -1) for vector in ends)
     opening = start if K else torch.cat([start, end], dim=1)
     n_opening = opening.shape[1]
-    rides = rides and not trunk.branches_differ
-    n_riding = n_opening if rides else 0
+    start_in_first_pass = start_in_first_pass and not trunk.branches_differ
+    n_early = n_opening if start_in_first_pass else 0
     # mask and positions of the text with a whole branch after it: each pass takes the part that it has reached
     S = text.attention_mask.shape[1]
     mask = pad(text.attention_mask, (0, K + 2), value=1)
     ahead = torch.arange(1, K + 3, device=position_ids.device)
     positions = torch.cat([position_ids, position_ids[:, -1:] + ahead], dim=1)
 
-    with closing(ForkedCache(text.cache, branch_length=K + 2, n_riding=n_riding, window=trunk.window)) as fork:
+    with closing(ForkedCache(text.cache, branch_length=K + 2, n_early=n_early, window=trunk.window)) as fork:
 
         def read(embeds: Tensor, n_branch: int) -> Tensor:
             """Return states [., n, D] of embeddings [., n, D], of which the last is the branches' n_branch-th token."""
@@ -76,20 +86,21 @@ def decode(
             with trunk.in_branches() if n_branch else nullcontext():
                 return trunk.base_pass(embeds, mask[:, : S + n_branch], positions[:, end - n : end], fork)
 
-        hidden = read(torch.cat([embeds, opening], dim=1) if rides else embeds, n_riding)
+        hidden = read(torch.cat([embeds, opening], dim=1) if start_in_first_pass else embeds, n_early)
         h_base = hidden[:, :Q]
 
-        rows = who_thinks(h_base).nonzero().flatten()
+        decision = decide(h_base[:, -1])
+        rows = (decision.think & may_think).nonzero().flatten()
         thoughts = rows.new_zeros(len(rows), K)
         if len(rows) == 0:
-            return Decoded(h_base, rows, thoughts, h_base[:0, 0])
+            return Decoded(h_base, rows, decision, thoughts, h_base[:0, 0])
         if len(rows) < B:
             fork.select(rows)
             hidden, mask, positions, opening, end = (each[rows] for each in (hidden, mask, positions, opening, end))
-        state = hidden[:, -1] if rides else read(opening, n_opening)[:, -1]
+        state = hidden[:, -1] if start_in_first_pass else read(opening, n_opening)[:, -1]
         for k in range(K):
             thoughts[:, k] = sampling.sample(trunk, state)[0].squeeze(1)
             token = trunk.embed(thoughts[:, k])[:, None]
             is_last = k == K - 1
             state = read(torch.cat([token, end], dim=1) if is_last else token, k + 2 + is_last)[:, -1]
-        return Decoded(h_base, rows, thoughts, state)
+        return Decoded(h_base, rows, decision, thoughts, state)

@@ -34,13 +34,7 @@ class DataError(QuietStarError):
 
 
 class MissingExtraError(QuietStarError, ImportError):
-    """An optional package is not installed.
-
-    Args:
-        package: the package that failed to import.
-        extra: the extra of this package that installs it.
-        purpose: what it is needed for; it follows "for" in the message.
-    """
+    """An optional package, which an extra of this package installs, is missing; see `need`."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{package} is not installed and is needed for {purpose}: pip install 'quietstar[{extra}]'")

@@ -16,7 +16,7 @@ from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.journal import Journal
 from quietstar.policy import Decider, ThinkPolicy
-from quietstar.request import NOT_GIVEN
+from quietstar.request import REFUSED
 
 
 class ThinkingGeneration(GenerationMixin):
@@ -56,17 +56,17 @@ class ThinkingGeneration(GenerationMixin):
             journal = output_thoughts
         else:
             journal = Journal(ThinkPolicy.parse("always" if think is None else think), keep=output_thoughts)
-        settings = args[0] if args else kwargs.get("generation_config")
         if kwargs.get("inputs_embeds") is not None:
-            raise SettingsError(NOT_GIVEN["inputs_embeds"][1])
+            raise SettingsError(REFUSED["inputs_embeds"][1])
         prompts = inputs if inputs is not None else kwargs.get("input_ids")
         if prompts is not None:
             self._check_prompts(prompts)
         journal.begin(1 if prompts is None else prompts.shape[1])
-        self._check_journal(journal, settings or self.generation_config, kwargs)
+        generation_config = args[0] if args else kwargs.get("generation_config")
+        self._check_journal(journal, generation_config or self.generation_config, kwargs)
         if journal.keep:
             kwargs["return_dict_in_generate"] = True
-        if kwargs.get("assistant_model") is None:  # or the assistant is given our arguments, too
+        if kwargs.get("assistant_model") is None:  # transformers hands an assistant the same arguments
             kwargs = {"thought_temperature": 0.0, "journal": journal, **kwargs}
         try:
             output = super().generate(inputs, *args, **kwargs)
@@ -87,20 +87,24 @@ class ThinkingGeneration(GenerationMixin):
                 f"model's context of {limit}; give at most {limit - self.config.n_ahead} tokens"
             )
 
-    def _check_journal(self, journal: Journal, settings: GenerationConfig, kwargs: dict[str, Any]) -> None:
-        def setting(name: str) -> Any:
-            return kwargs.get(name, getattr(settings, name, None))
+    def _check_journal(self, journal: Journal, generation_config: GenerationConfig, kwargs: dict[str, Any]) -> None:
+        """Raise SettingsError where a journal cannot tell which row a token belongs to."""
 
-        follows = "output_thoughts" if journal.keep else f"think policy {journal.policy}"
+        def setting(name: str) -> Any:
+            return kwargs.get(name, getattr(generation_config, name, None))
+
+        needs_journal = "output_thoughts" if journal.keep else f"think policy {journal.policy}"
         if setting("guidance_scale") not in (None, 1, 1.0) and not journal.policy.is_always:
             raise SettingsError(f"guidance_scale asks the model without think policy {journal.policy}; leave one out")
         assisted = kwargs.get("assistant_model") is not None
-        if not (journal.keep or journal.policy.counts or (assisted and not journal.policy.is_always)):
+        if not (journal.keep or journal.policy.depends_on_history or (assisted and not journal.policy.is_always)):
             return
         if assisted or setting("prompt_lookup_num_tokens"):
-            raise SettingsError(f"{follows} cannot follow tokens that are guessed ahead; leave assisted generation out")
+            raise SettingsError(
+                f"{needs_journal} cannot follow tokens that are guessed ahead; leave assisted generation out"
+            )
         if (setting("num_beams") or 1) > 1 and setting("use_cache") is False:
-            raise SettingsError(f"{follows} cannot follow beams without a cache; leave use_cache=False out")
+            raise SettingsError(f"{needs_journal} cannot follow beams without a cache; leave use_cache=False out")
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
@@ -123,7 +127,7 @@ class ThinkingGeneration(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """Tell the journal which tokens end a sequence."""
+        """Prepare the cache, and tell the journal which tokens end a sequence: they are known from here on."""
         if "journal" in model_kwargs:
             model_kwargs["journal"].eos_ids = generation_config._eos_token_tensor
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)

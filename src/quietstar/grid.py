@@ -1,7 +1,7 @@
 """Where every token of every branch sits, its position id, and what it may see. Pure geometry.
 
 Legend: B rows of text, S base tokens in a row, P passes, C columns in all rows together, N of a row at most, L tokens
-of a branch, Q some steps of them.
+of a branch, T some steps of them, Q last base tokens.
 
     base pass     x0   x1   x2   x3  ...
                         |    |
@@ -101,13 +101,13 @@ class ThoughtGrid:
         return torch.bincount(self.rows, minlength=self.batch_size).tolist()
 
     def branch_position_ids(self, steps: range) -> Tensor:
-        """Return [Q, P, C]: position ids of those steps of all branches; step 0 is start."""
+        """Return [T, P, C]: position ids of those steps of all branches; step 0 is start."""
         at_column = self.base_position_ids[self.rows, self.columns]
         ahead = torch.arange(steps.start + 1, steps.stop + 1, device=at_column.device)
         return (at_column + ahead[:, None])[:, None].expand(-1, self.n_passes, -1)
 
-    def prefix_sight(self, steps: range, window: int | None = None) -> Tensor:
-        """Return [Q, C, S]: which base tokens those steps of a column see; the same for every pass.
+    def sees_base(self, steps: range, window: int | None = None) -> Tensor:
+        """Return [T, C, S]: which base tokens those steps of a column see; the same for every pass.
 
         Without a window all steps see the same, and there is one entry for all of them: [1, C, S].
         """
@@ -116,39 +116,40 @@ class ThoughtGrid:
         if window is None:
             return seen[None]
         step = torch.arange(steps.start, steps.stop, device=self.columns.device)
-        token_index = self.columns + step[:, None] + 1  # [Q, C]
+        token_index = self.columns + step[:, None] + 1  # [T, C]
         return seen & (token_index[..., None] - base_index < window)
 
-    def own_sight(self, steps: range, window: int | None = None) -> Tensor:
-        """Return [Q, steps.stop, C]: which steps of its own branch those steps of a column see."""
+    def sees_own_branch(self, steps: range, window: int | None = None) -> Tensor:
+        """Return [T, steps.stop, C]: which steps of its own branch those steps of a column see."""
         device = self.columns.device
         query_step = torch.arange(steps.start, steps.stop, device=device)
         key_step = torch.arange(steps.stop, device=device)
-        distance = query_step[:, None] - key_step  # [Q, steps.stop]
+        distance = query_step[:, None] - key_step  # [T, steps.stop]
         seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-        # a branch on a masked token is masked as that token is, as in the released code
+        # the tokens of a branch that grows at a masked token are masked too, as in the released code
         seen = seen[..., None] & self.base_mask[self.rows, self.columns]
-        blind = ~self.prefix_sight(steps, window).any(-1)[:, None] & ~seen.any(1, keepdim=True)
+        # a token that sees nothing else sees itself: a softmax over nothing is NaN
+        blind = ~self.sees_base(steps, window).any(-1)[:, None] & ~seen.any(1, keepdim=True)
         return seen | (blind & (distance == 0)[..., None])
 
-    def branch_sight(self, steps: range, window: int | None = None) -> Tensor:
-        """Return [B, Q x P x N, S + steps.stop x P x N]: what those branch tokens see, row by row; see `to_rows`.
+    def sees(self, steps: range, window: int | None = None) -> Tensor:
+        """Return [B, T x P x N, S + steps.stop x P x N]: what those branch tokens see, row by row; see `to_rows`.
 
         The last dimension is the base, then all branch tokens from step 0 up to the last of `steps`. The padding of a
         row with fewer than N columns sees itself: a softmax over nothing is NaN.
         """
-        S, P, Q = self.n_base, self.n_passes, len(steps)
-        seen_base = self.to_rows(self.prefix_sight(steps, window).expand(Q, -1, -1), dim=1)  # [B, Q, N, S]
-        seen_step = self.to_rows(self.own_sight(steps, window), dim=2)  # [B, Q, steps.stop, N]
+        S, P, T = self.n_base, self.n_passes, len(steps)
+        seen_base = self.to_rows(self.sees_base(steps, window).expand(T, -1, -1), dim=1)  # [B, T, N, S]
+        seen_step = self.to_rows(self.sees_own_branch(steps, window), dim=2)  # [B, T, steps.stop, N]
         B, _, N, _ = seen_base.shape
         is_real = self.to_rows(torch.ones_like(self.rows, dtype=torch.bool), dim=0)  # [B, N]
         query_step = torch.arange(steps.start, steps.stop, device=self.columns.device)
         is_itself = query_step[:, None] == torch.arange(steps.stop, device=self.columns.device)
         seen_step = seen_step | (is_itself[..., None] & ~is_real[:, None, None])
-        seen_base = seen_base[:, :, None].expand(B, Q, P, N, S).reshape(B, Q * P * N, S)
+        seen_base = seen_base[:, :, None].expand(B, T, P, N, S).reshape(B, T * P * N, S)
         same_branch = torch.eye(P * N, dtype=torch.bool, device=self.columns.device).view(P, N, 1, P, N)
         seen_branch = seen_step.transpose(2, 3)[:, :, None, :, :, None, None] & same_branch
-        return torch.cat([seen_base, seen_branch.reshape(B, Q * P * N, steps.stop * P * N)], dim=2)
+        return torch.cat([seen_base, seen_branch.reshape(B, T * P * N, steps.stop * P * N)], dim=2)
 
     def to_rows(self, values: Tensor, dim: int) -> Tensor:
         """Turn [..., C, ...], C at `dim`, into [B, ..., N, ...]: columns by row, zero where a row has fewer than N."""

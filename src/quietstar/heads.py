@@ -9,9 +9,6 @@ class MixingHead(nn.Module):
 
     Linear(2D, D) - ReLU - Linear(D, D) - ReLU - Linear(D, 1, no bias), the last layer zero at the start, so that
     a fresh model predicts exactly as its base model does.
-
-    Args:
-        hidden_size: D.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -35,10 +32,6 @@ class ThoughtEmbeddings(nn.Module):
     """Start and end of a thought: two vectors outside the vocabulary (arXiv 2403.09629, section 4.2).
 
     The model is fed `scale` times the stored parameter, so that a step of Adam moves the vector that much further.
-
-    Args:
-        hidden_size: D.
-        scale: the factor between parameter and vector.
     """
 
     def __init__(self, hidden_size: int, scale: float) -> None:
@@ -65,11 +58,5 @@ class ThoughtEmbeddings(nn.Module):
 
 
 def mix(h_base: Tensor, h_thought: Tensor, weight: Tensor) -> Tensor:
-    """Return (1 - w) h_base + w h_thought, computed in float32, in the dtype of h_base.
-
-    Args:
-        h_base: [..., D]
-        h_thought: [..., D]
-        weight: [..., 1]
-    """
+    """Return (1 - w) h_base + w h_thought [..., D], w [..., 1], computed in float32, in the dtype of h_base."""
     return ((1 - weight) * h_base.float() + weight * h_thought.float()).to(h_base.dtype)

@@ -140,7 +140,7 @@ class Journal:
 
     def begin(self, n_prompt: int) -> None:
         """Reset for another call, with prompts of n_prompt tokens; a prompt is read without thoughts up to its end."""
-        self.n_prompt = n_prompt
+        self.n_prompt, self.within_prompt = n_prompt, False
         self.eos_ids: Tensor | None = None
         """[n]: tokens that end a sequence"""
         self.n_thoughts = torch.zeros(0, dtype=torch.long)
@@ -150,26 +150,33 @@ class Journal:
         self.steps: list[DecodingStep] = []
         self.cache: Cache | None = None
 
-    def follow(self, cache: Cache) -> None:
-        """Be reordered along with a cache until `close`; see `quietstar.generation`."""
+    def attach(self, cache: Cache) -> None:
+        """Attach to a text's cache until `close`, so that beam search, which reorders the cache, reorders this too."""
         if self.cache is not cache:
             self.close()
             self.cache = cache
             cache.journal = self
 
     def close(self) -> None:
-        """Stop following the cache."""
+        """Detach from the cache."""
         if self.cache is not None:
             del self.cache.journal
         self.cache = None
 
-    def begin_step(self, input_ids: Tensor) -> None:
-        """Take note of the tokens [B, Q] that a step reads: the prompt, or the last generated token."""
-        if not len(self.finished):
+    def begin_step(self, input_ids: Tensor, n_read: int) -> Tensor:
+        """Return [B] bool, the rows that may think: none within a prompt that is read in chunks, and none that ended.
+
+        Args:
+            input_ids: [B, Q], what the step reads: the prompt, a part of it, or the last generated token.
+            n_read: tokens of each row so far, with these.
+        """
+        self.within_prompt = n_read < self.n_prompt
+        if n_read <= self.n_prompt or not len(self.finished):
             self.finished = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
             self.n_thoughts = torch.zeros_like(input_ids[:, 0])
         elif self.eos_ids is not None:
             self.finished = self.finished | torch.isin(input_ids[:, -1], self.eos_ids)
+        return torch.zeros_like(self.finished) if self.within_prompt else ~self.finished
 
     def write(
         self,
@@ -179,7 +186,7 @@ class Journal:
         mixing_weight: Tensor,
         predictions: Callable[[], list[Tensor]],
     ) -> None:
-        """Count the thoughts of a step, and record it if asked to.
+        """Count the thoughts of a step, and record it if asked to; a step within the prompt has none.
 
         Args:
             decision: [B], of the policy.
@@ -189,7 +196,7 @@ class Journal:
             predictions: returns logits [B, V] without the thought, by it alone and mixed.
         """
         self.n_thoughts = self.n_thoughts.index_add(0, rows, torch.ones_like(rows))
-        if not self.keep:
+        if not self.keep or self.within_prompt:
             return
         B = len(self.finished)
         thought = torch.zeros_like(self.finished)

@@ -1,7 +1,7 @@
 """Step 3, learn: losses and rewards from predictions (arXiv 2403.09629, section 4.4). Pure functions.
 
 Legend: B examples, S tokens in a row, P passes, M true tokens after each thought, K sampled tokens of a thought.
-`mean` is always over real entries: one mask for numerator and denominator.
+Sums and their denominators count the same entries, those with a label.
 """
 
 import math
@@ -105,7 +105,7 @@ def reward(base_nll: Tensor, talk_nll: Tensor, labels: Labels) -> Tensor:
 
 
 def advantage(reward: Tensor) -> Tensor:
-    """Return [B, P, S]: reward above the mean of a position's P thoughts, at least 0; a single thought's is above 0."""
+    """Return [B, P, S]: reward minus the mean reward of a position's P thoughts (0 if P is 1), clipped at 0."""
     baseline = reward.mean(1, keepdim=True) if reward.shape[1] > 1 else 0
     return (reward - baseline).clamp(min=0)
 
@@ -127,10 +127,11 @@ def nll_weights(labels: Labels, counts: Counts, n_passes: int, base_loss_weight:
     return base, talk
 
 
-def policy_weights(advantage: Tensor, labels: Labels, counts: Counts, n_tokens: int) -> Tensor:
-    """Return [B, P, S]: the weight of each token's - thought_logprob in the policy loss.
+def token_weights(advantage: Tensor, labels: Labels, counts: Counts, n_tokens: int) -> Tensor:
+    """Return [B, P, S]: weights of the sampled tokens of each thought, which `policy_loss` takes.
 
-    REINFORCE: mean over sampled tokens of - advantage x thought_logprob, at columns with all their labels.
+    REINFORCE: the loss is minus the mean over sampled tokens of advantage x thought_logprob, at columns with all their
+    labels.
 
     Args:
         advantage: [B, P, S]
@@ -203,5 +204,5 @@ def nll_loss(base_nll: Tensor, talk_nll: Tensor, weights: tuple[Tensor, Tensor])
 
 
 def policy_loss(thought_logprob: Tensor, weights: Tensor) -> Tensor:
-    """Return the policy loss [] of thought_logprob [B, P, S, K], weighted by `policy_weights`; 0 if K is 0."""
+    """Return the policy loss [] of thought_logprob [B, P, S, K], weighted by `token_weights`; 0 if K is 0."""
     return -(thought_logprob * weights[..., None]).sum()

@@ -70,7 +70,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Do nothing: the heads initialise themselves, and so does the base model."""
+        """Do nothing: the modules are initialized when they are constructed."""
 
     def forward(
         self,
@@ -157,7 +157,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         return output
 
     def thinker(self, keeps_hidden_states: bool = False) -> Thinker:
-        """Return the parts that think and talk, for one forward pass: look-ups of embeddings in it share a gradient."""
+        """Return the parts that think and talk, for one forward pass; its embedding look-ups share one gradient."""
         trunk = Trunk(self.base_lm, self.attention)
         trunk.keeps_hidden_states = keeps_hidden_states
         return Thinker(trunk, self.thought_embeddings, self.mixing_head, self.config.n_thought_tokens)

@@ -5,12 +5,14 @@ K sampled tokens of a thought.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quietstar import learn
-from quietstar.base.logprob import Descent, Scored, masked_logprob, squared_gradient
+from quietstar.base.logprob import EagerGradients, Scored, masked_logprob, squared_gradient
+from quietstar.base.vocabulary import LMHead
 from quietstar.grid import ThoughtGrid
 from quietstar.learn import PolicyWeight
 from quietstar.output import QuietStarOutput
@@ -33,56 +35,61 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
     P, loss_only = grid.n_passes, request.loss_only
     labels = request.labels_ahead(grid.is_column)
     counts = labels.count() if request.counts is None else request.counts
-    descent = Descent(head) if loss_only and Descent.serves(head) else None
+    eager = EagerGradients(head) if loss_only and EagerGradients.possible(head) else None
 
     base_weights, talk_weights = learn.nll_weights(labels, counts, P, config.base_loss_weight)
     base = Scored(predicted.h_base, labels.ahead[..., 0], labels.base, base_weights)
-    output.base_nll = -masked_logprob(head, base, descent)
-    ahead, at_columns = (grid.gather_columns(each).expand(P, -1, -1) for each in (labels.ahead, talk_weights))
-    real = ahead != learn.IGNORED  # [P, C, M]
-    talk = Scored(predicted.said.mixed, ahead, real, at_columns)
-    output.talk_nll = -grid.scatter_columns(masked_logprob(head, talk, descent))
+    ahead, ahead_weights = (grid.gather_columns(each).expand(P, -1, -1) for each in (labels.ahead, talk_weights))
+    is_real = ahead != learn.IGNORED  # [P, C, M]
+    talk = Scored(predicted.said.mixed, ahead, is_real, ahead_weights)
+    base_logprob, base_squared = _score(head, base, eager)
+    talk_logprob, talk_squared = _score(head, talk, eager)
+    output.base_nll, output.talk_nll = -base_logprob, -grid.scatter_columns(talk_logprob)
     output.nll = learn.nll_loss(output.base_nll, output.talk_nll, (base_weights, talk_weights))
 
     output.reward = learn.reward(output.base_nll, output.talk_nll, labels)
     output.advantage = learn.advantage(output.reward)
-    reinforced = learn.policy_weights(output.advantage, labels, counts, tokens.shape[-1])  # [B, P, S]
-    at_columns = grid.gather_columns(reinforced.transpose(1, 2)).T[..., None].expand_as(tokens)  # [P, C, K]
-    written = real.any(-1, keepdim=True).expand_as(tokens)
+    token_weights = learn.token_weights(output.advantage, labels, counts, tokens.shape[-1])  # [B, P, S]
+    sampled_weights = grid.gather_columns(token_weights.transpose(1, 2)).T[..., None].expand_as(tokens)  # [P, C, K]
+    is_scored = is_real.any(-1, keepdim=True).expand_as(tokens)
     if loss_only:
-        written = written & (at_columns > 0)
-    policy = Scored(
+        is_scored = is_scored & (sampled_weights > 0)
+    sampled = Scored(
         predicted.said.branches.h_sampled,
         tokens,
-        written,
-        at_columns,
+        is_scored,
+        sampled_weights,
         config.reinforce_temperature,
         request.sampling.suppressed,
     )
 
     policy_weight = PolicyWeight.parse(config.policy_weight if request.is_training else 0.0)
     if policy_weight.is_balanced:
-        if descent is not None:
-            squared = [term.scattered(at) for term, at in zip((base, talk), descent.squared_gradients(), strict=True)]
-        else:
-            squared = [squared_gradient(head, term) for term in (base, talk)]
-        nll_gradient = squared[0].sum(1) + _per_row(grid, squared[1])
-        weights = policy_weight.balance(nll_gradient, _per_row(grid, squared_gradient(head, policy)))
+        if eager is None:
+            base_squared, talk_squared = squared_gradient(head, base), squared_gradient(head, talk)
+        nll_gradient = base_squared.sum(1) + _per_row(grid, talk_squared)
+        row_weights = policy_weight.balance(nll_gradient, _per_row(grid, squared_gradient(head, sampled)))
     else:
-        weights = torch.full((len(labels.base),), policy_weight.value, device=output.nll.device)  # [B]
-    weighted = replace(policy, weights=at_columns * weights[grid.rows][:, None])
-    thought_logprob = masked_logprob(head, weighted, descent)
+        row_weights = torch.full((len(labels.base),), policy_weight.value, device=output.nll.device)  # [B]
+    sampled = replace(sampled, weights=sampled_weights * row_weights[grid.rows][:, None])
+    thought_logprob, sampled_squared = _score(head, sampled, eager)
     output.thought_logprob = grid.scatter_columns(thought_logprob)
-    output.policy_loss = learn.policy_loss(output.thought_logprob, reinforced)
-    output.loss = output.nll + learn.policy_loss(output.thought_logprob, reinforced * weights[:, None, None])
-    if descent is not None:
-        *of_nll, of_policy = descent.squared_gradients()
-        output.nll_gradient, output.policy_gradient = torch.cat(of_nll).sum(), of_policy.sum()
-        output.loss = descent.attach(output.loss)
+    output.policy_loss = learn.policy_loss(output.thought_logprob, token_weights)
+    weighted_loss = learn.policy_loss(output.thought_logprob, token_weights * row_weights[:, None, None])
+    output.loss = output.nll + weighted_loss
+    if eager is not None:
+        output.nll_gradient = base_squared.sum() + talk_squared.sum()
+        output.policy_gradient = sampled_squared.sum()
+        output.loss = eager.attach(output.loss)
     if predicted.thoughts.logprob is not None:
         output.drawn_logprob = grid.scatter_columns(predicted.thoughts.logprob)
     # a mixing weight that no loss uses is 0
     output.mixing_weight = output.mixing_weight * labels.talk[:, None]
+
+
+def _score(head: LMHead, scored: Scored, eager: EagerGradients | None) -> tuple[Tensor, Any]:
+    """Return log-probabilities [...], and the squared gradients at their states [...], or None if not eager."""
+    return (masked_logprob(head, scored), None) if eager is None else eager.add(scored)
 
 
 def _per_row(grid: ThoughtGrid, at_branches: Tensor) -> Tensor:

@@ -45,15 +45,15 @@ class Moment:
     """mixing head: states without and after a thought, [n, D] each -> [n, 1]; None of a plain model"""
     generator: torch.Generator | None = None
     """source of random numbers, on the positions' device"""
-    base_logits: Tensor | None = None
+    _base_logits: Tensor | None = field(default=None, init=False, repr=False)
     """[N, V] in float32, once `look` has computed them"""
 
     def look(self, measure: Callable[[Tensor], Tensor]) -> Tensor:
         """Return [N]: a measure of the base predictions, a function of logits, [n, V] in float32 -> [n]."""
-        if self.base_logits is None and len(self.h_base) <= STATES_AT_ONCE:
-            self.base_logits = self.to_logits(self.h_base).float()
-        if self.base_logits is not None:
-            return measure(self.base_logits)
+        if self._base_logits is None and len(self.h_base) <= STATES_AT_ONCE:
+            self._base_logits = self.to_logits(self.h_base).float()
+        if self._base_logits is not None:
+            return measure(self._base_logits)
         return torch.cat([measure(self.to_logits(some).float()) for some in self.h_base.split(STATES_AT_ONCE)])
 
     def base_weight(self) -> Tensor:
@@ -100,13 +100,13 @@ class Kind:
     """whether it needs the base states, and decides after the base pass"""
 
 
-def _everywhere(moment: Moment, agreed: Tensor) -> Tensor:
-    return torch.ones_like(moment.position_ids, dtype=torch.float32)
+def _nothing(moment: Moment, agreed: Tensor) -> Tensor:
+    return torch.zeros_like(moment.position_ids, dtype=torch.float32)
 
 
 KINDS = {
-    "always": Kind(_everywhere, lambda one, _: one > 0, "always"),
-    "never": Kind(_everywhere, lambda one, _: one < 0, "never"),
+    "always": Kind(_nothing, lambda value, _: torch.ones_like(value, dtype=torch.bool), "always"),
+    "never": Kind(_nothing, lambda value, _: torch.zeros_like(value, dtype=torch.bool), "never"),
     "every": Kind(
         lambda moment, _: (moment.position_ids + 1).float(),
         lambda count, k: count % k == 0,
@@ -180,6 +180,8 @@ class Decision:
     """[N] bool"""
     measured: list[Tensor] = field(default_factory=list)
     """[N] for each rule, in the policy's order"""
+    base_logits: Tensor | None = None
+    """[N, V]: the base predictions, if the policy has looked at them; None if it has not, or at too many at once"""
 
 
 Decider = Callable[[Moment], Tensor]
@@ -229,7 +231,7 @@ class ThinkPolicy:
         return self.function is not None or any(rule.kind.needs_base for rule in self.rules)
 
     @property
-    def counts(self) -> bool:
+    def depends_on_history(self) -> bool:
         """Whether it depends on how many thoughts a row has had."""
         return self.function is not None or any(rule.name == "budget" for rule in self.rules)
 
@@ -241,13 +243,13 @@ class ThinkPolicy:
             SettingsError: a function did not return [N] bool.
         """
         if self.function is not None:
-            return Decision(think=self._ask(self.function, moment))
+            return Decision(self._ask(self.function, moment), base_logits=moment._base_logits)
         agreed = torch.ones_like(moment.rows, dtype=torch.bool)
         measured: dict[Rule, Tensor] = {}
         for rule in sorted(self.rules, key=lambda rule: rule.name == "budget"):
             measured[rule] = rule.kind.measure(moment, agreed)
             agreed = agreed & rule.kind.holds(measured[rule], rule.number)
-        return Decision(think=agreed, measured=[measured[rule] for rule in self.rules])
+        return Decision(agreed, [measured[rule] for rule in self.rules], moment._base_logits)
 
     def _ask(self, function: Decider, moment: Moment) -> Tensor:
         think = function(moment)

@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from quietstar.base.trunk import BasePass, Text, Trunk
-from quietstar.decode import decode
+from quietstar.decode import Decoded, decode
 from quietstar.grid import ThoughtGrid
-from quietstar.heads import MixingHead
 from quietstar.output import CACHE, QuietStarOutput
 from quietstar.policy import Decision, Moment, ThinkPolicy
 from quietstar.request import Request
@@ -37,7 +36,7 @@ class Predictions:
     said: Talk
     """[P, C, M]: mixing weights, mixed states"""
     base_logits: Tensor | None = None
-    """[B, V] after the last token, where a policy has looked at them"""
+    """[B, V] after the last token, if a policy has looked at them; `logits` then has that position only"""
 
     @property
     def mixed(self) -> Tensor:
@@ -49,9 +48,9 @@ class Predictions:
         if self.base_logits is None:
             return self.trunk.logits(self.mixed[:, kept])
         mixed = self.trunk.logits(self.said.mixed[0, :, 0])
-        return self.base_logits.to(mixed.dtype).index_put((self.grid.rows,), mixed)[:, None]
+        return self.base_logits.to(mixed.dtype).index_put((self.grid.rows,), mixed)[:, None][:, kept]
 
-    def last_three(self) -> list[Tensor]:
+    def three_predictions(self) -> list[Tensor]:
         """Return logits [B, V] after the last token: without the thought, by the thought alone, and mixed."""
         without = self.h_base[:, -1]
         alone = without.index_put((self.grid.rows,), self.said.branches.h_thought[0, :, 0])
@@ -72,27 +71,6 @@ class Predictions:
         return output
 
 
-def moment_of(
-    trunk: Trunk,
-    mixing_head: MixingHead | None,
-    rows: Tensor,
-    position_ids: Tensor,
-    n_thoughts: Tensor,
-    h_base: Tensor,
-    generator: torch.Generator | None,
-) -> Moment:
-    """Return what a policy may look at, at positions [N] of rows [N]; n_thoughts is [B], h_base [N, D]."""
-    return Moment(
-        rows=rows,
-        position_ids=position_ids,
-        n_thoughts=n_thoughts,
-        h_base=h_base,
-        to_logits=trunk.logits,
-        to_weight=mixing_head,
-        generator=generator,
-    )
-
-
 @torch.no_grad()
 def decide_over(
     thinker: Thinker,
@@ -104,20 +82,26 @@ def decide_over(
 ) -> Decision:
     """Return what the policy decides about the N new tokens at which `may_think` [B, Q], row by row."""
     rows, columns = may_think.nonzero(as_tuple=True)
-    n_thoughts = torch.zeros_like(text.input_ids[:, 0])
-    at, states = text.new_positions[rows, columns], h_base.detach()[rows, columns]
-    moment = moment_of(thinker.trunk, thinker.mixing_head, rows, at, n_thoughts, states, generator)
+    moment = Moment(
+        rows=rows,
+        position_ids=text.new_positions[rows, columns],
+        n_thoughts=torch.zeros_like(text.input_ids[:, 0]),
+        h_base=h_base.detach()[rows, columns],
+        to_logits=thinker.trunk.logits,
+        to_weight=thinker.mixing_head,
+        generator=generator,
+    )
     return policy.decide(moment)
 
 
 def where_to_think(thinker: Thinker, request: Request, base: BasePass) -> ThoughtGrid:
     """Return the branches of a request: where a thought counts and the policy agrees."""
-    text, policy, may_think = request.text, request.policy, request.may_think()
+    text, policy, think_at = request.text, request.policy, request.may_think()
     if not policy.is_always:
-        decision = decide_over(thinker, text, may_think, policy, base.h_base, request.sampling.generator)
-        may_think = may_think.index_put(may_think.nonzero(as_tuple=True), decision.think)
+        decision = decide_over(thinker, text, think_at, policy, base.h_base, request.sampling.generator)
+        think_at = think_at.index_put(think_at.nonzero(as_tuple=True), decision.think)
     return ThoughtGrid.grow(
-        pad(may_think, (text.attention_mask.shape[1] - text.n_new, 0)),
+        pad(think_at, (text.attention_mask.shape[1] - text.n_new, 0)),
         text.attention_mask,
         text.position_ids,
         n_passes=request.n_passes,
@@ -130,38 +114,49 @@ def predict_next(thinker: Thinker, request: Request) -> Predictions:
 
     No gradient. The base pass, thinking and talking are interleaved here to save passes; see `quietstar.decode`.
     """
-    text, policy, sampling, journal = request.text, request.policy, request.sampling, request.journal
-    S, may_think = text.attention_mask.shape[1], request.may_think()[:, -1]
+    text, policy, journal, may_think = request.text, request.policy, request.journal, request.may_think()[:, -1]
+    B, S = text.attention_mask.shape
+    n_thoughts = torch.zeros_like(text.input_ids[:, 0])
     if journal is not None:
-        journal.follow(text.cache)
-        if journal.n_prompt > S:  # a prompt that is read in chunks
-            journal, may_think = None, torch.zeros_like(may_think)
-    if journal is not None:
-        journal.begin_step(text.input_ids)
-        may_think = may_think & ~journal.finished
-    moment = moment_of(
-        thinker.trunk,
-        thinker.mixing_head,
-        rows=torch.arange(len(may_think), device=may_think.device),
-        position_ids=text.position_ids[:, -1],
-        n_thoughts=torch.zeros_like(text.input_ids[:, 0]) if journal is None else journal.n_thoughts,
-        h_base=torch.zeros(0, request.config.hidden_size, device=may_think.device),
-        generator=sampling.generator,
+        journal.attach(text.cache)
+        may_think = may_think & journal.begin_step(text.input_ids, S)
+        n_thoughts = journal.n_thoughts
+
+    def decide(h_base: Tensor) -> Decision:
+        moment = Moment(
+            rows=torch.arange(B, device=may_think.device),
+            position_ids=text.position_ids[:, -1],
+            n_thoughts=n_thoughts,
+            h_base=h_base,
+            to_logits=thinker.trunk.logits,
+            to_weight=thinker.mixing_head,
+            generator=request.sampling.generator,
+        )
+        return policy.decide(moment)
+
+    early = None if policy.needs_base else decide(torch.zeros(0, request.config.hidden_size, device=may_think.device))
+    all_think = early is not None and bool(may_think.any() and (early.think | ~may_think).all())
+    decoded = decode(
+        thinker,
+        text,
+        request.sampling,
+        may_think=may_think,
+        decide=decide if early is None else lambda _: early,
+        start_in_first_pass=all_think,
     )
-    decision: Decision | None = None if policy.needs_base else policy.decide(moment)
-    rides = decision is not None and bool((decision.think | ~may_think).all()) and bool(may_think.any())
+    predictions = _at_the_end(thinker, request, decoded)
+    if journal is not None:
+        weight = predictions.said.weight[0, :, 0]
+        journal.write(decoded.decision, decoded.rows, decoded.thoughts, weight, predictions.three_predictions)
+    return predictions
 
-    def who_thinks(h_base: Tensor) -> Tensor:
-        nonlocal decision
-        if decision is None:
-            moment.h_base = h_base[:, -1]
-            decision = policy.decide(moment)
-        return decision.think & may_think
 
-    decoded = decode(thinker, text, sampling, who_thinks=who_thinks, rides=rides)
+def _at_the_end(thinker: Thinker, request: Request, decoded: Decoded) -> Predictions:
+    """Return predictions after the last token of each row, mixed where it has a thought."""
+    text = request.text
     grid = ThoughtGrid(
         rows=decoded.rows,  # type: ignore[arg-type]
-        columns=torch.full_like(decoded.rows, S - 1),  # type: ignore[arg-type]
+        columns=torch.full_like(decoded.rows, text.attention_mask.shape[1] - 1),  # type: ignore[arg-type]
         base_mask=text.attention_mask.bool(),  # type: ignore[arg-type]
         base_position_ids=text.position_ids,  # type: ignore[arg-type]
         n_passes=1,
@@ -169,15 +164,11 @@ def predict_next(thinker: Thinker, request: Request) -> Predictions:
     )
     h_thought = decoded.h_thought[None, :, None]
     branches = Branches(h_sampled=h_thought[:, :, :0], h_thought=h_thought)
-    predictions = Predictions(
+    return Predictions(
         trunk=thinker.trunk,
         grid=grid,
         h_base=decoded.h_base,
         thoughts=Thoughts(decoded.thoughts[None]),
         said=mix_branches(grid, thinker.mixing_head, decoded.h_base, branches),
-        base_logits=moment.base_logits,
+        base_logits=decoded.decision.base_logits,
     )
-    if journal is not None and decision is not None:
-        weight = predictions.said.weight[0, :, 0]
-        journal.write(decision, decoded.rows, decoded.thoughts, weight, predictions.last_three)
-    return predictions

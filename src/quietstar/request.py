@@ -24,13 +24,13 @@ IGNORED_ARGUMENTS = frozenset(
 """arguments that generation and trainers pass to the forward of every model"""
 
 _CANNOT = "{} was asked for, which a thinking model does not return; leave it out"
-NOT_GIVEN = {
+REFUSED = {
     "inputs_embeds": (None, "inputs_embeds were given; give input_ids, as thoughts are read and written as tokens"),
     "output_attentions": (False, _CANNOT.format("output_attentions")),
     "output_router_logits": (False, _CANNOT.format("output_router_logits")),
     "return_dict": (True, _CANNOT.format("a tuple (return_dict=False)")),
 }
-"""arguments of every model's forward -> the value, beside None, that asks for nothing, and the message for any other"""
+"""arguments of other models' forward -> the value that is allowed, as is None, and the message that refuses others"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -164,18 +164,18 @@ class Request:
         """
         visible = self.text.attention_mask[:, -self.text.n_new :].bool()
         if self.labels is None:
-            wanted = torch.zeros_like(visible)
-            wanted[:, self.kept] = visible[:, self.kept]
+            may_think = torch.zeros_like(visible)
+            may_think[:, self.kept] = visible[:, self.kept]
         else:
             # a label counts wherever it stands, also after a token that is masked
             labelled = self.labels_ahead(torch.ones_like(visible)).talk.any(-1)
-            wanted = labelled if self.loss_only else visible | labelled
+            may_think = labelled if self.loss_only else visible | labelled
         if self.think_at is not None:
-            wanted = wanted & self.think_at.bool()
-        if self.labels is not None and not wanted.any() and (self.think_at is None or self.think_at.any()):
-            wanted = torch.zeros_like(wanted)
-            wanted.view(-1)[visible.flatten().int().argmax()] = True
-        return wanted
+            may_think = may_think & self.think_at.bool()
+        if self.labels is not None and not may_think.any() and (self.think_at is None or self.think_at.any()):
+            may_think = torch.zeros_like(may_think)
+            may_think.view(-1)[visible.flatten().int().argmax()] = True
+        return may_think
 
     def labels_ahead(self, is_column: Tensor) -> Labels:
         """Return the labels that branches at these positions [B, Q] predict."""
@@ -203,11 +203,11 @@ class Request:
 
 
 def _check_ignored(ignored: dict[str, Any]) -> None:
-    for name, (nothing, message) in NOT_GIVEN.items():
-        if ignored.get(name) is not None and ignored[name] is not nothing:
+    for name, (allowed, message) in REFUSED.items():
+        if ignored.get(name) is not None and ignored[name] is not allowed:
             raise SettingsError(message)
     given = {name for name, value in ignored.items() if value is not None}
-    if unknown := sorted(given - IGNORED_ARGUMENTS - NOT_GIVEN.keys()):
+    if unknown := sorted(given - IGNORED_ARGUMENTS - REFUSED.keys()):
         raise SettingsError(f"forward does not know the argument {', '.join(unknown)}; see its docstring")
 
 

@@ -42,14 +42,7 @@ class Talk:
 
 
 def talk(thinker: Thinker, grid: ThoughtGrid, base: BasePass, thoughts: Thoughts) -> Talk:
-    """Return the predictions after each thought, mixed with the base model's own.
-
-    Args:
-        thinker: the model's parts.
-        grid: where the branches grow.
-        base: the base pass, of the last Q base tokens.
-        thoughts: at every column; their states and cache are used up.
-    """
+    """Return the predictions after each thought, mixed with the base model's own; uses up the thoughts' cache."""
     hidden = grow_branches(thinker, grid, base, thoughts)
     branches = split_branches(hidden, thoughts.tokens.shape[-1])
     return mix_branches(grid, thinker.mixing_head, base.h_base, branches)
@@ -59,7 +52,7 @@ def grow_branches(thinker: Thinker, grid: ThoughtGrid, base: BasePass, thoughts:
     """Return states [L, P, C, D] along whole branches, continued from where think left them."""
     cache, grown = thoughts.cache, thoughts.hidden
     thoughts.cache = thoughts.hidden = None  # they are large, and nobody else needs them
-    if thinker.trunk.recomputes_branches:
+    if thinker.trunk.grows_in_parts:
         return branches_in_parts(thinker, grid, base, thoughts.tokens)
     if cache is None:
         cache = thinker.trunk.branch_cache(base.cache, grid)
@@ -70,7 +63,7 @@ def grow_branches(thinker: Thinker, grid: ThoughtGrid, base: BasePass, thoughts:
 def branch_embeds(
     thinker: Thinker, grid: ThoughtGrid, thoughts: Tensor, base_embeds: Tensor, n_grown: int = 0
 ) -> Tensor:
-    """Return embeddings of branches: start, thought, end, true tokens.
+    """Return embeddings [L - n_grown, P, C, D] of branches: start, thought, end, true tokens.
 
     Args:
         thinker: the model's parts, for their embeddings.
@@ -78,13 +71,11 @@ def branch_embeds(
         thoughts: [P, C, K]
         base_embeds: [B, Q, D], of the last Q base tokens.
         n_grown: first steps to leave out because think has run them: 0 or K.
-
-    Returns:
-        [L - n_grown, P, C, D]
     """
     P, C, K = thoughts.shape
     ends = (thinker.embeddings.start, thinker.embeddings.end)
     start, end = (vector.to(base_embeds.dtype).expand(1, P, C, -1) for vector in ends)
+    # the first n_grown steps are start and n_grown - 1 sampled tokens
     sampled = thinker.trunk.embed(thoughts[..., max(n_grown - 1, 0) :].permute(2, 0, 1))  # [K or 1, P, C, D]
     n_true = grid.branch_length - (K + 2)
     truth = [grid.gather_columns(base_embeds, ahead).expand(1, P, -1, -1) for ahead in range(1, n_true + 1)]
@@ -94,17 +85,10 @@ def branch_embeds(
 def finish_branches(
     trunk: Trunk, grid: ThoughtGrid, embeds: Tensor, cache: BranchCache, grown: Tensor | None = None
 ) -> Tensor:
-    """Return states along whole branches, over cached keys and values.
+    """Return states [L, P, C, D] along whole branches, from embeddings [L - n_grown, P, C, D] of the remaining steps.
 
-    Args:
-        trunk: the base model.
-        grid: where the branches grow.
-        embeds: [L - n_grown, P, C, D] of the remaining steps.
-        cache: of the base pass, and of the steps in `grown`.
-        grown: [n_grown, P, C, D], states of the first steps if think has run them.
-
-    Returns:
-        [L, P, C, D]
+    `grown` are the states [n_grown, P, C, D] of the first steps if think has run them. The cache is that of the base
+    pass and of these steps.
     """
     n_grown = 0 if grown is None else len(grown)
     hidden = trunk.branch_pass(grid, range(n_grown, grid.branch_length), embeds, cache)
@@ -117,12 +101,6 @@ def branches_in_parts(thinker: Thinker, grid: ThoughtGrid, base: BasePass, thoug
     There are twice as many parts as layers: what one part keeps in all layers while its gradient is computed is half of
     what all branches keep in one layer, however deep the model. Where weights are sharded, each part gathers all of
     them again, so that there are SHARDED_PARTS, on every process.
-
-    Args:
-        thinker: the model's parts.
-        grid: where the branches grow.
-        base: the base pass.
-        thoughts: [P, C, K]
     """
     trunk, cache = thinker.trunk, base.cache
     embeds = branch_embeds(thinker, grid, thoughts, base.embeds)
@@ -150,14 +128,7 @@ def split_branches(hidden: Tensor, n_thought_tokens: int) -> Branches:
 
 
 def mix_branches(grid: ThoughtGrid, mixing_head: MixingHead, h_base: Tensor, branches: Branches) -> Talk:
-    """Mix each prediction after a thought with the base model's own prediction of the same token.
-
-    Args:
-        grid: where the branches grow.
-        mixing_head: says how much the thought counts.
-        h_base: [B, Q, D], of the last Q base tokens.
-        branches: states after each thought.
-    """
+    """Mix each prediction after a thought with the base model's own of the same token, from h_base [B, Q, D]."""
     h_thought = branches.h_thought
     M = h_thought.shape[2]
     without = torch.stack([grid.gather_columns(h_base, k) for k in range(M)], dim=1).expand_as(h_thought)

@@ -71,15 +71,10 @@ class Thoughts:
 def think(thinker: Thinker, grid: ThoughtGrid, cache: Cache, sampling: Sampling) -> Thoughts:
     """Write a thought of K tokens at every column, one token of all columns at a time.
 
-    Where branches are recomputed for their gradient, thoughts are sampled without one, and no states are kept.
-
-    Args:
-        thinker: the model's parts.
-        grid: where the branches grow.
-        cache: keys and values of the base pass.
-        sampling: how tokens are sampled.
+    `cache` has the keys and values of the base pass. Where branches are recomputed for their gradient, thoughts are
+    sampled without one, and no states are kept.
     """
-    if not thinker.trunk.recomputes_branches:
+    if not thinker.trunk.grows_in_parts:
         return _write(thinker, grid, cache, sampling)
     with torch.no_grad():
         thoughts = _write(thinker, grid, cache, sampling)
@@ -87,26 +82,24 @@ def think(thinker: Thinker, grid: ThoughtGrid, cache: Cache, sampling: Sampling)
 
 
 def _write(thinker: Thinker, grid: ThoughtGrid, base_cache: Cache, sampling: Sampling) -> Thoughts:
-    trunk, P, C = thinker.trunk, grid.n_passes, grid.n_columns
+    trunk, P, C, K = thinker.trunk, grid.n_passes, grid.n_columns, thinker.n_thought_tokens
     cache = trunk.branch_cache(base_cache, grid)
     embeds = thinker.embeddings.start.to(trunk.dtype).expand(1, 1, C, -1)
-    tokens, logprob, hidden = [], [], [embeds[:0].expand(-1, P, -1, -1)]
-    for step in range(thinker.n_thought_tokens):
-        # start is the same token in every pass: it goes through the trunk once
-        passes = replace(grid, n_passes=1) if step == 0 else grid
-        states = trunk.branch_pass(passes, range(step, step + 1), embeds, cache)
-        sampled = sampling.sample(trunk, states.flatten(0, -2), n_samples=P if step == 0 else 1)
-        if step == 0:
+    tokens, logprob, hidden = [], [], [embeds.new_zeros(0, P, C, embeds.shape[-1])]
+    for step in range(K):
+        is_start = step == 0  # the same token in every pass: it goes through the trunk once
+        one_or_all = replace(grid, n_passes=1) if is_start else grid
+        states = trunk.branch_pass(one_or_all, range(step, step + 1), embeds, cache)
+        sampled = sampling.sample(trunk, states.flatten(0, -2), n_samples=P if is_start else 1)
+        if is_start:
             cache.repeat(P)
             states, sampled = states.expand(-1, P, -1, -1), (sampled[0].T, sampled[1].T)
         hidden.append(states)
         tokens.append(sampled[0].reshape(P, C))
         logprob.append(sampled[1].reshape(P, C))
         embeds = trunk.embed(tokens[-1])[None]
-    nothing = embeds.new_zeros(P, C, 0)
-    return Thoughts(
-        tokens=torch.stack(tokens, dim=-1) if tokens else nothing.long(),
-        logprob=None if not sampling.temperature else torch.stack(logprob, dim=-1) if tokens else nothing,
-        hidden=torch.cat(hidden),
-        cache=cache,
-    )
+    if K == 0:
+        all_tokens, all_logprob = grid.columns.new_zeros(P, C, 0), embeds.new_zeros(P, C, 0)
+    else:
+        all_tokens, all_logprob = torch.stack(tokens, dim=-1), torch.stack(logprob, dim=-1)
+    return Thoughts(all_tokens, all_logprob if sampling.temperature else None, torch.cat(hidden), cache)

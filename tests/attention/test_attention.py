@@ -59,7 +59,7 @@ def test_branches_grown_in_any_bites_are_the_same(family: str, implementation: s
         trunk.base_pass(embeds, inputs["attention_mask"], grid.base_position_ids, cache)
         results = []
         for bites in ([6], [1, 5], [1, 1, 1, 1, 1, 1], [3, 3]):
-            grown, first, parts = BranchCache(cache, grid, by_row=True), 0, []
+            grown, first, parts = BranchCache(cache, grid, branches_in_rows=True), 0, []
             for n in bites:
                 steps = range(first, first + n)
                 parts.append(trunk.branch_pass(grid, steps, branches[first : first + n], grown))
@@ -89,7 +89,7 @@ def base_pass(family: str, columns: slice, config: bool) -> tuple[Trunk, Thought
 def test_a_branch_cache_leaves_the_base_pass_alone(family: str, config: bool) -> None:
     trunk, grid, cache = base_pass(family, slice(-1, None), config)
     before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
-    grown = BranchCache(cache, grid, by_row=True)
+    grown = BranchCache(cache, grid, branches_in_rows=True)
     with torch.no_grad():
         trunk.branch_pass(grid, range(1), torch.ones(1, 2, 1, 32), grown)
     assert cache.get_seq_length() == 9
@@ -106,9 +106,9 @@ def test_layers_that_forgot_get_masks_without_what_they_forgot(family: str) -> N
     found = []
     for config in (False, True):
         trunk, grid, cache = base_pass(family, slice(-1, None), config)
-        grown = BranchCache(cache, grid, by_row=True)
+        grown = BranchCache(cache, grid, branches_in_rows=True)
         assert (min(grown.n_base_kept) < 9) == config
-        masks = trunk.attention.steps(grid, range(1), grown, torch.float32)["attention_mask"]
+        masks = trunk.attention.pass_kwargs(grid, range(1), grown, torch.float32)["attention_mask"]
         kinds = getattr(trunk.base_lm.config, "layer_types", None)
         for layer, n_kept in enumerate(grown.n_base_kept):
             mask = masks[kinds[layer]] if isinstance(masks, dict) else masks
@@ -122,7 +122,7 @@ def test_layers_that_forgot_get_masks_without_what_they_forgot(family: str) -> N
 def test_earlier_columns_over_keys_that_are_gone_are_refused(family: str) -> None:
     _, grid, cache = base_pass(family, slice(-2, None), config=True)
     with pytest.raises(SettingsError, match="sliding-window cache has dropped"):
-        BranchCache(cache, grid, by_row=True)
+        BranchCache(cache, grid, branches_in_rows=True)
 
 
 def test_additive_masks_hide_and_show() -> None:
@@ -143,7 +143,9 @@ def test_masks_come_as_the_family_takes_them(family: str) -> None:
     cache = DynamicCache()
     trunk = Trunk(base_lm, DenseAttention(base_lm))
     trunk.base_pass(trunk.embed(torch.ones(1, 4, dtype=torch.long)), grid.base_mask, grid.base_position_ids, cache)
-    mask = trunk.attention.steps(grid, range(2), BranchCache(cache, grid, by_row=True), torch.float32)["attention_mask"]
+    mask = trunk.attention.pass_kwargs(grid, range(2), BranchCache(cache, grid, branches_in_rows=True), torch.float32)[
+        "attention_mask"
+    ]
     kinds = getattr(config, "layer_types", None)
     masks = mask if kinds else {"full_attention": mask}
     assert set(masks) == set(kinds or ["full_attention"])

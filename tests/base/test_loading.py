@@ -148,7 +148,7 @@ def without_four_dimensional_masks(kwargs: dict) -> None:
 
 def without_the_grid(kwargs: dict) -> None:
     """Its layers then find no mask but the one of NaN, so that nothing is silently wrong."""
-    kwargs.pop("over_grid", None)
+    kwargs.pop("attend_with", None)
 
 
 def positions_in_a_row(kwargs: dict) -> None:

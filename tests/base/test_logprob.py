@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from quietstar.base import vocabulary
-from quietstar.base.logprob import Descent, Scored, masked_logprob, squared_gradient, token_logprob
+from quietstar.base.logprob import EagerGradients, Scored, masked_logprob, squared_gradient, token_logprob
 from quietstar.base.vocabulary import LMHead, bend
 from tests.tiny import seeded
 
@@ -65,7 +65,7 @@ def test_logprobs_of_a_few_rows_at_once_are_logprobs(
 @pytest.mark.parametrize("parts", HEADS)
 @pytest.mark.parametrize("suppressed", [None, [1, 4]])
 @pytest.mark.parametrize("n", [0, 1, 7, 8])
-def test_a_descent_has_the_gradients_of_its_weighted_sum(
+def test_eager_gradients_are_those_of_the_weighted_sum(
     n: int, suppressed: list[int] | None, parts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two sets of states at two temperatures, one of them behind another operation, whatever the loss's factor."""
@@ -78,13 +78,12 @@ def test_a_descent_has_the_gradients_of_its_weighted_sum(
     weights = torch.randn(n + 3, generator=seeded(4))
     ids = None if suppressed is None else torch.tensor(suppressed)
 
-    made = Descent(lm_head)
-    ours = torch.cat(
-        [
-            made.logprob(first, tokens[:n], weights[:n]),
-            made.logprob(second.sin(), tokens[n:], weights[n:], temperature=3.0, suppressed=ids),
-        ]
+    eager, where = EagerGradients(lm_head), torch.ones(n + 3, dtype=torch.bool)
+    terms = (
+        Scored(first, tokens[:n], where[:n], weights[:n]),
+        Scored(second.sin(), tokens[n:], where[n:], weights[n:], temperature=3.0, suppressed=ids),
     )
+    ours = torch.cat([eager.add(term)[0] for term in terms])
     direct = torch.cat(
         [
             direct_logprob(lm_head, first, tokens[:n], 1.0, None),
@@ -93,7 +92,7 @@ def test_a_descent_has_the_gradients_of_its_weighted_sum(
     )
     torch.testing.assert_close(ours, direct)
     assert not ours.requires_grad
-    loss = made.attach(-(weights * ours).sum())
+    loss = eager.attach(-(weights * ours).sum())
     torch.testing.assert_close(loss, -(weights * direct).sum())
     theirs = torch.autograd.grad(-0.25 * (weights * direct).sum(), inputs)
     for own, expected in zip(torch.autograd.grad(0.25 * loss, inputs, retain_graph=True), theirs, strict=True):
@@ -116,10 +115,12 @@ def test_a_frozen_head_gets_no_gradient_and_passes_one_on() -> None:
     lm_head, hidden = head(), torch.randn(3, 8, requires_grad=True)
     token_logprob(lm_head, hidden, torch.tensor([1, 2, 3])).sum().backward()
     alone, hidden.grad = hidden.grad, None
-    made = Descent(lm_head)
-    made.attach(-made.logprob(hidden, torch.tensor([1, 2, 3]), -torch.ones(3)).sum()).backward()
+    eager = EagerGradients(lm_head)
+    where = torch.ones(3, dtype=torch.bool)
+    logprob, _ = eager.add(Scored(hidden, torch.tensor([1, 2, 3]), where, -torch.ones(3)))
+    eager.attach(-logprob.sum()).backward()
     assert lm_head.weight.grad is None
-    assert made.d_weight is None
+    assert eager.d_weight is None
     assert (hidden.grad != 0).any()
     torch.testing.assert_close(hidden.grad, alone)
 
@@ -127,15 +128,15 @@ def test_a_frozen_head_gets_no_gradient_and_passes_one_on() -> None:
 def test_logprobs_under_a_mask_are_0_elsewhere() -> None:
     hidden, tokens = torch.randn(2, 3, 8), torch.randint(11, (2, 3))
     where = torch.tensor([[True, False, True], [False, False, True]])
-    for descent in (None, Descent(head())):
-        values = masked_logprob(head(), Scored(hidden, tokens, where, torch.ones(2, 3)), descent)
+    scored = Scored(hidden, tokens, where, torch.ones(2, 3))
+    for values in (masked_logprob(head(), scored), EagerGradients(head()).add(scored)[0]):
         assert torch.equal(values[where], token_logprob(head(), hidden[where], tokens[where]))
         assert (values[~where] == 0).all()
 
 
 @pytest.mark.parametrize("parts", HEADS)
 def test_lengths_of_gradients_are_those_of_autograd(parts: str) -> None:
-    """At each state that counts, with weights, temperature and suppressed tokens; measured apart or by a descent."""
+    """At each state that counts, with weights, temperature and suppressed tokens; apart, or with the values."""
     lm_head, hidden = head(**HEADS[parts]), torch.randn(2, 3, 8, generator=seeded(), requires_grad=True)
     tokens, weights = torch.randint(5, 11, (2, 3), generator=seeded()), torch.randn(2, 3, generator=seeded(1))
     where = torch.tensor([[True, False, True], [False, False, True]])
@@ -144,9 +145,7 @@ def test_lengths_of_gradients_are_those_of_autograd(parts: str) -> None:
     expected = hidden.grad.square().sum(-1)
     assert (expected[where] > 0).all()
     torch.testing.assert_close(squared_gradient(lm_head, scored), expected)
-    descent = Descent(lm_head)
-    masked_logprob(lm_head, scored, descent)
-    torch.testing.assert_close(scored.scattered(descent.squared_gradients()[0]), expected)
+    torch.testing.assert_close(EagerGradients(lm_head).add(scored)[1], expected)
 
 
 @pytest.mark.parametrize("how", ["autocast", "weights"])
@@ -171,10 +170,10 @@ def test_float16_gradients_survive_a_loss_scale() -> None:
     hidden = torch.randn(20, 8, generator=seeded()).half().requires_grad_()
     lm_head = LMHead(torch.randn(3000, 8, generator=seeded(1)).half().requires_grad_())
     weights = torch.full((20,), 2.0**-14)
-    assert not Descent.serves(lm_head)
-    assert Descent.serves(head())
+    assert not EagerGradients.possible(lm_head)
+    assert EagerGradients.possible(head())
     with torch.autocast("cpu", torch.float16):
-        assert not Descent.serves(head())
+        assert not EagerGradients.possible(head())
     values = token_logprob(lm_head, hidden, torch.arange(20))
     found = torch.autograd.grad(2.0**16 * (values * weights).sum(), (hidden, lm_head.weight))
     exact = [tensor.detach().float().requires_grad_() for tensor in (hidden, lm_head.weight)]

@@ -94,18 +94,18 @@ def test_branches_keep_their_cache_under_gradient_checkpointing(training: bool) 
     model = tiny_model(n_ahead=4).train(training)
     model.gradient_checkpointing_enable()
     trunk = model.thinker().trunk
-    assert trunk.recomputes == trunk.recomputes_branches == training
+    assert trunk.is_checkpointing == trunk.grows_in_parts == training
     with torch.no_grad():
-        assert not trunk.recomputes_branches
+        assert not trunk.grows_in_parts
         base = trunk.read(text_of(7, 7))
     grid = ThoughtGrid.grow(torch.ones(2, 7), torch.ones(2, 7), n_passes=1, branch_length=2)
     cache = trunk.branch_cache(base.cache, grid)
     trunk.branch_pass(grid, range(1), torch.zeros(1, 1, 14, 32), cache)
     assert cache.get_seq_length() == 7 + 14
-    assert trunk.recomputes == training
+    assert trunk.is_checkpointing == training
     with pytest.raises(RuntimeError):
         trunk.branch_pass(grid, range(1, 2), torch.zeros(1, 1, 14, 31), cache)
-    assert trunk.recomputes == training
+    assert trunk.is_checkpointing == training
 
 
 def test_learned_positions_bound_a_text_and_its_branches() -> None:

@@ -266,8 +266,8 @@ def test_an_errand_that_fails_fails_alone() -> None:
 def test_predictions_are_made_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only in steps with a text that requests them."""
     made: list[int] = []
-    right = Predictions.last_three
-    monkeypatch.setattr(Predictions, "last_three", lambda self: made.append(len(self.h_base)) or right(self))
+    right = Predictions.three_predictions
+    monkeypatch.setattr(Predictions, "three_predictions", lambda self: made.append(len(self.h_base)) or right(self))
     engine = driven(speaking_model(letters=False))
     engine.ask(a_job([9, 8], max_tokens=6, temperature=0.0, wants_thoughts=False))
     engine.turn()

@@ -633,7 +633,7 @@ def test_gradient_checkpointing_learns_the_same(tmp_path, policy_weight, lora):
     assert not lora or not model.get_parameter("base_lm.model.embed_tokens.weight").requires_grad
     plain = trained(tmp_path, texts, copy.deepcopy(model), **how)
     saving = trained(tmp_path, texts, copy.deepcopy(model), gradient_checkpointing=True, **how)
-    assert saving.model.thinker().trunk.recomputes
+    assert saving.model.thinker().trunk.is_checkpointing
     assert losses_of(saving) == pytest.approx(losses_of(plain), rel=1e-5)
     torch.testing.assert_close(parameters_of(saving), parameters_of(plain), rtol=1e-5, atol=1e-6)
 

@@ -24,16 +24,16 @@ class AttentionBackend(Protocol):
 
     name: str
     """its name in BACKENDS"""
-    by_row: bool
+    branches_in_rows: bool
     """True: branches are batched with their text, row by row, and layers get all keys and values in one tensor.
-    False: all branches share one row, and layers read earlier keys and values from the cache."""
+    False: all branches share one row, and layers are hooked and read earlier keys and values from the cache."""
 
     def attending(self, base_lm: PreTrainedModel) -> AbstractContextManager[None]:
         """Return a context manager for every pass over branches."""
         ...
 
-    def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the arguments for a pass over some steps of all branches, given the cache of everything before."""
+    def pass_kwargs(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
+        """Return keyword arguments for a pass over some steps of all branches, given the cache of everything before."""
         ...
 
 

@@ -17,21 +17,21 @@ class BranchLayer(DynamicLayer):
     Args:
         keys: [B, J, S, d]
         values: [B, J, S, d']
-        by_row: see AttentionBackend. If True, `update` returns all keys and values so far in one tensor, as the base
-            model's own attention needs them; if False, only the new ones.
+        branches_in_rows: see AttentionBackend. If True, `update` returns all keys and values so far in one tensor, as
+            the base model's own attention needs them; if False, only the new ones.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, by_row: bool) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, branches_in_rows: bool) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
-        self.by_row = by_row
+        self.branches_in_rows = branches_in_rows
         self.pieces: list[tuple[Tensor, Tensor]] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Append the keys and values of some steps of all branches."""
         self.pieces.append((key_states, value_states))
-        if not self.by_row:
+        if not self.branches_in_rows:
             return key_states, value_states
         keys, values = zip(*self.pieces, strict=True)
         return torch.cat([self.keys, *keys], dim=2), torch.cat([self.values, *values], dim=2)
@@ -53,17 +53,19 @@ class BranchCache(DynamicCache):
     Args:
         base: cache of a base pass, with dynamic or sliding layers.
         grid: where branches grow.
-        by_row: see BranchLayer.
+        branches_in_rows: see BranchLayer.
         rows: the rows of `base` that the grid contains.
 
     Raises:
         SettingsError: a layer's sliding window has dropped keys that a branch needs.
     """
 
-    def __init__(self, base: Cache, grid: ThoughtGrid, *, by_row: bool, rows: slice = slice(None)) -> None:
+    def __init__(self, base: Cache, grid: ThoughtGrid, *, branches_in_rows: bool, rows: slice = slice(None)) -> None:
         super().__init__()
         S = grid.n_base
-        self.layers = [BranchLayer(layer.keys[rows, :, :S], layer.values[rows, :, :S], by_row) for layer in base.layers]
+        self.layers = [
+            BranchLayer(layer.keys[rows, :, :S], layer.values[rows, :, :S], branches_in_rows) for layer in base.layers
+        ]
         self.n_base_kept = [layer.keys.shape[2] for layer in self.layers]
         """base tokens that each layer still has: fewer than S if a sliding window has dropped some"""
         has_dropped = min(self.n_base_kept, default=grid.n_base) < grid.n_base

@@ -15,15 +15,12 @@ from quietstar.grid import ThoughtGrid
 class DenseAttention:
     """Additive 4-D masks [B, 1, query, key], for any base model that accepts them.
 
-    Args:
-        base_lm: the base model.
-
     Raises:
         UnsupportedModelError: a layer has a type that masks cannot describe.
     """
 
     name = "dense"
-    by_row = True
+    branches_in_rows = True
 
     def __init__(self, base_lm: PreTrainedModel) -> None:
         self.windows = LayerWindows(base_lm.config.get_text_config())
@@ -32,7 +29,7 @@ class DenseAttention:
         """See AttentionBackend."""
         return nullcontext()
 
-    def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
+    def pass_kwargs(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
         """See AttentionBackend."""
 
         def mask(layer: int) -> Tensor:
@@ -46,7 +43,7 @@ def branch_mask(grid: ThoughtGrid, steps: range, window: int | None, n_kept: int
 
     Its keys are the last n_kept base tokens and the branches, row by row.
     """
-    return additive(grid.branch_sight(steps, window)[..., grid.n_base - n_kept :], dtype)
+    return additive(grid.sees(steps, window)[..., grid.n_base - n_kept :], dtype)
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -81,9 +81,6 @@ class FlexAttention(SplitAttention):
 
     A few branches, and layers with attention dropout or a position bias, attend as with SplitAttention.
 
-    Args:
-        base_lm: the base model.
-
     Raises:
         SettingsError: the base model is not on a CUDA device.
         UnsupportedModelError: its attention cannot be hooked, or a layer has a type that masks cannot describe.
@@ -100,7 +97,7 @@ class FlexAttention(SplitAttention):
 def flex_over_branches(
     query: Tensor,
     prefix: tuple[Tensor, Tensor],
-    own: list[tuple[Tensor, Tensor]],
+    pieces: list[tuple[Tensor, Tensor]],
     block_mask: BlockMask,
     branches: tuple[int, int],
     *,
@@ -108,29 +105,26 @@ def flex_over_branches(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attention of branch tokens to the base and to their own branches.
+    """Return [1, Q x P x C, H, d']: the attention of branch tokens to the base and to their own branches.
 
     Args:
         query: [1, H, Q x P x C, d], step by step.
         prefix: keys [B, J, S, d] and values [B, J, S, d'] of the base tokens.
-        own: keys [1, J, l x P x C, d] and values of the branch tokens, in pieces of some steps each, L in all.
+        pieces: keys [1, J, l x P x C, d] and values of the branch tokens, some steps l in each piece, L in all.
         block_mask: the keys that are seen; see branch_block_mask.
         branches: P and C.
         scaling: factor of the scores.
         softcap: scores are squashed to stay within it.
         sinks: [H], for each head a score that enters the softmax and has no value.
-
-    Returns:
-        [1, Q x P x C, H, d']
     """
     n_queries, size = query.shape[2], prefix[1].shape[3]
     attend, dtype = _flex_attention(query.is_cuda), products_dtype(query)
     with torch.autocast(query.device.type, enabled=False), torch._dynamo.config.patch(COMPILATION):
-        own_keys, own_values = (torch.cat(pieces, dim=2) for pieces in zip(*own, strict=True))
+        branch_keys, branch_values = (torch.cat(each, dim=2) for each in zip(*pieces, strict=True))
         out, aux = attend(
             _in_blocks(_by_branch(query.to(dtype), branches)),
-            _keys_in_blocks(prefix[0], own_keys, branches, dtype),
-            _keys_in_blocks(prefix[1], own_values, branches, dtype),
+            _keys_in_blocks(prefix[0], branch_keys, branches, dtype),
+            _keys_in_blocks(prefix[1], branch_values, branches, dtype),
             score_mod=None if softcap is None else _softcap(softcap),
             block_mask=block_mask,
             scale=scaling,
@@ -171,7 +165,7 @@ def branch_block_mask(grid: ThoughtGrid, steps: range, window: int | None, n_kep
     base_start, base_stop = runs(text + since, text + until)
     base_seen = pad(grid.base_mask[:, n_dropped:].flatten(), (0, T - grid.batch_size * S))  # [T]
 
-    own_seen = grid.own_sight(steps, window).permute(2, 0, 1)[None]  # [1, C, Q, L], one run each
+    own_seen = grid.sees_own_branch(steps, window).permute(2, 0, 1)[None]  # [1, C, Q, L], one run each
     branch = torch.arange(P * C, device=device).view(P, C, 1)
     from_here = first_own + branch * L + own_seen.int().argmax(-1)  # [P, C, Q]
     own_start, own_stop = runs(from_here, from_here + own_seen.sum(-1))

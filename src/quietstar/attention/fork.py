@@ -20,15 +20,15 @@ class ForkedCache(Cache):
     Args:
         text: the cache of the text before this pass, of any kind whose layers know their length.
         branch_length: tokens of a branch.
-        n_riding: branch tokens at the end of the first pass.
+        n_early: branch tokens at the end of the first pass.
         window: the base model's sliding window; a static layer shorter than it does not know it.
     """
 
-    def __init__(self, text: Cache, branch_length: int, n_riding: int = 0, window: int | None = None) -> None:
+    def __init__(self, text: Cache, branch_length: int, n_early: int = 0, window: int | None = None) -> None:
         # a dynamic cache has no layers before its first pass
         super().__init__(layer_class_to_replicate=lambda: ForkLayer(self, len(self.layers)))
         self.layers: list[Any]
-        self.text, self.branch_length, self.n_riding, self.window = text, branch_length, n_riding, window
+        self.text, self.branch_length, self.n_early, self.window = text, branch_length, n_early, window
         self.rows: Tensor | None = None
         """rows whose branch continues; None for all"""
         self.layers = [ForkLayer(self, index) for index in range(len(text.layers))]
@@ -48,24 +48,20 @@ class ForkLayer(DynamicLayer):
     """One layer's keys and values: those that the text's own layer returns, followed by the branch's.
 
     Both lie in one tensor, allocated once for all passes over a branch.
-
-    Args:
-        fork: the cache that the layer belongs to.
-        index: of the layer.
     """
 
     def __init__(self, fork: ForkedCache, index: int) -> None:
         super().__init__()
         self.fork, self.index = fork, index
         layers = fork.text.layers
-        self.own: Any = layers[index] if index < len(layers) else None
+        self.text_layer: Any = layers[index] if index < len(layers) else None
         """the text's own layer; None if its cache creates it at the first update"""
-        self.is_sliding = bool(getattr(self.own, "is_sliding", False))
+        self.is_sliding = bool(getattr(self.text_layer, "is_sliding", False))
         self.window: int | None = None
         """tokens that a token sees, itself included; None if the layer keeps everything"""
-        if self.own is not None and self.is_sliding:
-            self.window = getattr(self.own, "sliding_window", None) or fork.window
-        self.n_read = 0 if self.own is None else int(self.own.get_seq_length())
+        if self.text_layer is not None and self.is_sliding:
+            self.window = getattr(self.text_layer, "sliding_window", None) or fork.window
+        self.n_read = 0 if self.text_layer is None else int(self.text_layer.get_seq_length())
         """number of tokens so far, in text and branch"""
         self.n_kept = self._in_sight(self.n_read)
         """number of those tokens that have keys and values"""
@@ -91,17 +87,17 @@ class ForkLayer(DynamicLayer):
         return self._append(key_states, value_states, self.n_kept - self._in_sight(self.n_kept))
 
     def _read_text(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        n = keys.shape[2] - self.fork.n_riding
+        n = keys.shape[2] - self.fork.n_early
         returned = self.fork.text.update(keys[:, :, :n], values[:, :, :n], self.index, *args, **kwargs)
-        self.own = self.fork.text.layers[self.index]
+        self.text_layer = self.fork.text.layers[self.index]
         self.n_read, self.n_kept = self.n_read + n, self.n_kept + n
         # a static layer returns its whole memory
         self.known = returned[0][:, :, : self.n_kept], returned[1][:, :, : self.n_kept]
-        if not self.fork.n_riding:
+        if not self.fork.n_early:
             return returned
         keys_kept, values_kept = self._make_memory(None)
-        if type(self.own) is DynamicLayer:  # store the text's keys and values once
-            self.own.keys, self.own.values = keys_kept, values_kept
+        if type(self.text_layer) is DynamicLayer:  # store the text's keys and values once
+            self.text_layer.keys, self.text_layer.values = keys_kept, values_kept
         return self._append(keys[:, :, n:], values[:, :, n:], 0)
 
     def _make_memory(self, rows: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -133,8 +129,8 @@ class ForkLayer(DynamicLayer):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number of keys that a pass of `query_length` tokens gets, and the index of the first."""
-        if self._is_before_text and not self.fork.n_riding:
-            return (query_length, 0) if self.own is None else self.own.get_mask_sizes(query_length)
+        if self._is_before_text and not self.fork.n_early:
+            return (query_length, 0) if self.text_layer is None else self.text_layer.get_mask_sizes(query_length)
         before = self.n_kept if self._is_before_text else self._in_sight(self.n_kept)
         return before + query_length, self.n_read - before
 

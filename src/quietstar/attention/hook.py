@@ -2,15 +2,15 @@
 
 The modeling files of transformers look their attention function up by `config._attn_implementation`. While branches
 attend, and while a base pass keeps its keys under gradient checkpointing, that name ends in `+thoughts`. The function
-of such a name calls the keyword argument `over_grid` that is passed down through the layers, or without one the base
-model's own function.
+of such a name calls the keyword argument `attend_with` that is passed down through the layers, or without one the base
+model's own function, here called its native attention.
 """
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,26 +32,12 @@ _INSIDE: dict[int, int] = {}
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 """as transformers calls it: module, query [B, H, T, d], key, value, mask -> [B, T, H, d'] and weights or None"""
 
-
-class OverGrid(Protocol):
-    """A function that layers call instead of their own attention function."""
-
-    def __call__(
-        self,
-        own: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend; `own` is the base model's own attention function."""
-        ...
+AttendWith = Callable[..., tuple[Tensor, Tensor | None]]
+"""what layers call instead: the same, after the native attention as a first argument"""
 
 
-class KeepingKeys:
-    """The layers' own attention, which also stores their keys and values in a cache.
+class KeyStoringAttention:
+    """The native attention, with each layer's keys and values stored in a cache.
 
     Gradient checkpointing takes the cache away from layers, as recomputing a layer would write to it twice. Here each
     layer writes once.
@@ -59,24 +45,24 @@ class KeepingKeys:
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
-        self.kept: set[int] = set()
+        self.stored: set[int] = set()
 
     def __call__(
         self,
-        own: AttentionFunction,
+        native: AttentionFunction,
         module: nn.Module,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,
-        **kwargs: Any,
+        *args: Any,
+        **how: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """See OverGrid."""
+        """See AttendWith."""
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        if layer not in self.kept:
-            self.kept.add(layer)
+        if layer not in self.stored:
+            self.stored.add(layer)
             self.cache.update(key, value, layer)
-        return own(module, query, key, value, attention_mask, **kwargs)
+        return native(module, query, key, value, *args, **how)
 
 
 def own_implementation(base_lm: PreTrainedModel) -> str:
@@ -100,7 +86,7 @@ def check_hook(base_lm: PreTrainedModel) -> None:
 
 @contextmanager
 def hooked(base_lm: PreTrainedModel) -> Iterator[None]:
-    """Make a base model accept `over_grid` inside the context; several threads may be inside at once.
+    """Make a base model accept `attend_with` inside the context; several threads may be inside at once.
 
     Outside, the attention function has its old name again, which some modeling files read.
     """
@@ -118,39 +104,30 @@ def hooked(base_lm: PreTrainedModel) -> Iterator[None]:
                 config._attn_implementation = own_implementation(base_lm)
 
 
-def own_attention(module: nn.Module) -> AttentionFunction:
-    """Return the own attention function of a layer of a hooked base model."""
+def native_attention(module: nn.Module) -> AttentionFunction:
+    """Return the native attention function of a layer of a hooked base model."""
     config: Any = module.config
     name = str(config._attn_implementation).removesuffix(SUFFIX)
     if name == "eager":  # each modeling file defines one
-        own: AttentionFunction = sys.modules[type(module).__module__].eager_attention_forward
-        return own
+        native: AttentionFunction = sys.modules[type(module).__module__].eager_attention_forward
+        return native
     return ALL_ATTENTION_FUNCTIONS[name]
 
 
-def takes_softcap(own: AttentionFunction) -> bool:
-    """Whether a base model's own attention function applies a softcap; branches must attend as their text does.
+def takes_softcap(native: AttentionFunction) -> bool:
+    """Whether a native attention function applies a softcap; branches must attend as their text does.
 
     sdpa does not: transformers 5.17 ignores the softcap, and later versions refuse it.
     """
-    return own is not ALL_ATTENTION_FUNCTIONS["sdpa"]
+    return native is not ALL_ATTENTION_FUNCTIONS["sdpa"]
 
 
 def attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    over_grid: OverGrid | None = None,
-    **kwargs: Any,
+    module: nn.Module, *args: Any, attend_with: AttendWith | None = None, **how: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend as a layer of a hooked base model: through `over_grid`, or without one with its own function."""
-    own = own_attention(module)
-    if over_grid is None:
-        return own(module, query, key, value, attention_mask, **kwargs)
-    return over_grid(own, module, query, key, value, attention_mask, **kwargs)
+    """Attend as a layer of a hooked base model: with `attend_with`, or without one natively."""
+    native = native_attention(module)
+    return native(module, *args, **how) if attend_with is None else attend_with(native, module, *args, **how)
 
 
 def no_mask(device: torch.device) -> Tensor:

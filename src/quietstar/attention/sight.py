@@ -54,7 +54,7 @@ class Place:
 
 @dataclass(slots=True)
 class Sight:
-    """The keys that are hidden from branch tokens, under one layer's window."""
+    """The keys that are hidden from branch tokens under one layer's window: the opposite of ThoughtGrid.sees_base."""
 
     n_passes: int
     """P"""
@@ -78,8 +78,8 @@ class Sight:
     @classmethod
     def over(cls, grid: ThoughtGrid, steps: range, window: int | None, n_kept: int) -> "Sight":
         """Return the sight of some steps of all branches; the last n_kept base tokens have keys."""
-        prefix = grid.prefix_sight(steps, window)[..., grid.n_base - n_kept :]
-        own = grid.own_sight(steps, window)
+        prefix = grid.sees_base(steps, window)[..., grid.n_base - n_kept :]
+        own = grid.sees_own_branch(steps, window)
         return cls(grid.n_passes, grid.per_row, ~prefix.transpose(0, 1), ~own.permute(2, 0, 1))
 
     def places(self, n_heads: int) -> list[Place]:

@@ -40,21 +40,17 @@ class SplitOverGrid:
     _dense_masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
 
     def __call__(
-        self,
-        own: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **kwargs: Any,
+        self, native: AttentionFunction, module: nn.Module, query: Tensor, *_: Any, **how: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend with the queries of branch tokens [1, H, Q x P x C, d]; return [1, Q x P x C, H, d']."""
+        """Attend with the queries of branch tokens [1, H, Q x P x C, d]; return [1, Q x P x C, H, d'].
+
+        The layer's keys and values, of these steps too, are in the cache.
+        """
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         window, layer_cache = self.windows.of(layer), self.cache.layers[layer]
         prefix, pieces = (layer_cache.keys, layer_cache.values), layer_cache.pieces
         n_kept = prefix[0].shape[2]
-        unsupported = unsupported_in_two_parts(kwargs)
+        unsupported = unsupported_in_two_parts(how)
         if unsupported:
             _warn_of_dense(unsupported)
         if unsupported or self.grid.n_passes * max(self.grid.per_row) <= self.few_branches:
@@ -63,13 +59,13 @@ class SplitOverGrid:
                 for base, *branches in zip(prefix, *pieces, strict=True)
             ]
             mask = self._dense_mask(window, n_kept, query.dtype)
-            out, _ = own(module, self._to_rows(query), *key_value, mask, **kwargs)  # [B, Q x P x N, H, d']
+            out, _ = native(module, self._to_rows(query), *key_value, mask, **how)  # [B, Q x P x N, H, d']
             by_step = out.unflatten(1, (len(self.steps), self.grid.n_passes, -1))
             return self.grid.from_rows(by_step, dim=2).flatten(0, 2)[None], None
         scores = {
-            "scaling": kwargs.get("scaling") or query.shape[-1] ** -0.5,
-            "softcap": kwargs.get("softcap") if takes_softcap(own) else None,
-            "sinks": kwargs.get("s_aux"),
+            "scaling": how.get("scaling") or query.shape[-1] ** -0.5,
+            "softcap": how.get("softcap") if takes_softcap(native) else None,
+            "sinks": how.get("s_aux"),
         }
         return self.over_branches(window, query, prefix, pieces, scores), None
 
@@ -103,16 +99,13 @@ class SplitOverGrid:
 class SplitAttention:
     """Attention in two parts, in plain torch, for any device and any base model whose attention can be hooked.
 
-    Args:
-        base_lm: the base model.
-
     Raises:
         UnsupportedModelError: its attention cannot be hooked, or a layer has a type that masks cannot describe.
     """
 
     name = "split"
-    by_row = False
-    over_grid = SplitOverGrid
+    branches_in_rows = False
+    over_grid: type[SplitOverGrid] = SplitOverGrid
 
     def __init__(self, base_lm: PreTrainedModel) -> None:
         self.few_branches = FEW_BRANCHES
@@ -123,18 +116,18 @@ class SplitAttention:
         """See AttentionBackend."""
         return hooked(base_lm)
 
-    def steps(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
+    def pass_kwargs(self, grid: ThoughtGrid, steps: range, cache: BranchCache, dtype: torch.dtype) -> dict[str, Any]:
         """See AttentionBackend."""
         unused = no_mask(grid.columns.device)
-        over_grid = self.over_grid(grid, steps, self.windows, cache, self.few_branches)
-        return {"attention_mask": self.windows.masks(lambda _: unused), "over_grid": over_grid}
+        attend_with = self.over_grid(grid, steps, self.windows, cache, self.few_branches)
+        return {"attention_mask": self.windows.masks(lambda _: unused), "attend_with": attend_with}
 
 
-def unsupported_in_two_parts(kwargs: dict[str, Any]) -> str | None:
+def unsupported_in_two_parts(how: dict[str, Any]) -> str | None:
     """Return the name of a layer's attention feature that two parts do not support, or None."""
-    if kwargs.get("dropout"):
+    if how.get("dropout"):
         return "attention dropout"
-    return "a position bias" if kwargs.get("position_bias") is not None else None
+    return "a position bias" if how.get("position_bias") is not None else None
 
 
 @cache

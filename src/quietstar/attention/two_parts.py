@@ -36,29 +36,26 @@ a CPU"""
 def two_part_attention(
     query: Tensor,
     prefix: tuple[Tensor, Tensor],
-    own: list[tuple[Tensor, Tensor]],
+    pieces: list[tuple[Tensor, Tensor]],
     sight: Sight,
     *,
     scaling: float,
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Return the attention of branch tokens to the base and to their own branches.
+    """Return [1, Q x P x C, H, d']: the attention of branch tokens to the base and to their own branches.
 
     Args:
         query: [1, H, Q x P x C, d], ordered by step.
         prefix: keys [B, J, S, d] and values [B, J, S, d'] of the base tokens.
-        own: keys [1, J, l x P x C, d] and values of the branch tokens, in pieces of some steps each, L in all.
+        pieces: keys [1, J, l x P x C, d] and values of the branch tokens, some steps l in each piece, L in all.
         sight: the keys that are hidden.
         scaling: factor of the scores.
         softcap: scores are squashed to stay within it.
         sinks: [H], for each head a score that enters the softmax and has no value.
-
-    Returns:
-        [1, Q x P x C, H, d']
     """
-    pieces = [tensor for keys_and_values in own for tensor in keys_and_values]
-    return _TwoParts.apply(query, *prefix, sinks, sight, scaling, softcap, products_dtype(query), *pieces)
+    tensors = [tensor for keys_and_values in pieces for tensor in keys_and_values]
+    return _TwoParts.apply(query, *prefix, sinks, sight, scaling, softcap, products_dtype(query), *tensors)
 
 
 def products_dtype(query: Tensor) -> torch.dtype:

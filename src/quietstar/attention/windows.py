@@ -12,10 +12,7 @@ FULL = "full_attention"
 
 
 class LayerWindows:
-    """The sliding windows of a base model's layers.
-
-    Args:
-        config: the base model's text config.
+    """The sliding windows of a base model's layers, by its text config.
 
     Raises:
         UnsupportedModelError: a layer has a type that masks cannot describe (recurrent, chunked).
@@ -39,8 +36,7 @@ class LayerWindows:
     def masks(self, make: Callable[[int], Any]) -> Any:
         """Return the base model's `attention_mask` argument: one mask, or a dict with one for each layer type.
 
-        Args:
-            make: builds the mask of a layer, by its index.
+        `make` builds the mask of a layer, by its index.
         """
         if self.layer_types is None:
             return make(0)

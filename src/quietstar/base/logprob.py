@@ -7,7 +7,7 @@ Legend: n states, D hidden size, V vocabulary.
     logprob = logits[token] / temperature - lse          d_logits = (one-hot - p) d_logprob / temperature
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,25 +22,36 @@ from quietstar.base.vocabulary import STATES, Blocks, LMHead
 def token_logprob(
     head: LMHead, hidden: Tensor, tokens: Tensor, temperature: float = 1.0, suppressed: Tensor | None = None
 ) -> Tensor:
-    """Return log softmax(logits / temperature) of the given tokens, in float32.
+    """Return log softmax(logits / temperature) [n] of tokens [n] at states [n, D], in float32.
 
-    No logits are kept; the backward pass recomputes them.
-
-    Args:
-        head: the LM head.
-        hidden: [n, D]
-        tokens: [n]
-        temperature: above 0.
-        suppressed: ids of probability 0, or None.
-
-    Returns:
-        [n]
+    No logits are kept; the backward pass recomputes them. `suppressed` ids have probability 0.
     """
     return _TokenLogprob.apply(hidden, head.weight, head.bias, tokens, head, temperature, suppressed)
 
 
-class Descent:
-    """A weighted sum of log-probabilities whose gradients are computed while each block of logits is in memory.
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Tokens to score, the states that predict them, and the weight of each in a loss."""
+
+    hidden: Tensor
+    """[..., D]"""
+    tokens: Tensor
+    """[...]"""
+    where: Tensor
+    """[...] bool: the tokens that count"""
+    weights: Tensor
+    """[...]: the loss contains minus the sum of weights x logprob"""
+    temperature: float = 1.0
+    suppressed: Tensor | None = None
+    """ids of probability 0, or None"""
+
+    def scattered(self, values: Tensor) -> Tensor:
+        """Scatter values [n] of the tokens that count into [...], 0 elsewhere."""
+        return torch.zeros(self.tokens.shape, device=values.device).masked_scatter(self.where, values)
+
+
+class EagerGradients:
+    """The gradient of a loss with terms - weight x logprob, computed in the same sweep over the logits as their values.
 
     Logits are computed once instead of twice, and the LM head gets one gradient for everything a step does with the
     vocabulary.
@@ -62,77 +73,40 @@ class Descent:
         self.d_hidden: list[Tensor | None] = []
 
     @staticmethod
-    def serves(head: LMHead) -> bool:
+    def possible(head: LMHead) -> bool:
         """Whether gradients can be computed before the loss scale is known; in float16 they would underflow."""
         return torch.is_grad_enabled() and torch.float16 not in (product_dtype(head.weight), head.weight.dtype)
 
-    def logprob(
-        self,
-        hidden: Tensor,
-        tokens: Tensor,
-        weights: Tensor,
-        temperature: float = 1.0,
-        suppressed: Tensor | None = None,
-    ) -> Tensor:
-        """Return `token_logprob` [n] without gradient, and add - weights x logprob, weights [n], to the loss."""
-        head, blocks = self.head, Blocks(self.head, hidden, STATES)
-        weights = weights * (head.factor / head.divisor / temperature)
+    def add(self, scored: Scored) -> tuple[Tensor, Tensor]:
+        """Add the gradient of - weights x logprob, summed over the tokens that count, to that of the loss.
+
+        Return the log-probabilities [...], without gradient, and the squared norm [...] of the gradient at each state.
+        Both are 0 elsewhere, and the norm where states require no gradient.
+        """
+        head, hidden, tokens = self.head, scored.hidden[scored.where], scored.tokens[scored.where]
+        blocks = Blocks(head, hidden, STATES)
+        weights = scored.weights[scored.where] * (head.factor / head.divisor / scored.temperature)
         d_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
-        values = []
+        logprob = torch.zeros(len(hidden), device=hidden.device)
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
             for some in blocks:
-                softmax = _Softmax(blocks, some, tokens[some], temperature, suppressed)
-                values.append(softmax.logprob)
+                softmax = _Softmax(blocks, some, tokens[some], scored.temperature, scored.suppressed)
+                logprob[some] = softmax.logprob
                 _add_(blocks, some, softmax, weights[some], d_hidden, self.d_weight, self.d_bias)
         self.hidden.append(hidden)
         self.d_hidden.append(d_hidden)
-        return torch.cat(values) if values else torch.zeros(0, device=hidden.device)
-
-    def squared_gradients(self) -> list[Tensor]:
-        """Return the squared norm of the gradient at each state, [n] for each call of `logprob`; 0 without gradient."""
-        return [
-            torch.zeros(len(hidden), device=hidden.device) if d is None else d.float().square().sum(-1)
-            for hidden, d in zip(self.hidden, self.d_hidden, strict=True)
-        ]
+        squared = torch.zeros_like(logprob) if d_hidden is None else d_hidden.float().square().sum(-1)
+        return scored.scattered(logprob), scored.scattered(squared)
 
     def attach(self, loss: Tensor) -> Tensor:
-        """Return the loss [] with the collected gradients attached; one backward pass consumes them."""
+        """Return the loss [] with the gradient attached; one backward pass consumes it."""
         return _Attached.apply(loss, self, self.head.weight, self.head.bias, *self.hidden)
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """Tokens to score, the states that predict them, and the weight of each in a loss."""
-
-    hidden: Tensor
-    """[..., D]"""
-    tokens: Tensor
-    """[...]"""
-    where: Tensor
-    """[...] bool: the tokens that count"""
-    weights: Tensor
-    """[...]: the loss contains - weights x logprob"""
-    temperature: float = 1.0
-    suppressed: Tensor | None = None
-    """ids of probability 0, or None"""
-
-    def scattered(self, values: Tensor) -> Tensor:
-        """Scatter values [n] of the tokens that count into [...], 0 elsewhere."""
-        return torch.zeros(self.tokens.shape, device=values.device).masked_scatter(self.where, values)
-
-
-def masked_logprob(head: LMHead, scored: Scored, descent: Descent | None = None) -> Tensor:
-    """Return log-probabilities [...] of the tokens that count, 0 elsewhere.
-
-    They come from `descent` if one is given, and from `token_logprob` otherwise.
-    """
-    where, how = scored.where, (scored.temperature, scored.suppressed)
-    hidden, tokens = scored.hidden[where], scored.tokens[where]
-    if descent is None:
-        values = token_logprob(head, hidden, tokens, *how)
-    else:
-        values = descent.logprob(hidden, tokens, scored.weights[where], *how)
-    return scored.scattered(values)
+def masked_logprob(head: LMHead, scored: Scored) -> Tensor:
+    """Return `token_logprob` [...] of the tokens that count, 0 elsewhere."""
+    hidden, tokens = scored.hidden[scored.where], scored.tokens[scored.where]
+    return scored.scattered(token_logprob(head, hidden, tokens, scored.temperature, scored.suppressed))
 
 
 def squared_gradient(head: LMHead, scored: Scored) -> Tensor:
@@ -142,10 +116,9 @@ def squared_gradient(head: LMHead, scored: Scored) -> Tensor:
     """
     if torch.is_grad_enabled() and not scored.hidden.requires_grad:
         return torch.zeros(scored.tokens.shape, device=scored.hidden.device)
-    probe, where = Descent(head, of_head=False), scored.where
-    states = scored.hidden[where].detach().requires_grad_()
-    probe.logprob(states, scored.tokens[where], scored.weights[where], scored.temperature, scored.suppressed)
-    return scored.scattered(probe.squared_gradients()[0])
+    with torch.enable_grad():
+        states = scored.hidden.detach().requires_grad_()
+        return EagerGradients(head, of_head=False).add(replace(scored, hidden=states))[1]
 
 
 class _Softmax:
@@ -248,20 +221,20 @@ class _TokenLogprob(torch.autograd.Function):
 class _Attached(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, loss: Tensor, descent: Descent, weight: Tensor, bias: Tensor | None, *hidden: Tensor
+        ctx: Any, loss: Tensor, eager: EagerGradients, weight: Tensor, bias: Tensor | None, *hidden: Tensor
     ) -> Tensor:
-        ctx.descent = descent
+        ctx.eager = eager
         ctx.dtypes = [None if x is None else x.dtype for x in (weight, bias, *hidden)]
         return loss.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        descent, ctx.descent = ctx.descent, None
-        if descent is None:
+        eager, ctx.eager = ctx.eager, None
+        if eager is None:
             raise RuntimeError(
                 "a loss computed with loss_only=True can be backpropagated once, and this is the second time; "
                 "leave loss_only out"
             )
-        gradients = zip((descent.d_weight, descent.d_bias, *descent.d_hidden), ctx.dtypes, strict=True)
+        gradients = zip((eager.d_weight, eager.d_bias, *eager.d_hidden), ctx.dtypes, strict=True)
         return None, None, *(d if d is None else d.mul_(d_loss).to(dtype) for d, dtype in gradients)

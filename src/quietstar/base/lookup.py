@@ -19,9 +19,6 @@ class LookUps:
 
     A module that does more than look up (an adapter, a scale, a hook), or is compiled, is called as it is. Hooks of
     gradient checkpointing that only require a gradient still take effect.
-
-    Args:
-        module: the embedding table.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -2,7 +2,14 @@
 logits. No file of the base model is patched; it is given embeddings, positions and masks, and asked for its last
 hidden state.
 
-Legend: B examples, S base tokens, Q of them new (or Q steps of a branch), P passes, C columns, D hidden size,
+Under gradient checkpointing (`is_checkpointing`), layers that are recomputed cannot write to a cache:
+
+    base pass, layers can be hooked (`_stores_keys`)     layers are recomputed; a hook writes to the cache
+    base pass, they cannot                               not recomputed
+    branches                                             some columns at a time: `quietstar.talk` recomputes each whole
+                                                         part, and its layers are not recomputed one by one
+
+Legend: B examples, S base tokens, Q of them new, T steps of a branch at once, P passes, C columns, D hidden size,
 V vocabulary.
 """
 
@@ -19,7 +26,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from quietstar.attention import AttentionBackend, BranchCache
-from quietstar.attention.hook import KeepingKeys
+from quietstar.attention.hook import KeyStoringAttention
 from quietstar.base.lookup import LookUps
 from quietstar.base.lora import branch_layers, in_branches
 from quietstar.base.rope import Frequencies
@@ -142,15 +149,15 @@ class Trunk:
         Its keys and values are appended to `cache`, under gradient checkpointing too.
         """
         how: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids}
-        if torch.is_grad_enabled() and self._recomputes_with_keys and cache.get_seq_length() == 0:
+        if torch.is_grad_enabled() and self._stores_keys and cache.get_seq_length() == 0:
             with self.attention.attending(self.base_lm):
-                return self._states(embeds, over_grid=KeepingKeys(cache), **how)
-        with self.keeping_caches():
+                return self._states(embeds, attend_with=KeyStoringAttention(cache), **how)
+        with self.without_checkpointing():
             return self._states(embeds, cache=cache, **how)
 
     def branch_cache(self, cache: Cache, grid: ThoughtGrid, rows: slice = slice(None)) -> BranchCache:
         """Return the keys and values of a base pass for branches to grow on, of the grid's rows."""
-        return BranchCache(cache, grid, by_row=self.attention.by_row, rows=rows)
+        return BranchCache(cache, grid, branches_in_rows=self.attention.branches_in_rows, rows=rows)
 
     def in_branches(self) -> AbstractContextManager:
         """Return a context in which the adapters of branches are on."""
@@ -166,22 +173,22 @@ class Trunk:
         return branch_layers(self.base_lm) if self.adapts_branches else []
 
     def branch_pass(self, grid: ThoughtGrid, steps: range, embeds: Tensor, cache: BranchCache) -> Tensor:
-        """Return states [Q, P, C, D] of some steps of all branches from embeddings, over cached keys and values."""
+        """Return states [T, P, C, D] of T steps of all branches from their embeddings, over cached keys and values."""
         if embeds.numel() == 0:  # no column anywhere
             return embeds
         position_ids = grid.branch_position_ids(steps)
-        if self.attention.by_row:
-            embeds, position_ids = (grid.to_rows(each, dim=2) for each in (embeds, position_ids))  # [B, Q, P, N, ...]
+        if self.attention.branches_in_rows:
+            embeds, position_ids = (grid.to_rows(each, dim=2) for each in (embeds, position_ids))  # [B, T, P, N, ...]
         else:
             embeds, position_ids = embeds[None], position_ids[None]
-        with self.keeping_caches(), self.attention.attending(self.base_lm), self.in_branches():
+        with self.without_checkpointing(), self.attention.attending(self.base_lm), self.in_branches():
             hidden = self._states(
                 embeds.flatten(1, 3),
                 position_ids=position_ids.flatten(1),
                 cache=cache,
-                **self.attention.steps(grid, steps, cache, embeds.dtype),
+                **self.attention.pass_kwargs(grid, steps, cache, embeds.dtype),
             ).view(embeds.shape)
-        return grid.from_rows(hidden, dim=2) if self.attention.by_row else hidden[0]
+        return grid.from_rows(hidden, dim=2) if self.attention.branches_in_rows else hidden[0]
 
     @property
     def is_sharded(self) -> bool:
@@ -189,30 +196,30 @@ class Trunk:
         return is_sharded(self.base_lm)
 
     @property
-    def recomputes(self) -> bool:
+    def is_checkpointing(self) -> bool:
         """Whether gradient checkpointing is on: layers then drop every cache in passes with gradient."""
         return any(module.gradient_checkpointing and module.training for module in self._checkpointed)
 
     @property
-    def recomputes_branches(self) -> bool:
+    def grows_in_parts(self) -> bool:
         """Whether branches are recomputed in the backward pass, some columns at a time."""
-        return torch.is_grad_enabled() and self.recomputes
+        return torch.is_grad_enabled() and self.is_checkpointing
 
     @property
-    def _recomputes_with_keys(self) -> bool:
-        """Whether recomputed layers can leave their keys and values behind, gradient included.
+    def _stores_keys(self) -> bool:
+        """Whether a hook stores the keys and values of recomputed layers, gradient included.
 
-        They cannot where their attention cannot be hooked, with reentrant checkpoints, whose insides have no gradient,
+        It cannot where the attention cannot be hooked, with reentrant checkpoints, whose insides have no gradient,
         or where the code path depends on the name of the attention function, which is ours in the forward pass only.
         """
         if getattr(self.base_lm.config.get_text_config(), "reorder_and_upcast_attn", False):  # GPT-2
             return False
         functions = [getattr(module, "_gradient_checkpointing_func", None) for module in self._checkpointed]
         reentrant = any(getattr(function, "keywords", {}).get("use_reentrant", True) for function in functions)
-        return self.recomputes and not self.attention.by_row and not reentrant
+        return self.is_checkpointing and not self.attention.branches_in_rows and not reentrant
 
     @contextmanager
-    def keeping_caches(self) -> Iterator[None]:
+    def without_checkpointing(self) -> Iterator[None]:
         """Switch gradient checkpointing off for passes that need their cache."""
         switched_on = [module for module in self._checkpointed if module.gradient_checkpointing]
         for module in switched_on:

@@ -17,8 +17,8 @@ from quietstar.base.trunk import Text, Trunk
 from quietstar.base.vocabulary import STATES
 from quietstar.grid import default_position_ids
 from quietstar.model import QuietStarForCausalLM
-from quietstar.policy import KINDS, ThinkPolicy
-from quietstar.predict import moment_of, where_to_think
+from quietstar.policy import KINDS, Moment, ThinkPolicy
+from quietstar.predict import where_to_think
 from quietstar.request import Request
 from quietstar.runs.processes import ALONE, Processes
 from quietstar.talk import mixed_states, talk
@@ -188,7 +188,7 @@ def _measured(speaker: Speaker, rule: str, base: Tensor, asked: Tensor) -> Tenso
     rows, columns = asked.nonzero(as_tuple=True)
     n_thoughts = torch.zeros(len(asked), dtype=torch.long, device=rows.device)
     mixing_head = None if speaker.thinker is None else speaker.thinker.mixing_head
-    moment = moment_of(speaker.trunk, mixing_head, rows, columns, n_thoughts, base, speaker.generator)
+    moment = Moment(rows, columns, n_thoughts, base, speaker.trunk.logits, mixing_head, speaker.generator)
     return KINDS[rule].measure(moment, torch.ones_like(rows, dtype=torch.bool)).float()
 
 

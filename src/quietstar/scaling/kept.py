@@ -122,7 +122,7 @@ def _saved(
             torch.autocast("cpu", torch.bfloat16, enabled=autocast),
         ):
             hidden = base_lm.base_model(
-                inputs_embeds=embeds, position_ids=place, attention_mask=masks, over_grid=attention, use_cache=False
+                inputs_embeds=embeds, position_ids=place, attention_mask=masks, attend_with=attention, use_cache=False
             ).last_hidden_state
         own = {tensor.untyped_storage()._cdata for tensor in (*base_lm.parameters(), *base_lm.buffers())}
         n_bytes = sum(storage.nbytes() for name, storage in kept.items() if name not in own)
@@ -158,13 +158,13 @@ class _PlaceholderAttention:
 
     def __call__(
         self,
-        own: AttentionFunction,
+        native: AttentionFunction,
         module: nn.Module,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,
-        **kwargs: Any,
+        *_: Any,
+        **how: Any,
     ) -> tuple[Tensor, Tensor | None]:
         self.key_size = key.element_size()
         self.head_sizes = query.shape[-1], value.shape[-1]
