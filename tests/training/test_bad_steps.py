@@ -18,7 +18,7 @@ def test_a_limit_is_robust():
     assert spike_limit([2.0] * 60, 5.0) == pytest.approx(2.0 + 5.0 * 0.02)  # a deviation of a hundredth at least
 
 
-def test_bad_steps_are_counted_and_are_nothing_to_compare_with():
+def test_bad_steps_are_counted_and_not_compared_with():
     judge = BadSteps(spikes=5.0)
     for i in range(200):
         assert judge.judge(1.0 + 0.01 * (i % 7), 2.0) is None

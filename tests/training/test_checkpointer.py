@@ -1,4 +1,4 @@
-"""A checkpoint is written whole, or nothing of it is left."""
+"""A checkpoint is complete, or nothing of it is left."""
 
 import errno
 from pathlib import Path
@@ -19,12 +19,12 @@ def write_a_file(folder: Path) -> None:
     (folder / "file").write_text("content")
 
 
-def test_what_was_written_and_what_it_is_of(tmp_path: Path) -> None:
+def test_a_checkpoint_has_its_files_and_a_marker(tmp_path: Path) -> None:
     found = checkpointer_of(tmp_path).write(3, write_a_file, {"settings": {"seed": 1}}, None)
     assert found == tmp_path / "checkpoint-3"
     marker = checkpoints.read_marker(found)
     assert (marker["step"], marker["settings"], marker["files"]) == (3, {"seed": 1}, {"file": 7})
-    assert not (tmp_path / checkpoints.ASIDE).exists()
+    assert not (tmp_path / checkpoints.TEMPORARY).exists()
 
 
 def test_a_checkpoint_is_written_once(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_the_latest_and_the_best_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "told"), [(errno.ENOSPC, "checkpoint-1 is whole: make room"), (errno.EACCES, "is whole: fix that")]
 )
-def test_nothing_is_left_of_one_that_cannot_be_written(tmp_path: Path, number: int, told: str) -> None:
+def test_a_failed_write_leaves_nothing(tmp_path: Path, number: int, told: str) -> None:
     def fail(folder: Path) -> None:
         write_a_file(folder)
         raise OSError(number, "no")

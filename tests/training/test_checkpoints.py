@@ -1,4 +1,4 @@
-"""What is no whole checkpoint is told apart, whatever it looks like, and the last whole one is never deleted."""
+"""Incomplete checkpoints are recognised, whatever they look like, and the last whole one is never deleted."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ from quietstar.training.checkpoints import (
 
 def made(run: Path, step: int) -> Path:
     """A whole checkpoint of two files."""
-    written = run / "aside"
+    written = run / "temporary"
     (written / "shards").mkdir(parents=True)
     (written / "weights").write_bytes(b"weights")
     (written / "shards" / "one").write_bytes(b"1")
@@ -31,7 +31,7 @@ def made(run: Path, step: int) -> Path:
     return run / name_of(step)
 
 
-def test_what_was_published_is_whole(tmp_path):
+def test_a_published_checkpoint_is_whole(tmp_path):
     checkpoint = made(tmp_path, 12)
     assert read_marker(checkpoint)["step"] == 12
     assert read_marker(checkpoint)["files"] == {"weights": 7, "shards/one": 1}
@@ -53,7 +53,7 @@ def test_a_file_that_is_missing_is_named(tmp_path, lost, told, caplog):
     assert f"checkpoint-3 is skipped: {told}" in caplog.text
 
 
-def test_a_link_to_a_checkpoint_goes_and_the_checkpoint_stays(tmp_path):
+def test_deleting_a_link_to_a_checkpoint_keeps_the_checkpoint(tmp_path):
     elsewhere = made(tmp_path / "archive", 3)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint-3").symlink_to(elsewhere)
@@ -70,7 +70,7 @@ def test_a_file_of_another_size_is_named(tmp_path):
         read_marker(checkpoint)
 
 
-def test_a_checkpoint_of_the_same_name_gives_way(tmp_path):
+def test_an_incomplete_checkpoint_of_the_same_name_is_replaced(tmp_path):
     checkpoint = made(tmp_path, 3)
     (checkpoint / "weights").unlink()
     assert read_marker(made(tmp_path, 3))
@@ -85,7 +85,7 @@ JSON: Any = st.recursive(
 
 @settings(max_examples=300)
 @given(st.data())
-def test_only_our_own_error_comes_of_any_marker(tmp_path_factory, data):
+def test_any_damaged_marker_raises_checkpoint_error(tmp_path_factory, data):
     checkpoint = made(tmp_path_factory.mktemp("run"), 1)
     marker = json.loads((checkpoint / MARKER).read_text())
     kind = data.draw(st.sampled_from(["bytes", "any", "field", "file"]))
@@ -111,7 +111,7 @@ def test_only_our_own_error_comes_of_any_marker(tmp_path_factory, data):
         assert {"weights": 7, "shards/one": 1}.items() <= found["files"].items() or kind != "file"
 
 
-def test_names_that_are_no_checkpoints_are_left_alone(tmp_path):
+def test_other_folders_are_kept(tmp_path):
     for name in ("checkpoint-x", "checkpoint--3", "checkpoint-", "other-3", "checkpoint-²"):
         (tmp_path / name).mkdir()
         assert step_of(tmp_path / name) == -1
@@ -126,7 +126,7 @@ def test_names_that_are_no_checkpoints_are_left_alone(tmp_path):
     torn=st.sets(st.integers(0, 5)),
     n=st.integers(1, 4),
 )
-def test_the_latest_whole_ones_are_kept(tmp_path_factory, steps, torn, n):
+def test_the_latest_whole_checkpoints_are_kept(tmp_path_factory, steps, torn, n):
     run = tmp_path_factory.mktemp("run")
     for i, step in enumerate(steps):
         checkpoint = made(run, step)
@@ -142,7 +142,7 @@ def test_the_latest_whole_ones_are_kept(tmp_path_factory, steps, torn, n):
         assert left == set(steps)
 
 
-def test_the_best_is_kept_too(tmp_path):
+def test_the_best_checkpoint_is_kept_too(tmp_path):
     best = made(tmp_path, 1)
     for step in (2, 3):
         made(tmp_path, step)
@@ -150,7 +150,7 @@ def test_the_best_is_kept_too(tmp_path):
     assert sorted(step_of(path) for path in tmp_path.iterdir()) == [1, 3]
 
 
-def test_none_and_zero_keep_all(tmp_path):
+def test_a_limit_of_none_or_zero_keeps_all(tmp_path):
     for step in (1, 2, 3):
         made(tmp_path, step)
     keep_latest(tmp_path, None)
@@ -158,7 +158,7 @@ def test_none_and_zero_keep_all(tmp_path):
     assert len(whole_checkpoints(tmp_path)) == 3
 
 
-def test_what_is_being_deleted_is_torn_first(tmp_path, monkeypatch):
+def test_deleting_begins_with_the_marker(tmp_path, monkeypatch):
     checkpoint = made(tmp_path, 1)
 
     def crash(*args: Any, **kwargs: Any) -> None:

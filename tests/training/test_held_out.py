@@ -1,4 +1,4 @@
-"""Held-out rows beside what was predicted of them before training."""
+"""Held-out rows compared with their predictions before training."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A run that is killed anywhere, or told to stop, goes on as if nothing had happened; a full disk loses nothing."""
+"""A run that is killed or stopped by a signal anywhere resumes as if nothing had happened; a full disk is survived."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ from tests.processes import Command
 
 SETTINGS: dict[str, Any] = dict(max_steps=20, save_steps=8, eval_steps=9)
 BATCHES = {False: (16, 17, 35), True: (18,)}
-"""texts at hand, and a stream; two batches make a step: 17 and 18 are the ninth"""
+"""Texts in memory, and a stream. Two batches make a step: 17 and 18 are the ninth."""
 FILES = {False: (5, 60, 80, 100, 120, 140), True: (40, 80, 110)}
 KILLS = [
     (soak.Kill(kind, moment), streaming)
@@ -32,7 +32,7 @@ KILLS = [
 ]
 OFTEN = [(soak.Kill("batch", 17), False), (soak.Kill("files", 80), False)]
 OFTEN += [(soak.Kill("batch", 18), True), (soak.Kill("files", 80), True)]
-"""each kind of kill, of texts at hand and of a stream"""
+"""each kind of kill, with texts in memory and with a stream"""
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def always_in_two_parts() -> None:
 
 @pytest.fixture(scope="module")
 def straight(inputs, tmp_path_factory) -> dict[bool, dict[str, Any]]:
-    """What runs leave that nobody disturbs, of texts at hand and of a stream."""
+    """Folders of uninterrupted runs, on texts in memory and on a stream."""
     found = {}
     for streaming in (False, True):
         folder = tmp_path_factory.mktemp("straight") / "run"
@@ -229,7 +229,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint_usable(
         with pytest.raises(CheckpointError, match=expected):
             train(inputs, folder, save_total_limit=1)
     assert [path.name for path in checkpoints.whole_checkpoints(folder)] == ["checkpoint-8"]
-    assert not (folder / checkpoints.ASIDE).exists()
+    assert not (folder / checkpoints.TEMPORARY).exists()
     train(inputs, folder)
     assert soak.differences(soak.remains(folder), straight[False]) == []
 

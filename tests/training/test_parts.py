@@ -1,4 +1,4 @@
-"""Parts keep their states over a checkpoint, and take a step back."""
+"""Parts keep their states over a checkpoint, and can be rolled back to the start of a step."""
 
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,13 @@ def test_a_new_run_begins_with_fresh_parts(tmp_path: Path) -> None:
     assert parts.figures.seconds_before == 0
 
 
-def test_a_step_is_taken_back_and_the_steps_before_it_are_not(tmp_path: Path) -> None:
+def test_a_step_is_rolled_back_and_the_steps_before_it_are_not(tmp_path: Path) -> None:
     parts = parts_of(tmp_path)
     labels = torch.zeros(2, 5, dtype=torch.long)
     parts.figures.tally.sums = {"tokens": torch.tensor(7.0)}
     parts.begin_step([{"input_ids": labels, "labels": labels}], 3, 2)
     parts.figures.tally.sums |= {"tokens": torch.tensor(9.0), "base_nll": torch.tensor(1.0)}
-    parts.take_back_step()
+    parts.rollback_step()
     assert parts.figures.tally.sums == {"tokens": torch.tensor(7.0)}
 
 

@@ -1,4 +1,4 @@
-"""What a run resumes from: states of parts under their names, or as earlier versions wrote them."""
+"""A checkpoint has the states of parts under their names, or as earlier versions wrote them."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ def checkpoint_of(run: Path, states: Any = None, step: int = 9) -> Path:
     return checkpoint
 
 
-def test_states_are_found_again_by_as_many_processes(tmp_path: Path) -> None:
+def test_states_are_loaded_by_the_same_number_of_processes(tmp_path: Path) -> None:
     checkpoint = checkpoint_of(tmp_path)
     assert load_states(checkpoint, ALONE) == {"schedule": {"owes_evaluation": True}}
     assert load_states(checkpoint, Processes(0, 2)) == {}
@@ -57,17 +57,17 @@ EARLIER = {
 
 
 def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path: Path) -> None:
-    """Steps 7 to 9 are in the line under way, one of them bad, as one of the first six was."""
+    """Steps 7 to 9 come after the last line of figures; one of them was bad, and one of the first six."""
     parts = parts_of(tmp_path)
     parts.load_state_dict(load_states(checkpoint_of(tmp_path, EARLIER), ALONE))
     assert (parts.figures.n_steps, parts.figures.total_steps, parts.guard.bad_steps.count) == (2, 5, 2)
     assert (float(parts.figures.loss), parts.figures.seconds, parts.figures.seconds_before) == (1.5, 3.0, 60.0)
-    assert (parts.guard.rows_at_once, parts.place.places, parts.schedule.owes_evaluation) == (4, [[3, 0, 1, 0]], True)
+    assert (parts.guard.rows_at_once, parts.place.places, parts.schedule.evaluation_is_due) == (4, [[3, 0, 1, 0]], True)
     assert parts.health.warned == ["drift"]
     assert parts.held_out.texts["eval"].before.tolist() == [[1.0, 1.0]] * 3
 
 
-def test_what_cannot_be_read_is_one_line() -> None:
+def test_a_damaged_file_is_reported_in_one_line() -> None:
     told = r"^cannot resume from checkpoint-3 \(.*\): a file in it is damaged"
     with pytest.raises(CheckpointError, match=told), resuming_from("checkpoint-3"):
         torch.load("nothing", weights_only=True)
@@ -76,7 +76,7 @@ def test_what_cannot_be_read_is_one_line() -> None:
             raise error
 
 
-def test_states_of_callbacks_are_those_that_transformers_reads(tmp_path: Path) -> None:
+def test_transformers_can_read_the_states_of_callbacks(tmp_path: Path) -> None:
     patience = EarlyStoppingCallback(5)
     save_trainer_state(TrainerState(), [patience, SimpleNamespace()], tmp_path)  # type: ignore[list-item]
     found = TrainerState.load_from_json(str(tmp_path / "trainer_state.json")).stateful_callbacks

@@ -1,4 +1,4 @@
-"""A whole run: its folder holds all that is needed, repeats exactly, goes on where it stopped."""
+"""A whole run: its folder has all that is needed, it repeats exactly, and it resumes where it stopped."""
 
 import copy
 import json
@@ -490,7 +490,7 @@ def test_original_leaves_a_plain_model(base, texts, tmp_path, lora, made):
 
 @pytest.mark.parametrize("lora", [{}, LORA], ids=["alone", "beside lora"])
 def test_original_leaves_adapters_of_branches_out(base, texts, tmp_path, lora):
-    """What acts in branches alone is no part of a plain model, which says what the base pass said."""
+    """Branch adapters are not saved with a plain model, which predicts what the base pass did."""
     train(base, texts, tmp_path / "thinks", branch_adapters=True, **(dict(lora_r=4) | lora))
     train(tmp_path / "thinks", texts, tmp_path / "plain", **ORIGINAL, learning_rate=0.0)
     assert weights(tmp_path / "plain").keys() == weights(base).keys()

@@ -1,4 +1,4 @@
-"""When a checkpoint is written, when an evaluation is put off, and how a run is told to end."""
+"""When a checkpoint is written, when an evaluation waits, and how a run ends early."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -42,12 +42,12 @@ def test_a_checkpoint_waits_for_a_good_step() -> None:
 def test_a_checkpoint_of_the_last_step_waits_for_the_end_of_the_epoch() -> None:
     schedule, end = Schedule(ALONE), control(should_evaluate=True)
     assert not step(schedule, control(should_save=True), ends_epoch=True).should_save
-    schedule.end_epoch(end, is_bad=False, ends_epoch=True)
+    schedule.end_epoch(end, is_bad=False, is_complete=True)
     assert (end.should_save, end.should_evaluate) == (True, True)
 
 
 @pytest.mark.parametrize("is_bad", [False, True])
-def test_a_signal_saves_at_once_and_puts_an_evaluation_off(is_bad: bool) -> None:
+def test_a_signal_saves_at_once_and_delays_an_evaluation(is_bad: bool) -> None:
     schedule = interrupted()
     flags = step(schedule, control(should_evaluate=True), is_bad=is_bad)
     assert (flags.should_save, flags.should_evaluate, flags.should_training_stop) == (True, False, True)
@@ -55,17 +55,17 @@ def test_a_signal_saves_at_once_and_puts_an_evaluation_off(is_bad: bool) -> None
     assert isinstance(schedule.stopped_by, InterruptedRunError)
     assert str(schedule.stopped_by) == "stopped by SIGTERM after step 7; checkpoint-7 is whole: continue with --resume"
     end = control(should_log=True, should_evaluate=True, should_save=True)
-    schedule.end_epoch(end, is_bad=is_bad, ends_epoch=False)
+    schedule.end_epoch(end, is_bad=is_bad, is_complete=False)
     assert (end.should_log, end.should_evaluate, end.should_save) == (False, False, False)
 
 
-def test_a_signal_at_the_end_of_an_epoch_saves_what_the_end_brings() -> None:
+def test_a_signal_at_the_end_of_an_epoch_saves_after_the_last_line_of_figures() -> None:
     schedule = interrupted()
     assert not step(schedule, control(), ends_epoch=True).should_save
     end = control(should_log=True, should_evaluate=True)
-    schedule.end_epoch(end, is_bad=False, ends_epoch=True)
+    schedule.end_epoch(end, is_bad=False, is_complete=True)
     assert (end.should_log, end.should_evaluate, end.should_save) == (True, False, True)
-    assert schedule.owes_evaluation
+    assert schedule.evaluation_is_due
 
 
 def test_without_checkpoints_a_signal_saves_nothing() -> None:
@@ -79,6 +79,6 @@ def test_a_run_that_ends_with_bad_steps_saves_and_evaluates_nothing() -> None:
     schedule.stopped_by = BadStepsError("too many")
     assert step(schedule, control(should_save=True), is_bad=True).should_training_stop
     end = control(should_log=True, should_evaluate=True, should_save=True)
-    schedule.end_epoch(end, is_bad=True, ends_epoch=True)
+    schedule.end_epoch(end, is_bad=True, is_complete=True)
     assert (end.should_log, end.should_evaluate, end.should_save) == (False, False, False)
-    assert not schedule.owes_evaluation
+    assert not schedule.evaluation_is_due

@@ -27,7 +27,7 @@ OVERRIDDEN = {
     "_run_epoch": "makes no step more in a run that has made all its steps or was told to stop",
     "_clip_grad_norm": "clips mixing head and thought embeddings apart from the base model",
     "_get_grad_norm": "notes the norm of the gradients, by which a step is judged",
-    "_save_checkpoint": "writes checkpoints aside, and marks them complete last",
+    "_save_checkpoint": "writes checkpoints to a temporary folder, and marks them complete last",
     "_save_optimizer_and_scheduler": "writes the optimizer in shards under FSDP",
     "_load_from_checkpoint": "loads weights under the model's own names, whole or in shards, and refuses missing ones",
     "_load_best_model": "loads the best model as `_load_from_checkpoint` does",
@@ -41,7 +41,7 @@ USED = {
     "_save_scaler": "writes the scaler of fp16 into a checkpoint",
     "_save_rng_state": "writes the state of the random numbers into a checkpoint",
     "_push_from_checkpoint": "uploads a checkpoint that is complete",
-    "_evaluate": "makes the evaluation that was put off by a signal",
+    "_evaluate": "makes the evaluation that a signal delayed",
     "_determine_best_metric": "notes whether that evaluation is the best one",
 }
 """private methods of the Trainer that are called"""

@@ -1,4 +1,4 @@
-"""A step that does not fit into memory is repeated in pieces, and is the same step."""
+"""A step that does not fit into memory is repeated in pieces, with the same result."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from tests.training.test_trainer import (
 
 
 def with_room_for(n_rows: int, *, backward: bool = False) -> pytest.MonkeyPatch:
-    """Let memory be short in passes over more rows, forwards or after a part of the gradients is there."""
+    """Raise out-of-memory errors in passes over more rows, in the forward pass or after the backward pass."""
     patch, compute = pytest.MonkeyPatch(), QuietStarTrainer.compute_loss
 
     def compute_or_fail(self: QuietStarTrainer, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -42,7 +42,9 @@ SGD = dict(optim="sgd", learning_rate=0.1, max_steps=3)
 @pytest.mark.parametrize(("n_rows", "at_once"), [(2, 2), (1, 1), (3, 2)])
 @pytest.mark.parametrize("backward", [False, True], ids=["forwards", "backwards"])
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_a_step_in_pieces_is_the_same_step(tmp_path: Path, n_rows: int, at_once: int, backward: bool, accumulated: int):
+def test_a_step_in_pieces_equals_the_whole_step(
+    tmp_path: Path, n_rows: int, at_once: int, backward: bool, accumulated: int
+):
     texts = with_thoughts(rows(*LENGTHS))
     how = SGD | dict(per_device_train_batch_size=8 // accumulated, gradient_accumulation_steps=accumulated)
     whole = trained(tmp_path, texts, **how)
@@ -64,7 +66,7 @@ def test_a_step_in_pieces_is_the_same_step(tmp_path: Path, n_rows: int, at_once:
         (0, dict(auto_micro_batch=True), r"with 1 rows of 30 tokens at once: lower --max_length or --think_fraction"),
     ],
 )
-def test_what_does_not_fit_is_said_in_one_line(tmp_path: Path, n_rows: int, settings: dict, told: str):
+def test_too_large_a_batch_is_reported_in_one_line(tmp_path: Path, n_rows: int, settings: dict, told: str):
     patch = with_room_for(n_rows)
     with patch.context(), pytest.raises(OutOfMemoryError, match=f"out of memory at step 1, {told}"):
         trained(tmp_path, rows(30, 30, 30, 30), per_device_train_batch_size=4, **settings)
@@ -81,7 +83,7 @@ def test_an_evaluation_that_does_not_fit_names_its_own_setting(tmp_path: Path, m
         made.evaluate()
 
 
-def test_other_errors_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_other_errors_are_raised_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("something else")
 

@@ -1,4 +1,4 @@
-"""A stream that is read from its place gives the batches that would have come next, and reads nothing before it."""
+"""A stream that is read from its place gives the batches that would have come next."""
 
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ def ids_of(batches: Any, n: int) -> list[list[list[int]]]:
 
 
 @pytest.mark.parametrize("n_before", [1, 5, 12])
-def test_a_place_is_where_the_next_batches_are(tmp_path: Path, n_before: int) -> None:
+def test_a_resumed_stream_gives_the_next_batches(tmp_path: Path, n_before: int) -> None:
     texts = [text for text in written(20) if len(text) > 5]
     whole = opened(StreamPlace(0), tmp_path, texts)
     ids_of(whole.batches, n_before)
@@ -41,14 +41,14 @@ def test_a_place_is_where_the_next_batches_are(tmp_path: Path, n_before: int) ->
     assert resumed.state_dict() == whole.state_dict()
 
 
-def test_texts_at_hand_have_no_place(tmp_path: Path) -> None:
+def test_texts_in_memory_have_no_place(tmp_path: Path) -> None:
     place = opened(StreamPlace(0), tmp_path, written(9))
     args = QuietStarTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     assert place.open([{"input_ids": [1, 2]}], args, None, ALONE) is None
     assert place.batches is None
 
 
-def test_a_process_without_texts_says_so(tmp_path: Path) -> None:
+def test_a_process_without_texts_raises_data_error(tmp_path: Path) -> None:
     place = opened(StreamPlace(0), tmp_path, ["one text that is long enough"], Processes(1, 2))
     with pytest.raises(DataError, match="process 1 of 2 has no text of 'stream' in its share; give fewer processes"):
         next(place.batches)

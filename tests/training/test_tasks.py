@@ -69,7 +69,7 @@ def test_tasks_are_answered_in_the_trial_and_at_every_later_evaluation(
 
 
 def test_training_is_the_same_with_and_without_tasks(tmp_path: Path, file: str) -> None:
-    """Answering draws nothing, and leaves the model in training mode."""
+    """Answering uses no random numbers, and leaves the model in training mode."""
     models = []
     for name, how in (("without", {"eval_tasks": [], "eval_data": []}), ("with", {})):
         trainer = make(tmp_path / name, file, **how)  # sets the seed

@@ -600,7 +600,7 @@ def test_a_run_goes_on_where_weights_are_published_under_other_names(tmp_path, f
 
 
 def test_a_seed_decides_everything(tmp_path):
-    """Sampled thoughts and order of rows included, whatever was drawn before."""
+    """This includes sampled thoughts and the order of rows, whatever the random state was before."""
     runs = []
     for seed in (3, 3, 4):
         torch.rand(len(runs))

@@ -22,8 +22,3 @@ def train_in_float32(module: nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.requires_grad and parameter.dtype in HALVES and not is_partitioned(parameter):
             parameter.data = parameter.data.float()
-
-
-def trained_in_half(module: nn.Module) -> torch.dtype | None:
-    """Return the 16-bit dtype of the first trainable weight that has one, or None."""
-    return next((p.dtype for p in module.parameters() if p.requires_grad and p.dtype in HALVES), None)

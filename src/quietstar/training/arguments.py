@@ -261,7 +261,7 @@ class QuietStarTrainingArguments(TrainingArguments):
         if self.stop_when_unhealthy and self.eval_strategy != "no":  # the best checkpoint is one of an evaluation
             self.load_best_model_at_end = True
             self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.logging_steps
-        if getattr(self, "data_seed", None) is None:  # Processes draw their own thoughts, and share one order of rows.
+        if getattr(self, "data_seed", None) is None:  # Processes sample their own thoughts in one order of rows.
             self.data_seed: int | None = self.seed
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()

@@ -3,7 +3,9 @@
 import math
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import ClassVar
+
+from quietstar.training.parts import Part
 
 WINDOW = 128
 """a spike is compared with so many of the latest good steps"""
@@ -14,13 +16,15 @@ NORMAL = 1.4826
 
 
 @dataclass(kw_only=True)
-class BadSteps:
+class BadSteps(Part):
     """Judges steps by their loss and gradient norm, which are the same on all ranks, and counts the bad ones.
 
     Args:
         spikes: a step is a spike if its loss or gradient norm lies more than this many robust standard deviations
             (1.4826 median absolute deviations) above the median of the latest good steps; 0: no step is one.
     """
+
+    kept: ClassVar[tuple[str, ...]] = ("count", "in_a_row", "losses", "norms")
 
     spikes: float = 0.0
     count: int = 0
@@ -32,42 +36,26 @@ class BadSteps:
     """gradient norms of the same"""
 
     def judge(self, loss: float, grad_norm: float | None) -> str | None:
-        """Return why the optimizer may not see this step; None if it may.
+        """Return why a step is bad, None if it is good, and remember it.
 
         Args:
             loss: of the whole step, over all ranks.
             grad_norm: before clipping; None if it is not known.
         """
-        why = self._why_not(loss, grad_norm)
-        if why is not None:
+        for what, value, past in (("loss", loss, self.losses), ("gradient norm", grad_norm, self.norms)):
+            limit = spike_limit(past, self.spikes) if self.spikes else math.inf
+            if value is None or (math.isfinite(value) and value <= limit):
+                continue
             self.count += 1
             self.in_a_row += 1
-            return why
+            return f"the {what} is " + (
+                f"{value:.4g}, a spike above {limit:.4g}" if math.isfinite(value) else f"{value}"
+            )
         self.in_a_row = 0
         self.losses = [*self.losses, loss][-WINDOW:]
         if grad_norm is not None:
             self.norms = [*self.norms, grad_norm][-WINDOW:]
         return None
-
-    def _why_not(self, loss: float, grad_norm: float | None) -> str | None:
-        for what, value, past in (("loss", loss, self.losses), ("gradient norm", grad_norm, self.norms)):
-            if value is None:
-                continue
-            if not math.isfinite(value):
-                return f"the {what} is {value}"
-            limit = spike_limit(past, self.spikes) if self.spikes else math.inf
-            if value > limit:
-                return f"the {what} is {value:.4g}, a spike above {limit:.4g}"
-        return None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the steps so far."""
-        return {name: getattr(self, name) for name in ("count", "in_a_row", "losses", "norms")}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, value)
 
 
 def spike_limit(past: list[float], spikes: float) -> float:

@@ -20,22 +20,10 @@ from quietstar.training.reports import WriteReports, first_of
 
 logger = logging.getLogger(__name__)
 
-SHOWN = (
-    "loss",
-    "nll",
-    "base_nll",
-    "talk_nll_0",
-    "nll_before",
-    "drift",
-    "gain",
-    "thought_gain",
-    "reward_mean",
-    "mixing_weight",
-    "distinct_thoughts",
-    "thought_entropy",
-    "policy_share",
-    "tokens_per_second",
-)
+SHOWN = """
+loss nll base_nll talk_nll_0 nll_before drift gain thought_gain reward_mean mixing_weight distinct_thoughts
+thought_entropy policy_share tokens_per_second
+"""
 """figures of a line on the screen; trackers and log_history get all of them"""
 
 TASK_FIGURES = ("_answer_probability", "_exact_match")
@@ -48,7 +36,6 @@ def add_callbacks(trainer: Any) -> None:
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(ProgressLines())
     trainer.add_callback(RunEvents(trainer))
-    trainer.add_callback(FollowEpoch(trainer.train_dataset))
     if args.health_checks:
         trainer.add_callback(WatchHealth(trainer.parts.health))
     if args.thoughts_shown and held_out is not None and tokenizer is not None:
@@ -69,11 +56,7 @@ def check_evaluation(
 
 
 class RunEvents(TrainerCallback):
-    """Tells a trainer and its parts where the run is.
-
-    Args:
-        trainer: a QuietStarTrainer.
-    """
+    """Tells a QuietStarTrainer, its parts and its training texts where the run is."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -82,22 +65,40 @@ class RunEvents(TrainerCallback):
         """Begin or resume a run."""
         self.trainer.begin()
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take other windows in each epoch, also if the run is resumed within one."""
+        if hasattr(self.trainer.train_dataset, "set_epoch"):
+            self.trainer.train_dataset.set_epoch(int(state.epoch + 1e-6))
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Judge the step before the optimizer takes it."""
-        self.trainer.judge_step()
+        """Keep a bad step from the optimizer, on every process; too many in a row end the run.
+
+        Without gradients, optimizer.step() changes no weight and none of its own state, not even by weight decay. The
+        step still counts, and the learning rate moves on; the figures are as they were before it.
+        """
+        parts = self.trainer.parts
+        why = parts.guard.why_bad(is_scaled=getattr(self.trainer.accelerator, "scaler", None) is not None)
+        if why is None:
+            parts.figures.add_step(parts.guard.losses)
+        else:
+            parts.schedule.stopped_by = parts.guard.too_many(why)
+            self.trainer.discard_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set what is due after a step."""
         saves = args.save_strategy != SaveStrategy.NO
-        self.trainer.parts.schedule.end_step(control, state.global_step, saves=saves, **self._how_it_ended(state))
+        is_bad, ends_epoch = self._how_it_ended(state)
+        end_step = self.trainer.parts.schedule.end_step
+        end_step(control, state.global_step, is_bad=is_bad, ends_epoch=ends_epoch, saves=saves)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set what is due after an epoch."""
-        self.trainer.parts.schedule.end_epoch(control, **self._how_it_ended(state))
+        is_bad, is_complete = self._how_it_ended(state)
+        self.trainer.parts.schedule.end_epoch(control, is_bad=is_bad, is_complete=is_complete)
 
-    def _how_it_ended(self, state: Any) -> dict[str, bool]:
-        is_bad = self.trainer.parts.guard.bad_steps.in_a_row > 0
-        return {"is_bad": is_bad, "ends_epoch": float(state.epoch or 0).is_integer()}
+    def _how_it_ended(self, state: Any) -> tuple[bool, bool]:
+        """Return whether the last step was bad, and whether it completed an epoch."""
+        return self.trainer.parts.guard.bad_steps.in_a_row > 0, float(state.epoch or 0).is_integer()
 
 
 class ProgressLines(ProgressCallback):
@@ -109,7 +110,7 @@ class ProgressLines(ProgressCallback):
             return
         prefix = "eval_" if any(name.startswith("eval_") for name in logs) else ""
         tasks = (name.removeprefix(prefix) for name in logs if name.endswith(TASK_FIGURES))
-        figures = [f"{name} {logs[prefix + name]:.4g}" for name in (*SHOWN, *tasks) if prefix + name in logs]
+        figures = [f"{name} {logs[prefix + name]:.4g}" for name in (*SHOWN.split(), *tasks) if prefix + name in logs]
         if figures:
             what = "held out" if prefix else "training"
             self.training_bar.write(f"step {state.global_step:>5}  {what}  {'  '.join(figures)}")
@@ -119,11 +120,7 @@ class ProgressLines(ProgressCallback):
 
 
 class WatchHealth(TrainerCallback):
-    """Warns once of each problem that a run's figures show; `stop_when_unhealthy` ends the run there.
-
-    Args:
-        checks: look at the figures.
-    """
+    """Warns once of each problem that a run's figures show; with `stop_when_unhealthy` the run ends there."""
 
     def __init__(self, checks: HealthChecks) -> None:
         self.checks = checks
@@ -150,9 +147,6 @@ class KeepLog(TrainerCallback):
     """Appends each line of figures to log.jsonl; a run that is resumed begins with the lines of its checkpoint.
 
     If a line cannot be written, the run continues: checkpoints have all lines, and its end writes the file again.
-
-    Args:
-        folder: of the run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -172,30 +166,8 @@ class KeepLog(TrainerCallback):
                 file.write(as_json_lines(history))
 
 
-class FollowEpoch(TrainerCallback):
-    """Tells the training texts which epoch it is, also if a run is resumed within one.
-
-    Args:
-        dataset: of training; one without set_epoch is left alone.
-    """
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take other windows in each epoch."""
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(int(state.epoch + 1e-6))
-
-
 class ShowThoughts(TrainerCallback):
-    """Prints a few thoughts on held-out text at every evaluation.
-
-    Args:
-        dataset: held-out text; thoughts are taken from its first row.
-        collator: makes a batch of rows.
-        n_shown: thoughts to print.
-    """
+    """Prints a few thoughts on the first row of held-out text at every evaluation."""
 
     def __init__(self, dataset: Any, collator: Any, n_shown: int) -> None:
         self.dataset, self.collator, self.n_shown = dataset, collator, n_shown

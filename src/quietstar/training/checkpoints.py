@@ -1,7 +1,7 @@
-"""Checkpoints on disk: each is whole or absent.
+"""Checkpoints on disk, of which only complete ones are resumed from.
 
-A checkpoint is written into a folder aside, flushed to the disk, renamed to checkpoint-N, and marked complete last. If
-that is interrupted anywhere, it has no marker, or one that does not fit its files, and is never resumed from.
+A checkpoint is written into a temporary folder, flushed to the disk, renamed to checkpoint-N, and marked complete last.
+If that is interrupted anywhere, it has no marker, or one that does not fit its files, and is skipped.
 """
 
 import errno
@@ -18,7 +18,7 @@ from quietstar.runs.folders import flush, write_whole
 logger = logging.getLogger(__name__)
 
 PREFIX = "checkpoint"
-ASIDE = "checkpoint-being-written"
+TEMPORARY = "checkpoint-being-written"
 """folder of a run in which a checkpoint is written"""
 MARKER = "complete.json"
 """written last: the sizes of all files, and what the checkpoint is of"""
@@ -37,7 +37,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def publish(written: Path, checkpoint: Path, about: dict[str, Any]) -> None:
-    """Rename a folder that was written aside and flushed to the checkpoint's name, and mark it complete.
+    """Rename a temporary folder, flushed before, to the checkpoint's name, and mark it complete.
 
     An incomplete checkpoint of that name, left by an earlier attempt, is deleted.
 
@@ -71,7 +71,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def read_marker(checkpoint: Path) -> dict[str, Any]:
-    """Return what `publish` was told about a checkpoint that is whole.
+    """Return the marker of a whole checkpoint: what `publish` was told about it.
 
     Raises:
         CheckpointError: it is not whole; the message says why.
@@ -101,7 +101,7 @@ def read_marker(checkpoint: Path) -> dict[str, Any]:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Return whether a checkpoint is there, and nothing of it is missing."""
+    """Return whether a checkpoint exists and is complete."""
     try:
         read_marker(checkpoint)
     except CheckpointError:
@@ -126,8 +126,8 @@ def whole_checkpoints(run: Path, *, report: bool = False) -> list[Path]:
         except CheckpointError as error:
             if report:
                 logger.warning("%s is skipped: %s", checkpoint, str(error).partition(": ")[2].partition(";")[0])
-    if report and (run / ASIDE).exists():
-        logger.warning("%s was never finished, and is skipped", run / ASIDE)
+    if report and (run / TEMPORARY).exists():
+        logger.warning("%s was never finished, and is skipped", run / TEMPORARY)
     return whole
 
 
@@ -136,13 +136,13 @@ def latest(run: Path, *, report: bool = False) -> Path | None:
     return next(iter(whole_checkpoints(run, report=report)), None)
 
 
-def to_resume(run: Path, named: str | Path | None = None) -> Path:
-    """Return the checkpoint that was named, or else the latest of the run.
+def find(run: Path, named: str | bool) -> Path:
+    """Return the checkpoint that is named; for True or an empty name the run's latest one.
 
     Raises:
         CheckpointError: there is none, or it is not whole.
     """
-    if named:
+    if named and named is not True:
         read_marker(Path(named))
         return Path(named)
     if found := latest(run, report=True):
@@ -151,11 +151,11 @@ def to_resume(run: Path, named: str | Path | None = None) -> Path:
 
 
 def keep_latest(run: Path, n: int | None, also: str | None = None) -> None:
-    """Delete all whole checkpoints except the latest n, and what a crash has left of earlier ones.
+    """Delete all whole checkpoints except the latest n, and incomplete ones that are older than those.
 
     Args:
         run: the folder of the run.
-        n: at least 1; None or less keeps all.
+        n: None, or less than 1, keeps all.
         also: a checkpoint that is kept in any case, such as the best.
     """
     if n is None or n < 1:
@@ -170,7 +170,7 @@ def keep_latest(run: Path, n: int | None, also: str | None = None) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint, its marker first, so that a crash leaves none that looks whole; of a link, only the link."""
+    """Delete a checkpoint, its marker first, so that a crash leaves none that looks whole; or a link to one."""
     if checkpoint.is_symlink():
         checkpoint.unlink()
         return

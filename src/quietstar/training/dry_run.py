@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from quietstar.training.trainer import QuietStarTrainer
 
 STEPS = 3
-"""the first one creates the optimizer's states and is slower; the others are measured"""
+"""The first one creates the optimizer's states and is slower; the others are measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class DryRun:
     n_steps: int
     """of the whole run"""
     peak: int
-    """bytes: of GPU memory allocated, or the resident set where there is no GPU"""
+    """bytes: of GPU memory allocated, or the resident set without a GPU"""
     on_gpu: bool
 
     def words(self) -> str:
@@ -63,11 +63,7 @@ class _Full(Dataset[dict[str, list[int]]]):
 
 
 class _Measure(TrainerCallback):
-    """Notes when each step ends, and resets the peak of memory after the first one.
-
-    Args:
-        on_gpu: whether to measure a GPU's memory.
-    """
+    """Notes when each step ends, and resets the peak of a GPU's memory after the first one."""
 
     def __init__(self, on_gpu: bool) -> None:
         self.on_gpu = on_gpu
@@ -82,12 +78,7 @@ class _Measure(TrainerCallback):
 
 
 def dry_run(trainer: QuietStarTrainer, n_tokens: int) -> DryRun:
-    """Take a few steps on full rows, without saving or evaluating, and return what one takes.
-
-    Args:
-        trainer: of the run; its model has learned from the steps.
-        n_tokens: of the longest row.
-    """
+    """Return the time and memory of a step on rows of n_tokens, measured on a few: its model has learned from them."""
     args = trainer.args
     n_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     n_steps = _n_steps(trainer)
@@ -101,18 +92,11 @@ def dry_run(trainer: QuietStarTrainer, n_tokens: int) -> DryRun:
     seconds = (measure.ends[-1] - measure.ends[0]) / (len(measure.ends) - 1)
     found = torch.tensor([seconds, float(_peak(on_gpu))], dtype=torch.float64, device=args.device)
     most = trainer.processes.gather(found).amax(0).tolist()
-    return DryRun(
-        n_rows=n_rows,
-        n_tokens=n_tokens,
-        seconds=most[0],
-        n_steps=n_steps,
-        peak=int(most[1]),
-        on_gpu=on_gpu,
-    )
+    return DryRun(n_rows=n_rows, n_tokens=n_tokens, seconds=most[0], n_steps=n_steps, peak=int(most[1]), on_gpu=on_gpu)
 
 
 def _n_steps(trainer: QuietStarTrainer) -> int:
-    """Return the steps of the whole run, which follow from its settings and its texts."""
+    """Return how many steps the whole run has, by its settings and its texts."""
     args = trainer.args
     if args.max_steps > 0:
         return args.max_steps

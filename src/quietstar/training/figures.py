@@ -16,10 +16,7 @@ from quietstar.training.tally import Tally
 class TrainingFigures(Part):
     """Adds up the steps since the last line of figures, and the losses and the time of the whole run.
 
-    Losses are means over good steps: a skipped step adds nothing.
-
-    Args:
-        processes: of the run; lines are means over all of them.
+    Losses are means over good steps and all processes: a skipped step adds nothing.
     """
 
     def __init__(self, processes: Processes) -> None:
@@ -65,7 +62,7 @@ class TrainingFigures(Part):
         line["bad_steps"] = n_bad
 
     def _close_line(self) -> float:
-        """Move the loss of the steps since the last line to that of the run, and return it: a sum over steps."""
+        """Return the loss summed over the steps since the last line, and move it to the run's."""
         loss = float(self.processes.gather(self.loss).mean())
         self.total_loss, self.total_steps = self.total_loss + loss, self.total_steps + self.n_steps
         self.loss, self.n_steps = torch.zeros_like(self.loss), 0
@@ -88,7 +85,7 @@ class TrainingFigures(Part):
             figures["train_samples_per_second"] = round(steps_per_second * rows_per_step, 3)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums of the line under way, and the loss and the time of the run."""
+        """Return the sums since the last line, and the loss and the time of the run."""
         return {
             "sums": {name: value.cpu() for name, value in self.tally.sums.items()},
             "loss": self.loss.cpu(),
@@ -100,7 +97,7 @@ class TrainingFigures(Part):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue such a line and run."""
+        """Resume from a `state_dict`."""
         device = self.processes.device
         self.tally.sums = {name: value.to(device) for name, value in state["sums"].items()}
         self.loss = state["loss"].to(device)
@@ -113,12 +110,12 @@ class TrainingFigures(Part):
         return dict(self.tally.sums)
 
     def rollback(self, snapshot: dict[str, Tensor]) -> None:
-        """Go back to such sums."""
+        """Go back to a `snapshot`."""
         self.tally.sums = dict(snapshot)
 
 
 def _set_mean(figures: dict[str, float], name: str, total: float, n: int) -> None:
-    """Set a mean over n steps; remove it where there was none."""
+    """Set a mean over n steps; remove it if there was none."""
     if n:
         figures[name] = total / n
     else:

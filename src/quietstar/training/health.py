@@ -5,7 +5,7 @@ recorded runs of a real model, healthy and unhealthy ones; see docs/training.md.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
 from quietstar.training.parts import Part
 
@@ -26,6 +26,8 @@ LOWEST_MIXING_WEIGHT = 1e-3
 @dataclass(kw_only=True)
 class HealthChecks(Part):
     """Looks at lines of figures, and remembers which checks have warned."""
+
+    kept: ClassVar[tuple[str, ...]] = ("warned", "first_entropy", "first_distinct", "reward_mean")
 
     warned: list[str] = field(default_factory=list)
     """names of the checks that have warned"""
@@ -121,12 +123,3 @@ class HealthChecks(Part):
         if figures["mixing_weight_rms"] >= LOWEST_MIXING_WEIGHT:
             return None  # The rows of this line are too short for a reward.
         return f"{said}There were some before: the mixing head has shut. Lower --head_learning_rate or --learning_rate"
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the checks remember."""
-        return {name: getattr(self, name) for name in ("warned", "first_entropy", "first_distinct", "reward_mean")}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, value)

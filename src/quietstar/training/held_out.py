@@ -13,8 +13,8 @@ from quietstar.model import QuietStarOutput
 from quietstar.reporting.interval import bootstrap_ratios
 from quietstar.runs.processes import Processes
 from quietstar.training.arguments import QuietStarTrainingArguments
+from quietstar.training.memory import out_of_memory_in
 from quietstar.training.parts import Part
-from quietstar.training.step_guard import out_of_memory_in
 from quietstar.training.tally import Tally
 
 
@@ -30,10 +30,6 @@ class HeldOut:
     def __init__(self, before: Tensor | None = None) -> None:
         self.before = before
         self._batches: list[Tensor] = []
-
-    def begin(self) -> None:
-        """Forget the rows of an earlier evaluation."""
-        self._batches = []
 
     @torch.no_grad()
     def add(self, base_nll: Tensor, has_label: Tensor, n_rows: int) -> None:
@@ -69,12 +65,7 @@ class HeldOut:
 
 
 class HeldOutFigures(Part):
-    """Adds up an evaluation, and keeps what the evaluation before training found of each held-out text.
-
-    Args:
-        processes: of the run.
-        args: of the run.
-    """
+    """Adds up an evaluation, and keeps each held-out text's rows of the evaluation before training."""
 
     def __init__(self, processes: Processes, args: QuietStarTrainingArguments) -> None:
         self.processes, self.n_rows, self.thinks = processes, args.per_device_eval_batch_size, args.think_fraction > 0
@@ -82,10 +73,10 @@ class HeldOutFigures(Part):
 
     @contextmanager
     def evaluating(self, name: str, text: Any, step: int) -> Iterator[None]:
-        """Evaluate a held-out text within, after a step; what training samples next does not change.
+        """Begin the evaluation of a held-out text after a step; what training samples next does not change.
 
         Args:
-            name: of the text: the prefix of its figures.
+            name: prefix of its figures.
             text: the dataset.
             step: of training.
 
@@ -94,15 +85,15 @@ class HeldOutFigures(Part):
         """
         self.tally, self.n_batches = Tally(), 0
         self.n_rows_in_all = len(text) if has_length(text) else None
-        self.rows = self.texts.setdefault(name, HeldOut())
-        self.rows.begin()
+        before = self.texts[name].before if name in self.texts else None
+        self.current = self.texts[name] = HeldOut(before)
         where = f"in an evaluation after step {step}, with {self.n_rows} rows at once"
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with out_of_memory_in(f"{where}: lower --per_device_eval_batch_size"), torch.random.fork_rng(devices):
             yield
 
     def prepared(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the inputs of this process's next batch: each label is counted once, a baseline thinks nowhere.
+        """Return this process's next batch, without the labels of repeated rows; a baseline thinks nowhere.
 
         Batches go to processes in turn, and all get as many: after the end of the text, rows are repeated.
         """
@@ -117,7 +108,7 @@ class HeldOutFigures(Part):
     def add(self, output: QuietStarOutput, inputs: dict[str, Tensor]) -> None:
         """Add what forward returned for a batch."""
         labels = self.tally.add_batch(output, inputs)
-        self.rows.add(output.base_nll, labels.base, self.n_rows)
+        self.current.add(output.base_nll, labels.base, self.n_rows)
 
     def figures(self, base_loss_weight: float, *, is_first: bool) -> dict[str, float]:
         """Return means over all labels of this evaluation, beside those before training; nothing without labels.
@@ -135,17 +126,17 @@ class HeldOutFigures(Part):
         figures = self.tally.figures(base_loss_weight, self.processes.gather)
         figures.pop("policy_loss", None)
         figures["loss"] = figures["nll"]
-        rows = self.rows.rows(self.processes.gather)
+        rows = self.current.rows(self.processes.gather)
         if is_first:
-            self.rows.before = rows
-        if compared := self.rows.compare(rows):
+            self.current.before = rows
+        if compared := self.current.compare(rows):
             figures |= compared | {"gain": figures.get("thought_gain", 0.0) - compared["drift"]}
         return figures
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows before training, of each held-out text."""
-        return {name: rows.before for name, rows in self.texts.items()}
+        """Return each held-out text's rows of the evaluation before training."""
+        return {name: text.before for name, text in self.texts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Compare with such rows."""
+        """Resume from a `state_dict`."""
         self.texts = {name: HeldOut(before) for name, before in state.items()}

@@ -1,16 +1,21 @@
 """The model that a run trains: loaded by its name, given thoughts if it has none, with the run's settings."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from quietstar.base.ids import suppress_padding
 from quietstar.base.loading import holds_thinking_model
-from quietstar.base.precision import train_in_float32
+from quietstar.base.precision import HALVES, train_in_float32
 from quietstar.errors import SettingsError
 from quietstar.model import QuietStarForCausalLM
 from quietstar.training.arguments import QuietStarTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 def thinking_model(
@@ -79,3 +84,17 @@ def _by_name(
     if settings.get("dtype", "auto") == "auto":
         train_in_float32(model)
     return model
+
+
+def warn_of_lost_updates(model: nn.Module) -> None:
+    """Warn if weights that train are kept in 16 bits, where most updates are rounded away."""
+    dtypes = (parameter.dtype for parameter in model.parameters() if parameter.requires_grad)
+    if (dtype := next((dtype for dtype in dtypes if dtype in HALVES), None)) is None:
+        return
+    logger.warning(
+        "the weights that train are %s, and an update smaller than %.2g of a weight is lost, as nearly all are at "
+        "usual learning rates; load the model in float32 (--dtype auto or float32; from Python dtype=torch.float32): "
+        "with bf16 on, it computes in bfloat16 all the same",
+        str(dtype).removeprefix("torch."),
+        torch.finfo(dtype).eps / 2,
+    )

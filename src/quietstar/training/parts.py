@@ -1,24 +1,31 @@
 """Parts of a training run: objects that keep something, know nothing of the trainer, and can be tested alone."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 
 class Part:
-    """Something that a run keeps. A part overrides what it needs of the four verbs.
+    """Something that a run keeps.
 
-    What must survive a checkpoint is in `state_dict`: tensors, numbers and texts, in lists and dictionaries. What a
-    skipped step takes back is in `snapshot`.
+    A checkpoint has its `state_dict`: tensors, numbers and texts, in lists and dictionaries. A bad step is rolled back
+    to the `snapshot` before it; only TrainingFigures have sums that a step changes before it is known to be bad.
+
+    Attributes:
+        kept: names of the attributes that a checkpoint keeps; a part with more to do overrides the methods.
     """
+
+    kept: ClassVar[tuple[str, ...]] = ()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of this part."""
-        return {}
+        return {name: getattr(self, name) for name in self.kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a `state_dict`."""
+        for name in state.keys() & set(self.kept):
+            setattr(self, name, state[name])
 
     def snapshot(self) -> Any:
-        """Return what a step may change and a skipped one takes back."""
+        """Return what a step changes."""
         return None
 
     def rollback(self, snapshot: Any) -> None:
@@ -26,7 +33,7 @@ class Part:
 
 
 class Parts(dict[str, Part]):
-    """The parts of a run by name; the same four verbs for all of them."""
+    """The parts of a run by name: the methods of a Part, for all of them."""
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return the states of all parts under their names."""

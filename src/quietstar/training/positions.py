@@ -9,10 +9,10 @@ from quietstar.learn import IGNORED
 from quietstar.runs.seeds import mixed_seed
 
 
-def draw_positions_of_step(batches: list[dict[str, Any]], fraction: float, *, seed: int, step: int, rank: int) -> None:
-    """Set think_at [B, S] of a step's batches that have none, if the fraction is below 1.
+def add_think_at(batches: list[dict[str, Any]], fraction: float, *, seed: int, step: int, rank: int) -> None:
+    """Add think_at [B, S] to those batches of a step that have none, if the fraction is below 1.
 
-    It is drawn differently for each step, batch and rank, and the same way if a run is repeated or resumed.
+    It differs between steps, batches and ranks, and is the same if a run is repeated or resumed.
     """
     if fraction == 1:
         return

@@ -23,18 +23,12 @@ FOLDER = "reports"
 
 
 class WriteReports(TrainerCallback):
-    """Writes reports/step-N: a trace of the first held-out rows, whether their thoughts matter, and report.html.
-
-    Args:
-        dataset: held-out text, or several by name, of which the first is taken.
-        n_rows: rows of a report.
-        tokenizer: of the model.
-    """
+    """Writes reports/step-N: a trace of the first held-out rows, whether their thoughts matter, and report.html."""
 
     def __init__(self, dataset: Any, n_rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
         self.dataset, self.n_rows, self.tokenizer = dataset, n_rows, tokenizer
         self.step = -1
-        """of the report that was written last"""
+        """of the latest report"""
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Think greedily on the same rows each time, and write the thoughts.
@@ -50,7 +44,7 @@ class WriteReports(TrainerCallback):
         name = f"{Path(args.output_dir).name}, step {state.global_step}"
         folder = _folder(args, state.global_step)
         origin = {}
-        if state.global_step > 0 and model.config.lora is None and _recall(texts, _folder(args, 0)):
+        if state.global_step > 0 and model.config.lora is None and _add_untrained(texts, _folder(args, 0)):
             origin["before"] = "this run's step 0"
         # If weights are sharded, all processes must take part.
         found = trace(model, self.tokenizer, texts, TraceSettings(), name=name, origin=origin)
@@ -66,8 +60,8 @@ def _folder(args: Any, step: int) -> Path:
     return Path(args.output_dir) / FOLDER / f"step-{step:06}"
 
 
-def _recall(texts: list[TextToTrace], first: Path) -> bool:
-    """Give texts the untrained model's predictions from a run's first report; return whether it has them."""
+def _add_untrained(texts: list[TextToTrace], first: Path) -> bool:
+    """Return whether a run's first report has the untrained model's predictions of texts, and add them to these."""
     try:
         columns = Trace.load(first).columns
     except DataError:  # The run did not begin with an evaluation, or began on another machine.

@@ -1,4 +1,4 @@
-"""Resuming: whether a checkpoint is whole, readable and of the same run, and the states of the run's parts in it."""
+"""Resuming: whether a checkpoint is readable and of the same run, and the states of the run's parts in it."""
 
 import contextlib
 import json
@@ -16,15 +16,15 @@ from quietstar.base.untrusted import is_number, is_whole
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError, reason
 from quietstar.runs.processes import Processes
 from quietstar.training import checkpoints
+from quietstar.training.memory import is_out_of_memory
 from quietstar.training.same_run import refuse_changes
-from quietstar.training.step_guard import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def resuming_from(checkpoint: str | Path | None) -> Iterator[None]:
-    """Raise CheckpointError, in one line, for whatever the libraries below raise while they read a checkpoint."""
+    """Raise CheckpointError, in one line, for whatever libraries raise while they read a checkpoint."""
     try:
         yield
     except QuietStarError:
@@ -39,7 +39,7 @@ def resuming_from(checkpoint: str | Path | None) -> Iterator[None]:
 
 
 def in_one_line(load: Callable[[Any, str | None], None]) -> Callable[[Any, str | None], None]:
-    """Return a method that loads a part of a checkpoint as another one does, and raises as `resuming_from` does."""
+    """Return a method that loads a part of a checkpoint, as the given one does, and raises as `resuming_from` does."""
 
     def load_or_raise(self: Any, checkpoint: str | None) -> None:
         with resuming_from(checkpoint):
@@ -48,24 +48,23 @@ def in_one_line(load: Callable[[Any, str | None], None]) -> Callable[[Any, str |
     return load_or_raise
 
 
-def find_checkpoint(run: Path, named: str | bool, about: dict[str, Any], *, allow_changes: bool) -> Path:
-    """Return the checkpoint to resume a run from.
+def check_resumable(checkpoint: Path, run: Path, info: dict[str, Any], *, allow_changes: bool) -> None:
+    """Raise an error if a run cannot resume from a checkpoint.
 
     Args:
+        checkpoint: a whole one.
         run: folder of the run.
-        named: a checkpoint; True for the run's latest.
-        about: what the marker of the run's next checkpoint would say: settings, see `what_matters`, and how the model
-            is sharded.
+        info: what the marker of the run's next checkpoint would say: its settings, see `what_matters`, and how the
+            model is sharded.
         allow_changes: take other settings than the checkpoint's.
 
     Raises:
         SettingsError: the settings are of another run; or later checkpoints lie beside this one.
-        CheckpointError: there is none, it is not whole, it has no optimizer, or it was sharded in another way.
+        CheckpointError: it is damaged, it has no optimizer, or it was sharded in another way.
     """
-    checkpoint, sharded = checkpoints.to_resume(run, None if named is True else str(named)), about["sharded"]
-    marker = checkpoints.read_marker(checkpoint)
+    marker, sharded = checkpoints.read_marker(checkpoint), info["sharded"]
     if not allow_changes:
-        refuse_changes(marker.get("settings", {}), about["settings"], str(checkpoint))
+        refuse_changes(marker.get("settings", {}), info["settings"], str(checkpoint))
     if marker.get("resumable") is False:
         raise CheckpointError(
             f"{checkpoint} has no optimizer (save_only_model); train from it as --model, in another output_dir"
@@ -83,7 +82,6 @@ def find_checkpoint(run: Path, named: str | bool, about: dict[str, Any], *, allo
             "move the later ones away, or give another output_dir"
         )
     _check_readable(checkpoint)
-    return checkpoint
 
 
 def _check_readable(checkpoint: Path) -> None:

@@ -26,7 +26,8 @@ from quietstar.runs.folders import alone_in, check_inputs, check_output_folder, 
 from quietstar.training import checkpoints
 from quietstar.training.arguments import ModelArguments, QuietStarTrainingArguments
 from quietstar.training.callbacks import KeepLog, as_json_lines
-from quietstar.training.data.datasets import DataArguments, build_datasets
+from quietstar.training.data.arguments import DataArguments
+from quietstar.training.data.datasets import build_datasets
 from quietstar.training.data.stream import StreamedTextWindows
 from quietstar.training.data.windows import TextWindows
 from quietstar.training.dry_run import dry_run
@@ -36,7 +37,7 @@ from quietstar.training.trainer import QuietStarTrainer
 
 logger = logging.getLogger(__name__)
 
-UNDECISIVE = ("merge", "attention_backend", "trust_remote_code", "eval_dataset", "eval_split")
+NOT_COMPARED_ON_RESUME = ("merge", "attention_backend", "trust_remote_code", "eval_dataset", "eval_split")
 """settings of model and text that do not change what is learned"""
 
 
@@ -53,7 +54,7 @@ def run_training(
         model_args: which model.
         data_args: which text.
         args: how. Its output_dir, where None, is named after the model.
-        config: the file that settings came from, which must not be emptied away.
+        config: the file that settings came from, which --overwrite must not delete.
 
     Returns:
         The last figures: of training, and of held-out text under `eval_` names.
@@ -64,17 +65,16 @@ def run_training(
     if args.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             args.output_dir, args.resume, args.resume_from_checkpoint = folder, False, None
-            with ExitStack() as held:
-                trainer, *_ = prepare(model_args, data_args, args, config, held)
+            with ExitStack() as cleanup:
+                trainer, *_ = prepare(model_args, data_args, args, config, cleanup)
                 return {"dry_run": dry_run(trainer, data_args.max_length)}
-    with ExitStack() as held:
-        trainer, tokenizer, checkpoint = prepare(model_args, data_args, args, config, held)
-        trainer.parts.schedule.signals = held.enter_context(
-            StopSignals()
-        )  # A signal after the last step lets the run end.
+    with ExitStack() as cleanup:
+        trainer, tokenizer, checkpoint = prepare(model_args, data_args, args, config, cleanup)
+        # Signals are noted until the end: one that arrives after the last step does not interrupt the final save.
+        trainer.parts.schedule.signals = cleanup.enter_context(StopSignals())
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         figures = result.metrics | last_evaluation(trainer)
-        with writing(trainer.folder):
+        with final_save(trainer.folder):
             plain, merge = model_args.original, model_args.merge or model_args.original
             dtype = "float32" if model_args.dtype == "auto" else model_args.dtype
             save(trainer, tokenizer, plain=plain, merge=merge, dtype=dtype)
@@ -88,16 +88,16 @@ def prepare(
     data_args: DataArguments,
     args: QuietStarTrainingArguments,
     config: str | None,
-    held: ExitStack,
+    cleanup: ExitStack,
 ) -> tuple[QuietStarTrainer, PreTrainedTokenizerBase, Path | None]:
-    """Return a trainer, its tokenizer and the checkpoint to resume from, once everything is checked.
+    """Return a trainer, its tokenizer and the checkpoint to resume from, all checked.
 
-    The first process keeps other runs out of the run's folder until `held` is closed.
+    The first process locks the run's folder until `cleanup` is closed.
     """
     if args.process_index > 0:
-        logging.getLogger("quietstar").setLevel(logging.WARNING)  # The first process reports the rest.
+        logging.getLogger("quietstar").setLevel(logging.WARNING)  # Only the first process informs.
     if model_args.original:
-        train_without_thoughts(args)
+        turn_thoughts_off(args)
     if args.output_dir is None or args.output_dir == "trainer_output":
         args.output_dir = default_folder(model_args, args)
     resume = args.named_checkpoint is not None or (args.resume and not is_empty(args.output_dir))
@@ -108,8 +108,12 @@ def prepare(
         check_inputs(args.output_dir, [model_args.model, data_args.dataset, data_args.eval_dataset, config])
     is_first, is_there = args.process_index == 0, Path(args.output_dir).is_dir()
     if is_first and is_there:
-        held.enter_context(alone_in(args.output_dir))
-    checkpoint = checkpoint_of(args) if resume else None
+        cleanup.enter_context(alone_in(args.output_dir))
+    checkpoint = None
+    if args.named_checkpoint is not None:
+        checkpoint = checkpoints.find(Path(args.output_dir), args.named_checkpoint)
+    elif resume and (checkpoint := checkpoints.latest(Path(args.output_dir), report=True)) is None:
+        logger.info("output_dir %s has no whole checkpoint: the run begins", args.output_dir)
 
     tokenizer = load_tokenizer(model_args.model, trust_remote_code=model_args.trust_remote_code)
     if tokenizer is None:
@@ -118,7 +122,7 @@ def prepare(
             "the model, or the name of a model on a hub that can be reached"
         )
     train_dataset, eval_dataset = build_datasets(data_args, tokenizer, args.seed)
-    log_texts(train_dataset, eval_dataset)
+    log_counts(train_dataset, eval_dataset)
     model = thinking_model(
         model_args.model,
         args,
@@ -142,15 +146,15 @@ def prepare(
         raise SettingsError(f"transformers' Trainer refuses these options: {first_line(error)}") from error
     trainer.add_callback(KeepLog(trainer.folder))
     given = vars(model_args) | vars(data_args)
-    trainer.settings = {name: value for name, value in given.items() if name not in UNDECISIVE}
+    trainer.settings = {name: value for name, value in given.items() if name not in NOT_COMPARED_ON_RESUME}
     trainer.settings |= {"streaming": True, "weight_digest": digest_of_model(model_args.model)}
     if not isinstance(train_dataset, StreamedTextWindows):
         trainer.settings |= {"streaming": False, "rows": len(train_dataset)}
     if checkpoint is not None:
-        trainer.checkpoint_to_resume(str(checkpoint))
+        trainer.check_resumable(checkpoint)
     if is_first:
         if not is_there:
-            held.enter_context(alone_in(args.output_dir))
+            cleanup.enter_context(alone_in(args.output_dir))
         claim(args.output_dir, settings, overwrite=args.overwrite, resume=resume)
     trainer.processes.wait()
     return trainer, tokenizer, checkpoint
@@ -169,12 +173,8 @@ def write_figures(trainer: QuietStarTrainer, figures: dict[str, Any]) -> None:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Report a failed final save in one line; the checkpoints are not touched.
-
-    Raises:
-        CheckpointError: the model or the figures cannot be written.
-    """
+def final_save(folder: Path) -> Iterator[None]:
+    """Raise CheckpointError, in one line, if the model or the figures cannot be written."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -184,7 +184,7 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def log_texts(train_dataset: TextWindows | StreamedTextWindows, eval_dataset: TextWindows | None) -> None:
+def log_counts(train_dataset: TextWindows | StreamedTextWindows, eval_dataset: TextWindows | None) -> None:
     """Log how many rows there are, and how many texts were too short for one prediction."""
     if isinstance(train_dataset, StreamedTextWindows):
         logger.info("training on a stream of texts; those too short for one prediction are skipped")
@@ -197,7 +197,7 @@ def log_texts(train_dataset: TextWindows | StreamedTextWindows, eval_dataset: Te
 _SKIPPED = "{:,} texts too short for one prediction were skipped"
 
 
-def train_without_thoughts(args: QuietStarTrainingArguments) -> None:
+def turn_thoughts_off(args: QuietStarTrainingArguments) -> None:
     """Set arguments under which a thinking model learns exactly as its base model would."""
     given = sorted(args.method_settings()) + ["think_fraction"] * (args.think_fraction != 1)
     given += ["eval_report_rows"] * (args.eval_report_rows > 0)
@@ -208,7 +208,7 @@ def train_without_thoughts(args: QuietStarTrainingArguments) -> None:
 
 
 def check_fit(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Raise SettingsError if rows of this tokenizer and length do not fit the model, before anything is written."""
+    """Raise SettingsError if the model lacks embeddings for the tokenizer, or cannot take rows of this length."""
     n_rows = n_embeddings(model)
     highest = max(tokenizer.get_vocab().values(), default=0)
     if highest >= n_rows:
@@ -222,24 +222,24 @@ def check_fit(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, m
 def save(
     trainer: QuietStarTrainer, tokenizer: PreTrainedTokenizerBase, *, plain: bool, merge: bool, dtype: str
 ) -> None:
-    """Write the model into the run's folder: the thinking model or its base model, adapters beside or merged.
+    """Write the model into the run's folder: the thinking model, or its base model if `plain`.
 
-    Merged weights have the dtype that is given: most of what adapters add is lost in 16 bits.
+    With `merge`, adapters are merged into the weights, in the given dtype: most of what they add is lost in 16 bits.
     """
     model: QuietStarForCausalLM = trainer.accelerator.unwrap_model(trainer.model)
     folder = trainer.folder
     if is_sharded(model):
-        trainer.save_model()  # It is gathered from all processes; the rest needs one.
+        trainer.save_model()  # All processes take part; the rest is one's work.
         if not (plain or merge) or not trainer.is_world_process_zero():
             return
-        unset_hf_deepspeed_config()  # or the model would be sharded again
+        unset_hf_deepspeed_config()  # Otherwise the model would be sharded again.
         model = QuietStarForCausalLM.from_pretrained(folder, dtype=dtype)
         for file in folder.glob("model*.safetensors*"):
             file.unlink()
     elif getattr(model.base_lm, "is_quantized", False):
         model.base_lm.dequantize()
     if merge and model.config.lora is not None:
-        model.to("cpu", getattr(torch, dtype))  # float32 may need more memory than the run did
+        model.to("cpu", getattr(torch, dtype))  # In float32 it may not fit on the GPU.
         model.merge_lora()
     if not plain and not is_sharded(trainer.model):
         trainer.save_model()
@@ -265,7 +265,7 @@ def last_evaluation(trainer: QuietStarTrainer) -> dict[str, float]:
 
 
 def held_out_words(figures: dict[str, float]) -> list[str]:
-    """Return what the last figures of a run say about held-out text, for the terminal; nothing without any."""
+    """Return a line for the terminal about the last figures of held-out text; none if there are no such figures."""
     if "eval_base_nll" not in figures:
         return []
     before = f"{figures['eval_nll_before']:.4f} before training, " if "eval_nll_before" in figures else ""
@@ -275,21 +275,6 @@ def held_out_words(figures: dict[str, float]) -> list[str]:
         f"held-out text, nats a token: {before}{figures['eval_base_nll']:.4f} now without thoughts, "
         f"{figures['eval_talk_nll_0']:.4f} with them"
     ]
-
-
-def checkpoint_of(args: QuietStarTrainingArguments) -> Path | None:
-    """Return the checkpoint to resume from; None if there is none yet, and --resume begins the run.
-
-    Raises:
-        CheckpointError: there is none, or the one that was named is not whole.
-    """
-    try:
-        return checkpoints.to_resume(Path(str(args.output_dir)), args.named_checkpoint)
-    except CheckpointError:
-        if not args.resume:
-            raise
-        logger.info("output_dir %s has no whole checkpoint: the run begins", args.output_dir)
-        return None
 
 
 def default_folder(model_args: ModelArguments, args: QuietStarTrainingArguments) -> str:

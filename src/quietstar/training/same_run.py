@@ -1,4 +1,4 @@
-"""Whether a resumed run is the run that was stopped: the settings that decide what it learns next."""
+"""Whether a resumed run is the run that was stopped: the settings and contents that decide what it learns."""
 
 import logging
 from functools import lru_cache
@@ -12,76 +12,15 @@ from quietstar.training.data.windows import TextWindows
 
 logger = logging.getLogger(__name__)
 
-TRAINING = (
-    "seed",
-    "data_seed",
-    "full_determinism",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "auto_find_batch_size",
-    "think_fraction",
-    "optim",
-    "optim_args",
-    "optim_target_modules",
-    "learning_rate",
-    "head_learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "clip_heads_apart",
-    "num_train_epochs",
-    "bf16",
-    "fp16",
-    "tf32",
-    "torch_compile",
-    "torch_compile_backend",
-    "torch_compile_mode",
-    "use_liger_kernel",
-    "liger_kernel_config",
-    "gradient_checkpointing",
-    "neftune_noise_alpha",
-    "train_sampling_strategy",
-    "length_column_name",
-    "skip_spikes",
-    "dataloader_num_workers",
-    "dataloader_drop_last",
-    "dataloader_in_order",
-    "accelerator_config",
-    "ignore_data_skip",
-)
-"""arguments of training that decide what is learned; those of the method are in METHOD_SETTINGS"""
-
-WHEN_AND_WHAT_IT_SHOWS = """
-output_dir overwrite resume resume_from_checkpoint allow_changes dry_run max_steps max_bad_steps do_train do_eval
-do_predict eval_on_start eval_strategy eval_steps eval_delay eval_tasks eval_data eval_limit eval_report_rows
-stop_when_unhealthy health_checks
-per_device_eval_batch_size prediction_loss_only eval_do_concat_batches eval_use_gather_object eval_accumulation_steps
-include_for_metrics batch_eval_metrics bf16_full_eval fp16_full_eval load_best_model_at_end metric_for_best_model
-greater_is_better save_only_model save_strategy save_steps save_on_each_node save_total_limit enable_jit_checkpoint
-restore_callback_states_from_checkpoint thoughts_shown logging_strategy logging_steps logging_first_step
-log_on_each_node logging_nan_inf_filter include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to
-run_name project trackio_space_id trackio_bucket_id trackio_static_space_id push_to_hub hub_token hub_private_repo
-hub_model_id hub_strategy hub_always_push hub_revision debug skip_memory_metrics"""
-
-HOW_IT_RUNS = """
-auto_micro_batch activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing_kwargs
-torch_empty_cache_steps use_cache use_cpu dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
-dataloader_multiprocessing_context ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
-ddp_backend ddp_timeout local_rank"""
-"""memory, loading of batches and communication, which change figures by rounding at most"""
-
-IGNORED = """
-label_smoothing_factor average_tokens_across_devices remove_unused_columns label_names
-fsdp fsdp_config deepspeed parallelism_config"""
-"""by our loss and our batches; how a model is sharded is compared by itself"""
-
-FREE = frozenset(f"{WHEN_AND_WHAT_IT_SHOWS} {HOW_IT_RUNS} {IGNORED}".split())
-"""all other arguments: a resumed run may change them"""
+TRAINING = """
+seed data_seed full_determinism per_device_train_batch_size gradient_accumulation_steps auto_find_batch_size
+think_fraction optim optim_args optim_target_modules learning_rate head_learning_rate lr_scheduler_type
+lr_scheduler_kwargs warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm clip_heads_apart
+num_train_epochs bf16 fp16 tf32 torch_compile torch_compile_backend torch_compile_mode use_liger_kernel
+liger_kernel_config gradient_checkpointing neftune_noise_alpha train_sampling_strategy length_column_name skip_spikes
+dataloader_num_workers dataloader_drop_last dataloader_in_order accelerator_config ignore_data_skip
+"""
+"""arguments of training that decide what is learned; METHOD_SETTINGS does so too, and no other argument"""
 
 ROWS = ("dataset", "dataset_config", "split", "eval_size", "text_column", "template", "sample_by", "shuffle_block")
 CONTENTS = {
@@ -90,7 +29,6 @@ CONTENTS = {
     "weight_digest": ("the weights of the model", ("model",)),
 }
 """digest -> what it is of, and the settings that do not matter if it is known, since it follows from them"""
-
 
 ADAPTERS = ("lora", "branch_adapters")
 """fields of a model's config that say which adapters it has"""
@@ -105,10 +43,10 @@ def what_matters(
         args: of the run.
         config: of the model that it trains.
         others: settings of text and model, as far as they are known.
-        texts: to train on. Windows of ours know their contents; rows at hand come in the same batches, however many
-            workers read them.
+        texts: to train on. TextWindows and StreamedTextWindows have a digest of their contents; TextWindows give the
+            same batches whatever the number of workers.
     """
-    found = {name: getattr(args, name, None) for name in TRAINING} | {"world_size": args.world_size}
+    found = {name: getattr(args, name, None) for name in TRAINING.split()} | {"world_size": args.world_size}
     if isinstance(texts, TextWindows):
         del found["dataloader_num_workers"]
     if isinstance(texts, (TextWindows, StreamedTextWindows)):

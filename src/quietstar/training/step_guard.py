@@ -1,11 +1,10 @@
-"""The step guard: the optimizer sees no bad step, and batches are made to fit into memory."""
+"""The step guard: it keeps bad steps from the optimizer, and runs a batch in pieces if memory is short."""
 
 import gc
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from quietstar.errors import BadStepsError, OutOfMemoryError, SettingsError
 from quietstar.runs.processes import Processes
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.bad_steps import BadSteps
+from quietstar.training.memory import Batch, is_out_of_memory
 from quietstar.training.parts import Part
 
 logger = logging.getLogger(__name__)
@@ -25,22 +25,15 @@ logger = logging.getLogger(__name__)
 BAD_STEPS = "bad-steps"
 """folder of a run, with the batches of skipped steps"""
 
-Batch = dict[str, Any]
-
 
 class StepGuard(Part):
     """Judges each step before the optimizer sees it, and runs a batch in pieces if it does not fit into memory.
 
-    Args:
-        args: of the run.
-        processes: of the run.
-        tokenizer: gives the text of skipped batches; None leaves it out.
-
     Attributes:
         bad_steps: the bad steps so far.
-        rows_at_once: rows that fit into memory, where a batch has not; None as long as all have.
-        batches: of the step under way.
-        losses: [] each, of those batches that were run.
+        rows_at_once: rows that fit into memory, if a whole batch did not; None as long as all batches fit.
+        batches: of the current step.
+        losses: [] each, of those of its batches that were run.
         grad_norm: of the step, before clipping.
 
     Raises:
@@ -66,21 +59,23 @@ class StepGuard(Part):
         self.losses: list[Tensor] = []
         self.grad_norm: Tensor | float | None = None
 
-    def learn(self, batch: Batch, run: Callable[[Batch], Tensor], start_over: Callable[[], None]) -> Tensor:
+    def run_batch(
+        self, batch: Batch, forward_backward: Callable[[Batch], Tensor], discard_step: Callable[[], None]
+    ) -> Tensor:
         """Return the loss [] of a batch after its backward pass, in pieces if it does not fit into memory.
 
         Args:
             batch: the next one of the step.
-            run: forward and backward pass of a batch, or of some of its rows. Losses are sums over what a whole step
-                has, so that pieces of a batch add up to it.
-            start_over: removes the gradients and the figures of this step.
+            forward_backward: returns the loss of a batch, or of some of its rows, after its backward pass. A loss is a
+                share of the whole step's, so the losses of pieces add up to the batch's.
+            discard_step: clears the gradients and the figures of this step.
 
         Raises:
             OutOfMemoryError: it does not fit, and may not be halved (auto_micro_batch), or is one row.
         """
         n_before, n_rows = len(self.losses), len(batch["input_ids"])
         try:
-            self.losses.append(self._in_pieces(batch, run))
+            self.losses.append(self._in_pieces(batch, forward_backward))
             return self.losses[-1]
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -90,22 +85,22 @@ class StepGuard(Part):
                 raise OutOfMemoryError(self._too_large(batch, n_rows)) from error
         self.rows_at_once = (n_rows + 1) // 2
         logger.warning("out of memory with %d rows at once; continuing with %d", n_rows, self.rows_at_once)
-        # The gradient may hold a part of this batch's, so the batches before are run again, too.
-        start_over()
+        # The gradients may hold a part of this batch's, so the batches before it are run again, too.
+        discard_step()
         self.losses.clear()
         gc.collect()
         clear_device_cache()
         for each in [*self.batches[:n_before], batch]:
-            self.learn(each, run, start_over)
+            self.run_batch(each, forward_backward, discard_step)
         return self.losses[-1]
 
-    def _in_pieces(self, batch: Batch, run: Callable[[Batch], Tensor]) -> Tensor:
+    def _in_pieces(self, batch: Batch, forward_backward: Callable[[Batch], Tensor]) -> Tensor:
         n_rows = len(batch["input_ids"])
         size = self.rows_at_once or n_rows
         if size >= n_rows:
-            return run(batch)
+            return forward_backward(batch)
         pieces = [{name: value[i : i + size] for name, value in batch.items()} for i in range(0, n_rows, size)]
-        return torch.stack([run(piece) for piece in pieces]).sum()
+        return torch.stack([forward_backward(piece) for piece in pieces]).sum()
 
     def _too_large(self, batch: Batch, n_rows: int) -> str:
         n_accumulated = self.args.gradient_accumulation_steps
@@ -130,13 +125,13 @@ class StepGuard(Part):
                 "it: continue with --resume, and a lower --learning_rate or --policy_weight"
             )
 
-    def judge(self, *, is_scaled: bool) -> str | None:
-        """Return why the optimizer may not see this step, the same on all processes; None if it may.
+    def why_bad(self, *, is_scaled: bool) -> str | None:
+        """Return why this step is bad, the same on all processes; None if it is good.
 
         The batches of a bad step are written to the folder of the run.
 
         Args:
-            is_scaled: whether a scaler of the loss sees to gradients that are not finite, and lowers its scale.
+            is_scaled: whether fp16's loss scaler handles gradients that are not finite, by lowering its scale.
         """
         loss = torch.stack([each.float() for each in self.losses]).sum() if self.losses else torch.zeros(())
         grad_norm = None if self.grad_norm is None else float(self.grad_norm)
@@ -147,7 +142,7 @@ class StepGuard(Part):
         return why
 
     def too_many(self, why: str) -> BadStepsError | None:
-        """Return the error that ends a run after this bad step; None if there are not too many in a row yet."""
+        """Return the error that ends the run after this bad step; None if fewer than max_bad_steps came in a row."""
         if self.bad_steps.in_a_row < self.args.max_bad_steps:
             return None
         return BadStepsError(
@@ -182,22 +177,6 @@ class StepGuard(Part):
         return {**self.bad_steps.state_dict(), "rows_at_once": self.rows_at_once}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume."""
+        """Resume from a `state_dict`."""
         self.rows_at_once = state["rows_at_once"]
-        self.bad_steps.load_state_dict({name: value for name, value in state.items() if name != "rows_at_once"})
-
-
-@contextmanager
-def out_of_memory_in(where: str) -> Iterator[None]:
-    """Raise OutOfMemoryError, which says where memory was short and what to do, if it is short."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemoryError(f"out of memory {where}") from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether a GPU or the CPU has run out of memory."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)
+        self.bad_steps.load_state_dict(state)

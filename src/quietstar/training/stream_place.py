@@ -14,13 +14,10 @@ from quietstar.training.parts import Part
 
 
 class StreamPlace(Part):
-    """Keeps the place after the last row that each DataLoader worker gave; it stays empty where nothing is streamed.
-
-    Args:
-        n_workers: of the DataLoader.
+    """Keeps the place after the last row that each DataLoader worker gave; without a stream it stays empty.
 
     Attributes:
-        batches: of a stream, from this place on, without end; None where nothing is streamed.
+        batches: of the stream, from this place on, without end; None if the texts are not a stream.
 
     Raises:
         DataError: while batches are read: this process's share of the stream has no usable text.
@@ -35,9 +32,9 @@ class StreamPlace(Part):
     def open(
         self, texts: Any, args: QuietStarTrainingArguments, collator: Any, processes: Processes
     ) -> DataLoader | None:
-        """Return a loader of this process's share of a stream, and read `batches` from it, from this place on.
+        """Return a DataLoader of this process's share of a stream, and set `batches`, which reads from it.
 
-        Texts that are no stream of ours have no place, and None is returned.
+        Texts other than StreamedTextWindows have no place: None is returned, and `batches` is None.
         """
         self.batches = None
         if not isinstance(texts, StreamedTextWindows):
@@ -75,7 +72,7 @@ class StreamPlace(Part):
 
     @property
     def n_skipped(self) -> int:
-        """Texts of this epoch, and of this process's share, that were too short for one prediction."""
+        """Texts of this epoch, in this process's share, that were too short for one prediction."""
         return sum(n_skipped for *_, n_skipped in self.places)
 
     def state_dict(self) -> dict[str, Any]:
@@ -83,5 +80,5 @@ class StreamPlace(Part):
         return {"places": [list(place) for place in self.places], "next_worker": self.next_worker}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume at such a place."""
+        """Resume from a `state_dict`."""
         self.places, self.next_worker = [list(place) for place in state["places"]], state["next_worker"]

@@ -92,7 +92,7 @@ class Tally:
             gather: [n] -> [ranks, n], the sums of all ranks.
 
         Returns:
-            nll and base_nll; and where there were thoughts, talk_nll_k for each k, thought_gain (how much lower
+            nll and base_nll; and if there were thoughts, talk_nll_k for each k, thought_gain (how much lower
             talk_nll_0 is than base_nll at the same positions), policy_loss, reward_mean,
             reward_std, thought_helped (share of positions with a reward above 0), mixing_weight and its root mean
             square, distinct_thoughts (share of a batch's thoughts that differ from all before them); of sampled

@@ -2,13 +2,14 @@
 
 Every override stands here, a few lines each, and delegates to parts that know nothing of the Trainer. One step:
 
-    get_batch_samples     read its batches, choose where to think, count the labels on all ranks
-    training_step         for each batch: StepGuard.learn -> compute_loss -> the model's forward, then backward
+    get_batch_samples     read its batches, sample where to think, count the labels on all ranks
+    training_step         for each batch: StepGuard.run_batch -> compute_loss -> the model's forward, then backward
     _clip_grad_norm       clip the gradients
-    judge_step            keep a bad step from the optimizer, and take it back
-    Schedule.end_step     what is due: a line of figures (log), an evaluation (evaluation_loop), _save_checkpoint
+    _get_grad_norm        note their norm before clipping
+    callbacks.RunEvents   keep a bad step from the optimizer (StepGuard, discard_step); decide what is due (Schedule):
+                          a line of figures (log), an evaluation (evaluation_loop), a checkpoint (_save_checkpoint)
 
-Private names of the Trainer are used here alone, and tests/training/test_seam.py lists them.
+Private names of the Trainer are used in this file only, and tests/training/test_seam.py lists them.
 """
 
 import math
@@ -27,15 +28,14 @@ from quietstar.base.loading import load_tokenizer
 from quietstar.model import QuietStarForCausalLM
 from quietstar.runs.processes import Processes
 from quietstar.runs.seeds import mixed_seed
-from quietstar.training import callbacks, optimizer, resuming, weights
+from quietstar.training import callbacks, checkpoints, optimizer, resuming, weights
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.checkpointer import Checkpointer
 from quietstar.training.data.datasets import TextCollator, pad_token_id
-from quietstar.training.masters import warn_of_lost_updates
-from quietstar.training.model import thinking_model
+from quietstar.training.memory import Batch, out_of_memory_in
+from quietstar.training.model import thinking_model, warn_of_lost_updates
 from quietstar.training.run_parts import RunParts
 from quietstar.training.same_run import what_matters
-from quietstar.training.step_guard import Batch, out_of_memory_in
 
 
 class QuietStarTrainer(Trainer):
@@ -100,7 +100,9 @@ class QuietStarTrainer(Trainer):
             BadStepsError, InterruptedRunError, OutOfMemoryError: it has ended early.
         """
         limit, evaluates_first = self.args.save_total_limit, self.args.eval_on_start
-        self._resumed = self.checkpoint_to_resume(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._resumed = checkpoints.find(self.folder, resume_from_checkpoint) if resume_from_checkpoint else None
+        if self._resumed is not None:
+            self.check_resumable(self._resumed)
         self.parts.reset()
         self.checkpointer = Checkpointer(self.folder, self.processes, publishes=self.args.should_save, n_kept=limit)
         # With a limit, transformers would delete the latest checkpoint at the end of a run, and keep the best alone.
@@ -114,11 +116,13 @@ class QuietStarTrainer(Trainer):
             raise self.parts.schedule.stopped_by
         return result._replace(training_loss=result.metrics.get("train_loss", math.nan))
 
-    def checkpoint_to_resume(self, named: str | bool) -> Path:
-        """Return the checkpoint of that name, or the latest one; see `resuming.find_checkpoint`."""
-        return resuming.find_checkpoint(self.folder, named, self._about(), allow_changes=self.args.allow_changes)
+    def check_resumable(self, checkpoint: Path) -> None:
+        """Raise an error if this run cannot resume from a checkpoint; see `resuming.check_resumable`."""
+        changes = self.args.allow_changes
+        resuming.check_resumable(checkpoint, self.folder, self._checkpoint_info(), allow_changes=changes)
 
-    def _about(self) -> dict[str, Any]:
+    def _checkpoint_info(self) -> dict[str, Any]:
+        """Return what a checkpoint's marker says of this run."""
         model = self.accelerator.unwrap_model(self.model)
         settings = what_matters(self.args, model.config, self.settings, self.train_dataset)
         return {"sharded": self.sharded, "resumable": not self.args.save_only_model, "settings": settings}
@@ -126,52 +130,53 @@ class QuietStarTrainer(Trainer):
     def begin(self) -> None:
         """Begin or resume a run, before its first step."""
         self.parts.figures.begin()
-        if self.processes.rank > 0:  # Each process draws its own thoughts; the data follow from seeds that all share.
+        if self.processes.rank > 0:  # Each process samples its own thoughts; seeds of the data are shared.
             torch.manual_seed(mixed_seed(self.args.seed, self.processes.rank))
         if self._resumed is None:
             return
-        self._name_the_best()  # The folder of the run may have been moved.
+        self._update_best_path()  # The folder of the run may have been moved.
         self.checkpointer.delete_old(self._resumed, self.state.best_model_checkpoint)
         self.state.compute_steps(self.args, self.state.max_steps)  # How often it saves and logs may have changed.
         with resuming.resuming_from(self._resumed):
             self.parts.load_state_dict(resuming.load_states(self._resumed, self.processes))
-        if self.parts.schedule.owes_evaluation and self._determine_best_metric(self._evaluate(None, None), None):
-            self._name_the_best()
-        self.parts.schedule.owes_evaluation = False
+        if self.parts.schedule.evaluation_is_due and self._determine_best_metric(self._evaluate(None, None), None):
+            self._update_best_path()
+        self.parts.schedule.evaluation_is_due = False
 
-    def _name_the_best(self) -> None:
+    def _update_best_path(self) -> None:
+        """Set the best checkpoint's path from its step; None if it is gone."""
         if best := self.state.best_global_step:
             self.state.best_model_checkpoint = self.checkpointer.path_of_best(best, self.state.global_step)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # transformers would take one more step in a run that has made all its steps
+        # Without this, transformers takes one more step in a run that has made all its steps.
         self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
-        """Return the batches of this process; a stream of ours knows its process's share itself."""
+        """Return this process's DataLoader; a stream has its own, since transformers would split it once more."""
         loader = self.parts.place.open(self.train_dataset, self.args, self.data_collator, self.processes)
         return super().get_train_dataloader() if loader is None else loader
 
     def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any) -> tuple[list, Any]:
-        """Return the batches of one optimizer step, and how many labels they have, on all ranks together.
+        """Return the batches and their label Counts; transformers passes these on as num_items_in_batch.
 
-        A stream is read from its place; the Trainer's iterator would read up to there once more, in order to skip.
+        A stream continues at its place; the Trainer's iterator would read it from the beginning, and skip up to there.
         """
         batches = list(islice(self.parts.place.batches or epoch_iterator, num_batches))
         return batches, self.parts.begin_step(batches, self.state.global_step, self.model.config.n_ahead_talk)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
-        """Return the loss of a batch after its backward pass; see `StepGuard.learn`."""
-        run = super().training_step
+        """Return the loss of a batch after its backward pass; see `StepGuard.run_batch`."""
+        run, run_batch = super().training_step, self.parts.guard.run_batch
         with self.parts.figures.timed():
-            learn = self.parts.guard.learn
-            return learn(inputs, lambda rows: run(model, rows, num_items_in_batch), self._take_back_step)
+            return run_batch(inputs, lambda rows: run(model, rows, num_items_in_batch), self.discard_step)
 
-    def _take_back_step(self) -> None:
+    def discard_step(self) -> None:
+        """Clear the gradients of the current step, and roll back what its batches added to the figures."""
         self.model_wrapped.zero_grad()
-        self.parts.take_back_step()
+        self.parts.rollback_step()
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -188,14 +193,14 @@ class QuietStarTrainer(Trainer):
         return (loss, output) if return_outputs else loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As transformers' Trainer; mixing head and thought embeddings learn at head_learning_rate, if given."""
+        """Return transformers' optimizer; mixing head and thought embeddings learn at head_learning_rate, if given."""
         if self.optimizer is None:
             made_new = optimizer.parts_made_new(self.accelerator.unwrap_model(model or self.model))
             optimizer.give_own_rate(super().create_optimizer(model), made_new, self.args.head_learning_rate)
         return self.optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        # DeepSpeed clips by itself, and the loss scale of fp16 can be taken out of gradients once: both clip all as one
+        # DeepSpeed clips by itself, and fp16's loss scale can be divided out only once: both clip all gradients as one.
         is_apart = self.args.clip_heads_apart and not self.is_deepspeed_enabled and not self.args.fp16
         new = optimizer.parts_made_new(self.accelerator.unwrap_model(model)) if is_apart else []
         norm = optimizer.clip_apart(model, new, self.accelerator.clip_grad_norm_, self.args.max_grad_norm)
@@ -204,11 +209,6 @@ class QuietStarTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         self.parts.guard.grad_norm = norm = super()._get_grad_norm(model, grad_norm)
         return norm
-
-    def judge_step(self) -> None:
-        """Keep a bad step from the optimizer, on every process, and take it back."""
-        if not self.parts.judge_step(is_scaled=getattr(self.accelerator, "scaler", None) is not None):
-            self._take_back_step()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a line of figures, completed by the method's; means leave bad steps out."""
@@ -219,7 +219,7 @@ class QuietStarTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate, and report means over all labels of the held-out text, each counted once over all processes."""
+        """Evaluate: means over all labels of the held-out text, each counted once over all processes."""
         name = kwargs.get("metric_key_prefix", "eval")
         step, weight = self.state.global_step, self.model.config.base_loss_weight
         with self.parts.held_out.evaluating(name, dataloader.dataset, step):
@@ -252,10 +252,10 @@ class QuietStarTrainer(Trainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._name_the_best()
+        self._update_best_path()
         self.store_flos()
         step, best = self.state.global_step, self.state.best_model_checkpoint
-        checkpoint = self.checkpointer.write(step, self._write_files, self._about(), best)
+        checkpoint = self.checkpointer.write(step, self._write_files, self._checkpoint_info(), best)
         if checkpoint is not None and self.args.push_to_hub:
             self._push_from_checkpoint(str(checkpoint))
 

@@ -36,11 +36,7 @@ class Columns:
 def pick_column(wanted: str | None, columns: Columns, source: str) -> str:
     """Return the column with the text.
 
-    Args:
-        wanted: the `text_column` given; None chooses "text", or "messages" if it has lists, or the only column of
-            strings.
-        columns: of the dataset.
-        source: the dataset's name, for the message.
+    That is `wanted`; or if it is None, "text", or "messages" if it has lists, or the only column of strings.
 
     Raises:
         DataError: the column does not exist, or the choice is not unique.
@@ -84,12 +80,8 @@ class TextOf:
     def __call__(self, row: Mapping[str, Any], source: str) -> str | None:
         """Return the text of a row, or None if a value is None or missing.
 
-        Args:
-            row: values by column.
-            source: place of the row, for messages.
-
         Raises:
-            DataError: a value has the wrong type.
+            DataError: a value has the wrong type; the message says where, in `source`.
         """
         if self.template is not None:
             return fill_template(self.template, row, source)

@@ -34,10 +34,7 @@ def build_datasets(
 ) -> tuple[TextWindows | StreamedTextWindows, TextWindows | None]:
     """Load texts and cut them into sequences of at most `max_length` tokens.
 
-    Args:
-        args: what to load and how to cut it.
-        tokenizer: the model's tokenizer, unchanged.
-        seed: of the held-out texts, the order of a stream, and the windows.
+    The held-out texts, the order of a stream and the windows depend on the seed.
 
     Returns:
         The sequences to train on, and those to evaluate on (None if `eval_size` is 0), which stay the same in every
@@ -104,9 +101,6 @@ class TextCollator:
     """Collates sequences into a batch, padded on the right.
 
     Labels come from the lengths, so a token that equals the padding token still has a label.
-
-    Args:
-        pad_token_id: the id to pad with, see `pad_token_id`.
     """
 
     pad_token_id: int

@@ -25,7 +25,7 @@ def rows_in(file: str, loader: str, sample_by: str) -> Iterator[tuple[str, dict[
 
     Args:
         file: its path.
-        loader: "text" or "json".
+        loader: "text" or "json", here and below.
         sample_by: unit of a row in a text file: line, paragraph (up to an empty line) or document.
 
     Raises:
@@ -61,12 +61,8 @@ def _samples(file: str, sample_by: str) -> Iterator[str]:
 def look_at(files: list[str], loader: str, sample_by: str, wanted: list[str], *, at_all: bool) -> Columns | None:
     """Return the columns of files by their first LOOKED_AT rows, or None if there are no rows.
 
-    Args:
-        files: their paths.
-        loader: "text" or "json".
-        sample_by: see `rows_in`.
-        wanted: columns to look for in later rows too if the first do not have them.
-        at_all: whether to do so; False for files that are read while training.
+    With `at_all`, later rows are searched for wanted columns that the first rows lack, which is not done for
+    files that are read while training.
     """
     kinds: dict[str, set[type]] = {}
     missing, n = set(wanted), 0
@@ -85,14 +81,8 @@ def texts_in(
 ) -> Iterator[dict[str, str | None]]:
     """Yield a row with the text of each row of files.
 
-    The arguments are the key of the datasets library's cache.
-
-    Args:
-        files: path, size, modification time and change time of each.
-        loader: "text" or "json".
-        sample_by: see `rows_in`.
-        to_text: returns the text of a row.
-        reader: READER.
+    The arguments are the key of the datasets library's cache: files have path, size, modification time and change time,
+    and `reader` is READER.
     """
     for file, *_ in files:
         for where, row in rows_in(file, loader, sample_by):
@@ -104,14 +94,7 @@ def load_files(
 ) -> Any:
     """Load the texts of files as a dataset on disk, or as a stream that is read file by file.
 
-    Args:
-        files: their paths.
-        loader: "text" or "json".
-        sample_by: see `rows_in`.
-        to_text: returns the text of a row.
-        split: "train", or slices of it.
-        streaming: read while training.
-        source: the name of the dataset, for messages.
+    The split is "train", or slices of it.
 
     Raises:
         DataError: a file cannot be read, a row has a wrong type, or a slice of a stream was requested.

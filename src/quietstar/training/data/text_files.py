@@ -34,7 +34,7 @@ class TextFiles:
     Args:
         texts: a stream with the column "text". One whose rows were skipped, taken, interleaved or shuffled is
             read as a single file.
-        left_out: how many texts at the beginning of each file are skipped; none of files beyond it.
+        left_out: how many texts at the beginning of each file are held out; 0 for files that it does not cover.
     """
 
     def __init__(self, texts: datasets.IterableDataset, left_out: Sequence[int] = ()) -> None:
@@ -56,7 +56,7 @@ class TextFiles:
         return islice(each_text(alone), n_left_out, None)
 
     def hold_out(self, n: int) -> tuple[list[str | None], TextFiles]:
-        """Read the first `n` texts, or all where there are fewer, and return them and the stream without them."""
+        """Read the first `n` texts, or all if there are fewer, and return them and the stream without them."""
         numbered = ((file, text) for file in range(self.n_files) for text in self.read(file))
         read = list(islice(numbered, n))
         count = Counter(file for file, _ in read)
@@ -71,11 +71,7 @@ def texts_of_rank(files: TextFiles, order: Sequence[int], rank: int, n_ranks: in
     As many files as divide evenly go to the ranks whole. The remaining ones, fewer than there are ranks, are read
     by each rank, which keeps every `n_ranks`-th of their texts.
 
-    Args:
-        files: the stream.
-        order: the numbers of its files in the order in which they are dealt out, the same on all ranks.
-        rank: from 0 up to `n_ranks` - 1.
-        n_ranks: number of processes that train together.
+    The order has the numbers of all files, and is the same on all ranks.
     """
     n_whole = len(order) - len(order) % n_ranks
     for file in order[:n_whole][rank::n_ranks]:

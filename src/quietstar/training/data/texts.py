@@ -1,6 +1,6 @@
 """Loading of texts: rows of a hub dataset or of local files, reduced to a single column of strings.
 
-Every user error about data becomes a one-line message here. `windows`, `stream` and `datasets` turn texts into batches.
+Every error in the user's data becomes a one-line message here. `windows` and `stream` cut texts into sequences.
 """
 
 from __future__ import annotations
@@ -34,10 +34,6 @@ def load_texts(args: DataArguments, seed: int) -> tuple[Dataset | TextFiles, Dat
 
     The held-out rows of a dataset in memory or on disk are sampled by `seed`; those of a stream are its first rows. No
     row is in both.
-
-    Args:
-        args: what to load.
-        seed: of the held-out rows.
 
     Returns:
         The training texts and the held-out ones (None for `eval_size` 0), each with the single column "text" of strings
@@ -77,7 +73,7 @@ def is_stream(texts: Any) -> bool:
 
 
 def _texts_of(source: str, split: str, config: str | None, args: DataArguments) -> Any:
-    """Load a dataset and reduce it to its text column; unless it is a stream, check that some text is not None."""
+    """Return a dataset of only its text column; unless it is a stream, some text must not be None."""
     texts = _column_of_texts(source, split, config, args)
     is_whole = not is_stream(texts) and len(texts) > 0
     if args.template is not None and is_whole and all(text is None for text in each_text(texts)):
@@ -119,11 +115,7 @@ def _column_of_texts(source: str, split: str, config: str | None, args: DataArgu
 
 
 def _text_of(columns: Columns, source: str, args: DataArguments) -> TextOf:
-    """Return the function from a row to its text.
-
-    Raises:
-        DataError: the column does not exist, or the choice is not unique.
-    """
+    """Return the function from a row to its text; DataError if its column does not exist or is not unique."""
     if args.template is None:
         column = pick_column(args.text_column, columns, source)
         return TextOf(column=column, holds_messages=column in columns.of_lists)
@@ -137,7 +129,7 @@ def _text_of(columns: Columns, source: str, args: DataArguments) -> TextOf:
 
 
 def _texts_of_rows(rows: Any, source: str, args: DataArguments) -> Any:
-    """Reduce rows from the datasets library to their text column."""
+    """Return rows from the datasets library with only their text column."""
     with readable(source):
         rows = as_stored(rows)
         first = next(iter(rows), None)

@@ -26,10 +26,10 @@ class Encoder(Protocol):
     """Tokenizes a batch of texts."""
 
     has_labels: bool
-    """whether some tokens have no label; these are returned as ~id"""
+    """Tokens without a label are stored negative, as ~id."""
 
     def __call__(self, texts: Sequence[str | None]) -> list[list[int]]:
-        """Return the tokens of each text, and none for a text that is too short for a prediction."""
+        """Return the tokens of each text, or an empty list for a text that is too short for a prediction."""
 
 
 class TextEncoder:
@@ -49,7 +49,7 @@ class TextEncoder:
         self.tokenizer, self.separator = tokenizer, separator_id(tokenizer, packing)
 
     def __call__(self, texts: Sequence[str | None]) -> list[list[int]]:
-        """Return the tokens of each text, and none for a text that is too short for a prediction."""
+        """Return the tokens of each text, or an empty list for a text that is too short for a prediction."""
         batch, lists = [text or "" for text in texts], []
         for text, tokens in zip(batch, token_ids(self.tokenizer, batch), strict=True):
             if self.separator is not None and tokens[-1:] != [self.separator]:
@@ -66,11 +66,11 @@ class TextWindows(Dataset[dict[str, list[int]]]):
         tokenizer: adds its usual special tokens. eos is added if the tokenizer does not; a window has it only if it
             reaches the end of its text.
         max_length: most tokens of a sequence.
-        seed: of the start of windows, with epoch and index.
+        seed: decides, with epoch and index, where a window starts.
         packing: concatenate texts to sequences of exactly `max_length` tokens, and drop the incomplete last one.
         fixed: always use the windows of epoch 0, as evaluation needs.
         source: name of the dataset, for messages.
-        encode: the encoder; None for plain texts.
+        encode: None for plain texts.
 
     Attributes:
         n_skipped: number of texts that are too short for one prediction.
@@ -135,7 +135,7 @@ class TextWindows(Dataset[dict[str, list[int]]]):
 
 
 def row_of(tokens: list[int], has_labels: bool) -> dict[str, list[int]]:
-    """Return "input_ids", and "labels" if some tokens, given as ~id, have none."""
+    """Return "input_ids", and "labels" if some tokens, stored as ~id, have none."""
     if not has_labels:
         return {"input_ids": tokens}
     ids = [token if token >= 0 else ~token for token in tokens]
@@ -198,7 +198,7 @@ def packed_with_places(
     Args:
         lists: tokens of one text after another.
         max_length: tokens of a sequence.
-        offset: number of tokens of the first text to leave out.
+        offset: number of tokens of the first text to skip.
         first: whether no sequence came before these, so that an incomplete one may be the only one.
 
     Yields:
