@@ -189,6 +189,10 @@ def test_one_name_is_one_class() -> None:
     assert [name for name, count in classes.items() if count > 1] == []
 
 
+def test_no_file_is_longer_than_300_lines() -> None:
+    assert [name for name, path in modules().items() if len(path.read_text().splitlines()) > 300] == []
+
+
 def test_tests_mirror_the_source() -> None:
     tests = {path.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
     mirrored = {name for name in tests if (SOURCE / name.replace("test_", "", 1)).is_file()}
