@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import MethodType
 
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from quietstar import QuietStarForCausalLM
-from quietstar.base.loading import best_backend, check_base
+from quietstar.base.loading import best_backend, check_base, evaluating
 from quietstar.errors import CheckpointError, SettingsError, UnsupportedModelError
 from tests.tiny import FAMILIES, tiny_base, tiny_model
 
@@ -21,6 +22,15 @@ def tokenizer_of(*words: str) -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_model_is_in_its_mode_again_after_evaluating_even_after_an_error(mode: bool) -> None:
+    model = torch.nn.Dropout().train(mode)
+    with suppress(ZeroDivisionError), evaluating(model):
+        assert not model.training
+        raise ZeroDivisionError
+    assert model.training == mode
 
 
 # ---------------------------------------------------------------------- the first thought

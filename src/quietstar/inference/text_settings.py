@@ -73,8 +73,7 @@ def text_settings(
     """Return arguments of `generate` that choose tokens by these options alone; temperature 0 is greedy."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ends: dict[str, Any] = {"eos_token_id": sorted(eos_ids(model, tokenizer)) or None, "pad_token_id": pad}
-    never = suppressed_ids(model, tokenizer)
-    ends["suppress_tokens"] = never or None
+    ends["suppress_tokens"] = suppressed_ids(model, tokenizer) or None
     neutral = {name: NEUTRAL.get(name) for name in set_aside(model)}
     if temperature == 0:
         return {**neutral, **ends, "do_sample": False, **dict.fromkeys(("temperature", "top_p", "top_k", "min_p"))}
