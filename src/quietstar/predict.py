@@ -134,6 +134,7 @@ def predict_next(thinker: Thinker, request: Request) -> Predictions:
         )
         return policy.decide(moment)
 
+    # a policy that needs no base state decides before the first pass, which can then include start
     early = None if policy.needs_base else decide(torch.zeros(0, request.config.hidden_size, device=may_think.device))
     all_think = early is not None and bool(may_think.any() and (early.think | ~may_think).all())
     decoded = decode(

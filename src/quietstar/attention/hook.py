@@ -29,7 +29,7 @@ _LOCK = Lock()
 _INSIDE: dict[int, int] = {}
 """id of a config -> number of threads inside `hooked` with it"""
 
-AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+NativeAttention = Callable[..., tuple[Tensor, Tensor | None]]
 """as transformers calls it: module, query [B, H, T, d], key, value, mask -> [B, T, H, d'] and weights or None"""
 
 AttendWith = Callable[..., tuple[Tensor, Tensor | None]]
@@ -48,21 +48,14 @@ class KeyStoringAttention:
         self.stored: set[int] = set()
 
     def __call__(
-        self,
-        native: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *args: Any,
-        **how: Any,
+        self, native: NativeAttention, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kw: Any
     ) -> tuple[Tensor, Tensor | None]:
         """See AttendWith."""
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        if layer not in self.stored:
-            self.stored.add(layer)
-            self.cache.update(key, value, layer)
-        return native(module, query, key, value, *args, **how)
+        index = int(layer.layer_idx)  # type: ignore[arg-type]
+        if index not in self.stored:
+            self.stored.add(index)
+            self.cache.update(key, value, index)
+        return native(layer, query, key, value, mask, **kw)
 
 
 def own_implementation(base_lm: PreTrainedModel) -> str:
@@ -104,17 +97,17 @@ def hooked(base_lm: PreTrainedModel) -> Iterator[None]:
                 config._attn_implementation = own_implementation(base_lm)
 
 
-def native_attention(module: nn.Module) -> AttentionFunction:
+def native_attention(module: nn.Module) -> NativeAttention:
     """Return the native attention function of a layer of a hooked base model."""
     config: Any = module.config
     name = str(config._attn_implementation).removesuffix(SUFFIX)
     if name == "eager":  # each modeling file defines one
-        native: AttentionFunction = sys.modules[type(module).__module__].eager_attention_forward
+        native: NativeAttention = sys.modules[type(module).__module__].eager_attention_forward
         return native
     return ALL_ATTENTION_FUNCTIONS[name]
 
 
-def takes_softcap(native: AttentionFunction) -> bool:
+def takes_softcap(native: NativeAttention) -> bool:
     """Whether a native attention function applies a softcap; branches must attend as their text does.
 
     sdpa does not: transformers 5.17 ignores the softcap, and later versions refuse it.

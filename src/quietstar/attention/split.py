@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from quietstar.attention.cache import BranchCache
 from quietstar.attention.dense import branch_mask
-from quietstar.attention.hook import AttentionFunction, check_hook, hooked, no_mask, takes_softcap
+from quietstar.attention.hook import NativeAttention, check_hook, hooked, no_mask, takes_softcap
 from quietstar.attention.sight import Sight
 from quietstar.attention.two_parts import two_part_attention
 from quietstar.attention.windows import LayerWindows
@@ -40,7 +40,7 @@ class SplitOverGrid:
     _dense_masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
 
     def __call__(
-        self, native: AttentionFunction, module: nn.Module, query: Tensor, *_: Any, **how: Any
+        self, native: NativeAttention, module: nn.Module, query: Tensor, *_: Any, **how: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Attend with the queries of branch tokens [1, H, Q x P x C, d]; return [1, Q x P x C, H, d'].
 
@@ -59,7 +59,7 @@ class SplitOverGrid:
                 for base, *branches in zip(prefix, *pieces, strict=True)
             ]
             mask = self._dense_mask(window, n_kept, query.dtype)
-            out, _ = native(module, self._to_rows(query), *key_value, mask, **how)  # [B, Q x P x N, H, d']
+            out = native(module, self._to_rows(query), *key_value, mask, **how)[0]  # [B, Q x P x N, H, d']
             by_step = out.unflatten(1, (len(self.steps), self.grid.n_passes, -1))
             return self.grid.from_rows(by_step, dim=2).flatten(0, 2)[None], None
         scores = {

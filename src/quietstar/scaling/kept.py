@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from quietstar.attention.hook import AttentionFunction, hooked, no_mask
+from quietstar.attention.hook import NativeAttention, hooked, no_mask
 from quietstar.attention.windows import LayerWindows
 from quietstar.base.lora import add_lora
 from quietstar.errors import QuietStarError, UnsupportedModelError, first_line
@@ -157,14 +157,7 @@ class _PlaceholderAttention:
         self.head_sizes = 0, 0
 
     def __call__(
-        self,
-        native: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *_: Any,
-        **how: Any,
+        self, native: NativeAttention, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kw: Any
     ) -> tuple[Tensor, Tensor | None]:
         self.key_size = key.element_size()
         self.head_sizes = query.shape[-1], value.shape[-1]
