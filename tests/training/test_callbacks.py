@@ -1,4 +1,4 @@
-"""What a run shows: a table of thoughts as long as asked for, and lines of figures."""
+"""What a run prints: a table of thoughts, and lines of figures."""
 
 from itertools import pairwise
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ def test_a_short_row_shows_all_its_positions(S):
     assert thought_table(model_of(), TOKENIZER, row(S), 6).row_count == min(6, S - 1)
 
 
-def test_a_table_says_what_forward_returns():
+def test_a_table_has_the_values_that_forward_returns():
     model, input_ids = model_of(), row(40)
     table = thought_table(model, TOKENIZER, input_ids, 4)
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_a_table_says_what_forward_returns():
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("n_ahead", [2, 5])
-def test_showing_thoughts_leaves_the_model_as_it_was(n_ahead, train, capsys):
+def test_showing_thoughts_does_not_change_the_model(n_ahead, train, capsys):
     model = model_of(n_ahead=n_ahead).train(train)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
@@ -114,7 +114,7 @@ def test_thoughts_are_shown_of_any_held_out_text_that_the_trainer_takes(held_out
     assert "thoughts on held-out text" in capsys.readouterr().err
 
 
-def test_lines_of_figures_stand_above_the_bar():
+def test_lines_of_figures_are_written_above_the_bar():
     written: list[str] = []
     lines = ProgressLines()
     lines.training_bar = SimpleNamespace(write=written.append)

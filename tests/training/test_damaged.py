@@ -18,7 +18,7 @@ from tests.training.test_killed import train
 
 @pytest.fixture(scope="module")
 def stopped(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has more steps to make."""
+    """A run that stopped before its last step."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     train(inputs, folder, max_steps=2, save_steps=2)
     return folder
@@ -29,7 +29,7 @@ def zeros(file: Path) -> None:
 
 
 def nothing(file: Path) -> None:
-    """What the file might be of something else."""
+    """Valid content of something else for a file."""
     if file.suffix == ".json":
         file.write_text("[]")
     elif file.suffix == ".safetensors":
@@ -68,7 +68,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGES, ids=lambda of: of if isinstance(of, str) else of.__name__)
-def test_a_damaged_file_is_one_line(
+def test_a_damaged_file_is_reported_in_one_line(
     inputs: Path, stopped: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     folder = Path(shutil.copytree(stopped, tmp_path / "run"))
@@ -85,7 +85,7 @@ def test_a_damaged_file_is_one_line(
     train(inputs, folder, max_steps=1, save_steps=1)  # the last one is gone: it begins anew
 
 
-def test_a_marker_with_other_settings_than_a_run_has_is_torn(inputs: Path, stopped: Path, tmp_path: Path) -> None:
+def test_a_marker_with_impossible_settings_is_not_whole(inputs: Path, stopped: Path, tmp_path: Path) -> None:
     checkpoint = Path(shutil.copytree(stopped, tmp_path / "run")) / "checkpoint-2"
     marker = json.loads((checkpoint / checkpoints.MARKER).read_text())
     for settings in ([], "x", 3):

@@ -10,7 +10,7 @@ from quietstar.training.dry_run import STEPS, DryRun
 from tests.training.test_killed import train
 
 
-def test_steps_on_full_rows_and_nothing_is_left(inputs, tmp_path, monkeypatch):
+def test_a_dry_run_takes_full_rows_and_leaves_nothing(inputs, tmp_path, monkeypatch):
     seen, step = [], QuietStarTrainer.training_step
 
     def noted(self, model, batch, *args):
@@ -49,7 +49,7 @@ def test_steps_of_epochs_are_counted(inputs, tmp_path):
     assert train(inputs, tmp_path / "run", **how)["dry_run"].n_steps == 30
 
 
-def test_a_run_that_is_there_stays_as_it_is(inputs, tmp_path):
+def test_an_earlier_run_is_not_changed(inputs, tmp_path):
     folder = tmp_path / "run"
     train(inputs, folder, max_steps=2, save_steps=2)
     before = soak.remains(folder)

@@ -82,7 +82,7 @@ def train(
     )
 
 
-def test_what_is_compared_has_teeth(inputs, straight, tmp_path):
+def test_the_comparison_notices_another_seed(inputs, straight, tmp_path):
     assert {"checkpoint-20/optimizer.pt", "checkpoint-16/rng_state.pth", "log.jsonl"} < straight[False].keys()
     train(inputs, tmp_path / "run", max_steps=20)
     assert soak.differences(soak.remains(tmp_path / "run"), straight[False]) == []
@@ -96,7 +96,7 @@ def test_what_is_compared_has_teeth(inputs, straight, tmp_path):
     mostly_long(KILLS, OFTEN),
     ids=[f"{kill.kind} {kill.moment}{' stream' * of}" for kill, of in KILLS],
 )
-def test_a_run_that_is_killed_anywhere_goes_on_bit_by_bit(inputs, straight, tmp_path, kill, streaming):
+def test_a_run_that_is_killed_anywhere_resumes_bit_by_bit(inputs, straight, tmp_path, kill, streaming):
     folder = tmp_path / "run"
     assert not soak.lives(inputs, folder, kill, streaming=streaming, **SETTINGS)
     assert soak.lives(inputs, folder, None, streaming=streaming, **SETTINGS)
@@ -121,7 +121,7 @@ def at_batch(n: int, action: Any) -> pytest.MonkeyPatch:
     ("streaming", "number"),
     mostly_long(product([False, True], signals.SIGNALS), [(False, signal.SIGTERM), (True, signal.SIGUSR1)]),
 )
-def test_a_signal_saves_after_the_step_and_the_run_goes_on_bit_by_bit(inputs, straight, tmp_path, number, streaming):
+def test_a_signal_saves_after_the_step_and_the_run_resumes_bit_by_bit(inputs, straight, tmp_path, number, streaming):
     """In the ninth step, after which an evaluation is due: it is made up for."""
     folder = tmp_path / "run"
     before = signal.getsignal(number)
@@ -161,7 +161,7 @@ def command(inputs: Path, folder: Path, *words: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_command_ends_with_a_code_of_its_own(inputs, tmp_path):
+def test_a_stopped_command_has_its_own_exit_code(inputs, tmp_path):
     folder = tmp_path / "run"
     with Command(*command(inputs, folder, "--max_steps=100000")) as process:
         while "'loss'" not in process.stdout:  # it learns after that
@@ -246,7 +246,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint_usable(
         (dict(streaming=True), "streaming is True and was False"),
     ],
 )
-def test_other_settings_that_matter_are_asked_about(inputs, tmp_path, changed, told):
+def test_changed_settings_that_matter_are_refused(inputs, tmp_path, changed, told):
     folder = tmp_path / "run"
     train(inputs, folder, max_steps=2, save_steps=2)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -264,7 +264,7 @@ def test_settings_that_do_not_matter_may_change(inputs, tmp_path):
     assert len(checkpoints.whole_checkpoints(folder)) == 3
 
 
-def test_resume_begins_where_there_is_nothing_yet(inputs, tmp_path, caplog):
+def test_resume_begins_a_run_without_checkpoints(inputs, tmp_path, caplog):
     train(inputs, tmp_path / "run", max_steps=1, save_strategy="no")
     (tmp_path / "run" / "model.safetensors").unlink()
     caplog.set_level("INFO", "quietstar")
@@ -273,7 +273,7 @@ def test_resume_begins_where_there_is_nothing_yet(inputs, tmp_path, caplog):
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_settings_of_the_optimizer_that_are_allowed_to_change_do(inputs, tmp_path):
+def test_allowed_changes_reach_the_optimizer(inputs, tmp_path):
     folder, of_lines = tmp_path / "run", dict(logging_steps=1, save_steps=2, warmup_steps=0)
     train(inputs, folder, max_steps=2, **of_lines)
     train(inputs, folder, max_steps=4, learning_rate=1e-3, weight_decay=0.5, allow_changes=True, **of_lines)
@@ -283,7 +283,7 @@ def test_settings_of_the_optimizer_that_are_allowed_to_change_do(inputs, tmp_pat
     assert {group["weight_decay"] for group in groups} == {0.0, 0.5}
 
 
-def test_how_often_is_saved_and_shown_follows_the_new_settings(inputs, tmp_path):
+def test_new_intervals_of_saving_and_logging_are_followed(inputs, tmp_path):
     folder = tmp_path / "run"
     train(inputs, folder, max_steps=4, save_steps=4, logging_steps=4, eval_steps=4)
     train(inputs, folder, max_steps=8, save_steps=1, logging_steps=1, eval_steps=2, save_total_limit=9)
@@ -293,7 +293,7 @@ def test_how_often_is_saved_and_shown_follows_the_new_settings(inputs, tmp_path)
     assert [line["step"] for line in log if "eval_loss" in line] == [0, 4, 6, 8]
 
 
-def test_an_earlier_checkpoint_is_not_gone_on_from_beside_later_ones(inputs, tmp_path):
+def test_an_earlier_checkpoint_is_not_resumed_beside_later_ones(inputs, tmp_path):
     folder = tmp_path / "run"
     train(inputs, folder, max_steps=4, save_steps=2)
     named = dict(resume=False, resume_from_checkpoint=str(folder / "checkpoint-2"))
@@ -308,7 +308,7 @@ def test_a_checkpoint_without_an_optimizer_is_not_resumed(inputs, tmp_path):
         train(inputs, tmp_path / "run", max_steps=4)
 
 
-def test_two_ways_to_resume_are_one_too_many(inputs, tmp_path):
+def test_resume_and_a_named_checkpoint_exclude_each_other(inputs, tmp_path):
     with pytest.raises(SettingsError, match="give one of the two"):
         train(inputs, tmp_path / "run", resume_from_checkpoint="checkpoint-3")
 
@@ -350,14 +350,14 @@ def test_evaluations_of_epochs_and_the_best_model_survive_a_signal(inputs, tmp_p
     assert [name for name in differing if "best_model_checkpoint" not in name] == []  # which names the folder
 
 
-def test_the_latest_checkpoint_stays_beside_the_best(inputs, tmp_path):
+def test_the_latest_checkpoint_is_kept_beside_the_best(inputs, tmp_path):
     """transformers would delete it at the end of a run, before the model is saved."""
     folder = tmp_path / "run"
     train(inputs, folder, **SETTINGS | BEST | dict(max_steps=7, save_total_limit=1))
     assert [path.name for path in checkpoints.whole_checkpoints(folder)] == ["checkpoint-7", "checkpoint-3"]
 
 
-def test_a_signal_after_the_last_step_lets_the_run_end(inputs, tmp_path, monkeypatch):
+def test_a_signal_after_the_last_step_does_not_stop_the_final_save(inputs, tmp_path, monkeypatch):
     def told_to_stop(*args: Any, **kwargs: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         save(*args, **kwargs)
@@ -367,7 +367,7 @@ def test_a_signal_after_the_last_step_lets_the_run_end(inputs, tmp_path, monkeyp
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_two_runs_do_not_work_in_one_folder(inputs, tmp_path):
+def test_two_runs_cannot_share_a_folder(inputs, tmp_path):
     """Nor is the one that comes second told to empty it."""
     held = tmp_path / "held.py"
     held.write_text(
@@ -384,7 +384,7 @@ def test_two_runs_do_not_work_in_one_folder(inputs, tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").glob("*.being-written")) == []
 
 
-def test_overwriting_and_going_on_are_two_things(inputs, tmp_path):
+def test_overwrite_and_resume_exclude_each_other(inputs, tmp_path):
     with pytest.raises(
         SettingsError, match="overwrite empties output_dir, and resume needs what is in it; leave one out"
     ):

@@ -37,7 +37,7 @@ def test_a_run_in_4_bits_from_its_settings_to_its_model(base, texts, tmp_path): 
     assert float(model.mixing_head.layers[-1].weight.abs().max()) > 0
 
 
-def test_it_goes_on_bit_by_bit(base, texts, tmp_path, monkeypatch):  # noqa: F811
+def test_it_resumes_bit_by_bit(base, texts, tmp_path, monkeypatch):  # noqa: F811
     """As on a GPU: on a CPU with AVX512-BF16, bitsandbytes packs weights anew for each evaluation, and rounds them."""
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     how = dict(save_strategy="steps", save_steps=2, save_total_limit=9) | QLORA

@@ -44,14 +44,14 @@ def texts(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """Arrow files of these tests go where pytest clears up."""
+    """Put Arrow files of these tests into a folder that pytest deletes."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
 
 
 @pytest.fixture
 def made(monkeypatch) -> list[QuietStarTrainer]:
-    """The trainers that runs make."""
+    """The trainers of the runs."""
     trainers: list[QuietStarTrainer] = []
 
     class Kept(QuietStarTrainer):
@@ -99,7 +99,7 @@ ORIGINAL = dict(original=True, n_ahead=None, n_ahead_talk=None, policy_weight=No
 
 
 def test_figures_are_those_of_the_model_that_is_saved(base, texts, tmp_path):
-    """Of the best one, where it is kept: here that of the first evaluation, as the worst is called the best."""
+    """Or the best model, if it is kept: here that of the first evaluation, as a higher nll counts as better."""
     best = dict(load_best_model_at_end=True, metric_for_best_model="nll", greater_is_better=True)
     often = dict(eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2)
     figures = train(base, texts, tmp_path / "run", max_steps=6, **best, **often)
@@ -178,7 +178,7 @@ def test_lora_cannot_be_added_to_a_model_that_thinks(base, texts, tmp_path):
 # ---------------------------------------------------------------------- repeating and resuming
 
 
-def test_the_same_seed_gives_the_same_model_whatever_was_drawn_before(base, texts, tmp_path):
+def test_the_same_seed_gives_the_same_model_whatever_the_random_state(base, texts, tmp_path):
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
         torch.rand(3)
         train(base, texts, tmp_path / name, seed=seed)
@@ -213,8 +213,8 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(base, texts, tmp_path, kind,
     assert lines_of(logs[0]) == lines_of(logs[1])
 
 
-def test_the_log_is_written_while_a_run_goes_on(base, texts, tmp_path, monkeypatch):
-    """Also the lines of before a stop; the file that a run ends with is the same."""
+def test_the_log_is_written_during_the_run(base, texts, tmp_path, monkeypatch):
+    """It includes the lines before a stop, and the run ends with the same file."""
     log, settings = tmp_path / "run" / "log.jsonl", dict(save_strategy="steps", save_steps=2, logging_steps=1)
     logs = []
     write_figures = run.write_figures
@@ -236,7 +236,7 @@ CLOCKS = ("runtime", "per_second")
 
 
 def lines_of(log: list[str]) -> list[dict[str, float]]:
-    """Lines of a log without what a clock says."""
+    """Lines of a log without times."""
     lines = map(json.loads, log)
     return [{name: value for name, value in line.items() if not name.endswith(CLOCKS)} for line in lines]
 
@@ -264,7 +264,7 @@ def test_a_checkpoint_that_is_not_whole_is_not_resumed_from_and_reported(base, t
 
 
 @pytest.mark.parametrize("named", ["true", "checkpoint-999"])
-def test_a_checkpoint_that_is_not_there_changes_nothing(base, texts, tmp_path, named):
+def test_a_missing_checkpoint_changes_nothing(base, texts, tmp_path, named):
     folder = tmp_path / "run"
     train(base, texts, folder)
     before = files_of(folder)
@@ -308,7 +308,7 @@ def test_one_folder_loads_with_its_adapters(texts, tmp_path, made, tied):
     assert any(".lora_" in name for name in weights(tmp_path / "run"))
 
 
-def test_target_modules_and_dropout_are_taken(base, texts, tmp_path):
+def test_target_modules_and_dropout_are_used(base, texts, tmp_path):
     train(base, texts, tmp_path / "run", **LORA, lora_target_modules=["q_proj", "up_proj"], lora_dropout=0.5)
     adapted = {name.rsplit(".lora_", 1)[0].rsplit(".", 1)[1] for name in weights(tmp_path / "run") if ".lora_" in name}
     assert adapted == {"q_proj", "up_proj"}
@@ -387,14 +387,14 @@ def test_frozen_weights_stay_as_they_are_stored(stored_in_bfloat16, texts, tmp_p
 
 
 def share_moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
-    """Share of the base model's weights that are no longer what they were."""
+    """Share of the base model's weights that have changed."""
     names = {name: name if name in after else f"base_lm.{name}" for name in before}
     names = {name: of for name, of in names.items() if "thought" not in of and "mixing" not in of}
     moved = torch.cat([(before[name].float() != after[of].float()).flatten() for name, of in names.items()])
     return float(moved.float().mean())
 
 
-def test_merged_weights_say_the_same(base, texts, tmp_path, made, monkeypatch):
+def test_merged_weights_predict_the_same(base, texts, tmp_path, made, monkeypatch):
     said = []
     save = run.save
 
@@ -417,7 +417,7 @@ def test_merged_weights_say_the_same(base, texts, tmp_path, made, monkeypatch):
 @pytest.mark.parametrize(("dtype", "is_kept"), [("auto", True), ("bfloat16", False)])
 @pytest.mark.parametrize("how", [{}, ORIGINAL], ids=["thinking", "original"])
 def test_what_adapters_add_to_weights_stored_in_bfloat16(stored_in_bfloat16, texts, tmp_path, dtype, is_kept, how):
-    """It is less than bfloat16 can tell, and kept unless 16 bits are asked for."""
+    """It is too small for bfloat16, and kept unless 16 bits are asked for."""
     pytest.importorskip("peft", reason="peft is not installed (extra: lora)")
     settings = {**SMALL_STEPS, "learning_rate": 1e-4, "dtype": dtype, "lora": True, "lora_r": 2, **how}
     train(stored_in_bfloat16 / "half", texts, tmp_path / "run", **settings, **({} if how else {"merge": True}))
@@ -520,7 +520,7 @@ def test_original_does_not_think_in_evaluation_either(base, texts, tmp_path):
     ],
     ids=lambda given: next(iter(given)),
 )
-def test_original_refuses_what_it_would_not_heed(base, texts, tmp_path, given):
+def test_original_refuses_settings_that_it_would_ignore(base, texts, tmp_path, given):
     with pytest.raises(SettingsError, match=rf"original .*{next(iter(given))}"):
         train(base, texts, tmp_path / "run", **(ORIGINAL | given))
     assert not (tmp_path / "run").exists()
@@ -567,7 +567,7 @@ def test_nothing_is_overwritten_unasked(base, texts, tmp_path, what):
         assert files_of(tmp_path) == before
 
 
-def test_overwrite_empties_a_run_of_ours(base, texts, tmp_path):
+def test_overwrite_empties_the_folder(base, texts, tmp_path):
     folder = tmp_path / "run"
     train(base, texts, folder)
     (folder / "checkpoint-9").mkdir()
@@ -589,12 +589,12 @@ def test_overwrite_empties_nothing_for_a_run_that_cannot_start(base, texts, tmp_
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_stream_is_trained_on_too(base, texts, tmp_path, streaming):
+def test_a_run_can_train_on_a_stream(base, texts, tmp_path, streaming):
     figures = train(base, texts, tmp_path / "run", streaming=streaming, packing=True, max_steps=3)
     assert math.isfinite(figures["eval_nll"])
 
 
-def test_a_tokenizer_that_lies_nowhere_is_named(texts, tmp_path):
+def test_a_missing_tokenizer_is_reported(texts, tmp_path):
     base = tiny_folder(tmp_path / "base", "llama")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (base / name).unlink()

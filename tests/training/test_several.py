@@ -192,7 +192,7 @@ def learn_with_means_of_each_process(*args: Any, **kwargs: Any) -> dict[str, Any
         return learn(*args, **kwargs)
 
 
-def test_means_of_each_process_alone_would_show(pair: Pair, tmp_path: Path):
+def test_means_of_each_process_alone_would_be_noticed(pair: Pair, tmp_path: Path):
     """The comparison with one process has teeth."""
     texts = with_thoughts(rows(*LENGTHS))
     alone = learn(tmp_path / "one", texts, 1)
@@ -228,7 +228,7 @@ def rows_of_a_stream(folder: Path, n_workers: int, resumed_from: str | None = No
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
-def test_a_stream_is_shared_out_and_goes_on_where_each_process_was(pair: Pair, tmp_path: Path, n_workers: int):
+def test_a_stream_is_split_and_each_process_resumes_at_its_place(pair: Pair, tmp_path: Path, n_workers: int):
     first, second = pair(rows_of_a_stream, tmp_path / "run", n_workers)
     of_each = [[tuple(row) for epoch, batch in rows if epoch == 0 for row in batch] for rows in (first, second)]
     assert len({*of_each[0], *of_each[1]}) == len(of_each[0]) + len(of_each[1]) == 12
@@ -306,7 +306,7 @@ def test_a_step_that_is_bad_on_one_process_is_skipped_on_all(pair: Pair, tmp_pat
 @pytest.mark.parametrize(
     ("case", "kind"), mostly_long(product(["plain", "tied", "lora"], KINDS), [("plain", "ddp"), ("lora", "fsdp2")])
 )
-def test_two_processes_go_on_bit_by_bit(pair: Pair, tmp_path: Path, kind: str, case: str):
+def test_two_processes_resume_bit_by_bit(pair: Pair, tmp_path: Path, kind: str, case: str):
     """Sampled thoughts, AdamW, accumulated batches, in the middle of a line of figures."""
     how = KINDS[kind] | CASES[case]
     how |= dict(optim="adamw_torch", logging_steps=3, save_strategy="steps", save_steps=4, save_total_limit=9)
@@ -325,7 +325,7 @@ def test_two_processes_go_on_bit_by_bit(pair: Pair, tmp_path: Path, kind: str, c
 
 
 @pytest.mark.parametrize("case", ["plain", "tied", "lora"])
-def test_shards_are_put_together_as_the_model_they_are_of(pair: Pair, tmp_path: Path, case: str):
+def test_shards_are_merged_into_their_model(pair: Pair, tmp_path: Path, case: str):
     how = FSDP2 | CASES[case] | dict(max_steps=2, save_strategy="steps", save_steps=2)
     learned, _ = pair(learn, tmp_path / "run", rows(*LENGTHS), 2, **how)
     checkpoint = tmp_path / "run" / "checkpoint-2"
@@ -351,7 +351,7 @@ def a_sharded_run(inputs: Path, folder: Path, original: bool, **settings: Any) -
 
 
 @pytest.mark.parametrize("original", [False, True], ids=["merge", "original"])
-def test_what_a_sharded_run_saves_in_one_piece(pair: Pair, inputs: Path, tmp_path: Path, original: bool):
+def test_a_sharded_run_saves_a_whole_model(pair: Pair, inputs: Path, tmp_path: Path, original: bool):
     """Adapters that are merged in after a run was resumed, or the base model alone: what the last shards are."""
     folder = tmp_path / "run"
     if not original:
@@ -370,7 +370,7 @@ def test_what_a_sharded_run_saves_in_one_piece(pair: Pair, inputs: Path, tmp_pat
             assert not torch.equal(value, before[name.removeprefix("base_lm.")])
 
 
-def test_shards_of_another_model_are_not_put_together(pair: Pair, tmp_path: Path):
+def test_shards_of_another_model_are_not_merged(pair: Pair, tmp_path: Path):
     pair(learn, tmp_path / "run", rows(*LENGTHS), 2, **FSDP2 | dict(max_steps=1, save_strategy="steps", save_steps=1))
     checkpoint = tmp_path / "run" / "checkpoint-1"
     fields = json.loads((checkpoint / "config.json").read_text())
@@ -388,7 +388,7 @@ def test_shards_of_another_model_are_not_put_together(pair: Pair, tmp_path: Path
     assert not list((tmp_path / "model").iterdir())
 
 
-def test_no_pickle_that_could_run_code_is_in_a_checkpoint(pair: Pair, tmp_path: Path):
+def test_a_checkpoint_has_no_pickle_that_could_run_code(pair: Pair, tmp_path: Path):
     for kind, settings in KINDS.items():
         how = settings | dict(max_steps=1, save_strategy="steps", save_steps=1, optim="adamw_torch")
         pair(learn, tmp_path / kind, rows(*LENGTHS), 2, **how)
@@ -425,7 +425,7 @@ def test_all_processes_end_with_the_best_model(pair: Pair, tmp_path: Path, kind:
     assert any(not torch.equal(value, last[name]) for name, value in ours.items())
 
 
-def test_a_sharded_checkpoint_is_not_resumed_whole(pair: Pair, tmp_path: Path):
+def test_a_sharded_checkpoint_is_not_resumed_unsharded(pair: Pair, tmp_path: Path):
     how = dict(max_steps=2, save_strategy="steps", save_steps=2)
     pair(learn, tmp_path / "run", rows(*LENGTHS), 2, **how, **FSDP2)
     stopped = str(tmp_path / "run" / "checkpoint-2")

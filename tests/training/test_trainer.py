@@ -108,7 +108,7 @@ OPTIMIZERS = {
 
 
 def mostly_in_a_third_of_the_texts(labels: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
-    """Stands for a random draw: it depends on the text, not on the batch, and takes one position of most texts."""
+    """Replaces random positions by ones that depend on the text, not on the batch: one in most texts."""
     wanted = (labels[:, :1] % 3 == 0) & (labels % 4 > 0)
     wanted[:, 0] = True
     return wanted
@@ -138,8 +138,8 @@ def test_a_step_does_not_depend_on_how_its_rows_are_split(
 
 
 @pytest.mark.parametrize("policy_weight", [0.0, 1e6])
-def test_means_of_each_batch_alone_would_show(tmp_path, monkeypatch, policy_weight):
-    """The comparison above has teeth: the usual mean of means is far outside its tolerances."""
+def test_means_of_each_batch_alone_would_be_noticed(tmp_path, monkeypatch, policy_weight):
+    """The usual mean of means is far outside the tolerances of the test above."""
     texts, model = with_thoughts(rows(*LENGTHS)), model_of(policy_weight=policy_weight)
     how = SPLITS["1 x 8"] | OPTIMIZERS["sgd"]["settings"] | {"max_steps": 1}
     right = trained(tmp_path, texts, copy.deepcopy(model), **how)
@@ -170,7 +170,7 @@ def test_the_loss_of_a_line_is_its_nll_and_weighted_policy_loss(tmp_path):
 
 
 class Spy(TrainerCallback):
-    """Notes what forward is given and gives in training."""
+    """Notes the inputs and outputs of forward in training."""
 
     def __init__(self, model: QuietStarForCausalLM) -> None:
         self.calls: list[tuple[dict[str, Any], Any]] = []
@@ -204,7 +204,7 @@ def test_think_fraction_thinks_at_other_positions_in_each_step_and_at_the_same_o
     assert not torch.equal(first[1], first[2])
 
 
-def test_batches_of_one_step_draw_different_positions(tmp_path):
+def test_batches_of_one_step_think_at_different_positions(tmp_path):
     model = model_of()
     spy = Spy(model)
     same = rows(21) * 4
@@ -243,7 +243,7 @@ FIGURES = [
 ]
 
 
-def test_what_is_logged_and_when(tmp_path):
+def test_figures_are_logged_at_their_steps(tmp_path):
     run = trained(tmp_path, rows(*LENGTHS), eval_dataset=rows(9, 4, seed=5), max_steps=5, eval_steps=2, logging_steps=2)
     evaluated = [line for line in run.state.log_history if "eval_loss" in line]
     assert [line["step"] for line in evaluated] == [0, 2, 4, 5]
@@ -260,7 +260,7 @@ def test_what_is_logged_and_when(tmp_path):
         assert 0 <= line["thought_helped"] <= 1
 
 
-def test_held_out_figures_stand_beside_those_before_training(tmp_path):
+def test_held_out_figures_are_compared_with_those_before_training(tmp_path):
     held_out = rows(9, 4, 7, seed=5)
     model = model_of()
     with torch.no_grad():
@@ -288,12 +288,12 @@ def test_an_evaluation_outside_training_compares_with_nothing(tmp_path):
 
 
 def warnings_of(caplog) -> list[str]:
-    """What health checks have said, in order."""
+    """Warnings of the health checks, in order."""
     return [record.message for record in caplog.records if record.name == "quietstar.training.callbacks"]
 
 
-def test_a_ruined_run_is_told_so_once_and_can_be_stopped_there(tmp_path, caplog):
-    """A learning rate that destroys the model: held-out text gets worse, and the best checkpoint is what is left."""
+def test_an_unhealthy_run_is_warned_of_once_and_can_be_stopped(tmp_path, caplog):
+    """The learning rate destroys the model: held-out text gets worse, and the best checkpoint is loaded."""
     how = dict(eval_dataset=rows(*LENGTHS, seed=5), max_steps=6, eval_steps=1, learning_rate=0.3)
     whole = trained(tmp_path / "whole", rows(*LENGTHS), model_of(policy_weight=0.0), **how)
     told = warnings_of(caplog)
@@ -309,7 +309,7 @@ def test_a_ruined_run_is_told_so_once_and_can_be_stopped_there(tmp_path, caplog)
     assert stopped.state.best_model_checkpoint == str(tmp_path / "stopped" / f"checkpoint-{best}")
 
 
-def test_a_resumed_run_remembers_what_was_before_training_and_what_was_said(tmp_path, caplog):
+def test_a_resumed_run_remembers_figures_before_training_and_warnings(tmp_path, caplog):
     how = dict(eval_dataset=rows(*LENGTHS, seed=5), eval_steps=1, learning_rate=0.3)
     saving = how | dict(save_strategy="steps", save_steps=1)
     whole = trained(tmp_path / "whole", rows(*LENGTHS), max_steps=5, **how)
@@ -326,7 +326,7 @@ def test_a_resumed_run_remembers_what_was_before_training_and_what_was_said(tmp_
     assert warnings_of(caplog) == told
 
 
-def test_heads_may_learn_at_a_rate_of_their_own(tmp_path):
+def test_heads_may_have_their_own_learning_rate(tmp_path):
     before = dict(model_of().named_parameters())
     moved = parameters_of(trained(tmp_path, rows(*LENGTHS), learning_rate=1e-6, head_learning_rate=1e-2, max_steps=1))
     for name, parameter in moved.items():
@@ -353,7 +353,7 @@ def test_gradients_of_heads_are_clipped_apart(tmp_path, apart):
 
 
 @pytest.mark.parametrize("frozen", ["base_lm", "mixing_head|thought_embeddings"])
-def test_nothing_is_clipped_apart_where_nothing_else_learns(tmp_path, frozen, monkeypatch):
+def test_gradients_are_clipped_together_if_only_heads_learn(tmp_path, frozen, monkeypatch):
     """A norm of no gradients would lie on the CPU, beside one on a GPU."""
     made = QuietStarTrainer(model_of(), arguments(tmp_path), train_dataset=rows(5))
     for name, parameter in made.model.named_parameters():
@@ -372,7 +372,7 @@ def test_nothing_is_clipped_apart_where_nothing_else_learns(tmp_path, frozen, mo
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, 1e-3), (1e-3, None), (1e-3, 1e-2)])
-def test_a_run_may_go_on_with_another_rate_of_its_heads(tmp_path, before, after):
+def test_a_run_may_resume_with_another_learning_rate_of_its_heads(tmp_path, before, after):
     """Moments stay with their parameters, whatever groups the optimizer has."""
     how = dict(save_strategy="steps", save_steps=1)
     first = trained(tmp_path, rows(*LENGTHS), max_steps=1, head_learning_rate=before, **how)
@@ -434,7 +434,7 @@ def test_evaluation_is_the_same_in_any_batches_and_means_over_all_labels(tmp_pat
     assert figures[2]["eval_loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_training_goes_on_in_training_mode_after_an_evaluation(tmp_path):
+def test_the_model_is_in_training_mode_after_an_evaluation(tmp_path):
     model = model_of()
     spy = Spy(model)
     run = trained(tmp_path, rows(*LENGTHS), model, eval_dataset=rows(9, 4, seed=5), eval_steps=1, max_steps=3)
@@ -442,7 +442,7 @@ def test_training_goes_on_in_training_mode_after_an_evaluation(tmp_path):
     assert len(losses_of(run, "eval_loss")) == 4
 
 
-def test_an_evaluation_repeats_whatever_was_drawn_before(tmp_path):
+def test_an_evaluation_repeats_whatever_the_random_state(tmp_path):
     made = QuietStarTrainer(model_of(), arguments(tmp_path), eval_dataset=rows(*LENGTHS))
     first = made.evaluate()
     torch.rand(5)
@@ -450,8 +450,8 @@ def test_an_evaluation_repeats_whatever_was_drawn_before(tmp_path):
     assert {name: first[f"eval_{name}"] for name in FIGURES} == {name: second[f"eval_{name}"] for name in FIGURES}
 
 
-def test_how_often_is_evaluated_does_not_change_what_is_learned(tmp_path):
-    """Thoughts that are sampled and dropout included."""
+def test_the_number_of_evaluations_does_not_change_what_is_learned(tmp_path):
+    """This includes sampled thoughts and dropout."""
     model = model_of(base=dict(attention_dropout=0.5))
     held_out = dict(eval_dataset=rows(9, 4, seed=5), eval_steps=1)
     often = trained(tmp_path, rows(*LENGTHS), copy.deepcopy(model), max_steps=3, **held_out)
@@ -521,7 +521,7 @@ def test_bad_steps_in_a_row_stop_the_run(tmp_path, broken):
     assert not list(tmp_path.glob("checkpoint-*"))  # what gives such steps may be the weights
 
 
-def test_a_gradient_that_is_not_finite_is_skipped_where_the_loss_is_finite(tmp_path):
+def test_a_step_is_skipped_if_only_its_gradient_is_not_finite(tmp_path):
     model = model_of()
     weight = model.mixing_head.layers[4].weight
     calls = []
@@ -552,7 +552,7 @@ def test_a_checkpoint_that_is_due_at_a_bad_step_waits_for_a_good_one(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
 
 
-def test_spikes_are_skipped_where_asked_for(tmp_path):
+def test_spikes_are_skipped_if_asked_for(tmp_path):
     def run(name: str, **how: Any) -> QuietStarTrainer:
         model = model_of()
         forward, calls = model.forward, []
@@ -579,7 +579,7 @@ def test_spikes_are_skipped_where_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_neox", "gemma3_text"])
-def test_a_run_goes_on_where_weights_are_published_under_other_names(tmp_path, family):
+def test_a_run_resumes_if_weights_are_published_under_other_names(tmp_path, family):
     """Experts one by one, another name of the head: a checkpoint has the names of the model, and is one to load."""
     how = dict(save_strategy="steps", save_steps=2, save_total_limit=9, max_steps=4)
 
@@ -655,7 +655,7 @@ def test_bfloat16_is_near_float32(tmp_path):
 # ---------------------------------------------------------------------- which model
 
 
-def test_a_model_may_be_a_name_a_folder_of_ours_or_a_base_model(tmp_path):
+def test_a_model_may_be_a_name_a_folder_or_a_base_model(tmp_path):
     base, ours = tiny_folder(tmp_path / "base"), tmp_path / "ours"
     made = QuietStarTrainer(str(base), arguments(tmp_path / "run", n_ahead=5, n_passes=3))
     assert (made.model.config.n_ahead, made.model.config.n_passes) == (5, 3)
@@ -683,12 +683,12 @@ def test_a_model_is_taken_as_it_is_and_one_given_by_name_trains_in_float32(tmp_p
     assert caplog.text.count("the weights that train are bfloat16") == 1
 
 
-def test_where_thoughts_began_cannot_be_changed_later(tmp_path):
+def test_the_initial_thought_cannot_be_changed_later(tmp_path):
     with pytest.raises(SettingsError, match=r"initial_thought_text is 'hm', .* '---'"):
         QuietStarTrainer(model_of(), arguments(tmp_path, initial_thought_text="hm"))
 
 
-def test_impossible_settings_of_the_method_are_refused_for_a_model_that_is_there(tmp_path):
+def test_impossible_settings_of_the_method_are_refused_for_a_loaded_model(tmp_path):
     for name in ("n_ahead", "n_ahead_talk", "n_passes"):
         with pytest.raises(SettingsError, match=f"^{name} is 0"):
             QuietStarTrainer(model_of(), arguments(tmp_path, **{name: 0}))

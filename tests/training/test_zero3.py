@@ -51,7 +51,7 @@ def test_two_processes_learn_what_one_learns(pair: Pair, tmp_path: Path, case: s
             torch.testing.assert_close(ours["parameters"][name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 
-def test_a_run_goes_on_bit_by_bit(pair: Pair, tmp_path: Path):
+def test_a_run_resumes_bit_by_bit(pair: Pair, tmp_path: Path):
     how = dict(optim="adamw_torch", logging_steps=3, save_strategy="steps", save_steps=4, save_total_limit=9)
     texts = rows(*LENGTHS, *LENGTHS)
     straight = pair(learn_under_zero3, tmp_path / "straight", texts, 2, max_steps=7, **how)

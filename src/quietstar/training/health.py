@@ -42,7 +42,7 @@ class HealthChecks(Part):
         """Return the warnings of this step; each check warns once in a run.
 
         Args:
-            step: of the line.
+            step: at which the line was logged.
             figures: of training, or of held-out text under `eval_` names.
             warmup_steps: over which the learning rate rises; the mixing head may stay closed that long.
         """
@@ -62,7 +62,7 @@ class HealthChecks(Part):
         return [f"step {step}: {words}" for words in new.values()]
 
     def drift(self, figures: dict[str, float]) -> str | None:
-        """The base pass predicts held-out text worse than before training, by more than its 95 % interval."""
+        """Return a warning if the base pass predicts held-out text worse than before, in all of the interval."""
         low = figures.get("eval_drift_low")
         if low is None or low <= 0:  # NaN compares false, and is worse, too
             return None
@@ -77,7 +77,7 @@ class HealthChecks(Part):
         )
 
     def collapse(self, figures: dict[str, float]) -> str | None:
-        """Thoughts are all alike, or their tokens are certain although the thoughts do not help."""
+        """Return a warning if thoughts are all alike, or their tokens are certain although the thoughts do not help."""
         distinct, entropy = figures.get("distinct_thoughts"), figures.get("thought_entropy")
         if distinct is None or entropy is None or self.first_entropy is None or self.first_distinct is None:
             return None
@@ -93,7 +93,7 @@ class HealthChecks(Part):
         )
 
     def drowning(self, figures: dict[str, float]) -> str | None:
-        """The policy term sets the direction of a step almost alone."""
+        """Return a warning if the policy term sets the direction of a step almost alone."""
         share = figures.get("policy_share")
         if share is None or not share > HIGHEST_POLICY_SHARE:  # NaN says nothing
             return None
@@ -104,7 +104,7 @@ class HealthChecks(Part):
         )
 
     def shut_head(self, figures: dict[str, float]) -> str | None:
-        """The mixing head has stayed near zero, where it began, so that thoughts count for nothing."""
+        """Return a warning if the mixing head has stayed near zero, where it began: thoughts then have no effect."""
         weight = figures.get("mixing_weight_rms")
         if weight is None or not weight < LOWEST_MIXING_WEIGHT:
             return None
@@ -114,7 +114,7 @@ class HealthChecks(Part):
         )
 
     def no_rewards(self, figures: dict[str, float]) -> str | None:
-        """Every thought has the reward 0."""
+        """Return a warning if every thought has the reward 0."""
         if "policy_loss" not in figures or figures["reward_std"] > 0 or figures["reward_mean"] != 0:
             return None
         said = "all rewards are 0: no thought changes any prediction, and the policy loss has nothing to reinforce. "

@@ -1,4 +1,4 @@
-"""The optimizer: the small new parts of a model may learn at their own rate, and are clipped by themselves."""
+"""The optimizer: mixing head and thought embeddings may have their own learning rate, and are clipped separately."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from quietstar.model import QuietStarForCausalLM
 
 
-def parts_made_new(model: QuietStarForCausalLM) -> list[nn.Parameter]:
+def head_parameters(model: QuietStarForCausalLM) -> list[nn.Parameter]:
     """Return the parameters of the mixing head and of the thought embeddings."""
     return [*model.mixing_head.parameters(), *model.thought_embeddings.parameters()]
 
@@ -39,23 +39,23 @@ def give_own_rate(
 
 def clip_apart(
     model: nn.Module,
-    new: Iterable[nn.Parameter],
+    heads: Iterable[nn.Parameter],
     clip: Callable[[list[nn.Parameter], float], Tensor],
     max_norm: float,
 ) -> Tensor | None:
-    """Clip the gradients of the parts made new apart from all others, and return the norm [] of all before.
+    """Return the norm [] of all gradients, after clipping those of some parameters separately from all others.
 
-    Without gradients in both there is nothing to clip apart, and None is returned.
+    If only one of the two groups has gradients, nothing is clipped, and None is returned.
 
     Args:
-        model: of all parameters.
-        new: parameters of the parts made new.
+        model: has all parameters.
+        heads: the parameters to clip separately, see `head_parameters`.
         clip: clips the gradients of parameters to a norm, and returns their norm [] before.
         max_norm: of each of the two groups.
     """
-    made_new = {id(parameter) for parameter in new}
+    in_heads = {id(parameter) for parameter in heads}
     learning = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    groups = [[each for each in learning if (id(each) in made_new) == is_new] for is_new in (False, True)]
+    groups = [[each for each in learning if (id(each) in in_heads) == of_heads] for of_heads in (False, True)]
     if not all(groups):  # The norm of no gradients would lie on the CPU, wherever the model is.
         return None
     norms = [clip(group, max_norm) for group in groups]
@@ -64,7 +64,7 @@ def clip_apart(
 
 @contextmanager
 def settings_kept(optimizer: Any, scheduler: Any, keeps: bool) -> Iterator[None]:
-    """Keep the settings of an optimizer, such as its learning rate, while a saved state is loaded into it, or not."""
+    """Keep an optimizer's settings, such as its learning rate, while a saved state is loaded into it, if `keeps`."""
     if not keeps:
         yield
         return

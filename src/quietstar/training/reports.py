@@ -31,9 +31,9 @@ class WriteReports(TrainerCallback):
         """of the latest report"""
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Think greedily on the same rows each time, and write the thoughts.
+        """Write a report of greedy thoughts on the same rows each time.
 
-        Several held-out texts are evaluated one by one, but a step has one report.
+        Several held-out texts are evaluated one by one, but a step has only one report.
         """
         model = kwargs.get("model")
         if state.global_step == self.step or not isinstance(model, QuietStarForCausalLM):

@@ -14,7 +14,7 @@ from quietstar.runs.processes import Processes
 
 
 def labels_of(inputs: dict[str, Tensor], n_ahead_talk: int) -> Labels:
-    """Return which predictions of a batch have a label, at the columns think_at, or everywhere without it."""
+    """Return which predictions of a batch have a label; its columns are think_at, or all positions without it."""
     labels = inputs["labels"]
     think_at = inputs.get("think_at")
     is_column = torch.ones_like(labels, dtype=torch.bool) if think_at is None else think_at.bool()
@@ -127,12 +127,12 @@ class Tally:
 
     @property
     def n_tokens(self) -> int:
-        """Return the tokens of text on this rank."""
+        """Tokens of text on this rank."""
         return int(self.sums["tokens"]) if self.sums else 0
 
 
 def _of_thoughts(output: QuietStarOutput, labels: Labels) -> dict[str, Tensor]:
-    """Return sums over the thoughts of K tokens before which something is to be predicted: how many differ, entropy."""
+    """Return sums over the thoughts whose next tokens have labels: how many thoughts differ, and their entropy."""
     where = labels.talk.any(-1)[:, None].expand(output.thoughts.shape[:3])  # [B, P, S]
     thoughts = output.thoughts[where]
     n, K = thoughts.shape

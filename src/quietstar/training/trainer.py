@@ -195,15 +195,15 @@ class QuietStarTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return transformers' optimizer; mixing head and thought embeddings learn at head_learning_rate, if given."""
         if self.optimizer is None:
-            made_new = optimizer.parts_made_new(self.accelerator.unwrap_model(model or self.model))
-            optimizer.give_own_rate(super().create_optimizer(model), made_new, self.args.head_learning_rate)
+            heads = optimizer.head_parameters(self.accelerator.unwrap_model(model or self.model))
+            optimizer.give_own_rate(super().create_optimizer(model), heads, self.args.head_learning_rate)
         return self.optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         # DeepSpeed clips by itself, and fp16's loss scale can be divided out only once: both clip all gradients as one.
         is_apart = self.args.clip_heads_apart and not self.is_deepspeed_enabled and not self.args.fp16
-        new = optimizer.parts_made_new(self.accelerator.unwrap_model(model)) if is_apart else []
-        norm = optimizer.clip_apart(model, new, self.accelerator.clip_grad_norm_, self.args.max_grad_norm)
+        heads = optimizer.head_parameters(self.accelerator.unwrap_model(model)) if is_apart else []
+        norm = optimizer.clip_apart(model, heads, self.accelerator.clip_grad_norm_, self.args.max_grad_norm)
         return super()._clip_grad_norm(model) if norm is None else norm
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Model and optimizer in a checkpoint: whole, or in the shards of the processes that share them.
+"""Saving and loading of model and optimizer in a checkpoint: whole, or in one shard for each process.
 
 Shards are written as safetensors by torch's distributed checkpoints, whose other format, pickle, could run code.
 """
@@ -32,7 +32,7 @@ FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def refuse_recomputing(plugin: Any) -> None:
-    """Raise SettingsError if FSDP is to checkpoint layers, whose caches it does not know of."""
+    """Raise SettingsError if FSDP is to recompute layers, which would write to their caches twice."""
     if plugin.activation_checkpointing:
         raise SettingsError(
             "fsdp_activation_checkpointing is on, and would run layers a second time over caches that they have "

@@ -15,7 +15,7 @@ BESIDE_DATA = ("", ".md")
 
 
 def is_local(name: str) -> bool:
-    """Whether a `dataset` names local files, not a dataset on the hub."""
+    """Return whether a `dataset` names local files, not a dataset on the hub."""
     return (
         os.path.exists(os.path.expanduser(name))
         or any(wildcard in name for wildcard in "*?[")
@@ -25,13 +25,10 @@ def is_local(name: str) -> bool:
 
 
 def find_files(name: str) -> tuple[str, list[str]]:
-    """Find the files that a local `dataset` names.
+    """Return the loader of a local `dataset`, a value of LOADERS, and the sorted paths of its files.
 
     Args:
         name: a file, a folder (searched recursively, without hidden files) or a glob (`**` for any depth).
-
-    Returns:
-        Their loader, a value of LOADERS, and their sorted paths.
 
     Raises:
         DataError: the path does not exist, or its files do not all have one supported extension.

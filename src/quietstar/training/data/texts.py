@@ -68,7 +68,7 @@ def load_texts(args: DataArguments, seed: int) -> tuple[Dataset | TextFiles, Dat
 
 
 def is_stream(texts: Any) -> bool:
-    """Whether `texts` is a stream, which has no length."""
+    """Return whether `texts` is a stream, which has no length."""
     return not hasattr(texts, "__len__")
 
 
