@@ -12,6 +12,7 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
+from quietstar.base.loading import evaluating
 from quietstar.errors import SettingsError
 from quietstar.model import QuietStarForCausalLM
 from quietstar.training.arguments import QuietStarTrainingArguments
@@ -181,12 +182,8 @@ class ShowThoughts(TrainerCallback):
         batch = self.collator([next(iter(first_of(self.dataset)))])
         if len(batch["input_ids"][0]) < 2 or model.config.n_thought_tokens == 0:
             return
-        was_training = model.training
-        model.eval()
-        try:
+        with evaluating(model):
             table = thought_table(model, tokenizer, batch["input_ids"][:1].to(model.device), self.n_shown)
-        finally:
-            model.train(was_training)
         if state.is_world_process_zero:  # If weights are sharded, all processes must take part.
             Console(stderr=True).print(table)
 

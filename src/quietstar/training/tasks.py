@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.base.loading import evaluating
 from quietstar.evaluation.direct import alphabet_of, encode, score_items
 from quietstar.evaluation.scoring import Continuation, Speaker
 from quietstar.evaluation.tasks import find_task, load_items, parse_data
@@ -40,9 +41,7 @@ class TaskFigures:
             processes: share the items; all of them get all figures.
         """
         figures: dict[str, float] = {}
-        was_training = model.training
-        model.eval()
-        try:
+        with evaluating(model):
             for name, sequences in self.sequences.items():
                 found = score_items(Speaker(model, self.policy, processes=processes), sequences, self.batch_size)
                 figures |= {
@@ -51,6 +50,4 @@ class TaskFigures:
                     f"{name}_runtime": round(found.seconds, 4),
                     f"{name}_samples_per_second": round(len(sequences) / found.seconds, 3),
                 }
-        finally:
-            model.train(was_training)
         return figures
