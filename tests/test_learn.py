@@ -30,16 +30,16 @@ def test_labels_look_ahead_over_holes_and_past_the_end() -> None:
     assert labels.ahead.tolist() == [[[6, -100], [-100, 7], [7, -100], [-100, -100]]]
     assert labels.base.tolist() == [[True, False, True, False]]
     assert labels.talk.tolist() == [[[True, False], [False, True], [True, False], [False, False]]]
-    assert not labels.policy.any()
+    assert not labels.complete.any()
     counts = labels.count()
-    assert (int(counts.base), counts.talk.tolist(), int(counts.policy)) == (2, [2, 1], 0)
+    assert (int(counts.base), counts.talk.tolist(), int(counts.complete)) == (2, [2, 1], 0)
 
 
 def test_only_columns_have_labels_after_a_thought() -> None:
     row = torch.tensor([[5, 6, 7, 8]])
     labels = look_ahead(row, torch.tensor([[False, True, False, False]]), 2)
     assert labels.talk.sum((0, 1)).tolist() == [1, 1]
-    assert labels.policy.tolist() == [[False, True, False, False]]
+    assert labels.complete.tolist() == [[False, True, False, False]]
     assert labels.base.tolist() == [[True, True, True, False]], "the base pass predicts everywhere"
 
 
@@ -80,7 +80,7 @@ def nll_of(base_nll: Tensor, talk_nll: Tensor, labels: Labels, counts: learn.Cou
 
 
 def policy_of(advantage: Tensor, logprob: Tensor, labels: Labels, counts: learn.Counts) -> Tensor:
-    return learn.policy_loss(logprob, learn.token_weights(advantage, labels, counts, logprob.shape[-1]))
+    return learn.policy_loss(logprob, learn.thought_weights(advantage, labels, counts, logprob.shape[-1]))
 
 
 def mean(values: list[float]) -> float:
@@ -134,7 +134,7 @@ def test_losses_of_parts_add_up_to_the_whole(
     parts = [slice(0, cut), slice(cut, len(row))]
     labels = [look_ahead(row[part], is_column[part], M) for part in parts]
     counts = labels[0].count() + labels[1].count()
-    for name in ("base", "talk", "policy"):
+    for name in ("base", "talk", "complete"):
         assert torch.equal(getattr(counts, name), getattr(whole.count(), name))
     nll = sum(nll_of(base_nll[part], talk_nll[part], own, counts, 0.5) for part, own in zip(parts, labels, strict=True))
     policy = sum(

@@ -93,7 +93,7 @@ def counted_columns(inputs: dict[str, Tensor]) -> Tensor:
     """[B, P, S] bool: columns with all their labels."""
     everywhere = torch.ones_like(inputs["labels"], dtype=torch.bool)
     labels = Labels.look_ahead(inputs["labels"], everywhere, 2, inputs["attention_mask"])
-    return labels.policy[:, None].expand(-1, 2, -1)
+    return labels.complete[:, None].expand(-1, 2, -1)
 
 
 def test_thoughts_with_one_reward_are_not_reinforced() -> None:

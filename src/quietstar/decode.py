@@ -82,9 +82,9 @@ def decode(
 
         def read(embeds: Tensor, n_branch: int) -> Tensor:
             """Return states [., n, D] of embeddings [., n, D], of which the last is the branches' n_branch-th token."""
-            n, end = embeds.shape[1], Q + n_branch
+            n, stop = embeds.shape[1], Q + n_branch
             with trunk.in_branches() if n_branch else nullcontext():
-                return trunk.base_pass(embeds, mask[:, : S + n_branch], positions[:, end - n : end], fork)
+                return trunk.base_pass(embeds, mask[:, : S + n_branch], positions[:, stop - n : stop], fork)
 
         hidden = read(torch.cat([embeds, opening], dim=1) if start_in_first_pass else embeds, n_early)
         h_base = hidden[:, :Q]

@@ -1,7 +1,7 @@
 """Where every token of every branch sits, its position id, and what it may see. Pure geometry.
 
-Legend: B rows of text, S base tokens in a row, P passes, C columns in all rows together, N of a row at most, L tokens
-of a branch, T some steps of them, Q last base tokens.
+Legend: B rows of text, S base tokens in a row, P thoughts of each position, C columns in all rows together, N of a row
+at most, L tokens of a branch, T some steps of them, Q last base tokens.
 
     base pass     x0   x1   x2   x3  ...
                         |    |
@@ -195,9 +195,9 @@ class ThoughtGrid:
             )
 
     def gather_columns(self, values: Tensor, ahead: int = 0) -> Tensor:
-        """Return [C, ...]: of values [B, Q, ...] of the last Q base tokens, the one `ahead` of each column.
+        """Return [C, ...]: the value `ahead` tokens after each column; past the end of the text, the last one.
 
-        Past the end of the text, the last value.
+        `values` [B, Q, ...] are those of the last Q base tokens.
         """
         n_last = values.shape[1]
         return values[self.rows, (self.columns + ahead - (self.n_base - n_last)).clamp(0, n_last - 1)]

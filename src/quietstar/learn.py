@@ -1,7 +1,7 @@
 """Step 3, learn: losses and rewards from predictions (arXiv 2403.09629, section 4.4). Pure functions.
 
-Legend: B examples, S tokens in a row, P passes, M true tokens after each thought, K sampled tokens of a thought.
-Sums and their denominators count the same entries, those with a label.
+Legend: B examples, S tokens in a row, P thoughts of each position, M true tokens after each thought, K sampled tokens
+of a thought. Sums and their denominators count the same entries, those with a label.
 """
 
 import math
@@ -63,28 +63,31 @@ class Labels:
         return (self.ahead != IGNORED) & self.is_column[..., None]
 
     @property
-    def policy(self) -> Tensor:
+    def complete(self) -> Tensor:
         """[B, S]: columns with all their labels."""
         return self.talk.all(dim=-1)
 
     def count(self) -> "Counts":
         """Return the number of labels of each kind."""
-        return Counts(base=self.base.sum(), talk=self.talk.sum((0, 1)), policy=self.policy.sum())
+        return Counts(base=self.base.sum(), talk=self.talk.sum((0, 1)), complete=self.complete.sum())
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Denominators of the means, each for one pass. Those of several batches or ranks are added."""
+    """Denominators of the means; those of several batches or ranks are added.
+
+    `talk` and `complete` count one thought of each position, whatever P is.
+    """
 
     base: Tensor
     """[]: labels of the base pass."""
     talk: Tensor
     """[M]: labels at each k."""
-    policy: Tensor
+    complete: Tensor
     """[]: columns with all their labels."""
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(base=self.base + other.base, talk=self.talk + other.talk, policy=self.policy + other.policy)
+        return Counts(base=self.base + other.base, talk=self.talk + other.talk, complete=self.complete + other.complete)
 
 
 def reward(base_nll: Tensor, talk_nll: Tensor, labels: Labels) -> Tensor:
@@ -127,8 +130,8 @@ def nll_weights(labels: Labels, counts: Counts, n_passes: int, base_loss_weight:
     return base, talk
 
 
-def token_weights(advantage: Tensor, labels: Labels, counts: Counts, n_tokens: int) -> Tensor:
-    """Return [B, P, S]: weights of the sampled tokens of each thought, which `policy_loss` takes.
+def thought_weights(advantage: Tensor, labels: Labels, counts: Counts, n_tokens: int) -> Tensor:
+    """Return [B, P, S]: the weight of each sampled token of a thought, for `policy_loss`.
 
     REINFORCE: the loss is minus the mean over sampled tokens of advantage x thought_logprob, at columns with all their
     labels.
@@ -140,7 +143,7 @@ def token_weights(advantage: Tensor, labels: Labels, counts: Counts, n_tokens: i
         n_tokens: K, sampled tokens of a thought.
     """
     P = advantage.shape[1]
-    return advantage * labels.policy[:, None] / (P * max(n_tokens, 1) * counts.policy.clamp(min=1))
+    return advantage * labels.complete[:, None] / (P * max(n_tokens, 1) * counts.complete.clamp(min=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +196,8 @@ class PolicyWeight:
 
 
 HIGHEST_BALANCED_WEIGHT = 1e4
-"""Upper bound of a balanced weight: rewards that hardly differ, as while the mixing head begins to open, shall not be
-scaled up to a gradient of full norm."""
+"""Upper bound of a balanced weight: while the mixing head opens, rewards hardly differ, and an unbounded weight would
+scale them up to a gradient of full norm."""
 
 
 def nll_loss(base_nll: Tensor, talk_nll: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
@@ -204,5 +207,5 @@ def nll_loss(base_nll: Tensor, talk_nll: Tensor, weights: tuple[Tensor, Tensor])
 
 
 def policy_loss(thought_logprob: Tensor, weights: Tensor) -> Tensor:
-    """Return the policy loss [] of thought_logprob [B, P, S, K], weighted by `token_weights`; 0 if K is 0."""
+    """Return the policy loss [] of thought_logprob [B, P, S, K], weighted by `thought_weights`; 0 if K is 0."""
     return -(thought_logprob * weights[..., None]).sum()

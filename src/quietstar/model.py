@@ -1,6 +1,6 @@
 """QuietStarForCausalLM: think, talk and learn put together as one Hugging Face model.
 
-Legend: B examples, S tokens in a row, P passes, M true tokens after each thought, K sampled tokens of a thought.
+Legend: B examples, S tokens in a row, P thoughts of each position, M true tokens after each, K tokens of a thought.
 """
 
 import copy
@@ -47,7 +47,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
     base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # num_items_in_batch is ignored: a trainer averages accumulated batches itself
+    accepts_loss_kwargs = False  # a plain Trainer then divides by the accumulated batches; ours overrides it
     _supports_sdpa = True
     _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012  (how transformers declares it)
     _keep_in_fp32_modules_strict = ["mixing_head", "thought_embeddings", "lora_A", "lora_B"]  # noqa: RUF012
@@ -157,7 +157,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         return output
 
     def thinker(self, keeps_hidden_states: bool = False) -> Thinker:
-        """Return the parts that think and talk, for one forward pass; its embedding look-ups share one gradient."""
+        """Return what thinks and talks in one forward pass; all embedding look-ups through it share one gradient."""
         trunk = Trunk(self.base_lm, self.attention)
         trunk.keeps_hidden_states = keeps_hidden_states
         return Thinker(trunk, self.thought_embeddings, self.mixing_head, self.config.n_thought_tokens)
@@ -243,7 +243,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         model.attention = attention_backend(backend, base_lm)
         if tokenizer is not None:
             model.config.n_tokens = n_tokens(base_lm, tokenizer)
-        if not any(parameter.is_meta for parameter in base_lm.parameters()):  # or the first process has the weights
+        if not any(parameter.is_meta for parameter in base_lm.parameters()):  # FSDP: the first process has them
             model.to(base_lm.device)
             first = first_thought_vector(base_lm, model.config.initial_thought_text, tokenizer)
             model.thought_embeddings.begin_as(first)

@@ -1,7 +1,7 @@
 """What training minimises: losses and rewards of a forward pass's predictions, and their gradients.
 
-Legend: B examples, S tokens in a row, P passes, C columns of all rows together, M true tokens after each thought,
-K sampled tokens of a thought.
+Legend: B examples, S tokens in a row, P thoughts of each position, C columns of all rows together, M true tokens after
+each thought, K sampled tokens of a thought.
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ from quietstar.request import Request
 def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Request) -> None:
     """Fill in the losses and rewards of an output (arXiv 2403.09629, section 4.4).
 
-    The policy loss is part of the loss in training alone. Of a `loss_only` request, gradients are computed along with
+    The policy loss is part of the loss in training only. For a `loss_only` request, gradients are computed along with
     the loss; see `QuietStarForCausalLM.forward`.
 
     Args:
@@ -49,8 +49,8 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
 
     output.reward = learn.reward(output.base_nll, output.talk_nll, labels)
     output.advantage = learn.advantage(output.reward)
-    token_weights = learn.token_weights(output.advantage, labels, counts, tokens.shape[-1])  # [B, P, S]
-    sampled_weights = grid.gather_columns(token_weights.transpose(1, 2)).T[..., None].expand_as(tokens)  # [P, C, K]
+    thought_weights = learn.thought_weights(output.advantage, labels, counts, tokens.shape[-1])  # [B, P, S]
+    sampled_weights = grid.gather_columns(thought_weights.transpose(1, 2)).T[..., None].expand_as(tokens)  # [P, C, K]
     is_scored = is_real.any(-1, keepdim=True).expand_as(tokens)
     if loss_only:
         is_scored = is_scored & (sampled_weights > 0)
@@ -63,6 +63,7 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
         request.sampling.suppressed,
     )
 
+    # the policy loss: find the weight of each row, then score the sampled tokens with it
     policy_weight = PolicyWeight.parse(config.policy_weight if request.is_training else 0.0)
     if policy_weight.is_balanced:
         if eager is None:
@@ -74,9 +75,9 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
     sampled = replace(sampled, weights=sampled_weights * row_weights[grid.rows][:, None])
     thought_logprob, sampled_squared = _score(head, sampled, eager)
     output.thought_logprob = grid.scatter_columns(thought_logprob)
-    output.policy_loss = learn.policy_loss(output.thought_logprob, token_weights)
-    weighted_loss = learn.policy_loss(output.thought_logprob, token_weights * row_weights[:, None, None])
-    output.loss = output.nll + weighted_loss
+    output.policy_loss = learn.policy_loss(output.thought_logprob, thought_weights)
+    weighted_policy_loss = learn.policy_loss(output.thought_logprob, thought_weights * row_weights[:, None, None])
+    output.loss = output.nll + weighted_policy_loss
     if eager is not None:
         output.nll_gradient = base_squared.sum() + talk_squared.sum()
         output.policy_gradient = sampled_squared.sum()

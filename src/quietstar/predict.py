@@ -3,8 +3,8 @@
 Thoughts grow in one of two ways: over a grid at any positions, with gradient or without; or at the end of a text, as in
 decoding, where a branch is the text continued (`quietstar.decode`).
 
-Legend: B examples, S tokens in a row, Q of them new ones, P passes, C columns of all rows together, M true tokens after
-each thought, K sampled tokens of a thought, D hidden size, V vocabulary.
+Legend: B examples, S tokens in a row, Q of them new ones, P thoughts of each position, C columns of all rows together,
+M true tokens after each thought, K sampled tokens of a thought, D hidden size, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Predictions:
     """[B, Q, D]: states of the new tokens without thoughts"""
     thoughts: Thoughts
     said: Talk
-    """[P, C, M]: mixing weights, mixed states"""
+    """mixing weights [P, C, M], mixed states [P, C, M, D]"""
     base_logits: Tensor | None = None
     """[B, V] after the last token, if a policy has looked at them; `logits` then has that position only"""
 
@@ -96,12 +96,12 @@ def decide_over(
 
 def where_to_think(thinker: Thinker, request: Request, base: BasePass) -> ThoughtGrid:
     """Return the branches of a request: where a thought counts and the policy agrees."""
-    text, policy, think_at = request.text, request.policy, request.may_think()
+    text, policy, allowed = request.text, request.policy, request.may_think()
     if not policy.is_always:
-        decision = decide_over(thinker, text, think_at, policy, base.h_base, request.sampling.generator)
-        think_at = think_at.index_put(think_at.nonzero(as_tuple=True), decision.think)
+        decision = decide_over(thinker, text, allowed, policy, base.h_base, request.sampling.generator)
+        allowed = allowed.index_put(allowed.nonzero(as_tuple=True), decision.think)
     return ThoughtGrid.grow(
-        pad(think_at, (text.attention_mask.shape[1] - text.n_new, 0)),
+        pad(allowed, (text.attention_mask.shape[1] - text.n_new, 0)),
         text.attention_mask,
         text.position_ids,
         n_passes=request.n_passes,

@@ -35,7 +35,10 @@ REFUSED = {
 
 @dataclass(slots=True, kw_only=True)
 class Request:
-    """Arguments of one forward pass. Legend: B examples, Q new tokens, P passes, M true tokens after each thought."""
+    """Arguments of one forward pass.
+
+    Legend: B examples, Q new tokens, P thoughts of each position, M true tokens after each thought.
+    """
 
     config: QuietStarConfig
     text: Text
@@ -152,6 +155,7 @@ class Request:
     @property
     def is_decoding(self) -> bool:
         """Whether thoughts are wanted after the last token of each row alone, and nothing is learned."""
+        # `generate` keeps the last logit only (logits_to_keep=1), also while it reads a prompt
         only_last = self.text.n_new == 1 or (isinstance(self.kept, slice) and self.kept.start == -1)
         nothing_given = self.labels is None and self.thoughts is None and self.n_passes == self.n_ahead_talk == 1
         return only_last and nothing_given and not torch.is_grad_enabled()

@@ -1,7 +1,7 @@
 """Step 2, talk: predictions after each thought, mixed with what the base model would have said without it.
 
-Legend: B examples, Q last base tokens, P passes, C columns of all rows together, L tokens of a branch, K sampled
-tokens of a thought, M true tokens after each thought, D hidden size.
+Legend: B examples, Q last base tokens, P thoughts of each position, C columns of all rows together, L tokens of a
+branch, K sampled tokens of a thought, M true tokens after each thought, D hidden size.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Step 1, think: write a thought after each chosen position, all positions at once.
 
-Legend: P passes, C columns of all rows together, K sampled tokens of a thought, D hidden size.
+Legend: P thoughts of each position, C columns of all rows together, K sampled tokens of a thought, D hidden size.
 """
 
 from dataclasses import dataclass, replace
@@ -56,12 +56,12 @@ def check_sampling(thought_temperature: float | None, thought_top_p: float | Non
 
 @dataclass(slots=True)
 class Thoughts:
-    """Thoughts, and where their branches can be continued from."""
+    """Thoughts, and the states and cache from which `talk` continues."""
 
     tokens: Tensor
     """[P, C, K]"""
     logprob: Tensor | None = None
-    """[P, C, K]: log-probabilities in what the tokens were sampled from; None where none were sampled"""
+    """[P, C, K]: log-probabilities under the distribution that the tokens were sampled from; None if greedy"""
     hidden: Tensor | None = None
     """[K, P, C, D]: the state that each token was sampled from"""
     cache: BranchCache | None = None
@@ -71,8 +71,8 @@ class Thoughts:
 def think(thinker: Thinker, grid: ThoughtGrid, cache: Cache, sampling: Sampling) -> Thoughts:
     """Write a thought of K tokens at every column, one token of all columns at a time.
 
-    `cache` has the keys and values of the base pass. Where branches are recomputed for their gradient, thoughts are
-    sampled without one, and no states are kept.
+    `cache` has the keys and values of the base pass. Under gradient checkpointing, thoughts are sampled
+    without gradient and keep no states: `talk` recomputes the branches.
     """
     if not thinker.trunk.grows_in_parts:
         return _write(thinker, grid, cache, sampling)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from quietstar.base import vocabulary
 from quietstar.base.logprob import EagerGradients, Scored, masked_logprob, squared_gradient, token_logprob
-from quietstar.base.vocabulary import LMHead, bend
+from quietstar.base.vocabulary import LMHead, scale_and_cap
 from tests.tiny import seeded
 
 
@@ -26,7 +26,7 @@ HEADS = {
 
 def direct_logprob(lm_head: LMHead, hidden: Tensor, tokens: Tensor, temperature: float, ids: Tensor | None) -> Tensor:
     logits = torch.nn.functional.linear(hidden, lm_head.weight, lm_head.bias)
-    logits = bend(logits, lm_head.factor, lm_head.divisor, lm_head.softcap) / temperature
+    logits = scale_and_cap(logits, lm_head.factor, lm_head.divisor, lm_head.softcap) / temperature
     if ids is not None:
         logits = logits.index_fill(-1, ids, -torch.inf)
     return logits.log_softmax(-1)[torch.arange(len(tokens)), tokens]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from quietstar.training.optimizer import give_own_rate, head_parameters
+from quietstar.training.optimizer import added_parameters, give_own_rate
 from tests.tiny import tiny_model
 
 
@@ -28,6 +28,6 @@ def test_moved_parameters_keep_all_but_their_rate() -> None:
 
 def test_what_is_new_in_a_model_is_its_head_and_embeddings() -> None:
     model = tiny_model(n_ahead=4)
-    new = {id(parameter) for parameter in head_parameters(model)}
+    new = {id(parameter) for parameter in added_parameters(model)}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in new}
     assert names == {name for name, _ in model.named_parameters() if not name.startswith("base_lm.")}

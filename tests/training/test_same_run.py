@@ -126,5 +126,5 @@ def test_contents_decide_and_spelling_does_not(inputs, tmp_path, streaming, monk
     marker.write_text(json.dumps(about))
     with pytest.raises(SettingsError, match=r"dataset is 'moved' and was '\./moved/'"):
         train(inputs, folder, **how | {"max_steps": 6, "dataset": "moved"})
-    assert caplog.text.count("compared by their names only") == 1
+    assert caplog.text.count("compared by their names alone") == 1
     train(inputs, folder, **how | {"max_steps": 6, "dataset": "./moved/"})

@@ -183,7 +183,7 @@ def test_processes_make_the_same_passes_whatever_their_rows_look_like(pair: Pair
 def means_of_each_process(batches: list[dict[str, Tensor]], n_ahead_talk: int, processes: Processes) -> Any:
     """What the counts of all processes are if they are not added up."""
     counts = count_labels(batches, n_ahead_talk, ALONE)
-    return type(counts)(base=counts.base * 2, talk=counts.talk * 2, policy=counts.policy * 2)
+    return type(counts)(base=counts.base * 2, talk=counts.talk * 2, complete=counts.complete * 2)
 
 
 def learn_with_means_of_each_process(*args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from quietstar.base.lookup import LookUps
 from quietstar.base.lora import branch_layers, in_branches
 from quietstar.base.rope import Frequencies
 from quietstar.base.sharding import is_plain, is_sharded, whole
-from quietstar.base.vocabulary import LMHead, bend
+from quietstar.base.vocabulary import LMHead, scale_and_cap
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
 
@@ -120,10 +120,10 @@ class Trunk:
             bias = module(torch.zeros(1, config.hidden_size, dtype=self.dtype, device=self.device))[0]
             identity = torch.eye(config.hidden_size, dtype=self.dtype, device=self.device)
             weight = (module(identity) - bias).T
-        return LMHead(weight, bias, **self._bending)
+        return LMHead(weight, bias, **self._logit_scaling)
 
     @property
-    def _bending(self) -> dict[str, Any]:
+    def _logit_scaling(self) -> dict[str, Any]:
         """What the base model does to the output of its LM head."""
         config = self.base_lm.config.get_text_config()
         return {
@@ -134,7 +134,7 @@ class Trunk:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits [..., V] of states [..., D] after the final norm, as the base model itself does."""
-        return bend(self.base_lm.get_output_embeddings()(hidden), **self._bending)
+        return scale_and_cap(self.base_lm.get_output_embeddings()(hidden), **self._logit_scaling)
 
     def read(self, text: Text) -> BasePass:
         """Run the base pass over new tokens; their keys and values are appended to the text's cache."""

@@ -61,7 +61,7 @@ class LMHead:
         return scratch.view(-1, n_states)
 
 
-def bend(logits: Tensor, factor: float, divisor: float, softcap: float | None) -> Tensor:
+def scale_and_cap(logits: Tensor, factor: float, divisor: float, softcap: float | None) -> Tensor:
     """Return the logits [..., V] of an LM head's products with states [..., V], bias included; see LMHead."""
     if factor != 1:
         logits = logits * factor
@@ -108,7 +108,7 @@ class Blocks:
                 out.copy_(self.weight @ hidden.T)
             if head.bias is not None:
                 out += head.bias[:, None]
-            return bend(out, head.factor, head.divisor, head.softcap)
+            return scale_and_cap(out, head.factor, head.divisor, head.softcap)
 
 
 def sample(
@@ -176,10 +176,10 @@ def choose_(
             logits /= temperature
         p = logits.exp_()  # unnormalized
         if top_p < 1:
-            leave_nucleus_(p, top_p)
+            keep_nucleus_(p, top_p)
         sums = _by_block(p, torch.sum)
-        block, left = _pass(sums, uniform * sums.sum(-1, keepdim=True))
-        offset, _ = _pass(_tokens_of(p, block, 0.0).flatten(0, 1), left.reshape(n * m, 1))
+        block, left = _locate(sums, uniform * sums.sum(-1, keepdim=True))
+        offset, _ = _locate(_tokens_of(p, block, 0.0).flatten(0, 1), left.reshape(n * m, 1))
     # NaN logits lead past the last token; the loss will be NaN too
     tokens = (block * BLOCK + offset.view_as(block)).clamp(max=len(logits) - 1).expand(n, m)
     if temperature == 0:
@@ -187,7 +187,7 @@ def choose_(
     return tokens, (p.gather(0, tokens.T).T / sums.sum(-1, keepdim=True)).log()
 
 
-def leave_nucleus_(p: Tensor, top_p: float) -> None:
+def keep_nucleus_(p: Tensor, top_p: float) -> None:
     """Set unnormalized probabilities [V, n] to 0 outside the likeliest tokens that together reach top_p."""
     mass, token = p.sort(dim=0, descending=True)
     before = mass.cumsum(dim=0) - mass
@@ -210,7 +210,7 @@ def _tokens_of(values: Tensor, block: Tensor, beyond: float) -> Tensor:
     return gathered.masked_fill_(tokens >= V, beyond)
 
 
-def _pass(masses: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+def _locate(masses: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
     """Return where the cumulative sum of masses [n, x] passes points [n, m], and their offsets there, both [n, m].
 
     A mass of 0 is never returned: points are kept below the total, whatever rounding does.

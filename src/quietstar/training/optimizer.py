@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from quietstar.model import QuietStarForCausalLM
 
 
-def head_parameters(model: QuietStarForCausalLM) -> list[nn.Parameter]:
+def added_parameters(model: QuietStarForCausalLM) -> list[nn.Parameter]:
     """Return the parameters of the mixing head and of the thought embeddings."""
     return [*model.mixing_head.parameters(), *model.thought_embeddings.parameters()]
 
@@ -49,7 +49,7 @@ def clip_apart(
 
     Args:
         model: has all parameters.
-        heads: the parameters to clip separately, see `head_parameters`.
+        heads: the parameters to clip separately, see `added_parameters`.
         clip: clips the gradients of parameters to a norm, and returns their norm [] before.
         max_norm: of each of the two groups.
     """

@@ -25,9 +25,9 @@ def count_labels(batches: list[dict[str, Tensor]], n_ahead_talk: int, processes:
     """Return how many labels of each kind the batches of a step have, on all processes together."""
     first, *more = (labels_of(batch, n_ahead_talk).count() for batch in batches)
     counts = sum(more, first)
-    flat = torch.cat([counts.base[None], counts.policy[None], counts.talk]).to(processes.device)
+    flat = torch.cat([counts.base[None], counts.complete[None], counts.talk]).to(processes.device)
     flat = processes.gather(flat).sum(0)
-    return Counts(base=flat[0], policy=flat[1], talk=flat[2:])
+    return Counts(base=flat[0], complete=flat[1], talk=flat[2:])
 
 
 class Tally:
@@ -56,9 +56,9 @@ class Tally:
             n_tokens: [] tokens of text in the batch, padding excluded.
         """
         _, P, _, K = output.thought_logprob.shape
-        base, talk, policy = labels.base, labels.talk[:, None], labels.policy[:, None]
-        spoken = -(output.advantage[..., None] * output.thought_logprob * policy[..., None])
-        reward = output.reward * policy
+        base, talk, complete = labels.base, labels.talk[:, None], labels.complete[:, None]
+        reinforced = -(output.advantage[..., None] * output.thought_logprob * complete[..., None])
+        reward = output.reward * complete
         new = {
             "tokens": n_tokens,
             "base_nll": (output.base_nll * base).sum(),
@@ -66,12 +66,12 @@ class Tally:
             "base_nll_at_columns": P * (output.base_nll * labels.talk[..., 0]).sum(),
             "talk_nll": (output.talk_nll * talk).sum((0, 1, 2)),  # [M]
             "talk_count": P * labels.talk.sum((0, 1)),  # [M]
-            "policy_loss": spoken.sum(),
-            "policy_count": P * K * policy.sum(),
+            "policy_loss": reinforced.sum(),
+            "policy_count": P * K * complete.sum(),
             "reward": reward.sum(),
             "reward_squared": reward.square().sum(),
-            "helped": ((output.reward > 0) & policy).sum(),
-            "reward_count": P * policy.sum(),
+            "helped": ((output.reward > 0) & complete).sum(),
+            "reward_count": P * complete.sum(),
             "weight": (output.mixing_weight * talk).sum(),
             "weight_squared": (output.mixing_weight.square() * talk).sum(),
             **_of_thoughts(output, labels),

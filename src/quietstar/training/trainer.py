@@ -4,10 +4,10 @@ Every override stands here, a few lines each, and delegates to parts that know n
 
     get_batch_samples     read its batches, sample where to think, count the labels on all ranks
     training_step         for each batch: StepGuard.run_batch -> compute_loss -> the model's forward, then backward
-    _clip_grad_norm       clip the gradients
-    _get_grad_norm        note their norm before clipping
-    callbacks.RunEvents   keep a bad step from the optimizer (StepGuard, discard_step); decide what is due (Schedule):
-                          a line of figures (log), an evaluation (evaluation_loop), a checkpoint (_save_checkpoint)
+    _clip_grad_norm       clip the gradients; _get_grad_norm notes their norm before clipping
+    callbacks.RunEvents   keep a bad step from the optimizer (StepGuard, discard_step)
+    (transformers)        optimizer.step, the learning rate's step, zero_grad
+    callbacks.RunEvents   decide what is due (Schedule): log, evaluation_loop, _save_checkpoint
 
 Private names of the Trainer are used in this file only, and tests/training/test_seam.py lists them.
 """
@@ -88,8 +88,8 @@ class QuietStarTrainer(Trainer):
         self.settings: dict[str, Any] = {}
         self.folder = Path(str(args.output_dir))
         callbacks.add_callbacks(self)
-        has_copies = self.is_deepspeed_enabled or (self.is_fsdp_enabled and (args.bf16 or args.fp16))  # in float32
-        if self.processes.is_first and not has_copies:
+        has_float32_copies = self.is_deepspeed_enabled or (self.is_fsdp_enabled and (args.bf16 or args.fp16))
+        if self.processes.is_first and not has_float32_copies:
             warn_of_lost_updates(self.model)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -118,8 +118,8 @@ class QuietStarTrainer(Trainer):
 
     def check_resumable(self, checkpoint: Path) -> None:
         """Raise an error if this run cannot resume from a checkpoint; see `resuming.check_resumable`."""
-        changes = self.args.allow_changes
-        resuming.check_resumable(checkpoint, self.folder, self._checkpoint_info(), allow_changes=changes)
+        info = self._checkpoint_info()
+        resuming.check_resumable(checkpoint, self.folder, info, allow_changes=self.args.allow_changes)
 
     def _checkpoint_info(self) -> dict[str, Any]:
         """Return what a checkpoint's marker says of this run."""
@@ -195,15 +195,15 @@ class QuietStarTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return transformers' optimizer; mixing head and thought embeddings learn at head_learning_rate, if given."""
         if self.optimizer is None:
-            heads = optimizer.head_parameters(self.accelerator.unwrap_model(model or self.model))
-            optimizer.give_own_rate(super().create_optimizer(model), heads, self.args.head_learning_rate)
+            added = optimizer.added_parameters(self.accelerator.unwrap_model(model or self.model))
+            optimizer.give_own_rate(super().create_optimizer(model), added, self.args.head_learning_rate)
         return self.optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         # DeepSpeed clips by itself, and fp16's loss scale can be divided out only once: both clip all gradients as one.
         is_apart = self.args.clip_heads_apart and not self.is_deepspeed_enabled and not self.args.fp16
-        heads = optimizer.head_parameters(self.accelerator.unwrap_model(model)) if is_apart else []
-        norm = optimizer.clip_apart(model, heads, self.accelerator.clip_grad_norm_, self.args.max_grad_norm)
+        added = optimizer.added_parameters(self.accelerator.unwrap_model(model)) if is_apart else []
+        norm = optimizer.clip_apart(model, added, self.accelerator.clip_grad_norm_, self.args.max_grad_norm)
         return super()._clip_grad_norm(model) if norm is None else norm
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
