@@ -77,7 +77,7 @@ def test_losses_do_not_depend_on_what_else_is_returned() -> None:
     for name in ("loss", "base_nll", "talk_nll", "reward", "mixing_weight"):
         torch.testing.assert_close(getattr(bare, name), getattr(everything, name), rtol=1e-4, atol=1e-4)
     columns = torch.ones_like(inputs["labels"], dtype=torch.bool)
-    whole = Labels.look_ahead(inputs["labels"], columns, 3, inputs["attention_mask"]).policy
+    whole = Labels.look_ahead(inputs["labels"], columns, 3, inputs["attention_mask"]).complete
     reinforced = (bare.advantage > 0) & whole[:, None]
     of_all, of_some = everything.thought_logprob, bare.thought_logprob
     torch.testing.assert_close(of_some[reinforced], of_all[reinforced], rtol=1e-4, atol=1e-4)
