@@ -2,7 +2,6 @@
 
 import gc
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -26,9 +25,7 @@ class Pair:
         self.processes: list[Any] = []
 
     def _start(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = soak.free_port()
         context = soak.forkserver()
         ends = [context.Pipe() for _ in range(2)]
         self.connections = [ours for ours, _ in ends]

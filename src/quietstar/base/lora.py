@@ -234,7 +234,7 @@ def merge_lora(base_lm: PreTrainedModel) -> None:
     for name, module in adapted:
         module.merge(safe_merge=True, adapter_names=[EVERYWHERE])
         if BRANCH in _adapters(module):
-            module.merged_adapters.clear()  # PEFT shall not unmerge them
+            module.merged_adapters.clear()  # PEFT must not unmerge them
             module._active_adapter = []
             module.delete_adapter(EVERYWHERE)
         else:

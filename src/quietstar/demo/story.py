@@ -23,6 +23,7 @@ from quietstar.inspection.results import write_results
 from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.model import QuietStarForCausalLM
 from quietstar.reporting.interval import Share
+from quietstar.reporting.tables import json_lines
 from quietstar.runs.folders import check_output_folder, claim, versions, write_whole
 
 MEASURE_EVERY = 2
@@ -121,7 +122,7 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
     }
     write_whole(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
     write_whole(folder / "table.md", report.figures_markdown(figures))
-    write_whole(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in diary))
+    write_whole(folder / "log.jsonl", json_lines(diary))
 
     console.print(report.figures_table(figures))
     console.print(report.thoughts_sentence(figures["thoughts_are_ways"]))

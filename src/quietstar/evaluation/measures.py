@@ -1,6 +1,5 @@
 """What an evaluation measures: direct answers, votes and perplexity, each of which adds its figures."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from quietstar.evaluation.scoring import Continuation
 from quietstar.evaluation.session import Evaluation
 from quietstar.evaluation.tasks import Item, Task
 from quietstar.reporting.interval import Estimate, bootstrap, share_of
+from quietstar.reporting.tables import json_lines
+from quietstar.runs.folders import write_whole
 
 
 def encode_task(run: Evaluation, task: Task, items: list[Item]) -> tuple[list[Continuation], str]:
@@ -62,17 +63,12 @@ def direct(
 
 def write_items(path: Path, items: list[Item], scores: DirectScores) -> None:
     """Write a JSON line for each item."""
-    with path.open("w", encoding="utf-8") as file:
-        for item, probability, exact in zip(
-            items, scores.answer_probability.tolist(), scores.exact_match.tolist(), strict=True
-        ):
-            line = {
-                "index": item.index,
-                "item": voting.digest(item),
-                "answer_probability": probability,
-                "exact_match": exact,
-            }
-            file.write(json.dumps(line) + "\n")
+    columns = zip(items, scores.answer_probability.tolist(), scores.exact_match.tolist(), strict=True)
+    lines = (
+        {"index": item.index, "item": voting.digest(item), "answer_probability": probability, "exact_match": exact}
+        for item, probability, exact in columns
+    )
+    write_whole(path, json_lines(lines))
 
 
 def chain_of_thought(run: Evaluation, task: Task, items: list[Item]) -> None:

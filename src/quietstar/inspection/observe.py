@@ -100,9 +100,9 @@ class _Tracing:
         if FILLER in settings.interventions:
             self.filler = filler_token(tokenizer, settings.filler)
             check_ids(model, [self.filler], "filler")
-        self.words = torch.zeros(0, dtype=torch.long)
+        self.random_tokens = torch.zeros(0, dtype=torch.long)
         if RANDOM in settings.interventions:
-            self.words = plain_tokens(tokenizer, model.config.vocab_size, model.config.suppressed)
+            self.random_tokens = plain_tokens(tokenizer, model.config.vocab_size, model.config.suppressed)
         self.generator = torch.Generator(model.device).manual_seed(settings.seed)
         names = schema_of([each.name for each in self.interventions])
         self.recorder = Recorder(tokenizer, names, self.M, settings.top_k)
@@ -199,7 +199,7 @@ class _Tracing:
             return {}
         now = Situation(
             thoughts=thoughts,
-            tokens=self.words,
+            tokens=self.random_tokens,
             filler=self.filler,
             given=self.given,
             generator=torch.Generator().manual_seed(self.settings.seed),

@@ -42,7 +42,7 @@ class Said:
 class Reading:
     """The base pass over a text [S], kept with its keys and values. No gradient; the model does not change.
 
-    The model is in evaluation mode. With `at_once`, only so many tokens are read now, the others by `read_on`.
+    The model is in evaluation mode. With `at_once`, only that many tokens are read now, and the others by `read_on`.
 
     Raises:
         SettingsError: the text is empty, or too long for the model's learned positions.

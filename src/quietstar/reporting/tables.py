@@ -1,6 +1,8 @@
-"""Markdown tables, and numbers that are valid in JSON."""
+"""Markdown tables, JSON lines, and numbers that are valid in JSON."""
 
+import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -13,6 +15,11 @@ def markdown(headings: tuple[str, ...], rows: list[tuple[str, ...]], n_left: int
 def _cell(text: str) -> str:
     """Return the text on one line, with its pipes escaped."""
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def json_lines(records: Iterable[dict[str, Any]]) -> str:
+    """Return each record as JSON on a line of its own."""
+    return "".join(f"{json.dumps(record)}\n" for record in records)
 
 
 def finite(value: Any) -> Any:

@@ -204,11 +204,11 @@ class QuietStarTrainingArguments(TrainingArguments):
     )
     allow_changes: bool = option(False, "resume with other settings than the run had, as another run", RUN)
     max_bad_steps: int = option(
-        5, "stop after so many skipped steps in a row: those whose loss or gradient is not finite", RUN
+        5, "stop after this many skipped steps in a row: those whose loss or gradient is not finite", RUN
     )
     skip_spikes: float = option(
         0.0,
-        "also skip steps whose loss or gradient norm lies so many robust standard deviations above the median of the "
+        "also skip steps whose loss or gradient norm lies this many robust standard deviations above the median of the "
         "latest 128 steps, such as 10; 0 skips none",
         RUN,
     )

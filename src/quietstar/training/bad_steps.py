@@ -8,7 +8,7 @@ from typing import ClassVar
 from quietstar.training.parts import Part
 
 WINDOW = 128
-"""a spike is compared with so many of the latest good steps"""
+"""number of latest good steps that a spike is compared with"""
 FEWEST = 20
 """good steps that are needed before a step can be a spike"""
 NORMAL = 1.4826

@@ -1,7 +1,6 @@
 """Callbacks of a run: its events for the trainer's parts, lines of figures, thoughts and reports at evaluations."""
 
 import contextlib
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers.trainer_utils import SaveStrategy
 from quietstar.base.loading import evaluating
 from quietstar.errors import SettingsError
 from quietstar.model import QuietStarForCausalLM
+from quietstar.reporting.tables import json_lines
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.health import HealthChecks
 from quietstar.training.reports import WriteReports, first_of
@@ -128,20 +128,15 @@ class WatchHealth(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Check a line of figures."""
-        told = self.checks.look(state.global_step, logs or {}, args.get_warmup_steps(state.max_steps))
-        if not told:
+        warnings = self.checks.look(state.global_step, logs or {}, args.get_warmup_steps(state.max_steps))
+        if not warnings:
             return
         if args.stop_when_unhealthy:
-            told.append(f"step {state.global_step} of {state.max_steps}: the run ends here (stop_when_unhealthy)")
+            warnings.append(f"step {state.global_step} of {state.max_steps}: the run ends here (stop_when_unhealthy)")
             control.should_training_stop = control.should_save = True
         if state.is_world_process_zero:
-            for words in told:
-                logger.warning(words)
-
-
-def as_json_lines(history: list[dict[str, float]]) -> str:
-    """Return lines of figures as log.jsonl holds them."""
-    return "".join(f"{json.dumps(line)}\n" for line in history)
+            for warning in warnings:
+                logger.warning(warning)
 
 
 class KeepLog(TrainerCallback):
@@ -164,7 +159,7 @@ class KeepLog(TrainerCallback):
     def _write(self, mode: str, state: Any, history: list[dict[str, float]]) -> None:
         if state.is_world_process_zero:
             with contextlib.suppress(OSError), self.file.open(mode, encoding="utf-8") as file:
-                file.write(as_json_lines(history))
+                file.write(json_lines(history))
 
 
 class ShowThoughts(TrainerCallback):

@@ -1,4 +1,4 @@
-"""Figures of held-out text: each label counted once, beside what the model predicted before training, row by row."""
+"""Figures of held-out text: each label counted once, compared row by row with the model before training."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -111,15 +111,15 @@ class HeldOutFigures(Part):
         self.current.add(output.base_nll, labels.base, self.n_rows)
 
     def figures(self, base_loss_weight: float, *, is_first: bool) -> dict[str, float]:
-        """Return means over all labels of this evaluation, beside those before training; nothing without labels.
+        """Return means over all labels of this evaluation, compared with the model before training; {} without labels.
 
         Args:
             base_loss_weight: share of base_nll in nll.
             is_first: whether this is the evaluation before training.
 
         Returns:
-            Those of `Tally.figures` without policy_loss, since nothing is learned here: the loss is the nll. Those of
-            `HeldOut.compare`, and beside them gain, how much lower talk_nll_0 is than nll_before.
+            The figures of `Tally.figures` without policy_loss, since nothing is learned here: the loss is the nll. The
+            figures of `HeldOut.compare`, and gain: how much lower talk_nll_0 is than nll_before.
         """
         if not self.tally:
             return {}

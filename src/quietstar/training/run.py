@@ -21,11 +21,12 @@ from quietstar.base.trunk import check_reach
 from quietstar.errors import CheckpointError, SettingsError, first_line
 from quietstar.inference.loading import name_of
 from quietstar.model import QuietStarForCausalLM
+from quietstar.reporting.tables import json_lines
 from quietstar.runs.contents import digest_of_model
 from quietstar.runs.folders import alone_in, check_inputs, check_output_folder, claim, is_empty, versions, write_whole
 from quietstar.training import checkpoints
 from quietstar.training.arguments import ModelArguments, QuietStarTrainingArguments
-from quietstar.training.callbacks import KeepLog, as_json_lines
+from quietstar.training.callbacks import KeepLog
 from quietstar.training.data.arguments import DataArguments
 from quietstar.training.data.datasets import build_datasets
 from quietstar.training.data.stream import StreamedTextWindows
@@ -167,7 +168,7 @@ def write_figures(trainer: QuietStarTrainer, figures: dict[str, Any]) -> None:
     figures["n_skipped_texts"] = trainer.parts.place.n_skipped if is_stream else texts.n_skipped
     if trainer.is_world_process_zero():
         write_whole(trainer.folder / "results.json", json.dumps(figures, indent=2) + "\n")
-        write_whole(trainer.folder / "log.jsonl", as_json_lines(trainer.state.log_history))
+        write_whole(trainer.folder / "log.jsonl", json_lines(trainer.state.log_history))
     if is_stream:
         logger.info(_SKIPPED.format(figures["n_skipped_texts"]))
 

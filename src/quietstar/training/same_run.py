@@ -76,13 +76,13 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], checkpoint: str)
     if "weight_digest" in now and not any(name in before for name in CONTENTS):
         _say_names_are_compared(checkpoint)
     changed = [name for name in before if name in now and not _same(name, before[name], now[name])]
-    told = [f"{CONTENTS[name][0]} have changed" for name in known if name in changed]
+    changes = [f"{CONTENTS[name][0]} have changed" for name in known if name in changed]
     implied = {name for digest in known if digest not in changed for name in CONTENTS[digest][1]}
     others = [name for name in changed if name not in implied | CONTENTS.keys()]
-    told += [f"{name} is {now[name]!r} and was {before[name]!r}" for name in others]
-    if told:
+    changes += [f"{name} is {now[name]!r} and was {before[name]!r}" for name in others]
+    if changes:
         raise SettingsError(
-            f"{checkpoint} is of a run with other settings: {', '.join(told)}; give the old ones, or resume "
+            f"{checkpoint} is of a run with other settings: {', '.join(changes)}; give the old ones, or resume "
             "with the new ones by --allow_changes, which makes it another run"
         )
 

@@ -157,16 +157,16 @@ class StepGuard(Part):
 
     def _keep_batches(self, why: str, grad_norm: float | None) -> None:
         rank = self.processes.rank
-        told: dict[str, Any] = {"step": self.step, "rank": rank, "why": why, "grad_norm": grad_norm, "batches": []}
+        record: dict[str, Any] = {"step": self.step, "rank": rank, "why": why, "grad_norm": grad_norm, "batches": []}
         for batch, loss in zip(self.batches, self.losses, strict=False):
             rows = {name: value.tolist() for name, value in batch.items() if isinstance(value, Tensor)}
             if self.tokenizer is not None and "input_ids" in rows:
                 rows["text"] = [self.tokenizer.decode(row) for row in rows["input_ids"]]
-            told["batches"].append({"loss": float(loss), **rows})
+            record["batches"].append({"loss": float(loss), **rows})
         file = self._folder / f"step-{self.step:06}-rank-{rank}.json"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(told) + "\n", encoding="utf-8")
+            file.write_text(json.dumps(record) + "\n", encoding="utf-8")
         except OSError as error:  # The run is worth more than this file.
             logger.warning("%s cannot be written: %s", file, error.strerror)
         if self.processes.is_first:

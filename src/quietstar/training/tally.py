@@ -97,8 +97,8 @@ class Tally:
             reward_std, thought_helped (share of positions with a reward above 0), mixing_weight and its root mean
             square, distinct_thoughts (share of a batch's thoughts that differ from all before them); of sampled
             thoughts thought_entropy (in nats a token, estimated from the tokens drawn); and of a training step
-            policy_share (length of the policy term's gradient at the hidden states, beside the sum of its and the
-            nll's).
+            policy_share (norm of the policy term's gradient at the hidden states, as a share of the sum of this norm
+            and the nll's).
         """
         names = list(self.sums)
         sizes = [self.sums[name].numel() for name in names]

@@ -48,7 +48,7 @@ class QuietStarTrainer(Trainer):
         model: a QuietStarForCausalLM; or a name or folder of one, or of a base model to give thoughts to; or a
             base model itself. Given by name, the weights that train are loaded in float32.
         args: the settings of the method in it are written into the model's config.
-        processing_class: the tokenizer; None loads the one that lies with a model given by name.
+        processing_class: the tokenizer; None loads the one saved with a model given by name.
         data_collator: None pads on the right.
         kwargs: as transformers' Trainer takes them. Datasets give items with `input_ids`; a collator may also
             give `think_at` [B, S] and `thoughts` [B, P, S, K].

@@ -112,7 +112,7 @@ def save_optimizer_shards(model: nn.Module, optimizer: Any, scheduler: Any, chec
     tensors, settings = _apart(get_optimizer_state_dict(model, optimizer.optimizer, options=FLAT))
     _save(tensors, checkpoint / OPTIMIZER)
     if torch.distributed.get_rank() == 0:
-        (checkpoint / SETTINGS).write_text(json.dumps(settings))
+        (checkpoint / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
         torch.save(scheduler.state_dict(), checkpoint / SCHEDULER)
 
 
