@@ -1,10 +1,12 @@
 """Processes that share work: each takes every n-th item, and all of them get all results."""
 
+import gc
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch.distributed
@@ -93,6 +95,19 @@ ALONE = Processes()
 
 
 def part_ways() -> None:
-    """Leave the process group at the end of a command: its threads may outlive the interpreter."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    """Leave the process group at the end of a command, and end its threads.
+
+    Threads that outlive the interpreter may abort the process. They end with the last reference to the group, and
+    modules that were imported after it was formed keep one as a default argument (`group=group.WORLD`, in torch and in
+    DeepSpeed): each gets None, which stands for the same group.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    group = torch.distributed.group.WORLD
+    torch.distributed.destroy_process_group()
+    for function in gc.get_objects():
+        defaults = function.__defaults__ if isinstance(function, FunctionType) else None
+        if defaults and any(value is group for value in defaults):
+            function.__defaults__ = tuple(None if value is group else value for value in defaults)
+    del group
+    gc.collect()
