@@ -59,23 +59,6 @@ def test_parquet_has_the_types_of_the_schema(found: Trace, tmp_path: Path) -> No
     assert str(fields.field("removed_flips").type) == "bool"
 
 
-@pytest.mark.parametrize("format", ["jsonl", "parquet"])
-def test_a_trace_without_the_columns_that_came_later_loads(found: Trace, tmp_path: Path, format: str) -> None:
-    path = found.write(tmp_path / "run", format)
-    if format == "parquet":
-        pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).drop(list(schema.LATER)), path)
-    else:
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-        kept = [{name: value for name, value in of.items() if name not in schema.LATER} for of in records]
-        assert kept != records
-        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    again = Trace.load(path.parent)
-    assert again.columns == found.columns
-    assert list(again.columns) == list(found.columns)
-    assert again.summary == found.summary
-    assert again.html() == found.html()
-
-
 def test_a_written_folder_is_all_that_is_needed(found: Trace, tmp_path: Path) -> None:
     found.write(tmp_path / "new" / "folder")
     again = Trace.load(tmp_path / "new" / "folder")

@@ -39,15 +39,15 @@ def test_the_latest_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         best = best or checkpointer.path_of_best(1, step)
         checkpointer.write(step, write_a_file, {}, best)
-    assert [path.name for path in checkpoints.whole_checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-1"]
+    assert [path.name for path in checkpoints.complete_checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-1"]
     assert checkpointer.path_of_best(1, 3) == str(tmp_path / "checkpoint-1")
     assert checkpointer.path_of_best(2, 3) is None
     checkpointer.delete_old(tmp_path / "checkpoint-3", None)
-    assert [path.name for path in checkpoints.whole_checkpoints(tmp_path)] == ["checkpoint-3"]
+    assert [path.name for path in checkpoints.complete_checkpoints(tmp_path)] == ["checkpoint-3"]
 
 
 @pytest.mark.parametrize(
-    ("number", "told"), [(errno.ENOSPC, "checkpoint-1 is whole: make room"), (errno.EACCES, "is whole: fix that")]
+    ("number", "told"), [(errno.ENOSPC, "checkpoint-1 is complete: make room"), (errno.EACCES, "is complete: fix that")]
 )
 def test_a_failed_write_leaves_nothing(tmp_path: Path, number: int, told: str) -> None:
     def fail(folder: Path) -> None:

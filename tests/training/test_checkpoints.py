@@ -1,4 +1,4 @@
-"""Incomplete checkpoints are recognised, whatever they look like, and the last whole one is never deleted."""
+"""Incomplete checkpoints are recognised, whatever they look like, and the last complete one is never deleted."""
 
 import json
 from pathlib import Path
@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from quietstar.errors import CheckpointError
 from quietstar.training.checkpoints import (
     MARKER,
+    complete_checkpoints,
     keep_latest,
     name_of,
     publish,
     read_marker,
     remove,
     step_of,
-    whole_checkpoints,
 )
 
 
 def made(run: Path, step: int) -> Path:
-    """A whole checkpoint of two files."""
+    """A complete checkpoint of two files."""
     written = run / "temporary"
     (written / "shards").mkdir(parents=True)
     (written / "weights").write_bytes(b"weights")
@@ -35,7 +35,7 @@ def test_a_published_checkpoint_is_whole(tmp_path):
     checkpoint = made(tmp_path, 12)
     assert read_marker(checkpoint)["step"] == 12
     assert read_marker(checkpoint)["files"] == {"weights": 7, "shards/one": 1}
-    assert whole_checkpoints(tmp_path) == [checkpoint]
+    assert complete_checkpoints(tmp_path) == [checkpoint]
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,11 @@ def test_a_published_checkpoint_is_whole(tmp_path):
 def test_a_file_that_is_missing_is_named(tmp_path, lost, told, caplog):
     checkpoint = made(tmp_path, 3)
     (checkpoint / lost).unlink()
-    with pytest.raises(CheckpointError, match=f"checkpoint-3 is not a whole checkpoint: {told}"):
+    with pytest.raises(CheckpointError, match=f"checkpoint-3 is not a complete checkpoint: {told}"):
         read_marker(checkpoint)
-    assert whole_checkpoints(tmp_path) == []
+    assert complete_checkpoints(tmp_path) == []
     assert caplog.text == ""
-    assert whole_checkpoints(tmp_path, report=True) == []
+    assert complete_checkpoints(tmp_path, report=True) == []
     assert f"checkpoint-3 is skipped: {told}" in caplog.text
 
 
@@ -126,7 +126,7 @@ def test_other_folders_are_kept(tmp_path):
     torn=st.sets(st.integers(0, 5)),
     n=st.integers(1, 4),
 )
-def test_the_latest_whole_checkpoints_are_kept(tmp_path_factory, steps, torn, n):
+def test_the_latest_complete_checkpoints_are_kept(tmp_path_factory, steps, torn, n):
     run = tmp_path_factory.mktemp("run")
     for i, step in enumerate(steps):
         checkpoint = made(run, step)
@@ -155,7 +155,7 @@ def test_a_limit_of_none_or_zero_keeps_all(tmp_path):
         made(tmp_path, step)
     keep_latest(tmp_path, None)
     keep_latest(tmp_path, 0)
-    assert len(whole_checkpoints(tmp_path)) == 3
+    assert len(complete_checkpoints(tmp_path)) == 3
 
 
 def test_deleting_begins_with_the_marker(tmp_path, monkeypatch):
@@ -168,4 +168,4 @@ def test_deleting_begins_with_the_marker(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         remove(checkpoint)
     assert (checkpoint / "weights").exists()
-    assert whole_checkpoints(tmp_path) == []
+    assert complete_checkpoints(tmp_path) == []

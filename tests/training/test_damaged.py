@@ -80,7 +80,7 @@ def test_a_damaged_file_is_reported_in_one_line(
     words = "(cannot resume from .*checkpoint-2 .* damaged|checkpoint-2 lacks .* of the model's weights).*move it away"
     refused(lambda: train(inputs, folder, max_steps=4), words, CheckpointError)
     assert not (checkpoint / "witness").exists()
-    assert checkpoints.whole_checkpoints(folder) == [checkpoint]
+    assert checkpoints.complete_checkpoints(folder) == [checkpoint]
     shutil.rmtree(checkpoint)
     train(inputs, folder, max_steps=1, save_steps=1)  # the last one is gone: it begins anew
 

@@ -130,7 +130,7 @@ def test_a_signal_saves_after_the_step_and_the_run_resumes_bit_by_bit(inputs, st
         train(inputs, folder, streaming=streaming)
     patch.undo()
     assert signal.getsignal(number) is before
-    assert [path.name for path in checkpoints.whole_checkpoints(folder)] == ["checkpoint-9", "checkpoint-8"]
+    assert [path.name for path in checkpoints.complete_checkpoints(folder)] == ["checkpoint-9", "checkpoint-8"]
     assert not (folder / "model.safetensors").exists()
     train(inputs, folder, streaming=streaming)
     assert soak.differences(soak.remains(folder), straight[streaming]) == []
@@ -170,7 +170,7 @@ def test_a_stopped_command_has_its_own_exit_code(inputs, tmp_path):
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 75
         assert "stopped by SIGTERM after step" in process.stderr.splitlines()[-1]
-    assert len(checkpoints.whole_checkpoints(folder)) == 1
+    assert len(checkpoints.complete_checkpoints(folder)) == 1
 
 
 @pytest.mark.slow
@@ -225,10 +225,10 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint_usable(
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         full_from(n, patch, owner, name)
-        expected = r"checkpoint-16 cannot be written \(.*No space left .* free there; checkpoint-8 is whole: make room"
+        expected = r"checkpoint-16 cannot be written \(.*No space left .*; checkpoint-8 is complete: make room"
         with pytest.raises(CheckpointError, match=expected):
             train(inputs, folder, save_total_limit=1)
-    assert [path.name for path in checkpoints.whole_checkpoints(folder)] == ["checkpoint-8"]
+    assert [path.name for path in checkpoints.complete_checkpoints(folder)] == ["checkpoint-8"]
     assert not (folder / checkpoints.TEMPORARY).exists()
     train(inputs, folder)
     assert soak.differences(soak.remains(folder), straight[False]) == []
@@ -261,7 +261,7 @@ def test_settings_that_do_not_matter_may_change(inputs, tmp_path):
     folder = tmp_path / "run"
     train(inputs, folder, max_steps=2, save_steps=2)
     train(inputs, folder, max_steps=4, save_steps=1, logging_steps=1, eval_steps=1, save_total_limit=3)
-    assert len(checkpoints.whole_checkpoints(folder)) == 3
+    assert len(checkpoints.complete_checkpoints(folder)) == 3
 
 
 def test_resume_begins_a_run_without_checkpoints(inputs, tmp_path, caplog):
@@ -269,7 +269,7 @@ def test_resume_begins_a_run_without_checkpoints(inputs, tmp_path, caplog):
     (tmp_path / "run" / "model.safetensors").unlink()
     caplog.set_level("INFO", "quietstar")
     train(inputs, tmp_path / "run", max_steps=1)
-    assert "has no whole checkpoint: the run begins" in caplog.text
+    assert "has no complete checkpoint: the run begins" in caplog.text
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
@@ -287,7 +287,7 @@ def test_new_intervals_of_saving_and_logging_are_followed(inputs, tmp_path):
     folder = tmp_path / "run"
     train(inputs, folder, max_steps=4, save_steps=4, logging_steps=4, eval_steps=4)
     train(inputs, folder, max_steps=8, save_steps=1, logging_steps=1, eval_steps=2, save_total_limit=9)
-    assert len(checkpoints.whole_checkpoints(folder)) == 5
+    assert len(checkpoints.complete_checkpoints(folder)) == 5
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log if "loss" in line] == [4, 5, 6, 7, 8]
     assert [line["step"] for line in log if "eval_loss" in line] == [0, 4, 6, 8]
@@ -299,7 +299,7 @@ def test_an_earlier_checkpoint_is_not_resumed_beside_later_ones(inputs, tmp_path
     named = dict(resume=False, resume_from_checkpoint=str(folder / "checkpoint-2"))
     with pytest.raises(SettingsError, match="cannot resume from checkpoint-2 with checkpoint-4 beside it, which"):
         train(inputs, folder, max_steps=8, **named)
-    assert len(checkpoints.whole_checkpoints(folder)) == 2
+    assert len(checkpoints.complete_checkpoints(folder)) == 2
 
 
 def test_a_checkpoint_without_an_optimizer_is_not_resumed(inputs, tmp_path):
@@ -334,7 +334,7 @@ def test_evaluations_of_epochs_and_the_best_model_survive_a_signal(inputs, tmp_p
     settings = SETTINGS | dict(save_total_limit=1) | settings
     train(inputs, tmp_path / "straight", **settings)
     patch = at_batch(2 * step, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with patch.context(), pytest.raises(InterruptedRunError, match=f"checkpoint-{step} is whole"):
+    with patch.context(), pytest.raises(InterruptedRunError, match=f"checkpoint-{step} is complete"):
         train(inputs, tmp_path / "run", **settings)
     patch.undo()
     assert checkpoints.latest(tmp_path / "run") == tmp_path / "run" / f"checkpoint-{step}"  # beside the best one
@@ -354,7 +354,7 @@ def test_the_latest_checkpoint_is_kept_beside_the_best(inputs, tmp_path):
     """transformers would delete it at the end of a run, before the model is saved."""
     folder = tmp_path / "run"
     train(inputs, folder, **SETTINGS | BEST | dict(max_steps=7, save_total_limit=1))
-    assert [path.name for path in checkpoints.whole_checkpoints(folder)] == ["checkpoint-7", "checkpoint-3"]
+    assert [path.name for path in checkpoints.complete_checkpoints(folder)] == ["checkpoint-7", "checkpoint-3"]
 
 
 def test_a_signal_after_the_last_step_does_not_stop_the_final_save(inputs, tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def test_every_part_resumes_from_its_state(tmp_path: Path) -> None:
     """What a checkpoint holds is read without running code."""
     parts, again = parts_of(tmp_path), parts_of(tmp_path)
     states = STATES | {"figures": STATES["figures"] | {"run_seconds": 60.0}}
-    assert parts.keys() == states.keys()
+    assert parts.by_name().keys() == states.keys()
     parts.load_state_dict(states)
     torch.save(parts.state_dict(), tmp_path / "states.pt")
     again.load_state_dict(torch.load(tmp_path / "states.pt", weights_only=True))
@@ -67,7 +67,8 @@ def test_a_step_is_rolled_back_and_the_steps_before_it_are_not(tmp_path: Path) -
 
 
 def test_a_part_may_keep_nothing() -> None:
-    parts = Parts(idle=Part())
+    parts = Parts()
+    parts.idle = Part()  # type: ignore[attr-defined]
     parts.load_state_dict(parts.state_dict())
     parts.rollback(parts.snapshot())
     assert parts.state_dict() == {"idle": {}}

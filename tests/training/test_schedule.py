@@ -53,7 +53,9 @@ def test_a_signal_saves_at_once_and_delays_an_evaluation(is_bad: bool) -> None:
     assert (flags.should_save, flags.should_evaluate, flags.should_training_stop) == (True, False, True)
     assert schedule.state_dict() == {"owes_evaluation": True}
     assert isinstance(schedule.stopped_by, InterruptedRunError)
-    assert str(schedule.stopped_by) == "stopped by SIGTERM after step 7; checkpoint-7 is whole: continue with --resume"
+    assert (
+        str(schedule.stopped_by) == "stopped by SIGTERM after step 7; checkpoint-7 is complete: continue with --resume"
+    )
     end = control(should_log=True, should_evaluate=True, should_save=True)
     schedule.end_epoch(end, is_bad=is_bad, is_complete=False)
     assert (end.should_log, end.should_evaluate, end.should_save) == (False, False, False)

@@ -181,7 +181,7 @@ def refuse_changed(folder: Path, settings: dict[str, Any]) -> None:
                 f"{shown(now['model'])} has now; they do not mix: give that model, another output_dir, or --overwrite"
             )
         changed = []
-    else:  # a model of the hub, or a run of an earlier version
+    else:  # a model of the hub
         changed = [name for name in ("model",) if before.get(name) != now[name]]
     old, new = before.get("settings", {}), now["settings"]
     changed += [name for name in new if name not in FREE and old.get(name) != new[name]]

@@ -97,16 +97,6 @@ def interventions_in(names: list[str]) -> list[str]:
     return [name.removesuffix("_delta") for name in names if name.endswith("_delta")]
 
 
-def with_later_columns(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Return columns from a file in the schema's order, with null columns for those that older traces lack."""
-    n = len(next(iter(columns.values()), []))
-    columns = {name: [None] * n for name in LATER} | columns
-    order = schema_of(interventions_in(list(columns)))
-    return {name: columns[name] for name in order if name in columns} | columns
-
-
-LATER = ("before_logprob",)
-"""columns that the first traces did not have"""
 LARGEST = 1e30
 """numbers beyond this are rejected"""
 _ONE = {"int": int, "float": (int, float), "bool": bool, "text": str}

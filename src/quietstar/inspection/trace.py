@@ -122,7 +122,6 @@ class Trace:
             )
         path = paths[0]
         columns = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
-        columns = schema.with_later_columns(columns)
         schema.check(columns, str(path))
         about = _read_about(folder / MARKER)
         labels = {name: str(about.get("labels", {}).get(name, name)) for name in schema.interventions_in(list(columns))}

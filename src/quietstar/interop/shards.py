@@ -35,7 +35,7 @@ def consolidate(checkpoint: Path, folder: Path) -> None:
         distributed_checkpoint.load(state, storage_reader=reader, no_dist=True)
     except Exception as error:
         raise CheckpointError(
-            f"the shards in {checkpoint / MODEL} cannot be put together ({reason(error)}); give a whole checkpoint"
+            f"the shards in {checkpoint / MODEL} cannot be put together ({reason(error)}); give a complete checkpoint"
         ) from error
     with loading(checkpoint):
         config = QuietStarConfig.from_pretrained(checkpoint)
@@ -49,7 +49,7 @@ def consolidate(checkpoint: Path, folder: Path) -> None:
     expected = without_tied(model, model.state_dict())
     if missing := sorted(expected.keys() - state.keys()):
         raise CheckpointError(
-            f"{checkpoint} lacks {len(missing)} of the model's weights, first {missing[0]}; give a whole one"
+            f"{checkpoint} lacks {len(missing)} of the model's weights, first {missing[0]}; give a complete one"
         )
     if others := sorted(name for name, value in expected.items() if value.shape != state[name].shape):
         raise CheckpointError(

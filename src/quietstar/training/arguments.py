@@ -200,7 +200,7 @@ class QuietStarTrainingArguments(TrainingArguments):
         False, "take three steps on full rows, report their memory and time, save nothing, and stop", RUN
     )
     resume: bool = option(
-        False, "resume from the latest whole checkpoint in output_dir, bit by bit; begin if there is none", RUN
+        False, "resume from the latest complete checkpoint in output_dir, bit by bit; begin if there is none", RUN
     )
     allow_changes: bool = option(False, "resume with other settings than the run had, as another run", RUN)
     max_bad_steps: int = option(

@@ -43,7 +43,7 @@ class Checkpointer:
             The checkpoint; None if it exists already.
 
         Raises:
-            CheckpointError: it cannot be written. Nothing of it is left, and the one before is whole.
+            CheckpointError: it cannot be written. Nothing of it is left, and the one before is complete.
         """
         checkpoint, temporary = self.run / checkpoints.name_of(step), self.run / checkpoints.TEMPORARY
         if self.processes.any(checkpoints.is_whole(checkpoint)):
@@ -92,5 +92,5 @@ class Checkpointer:
         todo = "make room" if is_full else "fix that"
         raise CheckpointError(
             f"{checkpoint} cannot be written ({why}); {left}"
-            + (f"{last.name} is whole: {todo}, and continue with --resume" if last else f"{todo}, and start again")
+            + (f"{last.name} is complete: {todo}, and continue with --resume" if last else f"{todo}, and start again")
         ) from failure

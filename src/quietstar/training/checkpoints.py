@@ -50,7 +50,7 @@ def publish(written: Path, checkpoint: Path, about: dict[str, Any]) -> None:
         OSError: it cannot be written.
     """
     if is_whole(checkpoint):
-        raise FileExistsError(errno.EEXIST, "there is a whole checkpoint of that name", str(checkpoint))
+        raise FileExistsError(errno.EEXIST, "there is a complete checkpoint of that name", str(checkpoint))
     if checkpoint.exists():
         remove(checkpoint)
     sizes = {str(path.relative_to(written)): path.stat().st_size for path in sorted(files_of(written))}
@@ -71,10 +71,10 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def read_marker(checkpoint: Path) -> dict[str, Any]:
-    """Return the marker of a whole checkpoint: what `publish` was told about it.
+    """Return the marker of a complete checkpoint: what `publish` was told about it.
 
     Raises:
-        CheckpointError: it is not whole; the message says why.
+        CheckpointError: it is not complete; the message says why.
     """
     try:
         marker = json.loads((checkpoint / MARKER).read_bytes())
@@ -111,47 +111,47 @@ def is_whole(checkpoint: Path) -> bool:
 
 def _torn(checkpoint: Path, why: str) -> CheckpointError:
     return CheckpointError(
-        f"{checkpoint} is not a whole checkpoint: {why}; give another folder {PREFIX}-N, or --resume for the latest "
-        "whole one"
+        f"{checkpoint} is not a complete checkpoint: {why}; give another folder {PREFIX}-N, or --resume for the latest "
+        "complete one"
     )
 
 
-def whole_checkpoints(run: Path, *, report: bool = False) -> list[Path]:
-    """Return a run's whole checkpoints, latest first; others are skipped, and reported if that is asked for."""
-    whole = []
+def complete_checkpoints(run: Path, *, report: bool = False) -> list[Path]:
+    """Return a run's complete checkpoints, latest first; others are skipped, and reported if that is asked for."""
+    complete = []
     for checkpoint in sorted((path for path in run.glob(f"{PREFIX}-*") if step_of(path) >= 0), key=step_of)[::-1]:
         try:
             read_marker(checkpoint)
-            whole.append(checkpoint)
+            complete.append(checkpoint)
         except CheckpointError as error:
             if report:
                 logger.warning("%s is skipped: %s", checkpoint, str(error).partition(": ")[2].partition(";")[0])
     if report and (run / TEMPORARY).exists():
         logger.warning("%s was never finished, and is skipped", run / TEMPORARY)
-    return whole
+    return complete
 
 
 def latest(run: Path, *, report: bool = False) -> Path | None:
-    """Return a run's latest whole checkpoint, None if there is none; see `whole_checkpoints`."""
-    return next(iter(whole_checkpoints(run, report=report)), None)
+    """Return a run's latest complete checkpoint, None if there is none; see `complete_checkpoints`."""
+    return next(iter(complete_checkpoints(run, report=report)), None)
 
 
 def find(run: Path, named: str | bool) -> Path:
     """Return the checkpoint that is named; for True or an empty name the run's latest one.
 
     Raises:
-        CheckpointError: there is none, or it is not whole.
+        CheckpointError: there is none, or it is not complete.
     """
     if named and named is not True:
         read_marker(Path(named))
         return Path(named)
     if found := latest(run, report=True):
         return found
-    raise CheckpointError(f"output_dir {run} has no whole checkpoint; train from the beginning")
+    raise CheckpointError(f"output_dir {run} has no complete checkpoint; train from the beginning")
 
 
 def keep_latest(run: Path, n: int | None, also: str | None = None) -> None:
-    """Delete all whole checkpoints except the latest n, and incomplete ones that are older than those.
+    """Delete all complete checkpoints except the latest n, and incomplete ones that are older than those.
 
     Args:
         run: the folder of the run.
@@ -160,17 +160,17 @@ def keep_latest(run: Path, n: int | None, also: str | None = None) -> None:
     """
     if n is None or n < 1:
         return
-    whole = whole_checkpoints(run)
-    for checkpoint in whole[n:]:
+    complete = complete_checkpoints(run)
+    for checkpoint in complete[n:]:
         if also is None or checkpoint.resolve() != Path(also).resolve():
             remove(checkpoint)
     for checkpoint in run.glob(f"{PREFIX}-*"):
-        if whole and 0 <= step_of(checkpoint) < step_of(whole[0]) and not (checkpoint / MARKER).exists():
+        if complete and 0 <= step_of(checkpoint) < step_of(complete[0]) and not (checkpoint / MARKER).exists():
             remove(checkpoint)
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint, its marker first, so that a crash leaves none that looks whole; or a link to one."""
+    """Delete a checkpoint, its marker first, so that a crash leaves none that looks complete; or a link to one."""
     if checkpoint.is_symlink():
         checkpoint.unlink()
         return

@@ -32,23 +32,28 @@ class Part:
         """Go back to a `snapshot`."""
 
 
-class Parts(dict[str, Part]):
-    """The parts of a run by name: the methods of a Part, for all of them."""
+class Parts:
+    """A group of parts: the methods of a Part, for every attribute that is one."""
+
+    def by_name(self) -> dict[str, Part]:
+        """Return name of the attribute -> part."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Part)}
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return the states of all parts under their names."""
-        return {name: part.state_dict() for name, part in self.items()}
+        return {name: part.state_dict() for name, part in self.by_name().items()}
 
     def load_state_dict(self, states: dict[str, dict[str, Any]]) -> None:
         """Load the state of each part that has one."""
-        for name, state in states.items():
-            self[name].load_state_dict(state)
+        for name, part in self.by_name().items():
+            if name in states:
+                part.load_state_dict(states[name])
 
     def snapshot(self) -> dict[str, Any]:
         """Return the snapshots of all parts."""
-        return {name: part.snapshot() for name, part in self.items()}
+        return {name: part.snapshot() for name, part in self.by_name().items()}
 
     def rollback(self, snapshots: dict[str, Any]) -> None:
         """Roll all parts back."""
-        for name, snapshot in snapshots.items():
-            self[name].rollback(snapshot)
+        for name, part in self.by_name().items():
+            part.rollback(snapshots[name])

@@ -52,7 +52,7 @@ def check_resumable(checkpoint: Path, run: Path, info: dict[str, Any], *, allow_
     """Raise an error if a run cannot resume from a checkpoint.
 
     Args:
-        checkpoint: a whole one.
+        checkpoint: a complete one.
         run: folder of the run.
         info: what the marker of the run's next checkpoint would say: its settings, see `what_matters`, and how the
             model is sharded.
@@ -75,7 +75,7 @@ def check_resumable(checkpoint: Path, run: Path, info: dict[str, Any], *, allow_
             f"{sharded or 'no sharding'}; launch it as before, or make a model of it with quietstar convert"
         )
     step = checkpoints.step_of(checkpoint)
-    later = [path.name for path in checkpoints.whole_checkpoints(run) if checkpoints.step_of(path) > step]
+    later = [path.name for path in checkpoints.complete_checkpoints(run) if checkpoints.step_of(path) > step]
     if checkpoint.resolve().parent == run.resolve() and later:
         raise SettingsError(
             f"cannot resume from {checkpoint.name} with {', '.join(later)} beside it, which the run would overwrite; "
@@ -131,31 +131,9 @@ def load_states(checkpoint: Path, processes: Processes) -> dict[str, dict[str, A
     if settings.get("world_size") != processes.n or not file.is_file():
         return {}
     with resuming_from(checkpoint):
-        found = torch.load(file, weights_only=True)
-        return found["parts"] if "parts" in found else _of_earlier_version(found, checkpoints.step_of(checkpoint))
+        states: dict[str, dict[str, Any]] = torch.load(file, weights_only=True)["parts"]
+        return states
 
 
 def _file(checkpoint: Path, rank: int) -> Path:
     return checkpoint / f"progress-{rank}.pt"
-
-
-def _of_earlier_version(progress: dict[str, Any], step: int) -> dict[str, dict[str, Any]]:
-    """Return the states of the parts from a checkpoint written before parts had names."""
-    more, bad = progress["more"], progress["bad_steps"]
-    n_bad = bad["count"] - progress["bad_at_log"]
-    return {
-        "figures": {
-            "sums": more["sums"],
-            "loss": progress["tr_loss"],
-            "n_steps": step - progress["logged_at"] - n_bad,
-            "seconds": more["seconds"],
-            "total_loss": progress["total_loss"],
-            "total_steps": progress["logged_at"] - progress["bad_at_log"],
-            "run_seconds": progress["seconds"],
-        },
-        "guard": bad | {"rows_at_once": progress["rows_at_once"]},
-        "held_out": more.get("before", {}),
-        "health": more.get("health", {}),
-        "place": {"places": more["places"], "next_worker": more["next_worker"]},
-        "schedule": {"owes_evaluation": progress["owes_evaluation"]},
-    }

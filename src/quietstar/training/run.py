@@ -114,7 +114,7 @@ def prepare(
     if args.named_checkpoint is not None:
         checkpoint = checkpoints.find(Path(args.output_dir), args.named_checkpoint)
     elif resume and (checkpoint := checkpoints.latest(Path(args.output_dir), report=True)) is None:
-        logger.info("output_dir %s has no whole checkpoint: the run begins", args.output_dir)
+        logger.info("output_dir %s has no complete checkpoint: the run begins", args.output_dir)
 
     tokenizer = load_tokenizer(model_args.model, trust_remote_code=model_args.trust_remote_code)
     if tokenizer is None:

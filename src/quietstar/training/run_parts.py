@@ -19,7 +19,7 @@ from quietstar.training.tasks import TaskFigures
 
 
 class RunParts(Parts):
-    """What a training run keeps; checkpoints hold the parts' states under these names.
+    """What a training run keeps; checkpoints hold the states of its parts under the names of these attributes.
 
     Raises:
         QuietStarError: a part does not take these arguments; items of a task cannot be loaded.
@@ -34,14 +34,6 @@ class RunParts(Parts):
         self.place = StreamPlace(args.dataloader_num_workers)
         self.schedule = Schedule(processes)
         self.health = HealthChecks()
-        super().__init__(
-            figures=self.figures,
-            guard=self.guard,
-            held_out=self.held_out,
-            place=self.place,
-            schedule=self.schedule,
-            health=self.health,
-        )
         self.args, self.processes = args, processes
         self.tasks = TaskFigures(args, tokenizer)
         self._fresh, self._before_step = self.state_dict(), self.snapshot()

@@ -1,7 +1,5 @@
 """Whether a resumed run is the run that was stopped: the settings and contents that decide what it learns."""
 
-import logging
-from functools import lru_cache
 from typing import Any
 
 from quietstar.config import QuietStarConfig
@@ -9,8 +7,6 @@ from quietstar.errors import SettingsError
 from quietstar.training.arguments import METHOD_SETTINGS, QuietStarTrainingArguments
 from quietstar.training.data.stream import StreamedTextWindows
 from quietstar.training.data.windows import TextWindows
-
-logger = logging.getLogger(__name__)
 
 TRAINING = """
 seed data_seed full_determinism per_device_train_batch_size gradient_accumulation_steps auto_find_batch_size
@@ -73,8 +69,6 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], checkpoint: str)
     Texts and weights are compared by their digests, or by their names if a checkpoint has no digests.
     """
     known = [name for name in CONTENTS if before.get(name) is not None and now.get(name) is not None]
-    if "weight_digest" in now and not any(name in before for name in CONTENTS):
-        _say_names_are_compared(checkpoint)
     changed = [name for name in before if name in now and not _same(name, before[name], now[name])]
     changes = [f"{CONTENTS[name][0]} have changed" for name in known if name in changed]
     implied = {name for digest in known if digest not in changed for name in CONTENTS[digest][1]}
@@ -90,11 +84,4 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], checkpoint: str)
 def _same(name: str, before: Any, now: Any) -> bool:
     if name == "dataloader_num_workers":
         return max(before or 0, 1) == max(now or 0, 1)  # Without workers, the process reads as one worker would.
-    if name == "streaming" and before is None:
-        return True  # Earlier versions wrote the option, and not whether the texts were streamed.
     return bool(before == now)
-
-
-@lru_cache
-def _say_names_are_compared(checkpoint: str) -> None:
-    logger.info("%s is of an earlier version: its model and its texts are compared by their names alone", checkpoint)

@@ -40,7 +40,7 @@ class Schedule(Part):
         """
         received = self.signals.received if self.signals is not None else None
         if self.processes.any(received is not None):
-            left = f"{checkpoints.name_of(step)} is whole: continue with --resume"
+            left = f"{checkpoints.name_of(step)} is complete: continue with --resume"
             self.stopped_by = InterruptedRunError(
                 f"stopped by {received or 'a signal on another process'} after step {step}; "
                 f"{left if saves else 'save_strategy is no, and nothing was saved'}"
