@@ -35,7 +35,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from quietstar.training import DataArguments, QuietStarTrainer, QuietStarTrainingArguments
-from quietstar.training.arguments import ModelArguments
+from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.run import run_training
 
 CLOCKS = ("runtime", "per_second", "seconds", "flos")

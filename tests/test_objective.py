@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from quietstar import QuietStarForCausalLM, objective
-from quietstar.errors import SettingsError
-from quietstar.learn import HIGHEST_BALANCED_WEIGHT, IGNORED, Labels, PolicyWeight
+from quietstar.learn import HIGHEST_BALANCED_WEIGHT, IGNORED, Counts, Labels
 from quietstar.output import QuietStarOutput
+from tests.learn.test_labels import look_ahead
 from tests.tiny import random_thoughts, texts, tiny_model
 
 
@@ -105,46 +105,94 @@ def test_thoughts_with_one_reward_are_not_reinforced() -> None:
     assert torch.equal(output.loss, output.nll)
 
 
-def test_rewards_that_hardly_differ_are_not_blown_up() -> None:
-    weights = PolicyWeight.parse("balanced:0.5").balance(torch.tensor([1.0, 1.0]), torch.tensor([1e-4, 1e-12]))
-    assert weights.tolist() == pytest.approx([50, HIGHEST_BALANCED_WEIGHT])
-
-
 def test_evaluation_weighs_no_policy() -> None:
     model = tiny_model(n_ahead=4, n_ahead_talk=2, policy_weight="balanced:0.5").eval()
     output = model(**inputs_of(model, 9, 4))
     assert torch.equal(output.loss, output.nll)
 
 
-@pytest.mark.parametrize(("setting", "value"), [(0, 0), ("30", 30), ("1e6", 1e6), (2.5, 2.5)])
-def test_a_fixed_weight_is_a_number_of_at_least_0(setting: float | str, value: float) -> None:
-    assert PolicyWeight.parse(setting) == PolicyWeight(value)
+@pytest.mark.parametrize(("policy_weight", "loss_only"), [(1.0, False), ("balanced:0.5", True)])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "in parts"])
+def test_batches_that_share_their_counts_add_up(
+    checkpointing: bool, policy_weight: float | str, loss_only: bool
+) -> None:
+    """Loss and gradients of one batch of four rows are the sums of those of two batches, unequal in labels."""
+    model = tiny_model(n_ahead=4, n_ahead_talk=3, n_passes=2, policy_weight=policy_weight).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    inputs = texts(9, 4, 2, 7)
+    inputs["labels"][0, 3:5] = IGNORED
+    inputs["labels"][3] = IGNORED
+    inputs["thoughts"] = random_thoughts(model, 4, 9, P=2)
+    parameters = list(model.parameters())
+
+    def run(part: slice, counts: Counts | None = None) -> tuple[Tensor, list[Tensor]]:
+        batch = {name: value[part] for name, value in inputs.items()}
+        loss = model(**batch, counts=counts, loss_only=loss_only).loss
+        return loss.detach(), torch.autograd.grad(loss, parameters)
+
+    def count(part: slice) -> Counts:
+        mask = inputs["attention_mask"][part]
+        return look_ahead(inputs["labels"][part], mask.bool(), 3, mask).count()
+
+    counts = count(slice(0, 1)) + count(slice(1, 4))
+    whole, gradients = run(slice(0, 4))
+    first, second = run(slice(0, 1), counts), run(slice(1, 4), counts)
+    torch.testing.assert_close(first[0] + second[0], whole)
+    for one, other, expected in zip(first[1], second[1], gradients, strict=True):
+        torch.testing.assert_close(one + other, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("setting", ["balanced:0.1", "balanced:0.123456789", "balanced:1e-07"])
-def test_a_balanced_weight_is_kept_as_it_was_given(setting: str) -> None:
-    assert PolicyWeight.parse(setting).setting == setting
+@pytest.mark.parametrize("S", [1, 2, 3])
+def test_texts_shorter_than_the_talk(S: int) -> None:
+    """Predictions past the end have no label; no column has all of its own."""
+    model = tiny_model(n_ahead=4, n_ahead_talk=4, n_passes=2).train()
+    output = model(**texts(S))
+    assert output.talk_nll.shape == (1, 2, S, 4)
+    has_label = torch.tensor([[i + 1 + k < S for k in range(4)] for i in range(S)])
+    assert torch.equal(output.talk_nll[0, 0] != 0, has_label)
+    assert output.policy_loss == 0
+    assert torch.isfinite(output.loss)
+    if S > 1:
+        output.loss.backward()
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "",
-        "balanced",
-        "balanced:",
-        "balanced:x",
-        "balanced:-1",
-        "balance:1",
-        -1,
-        "-1",
-        "nan",
-        "inf",
-        True,
-        None,
-        [1],
-        10**400,
-    ],
-)
-def test_what_is_no_weight_is_refused(setting: object) -> None:
-    with pytest.raises(SettingsError, match=r"policy_weight is .*give a number of at least 0, or balanced:R"):
-        PolicyWeight.parse(setting)
+def policy_gradients(model: QuietStarForCausalLM, output: QuietStarOutput) -> dict[str, Tensor | None]:
+    named = dict(model.named_parameters())
+    found = torch.autograd.grad(output.policy_loss, list(named.values()), allow_unused=True)
+    return dict(zip(named, found, strict=True))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "in parts"])
+def test_where_the_policy_term_reaches(checkpointing: bool) -> None:
+    """The whole base model, the start embedding and the rows of tokens; neither mixing head nor end embedding."""
+    model = tiny_model(n_ahead=4, n_ahead_talk=2, n_passes=2).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "labels": torch.tensor([[5, 6, 7, 8]])}
+    thoughts = torch.tensor([[[[20, 21]] * 4, [[30, 31]] * 4]])
+    output = model(**inputs, thoughts=thoughts)
+    gradients = policy_gradients(model, output)
+    for name, gradient in gradients.items():
+        reached = gradient is not None and bool((gradient != 0).any())
+        outside = name.startswith("mixing_head") or name == "thought_embeddings.end_embedding"
+        assert reached != outside, name
+    rows = gradients["base_lm.model.embed_tokens.weight"].abs().amax(1)
+    chosen = output.advantage[0, :, :2].amax(1) > 0  # passes that have an advantage somewhere
+    assert chosen.any()
+    for p, first in enumerate((20, 30)):
+        # the first token of a thought is read where the second is drawn; the last is read by nobody
+        assert bool(rows[first] > 0) == bool(chosen[p])
+        assert rows[first + 1] == 0
+    assert (rows[[5, 6]] > 0).any()
+    assert (rows[[7, 8, 40]] == 0).all(), "columns 0 and 1 alone have all their labels"
+
+
+def test_no_gradient_passes_through_the_advantage() -> None:
+    """Twice the advantage is twice the gradient: it is a number."""
+    model = tiny_model(n_ahead=4, n_ahead_talk=2, n_passes=2)
+    inputs = texts(5)
+    output = model(**inputs, thoughts=random_thoughts(model, 1, 5, P=2))
+    assert not output.reward.requires_grad
+    assert not output.advantage.requires_grad
+    assert output.thought_logprob.requires_grad

@@ -1,6 +1,7 @@
 """What a thinking model is: the settings of the method around the config of an ordinary language model."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from quietstar.base.untrusted import (
     without_pointers,
 )
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError, reason, shown
-from quietstar.learn import PolicyWeight
+from quietstar.learn import ADVANTAGES, PolicyWeight
 
 INNER_IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
 HOW_LOADED = frozenset({"_name_or_path", "_model_name_or_path", "gguf_file"})
@@ -39,8 +40,10 @@ class QuietStarConfig(PreTrainedConfig):
         thought_temperature: temperature at which thought tokens are sampled in training.
         reinforce_temperature: temperature of the log-probabilities in the policy loss. If it is above the temperature
             that thoughts are sampled at, training makes thoughts more certain whatever their rewards; below, less.
-        policy_weight: weight of the policy loss beside the nll: a number, or `balanced:R`; see
-            `quietstar.learn.PolicyWeight`.
+        advantage: what a thought's reward is compared with: `positive`, `centered`, `leave_one_out` or `standardized`;
+            see `quietstar.learn.ADVANTAGES`.
+        policy_weight: weight of the policy loss: a number, or `balanced:R`; see `quietstar.learn.PolicyWeight`.
+        nll_weight: weight of the nll beside it; 0 learns from rewards alone.
         base_loss_weight: share of the base model's own nll in the nll; the rest is the talk loss.
         embedding_scale: start and end are fed as this many times their stored parameter, so that a step of
             Adam moves them that much further.
@@ -66,7 +69,9 @@ class QuietStarConfig(PreTrainedConfig):
     n_passes: int = 2
     thought_temperature: float = 1.0
     reinforce_temperature: float = 1.0
+    advantage: str = "positive"
     policy_weight: float | str = "balanced:0.1"
+    nll_weight: float = 1.0
     base_loss_weight: float = 0.5
     embedding_scale: float = 100.0
     initial_thought_text: str = "---"
@@ -146,7 +151,20 @@ class QuietStarConfig(PreTrainedConfig):
                 raise SettingsError(f"{name} is {shown(value)}; give a number above 0")
         if not (is_number(value := self.thought_temperature) and value >= 0):
             raise SettingsError(f"thought_temperature is {shown(value)}; give a number of at least 0")
-        PolicyWeight.parse(self.policy_weight)
+        if self.advantage not in tuple(ADVANTAGES):
+            raise SettingsError(f"advantage is {shown(self.advantage)}; choose from {', '.join(ADVANTAGES)}")
+        if self.n_passes == 1 and self.advantage in ("leave_one_out", "standardized"):
+            raise SettingsError(
+                f"advantage is {self.advantage}, which compares the thoughts of a position, and n_passes is 1; give an "
+                "n_passes of at least 2"
+            )
+        if not (is_number(self.nll_weight) and 0 <= self.nll_weight < math.inf):
+            raise SettingsError(f"nll_weight is {shown(self.nll_weight)}; give a number of at least 0")
+        if PolicyWeight.parse(self.policy_weight).is_balanced and self.nll_weight == 0:
+            raise SettingsError(
+                f"policy_weight is {shown(self.policy_weight)}, relative to the gradient of the nll, and nll_weight is "
+                "0; give policy_weight as a number, such as 1"
+            )
         if not (is_number(self.base_loss_weight) and 0 <= self.base_loss_weight <= 1):
             raise SettingsError(f"base_loss_weight is {shown(self.base_loss_weight)}; give a number from 0 to 1")
         if not isinstance(text := self.initial_thought_text, str) or not text:

@@ -37,23 +37,24 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
     counts = labels.count() if request.counts is None else request.counts
     eager = EagerGradients(head) if loss_only and EagerGradients.possible(head) else None
 
+    nll_weight = config.nll_weight if request.is_training else 1.0
     base_weights, talk_weights = learn.nll_weights(labels, counts, P, config.base_loss_weight)
-    base = Scored(predicted.h_base, labels.ahead[..., 0], labels.base, base_weights)
+    base = Scored(predicted.h_base, labels.ahead[..., 0], labels.base, nll_weight * base_weights)
     ahead, ahead_weights = (grid.gather_columns(each).expand(P, -1, -1) for each in (labels.ahead, talk_weights))
     is_real = ahead != learn.IGNORED  # [P, C, M]
-    talk = Scored(predicted.said.mixed, ahead, is_real, ahead_weights)
-    base_logprob, base_squared = _score(head, base, eager)
-    talk_logprob, talk_squared = _score(head, talk, eager)
+    talk = Scored(predicted.said.mixed, ahead, is_real, nll_weight * ahead_weights)
+    base_logprob, base_squared = _score(head, base, eager if nll_weight else None)
+    talk_logprob, talk_squared = _score(head, talk, eager if nll_weight else None)
     output.base_nll, output.talk_nll = -base_logprob, -grid.scatter_columns(talk_logprob)
     output.nll = learn.nll_loss(output.base_nll, output.talk_nll, (base_weights, talk_weights))
 
     output.reward = learn.reward(output.base_nll, output.talk_nll, labels)
-    output.advantage = learn.advantage(output.reward)
+    output.advantage = learn.advantage(output.reward, config.advantage)
     thought_weights = learn.thought_weights(output.advantage, labels, counts, tokens.shape[-1])  # [B, P, S]
     sampled_weights = grid.gather_columns(thought_weights.transpose(1, 2)).T[..., None].expand_as(tokens)  # [P, C, K]
     is_scored = is_real.any(-1, keepdim=True).expand_as(tokens)
     if loss_only:
-        is_scored = is_scored & (sampled_weights > 0)
+        is_scored = is_scored & (sampled_weights != 0)
     sampled = Scored(
         predicted.said.branches.h_sampled,
         tokens,
@@ -77,7 +78,7 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
     output.thought_logprob = grid.scatter_columns(thought_logprob)
     output.policy_loss = learn.policy_loss(output.thought_logprob, thought_weights)
     weighted_policy_loss = learn.policy_loss(output.thought_logprob, thought_weights * row_weights[:, None, None])
-    output.loss = output.nll + weighted_policy_loss
+    output.loss = nll_weight * output.nll + weighted_policy_loss if nll_weight else weighted_policy_loss
     if eager is not None:
         output.nll_gradient = base_squared.sum() + talk_squared.sum()
         output.policy_gradient = sampled_squared.sum()
@@ -89,8 +90,8 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
 
 
 def _score(head: LMHead, scored: Scored, eager: EagerGradients | None) -> tuple[Tensor, Any]:
-    """Return log-probabilities [...], and the squared gradients at their states [...], or None if not eager."""
-    return (masked_logprob(head, scored), None) if eager is None else eager.add(scored)
+    """Return log-probabilities [...], and the squared gradients at their states [...], 0 if not eager."""
+    return (masked_logprob(head, scored), torch.zeros(())) if eager is None else eager.add(scored)
 
 
 def _per_row(grid: ThoughtGrid, at_branches: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import pytest
 from quietstar.cli.options import INHERITED, make_parser, parse
 from quietstar.cli.train import CLASSES
 from quietstar.training import DataArguments, QuietStarTrainingArguments
-from quietstar.training.arguments import GROUPS, ModelArguments
+from quietstar.training.arguments import GROUPS
+from quietstar.training.model_arguments import ModelArguments
 from tests.cli import call
 
 

@@ -10,8 +10,9 @@ from transformers import TrainingArguments
 from quietstar import QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.training import DataArguments, QuietStarTrainingArguments
-from quietstar.training.arguments import GROUPS, METHOD_SETTINGS, ModelArguments
+from quietstar.training.arguments import GROUPS, METHOD_SETTINGS
 from quietstar.training.model import thinking_model
+from quietstar.training.model_arguments import ModelArguments
 from tests.tiny import tiny_base
 
 

@@ -15,7 +15,7 @@ import torch
 
 from quietstar.errors import CheckpointError, InterruptedRunError, SettingsError
 from quietstar.training import DataArguments, QuietStarTrainer, QuietStarTrainingArguments, checkpoints, signals
-from quietstar.training.arguments import ModelArguments
+from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.run import run_training, save
 from tests.long import mostly_long
 from tests.processes import Command

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quietstar import QuietStarForCausalLM
 from quietstar.errors import CheckpointError, MissingExtraError, SettingsError
-from quietstar.training.arguments import ModelArguments
+from quietstar.training.model_arguments import ModelArguments
 from tests.tiny_tokenizer import tiny_folder
 from tests.training.test_run import texts, train  # noqa: F401  (a fixture)
 

@@ -17,8 +17,8 @@ import quietstar
 from quietstar import QuietStarForCausalLM
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError
 from quietstar.training import DataArguments, QuietStarTrainer, QuietStarTrainingArguments, run
-from quietstar.training.arguments import ModelArguments
 from quietstar.training.data.datasets import TextCollator, build_datasets
+from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.run import default_folder, run_training
 from tests.tiny_tokenizer import tiny_folder
 

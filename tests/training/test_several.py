@@ -17,8 +17,8 @@ from quietstar.interop.convert import convert
 from quietstar.interop.shards import consolidate
 from quietstar.runs.processes import ALONE, Processes
 from quietstar.training import DataArguments, QuietStarTrainer
-from quietstar.training.arguments import ModelArguments
 from quietstar.training.data.stream import StreamedTextWindows
+from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.run import run_training
 from quietstar.training.tally import count_labels
 from tests.elsewhere import refused

@@ -2,8 +2,9 @@
 
 from quietstar.cli.options import make_parser, parse, say
 from quietstar.runs.processes import part_ways
-from quietstar.training.arguments import GROUPS, ModelArguments, QuietStarTrainingArguments
+from quietstar.training.arguments import GROUPS, QuietStarTrainingArguments
 from quietstar.training.data.arguments import DataArguments
+from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.run import held_out_words, run_training
 
 CLASSES = (ModelArguments, DataArguments, QuietStarTrainingArguments)

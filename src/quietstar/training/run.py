@@ -25,7 +25,7 @@ from quietstar.reporting.tables import json_lines
 from quietstar.runs.contents import digest_of_model
 from quietstar.runs.folders import alone_in, check_inputs, check_output_folder, claim, is_empty, versions, write_whole
 from quietstar.training import checkpoints
-from quietstar.training.arguments import ModelArguments, QuietStarTrainingArguments
+from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.callbacks import KeepLog
 from quietstar.training.data.arguments import DataArguments
 from quietstar.training.data.datasets import build_datasets
@@ -33,6 +33,7 @@ from quietstar.training.data.stream import StreamedTextWindows
 from quietstar.training.data.windows import TextWindows
 from quietstar.training.dry_run import dry_run
 from quietstar.training.model import thinking_model
+from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.signals import StopSignals
 from quietstar.training.trainer import QuietStarTrainer
 

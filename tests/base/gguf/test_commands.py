@@ -19,7 +19,7 @@ from quietstar.inspection.arguments import InspectArguments
 from quietstar.inspection.run import inspect
 from quietstar.serving.arguments import ServeArguments
 from quietstar.training import DataArguments, QuietStarTrainingArguments
-from quietstar.training.arguments import ModelArguments
+from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.run import default_folder, run_training
 from tests.cli import call
 

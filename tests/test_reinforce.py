@@ -1,0 +1,137 @@
+"""REINFORCE against the exact expectation, over every thought of a vocabulary of three tokens."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from quietstar import QuietStarForCausalLM, learn
+from tests.tiny import tiny_model
+
+
+@pytest.mark.parametrize(("temperature", "sharpens"), [(1.0, False), (3.0, True)])
+def test_rewards_that_say_nothing_teach_nothing_at_the_temperature_of_sampling(
+    temperature: float, sharpens: bool
+) -> None:
+    """The exact expectation, where every thought has the same advantage. Scored at a higher temperature than it was
+    sampled at, a thought is reinforced for being likely: entropy falls."""
+    logits = torch.tensor([1.0, 0.3, -0.5, 2.0], requires_grad=True)
+    p = logits.detach().softmax(-1)
+    loss = -(p * (logits / temperature).log_softmax(-1)).sum()
+    (gradient,) = torch.autograd.grad(loss, logits)
+    after = (logits.detach() - 0.1 * gradient).softmax(-1)
+    entropy, entropy_after = (-(of * of.log()).sum() for of in (p, after))
+    assert bool(gradient.abs().max() > 0.01) == sharpens
+    assert bool(entropy_after < entropy - 1e-3) == sharpens
+
+
+V = 3
+ROW = torch.tensor([[0, 2, 1, 2]])
+
+
+def three_token_model(n_ahead: int, n_passes: int, thought_temperature: float = 1.0) -> QuietStarForCausalLM:
+    """Sampling and policy term at temperature 1: what is sampled is what is scored."""
+    return tiny_model(
+        base={"vocab_size": V, "pad_token_id": None},
+        n_ahead=n_ahead,
+        n_ahead_talk=2,
+        n_passes=n_passes,
+        reinforce_temperature=1.0,
+        thought_temperature=thought_temperature,
+    ).train()
+
+
+def watched(model: QuietStarForCausalLM) -> list[Tensor]:
+    base = model.base_lm
+    return [
+        model.thought_embeddings.start_embedding,
+        base.lm_head.weight,
+        base.model.layers[0].self_attn.q_proj.weight,
+        base.model.layers[1].mlp.down_proj.weight,
+        base.model.embed_tokens.weight,
+    ]
+
+
+def flat(gradients: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def expected_gradient(model: QuietStarForCausalLM) -> Tensor:
+    """Of the policy loss over every combination of P thoughts, each weighted by its exact probability."""
+    K, P = model.config.n_thought_tokens, model.config.n_passes
+    combinations = torch.tensor(list(product(range(V), repeat=K * P))).reshape(-1, P, 1, K)
+    n, S = len(combinations), ROW.shape[1]
+    rows = ROW.expand(n, -1)
+    output = model(rows, labels=rows, thoughts=combinations.expand(-1, -1, S, -1).contiguous())
+    columns = slice(0, S - 2)  # those with both their labels
+    logprob = output.thought_logprob[:, :, columns]
+    probability = logprob.detach().sum((1, 3)).exp()  # [n, columns]
+    torch.testing.assert_close(probability.sum(0), torch.ones(S - 2), rtol=1e-4, atol=1e-4)
+    loss = -(output.advantage[:, :, columns, None] * logprob).mean((1, 3))
+    expected = (probability * loss).sum(0).mean()
+    return flat(torch.autograd.grad(expected, watched(model)))
+
+
+def sampled_gradients(model: QuietStarForCausalLM, n_batches: int, batch_size: int) -> Tensor:
+    """[n_batches, parameters] of batches of equal rows, thoughts drawn by the model itself."""
+    torch.manual_seed(0)
+    rows = ROW.expand(batch_size, -1)
+    found = []
+    for _ in range(n_batches):
+        loss = model(rows, labels=rows).policy_loss
+        found.append(flat(torch.autograd.grad(loss, watched(model))))
+    return torch.stack(found)
+
+
+def true_gradient(model: QuietStarForCausalLM) -> Tensor:
+    """Of minus the expected reward of a thought, divided by its tokens as the policy loss is; rewards are numbers."""
+    K = model.config.n_thought_tokens
+    thoughts = torch.tensor(list(product(range(V), repeat=K))).reshape(-1, 1, 1, K)
+    n, S = len(thoughts), ROW.shape[1]
+    rows = ROW.expand(n, -1)
+    output = model(rows, labels=rows, thoughts=thoughts.expand(-1, -1, S, -1).contiguous())
+    columns = slice(0, S - 2)
+    probability = output.thought_logprob[:, 0, columns].sum(-1).exp()  # [n, columns]
+    loss = -(probability * output.reward[:, 0, columns]).sum(0).mean() / K
+    return flat(torch.autograd.grad(loss, watched(model)))
+
+
+@pytest.mark.parametrize(("n_ahead", "n_passes"), [(3, 2), (4, 2), (3, 3)])
+def test_the_policy_gradient_is_that_of_the_expected_reward(n_ahead: int, n_passes: int) -> None:
+    """Leave-one-out exactly, centered (P - 1) / P of it; the paper's advantage points elsewhere."""
+    model = three_token_model(n_ahead, n_passes)
+    true, found = true_gradient(model), {}
+    for kind in learn.ADVANTAGES:
+        model.config.advantage = kind
+        found[kind] = expected_gradient(model)
+    error = 1e-3 * float(true.norm())
+    assert (found["leave_one_out"] - true).norm() < error
+    assert (found["centered"] - (n_passes - 1) / n_passes * true).norm() < error
+    for kind in ("positive", "standardized"):
+        along = found[kind] @ true / true.norm() ** 2
+        across = (found[kind] - along * true).norm() / found[kind].norm()
+        assert across > 0.05, f"{kind} is biased"
+
+
+def worst_deviation(expected: Tensor, sampled: Tensor) -> float:
+    """In standard errors of the mean; parameters that no thought moves must not move."""
+    error = sampled.std(0) / len(sampled) ** 0.5
+    floor = 1e-4 * float(expected.abs().max())
+    return float(((sampled.mean(0) - expected).abs() / (error + floor)).max())
+
+
+@pytest.mark.parametrize(("n_ahead", "n_passes"), [(3, 1), (4, 2)])
+def test_sampled_policy_gradients_average_to_the_exact_one(n_ahead: int, n_passes: int) -> None:
+    model = three_token_model(n_ahead, n_passes)
+    expected = expected_gradient(model)
+    sampled = sampled_gradients(model, n_batches=30, batch_size=100)
+    error = sampled.std(0).norm() / len(sampled) ** 0.5
+    assert expected.norm() > 10 * error, "too few draws to tell anything"
+    assert worst_deviation(expected, sampled) < 6
+
+
+def test_that_average_notices_another_sampling_temperature() -> None:
+    expected = expected_gradient(three_token_model(3, 2))
+    sampled = sampled_gradients(three_token_model(3, 2, thought_temperature=3.0), n_batches=30, batch_size=100)
+    assert worst_deviation(expected, sampled) > 10
