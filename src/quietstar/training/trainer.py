@@ -291,10 +291,10 @@ class QuietStarTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         keeps = self.args.allow_changes and not self.is_deepspeed_enabled
         with resuming.resuming_from(checkpoint), optimizer.settings_kept(self.optimizer, self.lr_scheduler, keeps):
-            if checkpoint is not None and self.is_fsdp_enabled:
-                weights.load_optimizer_shards(self.model, self.optimizer, self.lr_scheduler, Path(checkpoint))
-            else:
+            if checkpoint is None or self.is_deepspeed_enabled:
                 super()._load_optimizer_and_scheduler(checkpoint)
+            else:
+                weights.load_optimizer(self.model, self.optimizer, self.lr_scheduler, checkpoint, self.is_fsdp_enabled)
 
     _load_scaler = resuming.in_one_line(Trainer._load_scaler)
     _load_rng_state = resuming.in_one_line(Trainer._load_rng_state)

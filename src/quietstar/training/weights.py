@@ -24,7 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from quietstar.errors import CheckpointError, SettingsError
 from quietstar.interop.shards import MODEL, without_tied
 
-OPTIMIZER = "optimizer-shards"
+OPTIMIZER = "optimizer.pt"
+OPTIMIZER_SHARDS = "optimizer-shards"
 SETTINGS = "optimizer.json"
 """what an optimizer has besides tensors"""
 SCHEDULER = "scheduler.pt"
@@ -110,20 +111,27 @@ def save_optimizer_shards(model: nn.Module, optimizer: Any, scheduler: Any, chec
         checkpoint: gets the shards; every process must call it.
     """
     tensors, settings = _apart(get_optimizer_state_dict(model, optimizer.optimizer, options=FLAT))
-    _save(tensors, checkpoint / OPTIMIZER)
+    _save(tensors, checkpoint / OPTIMIZER_SHARDS)
     if torch.distributed.get_rank() == 0:
         (checkpoint / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
         torch.save(scheduler.state_dict(), checkpoint / SCHEDULER)
 
 
-def load_optimizer_shards(model: nn.Module, optimizer: Any, scheduler: Any, checkpoint: Path) -> None:
-    """Load this process's shards of the optimizer, its settings and the scheduler; see `save_optimizer_shards`."""
-    tensors, settings = _apart(get_optimizer_state_dict(model, optimizer.optimizer, options=FLAT))
-    _load(tensors, checkpoint / OPTIMIZER)
-    stored = json.loads((checkpoint / SETTINGS).read_text())
-    settings |= {name: _like(settings[name], value) for name, value in stored.items() if name in settings}
-    set_optimizer_state_dict(model, optimizer.optimizer, tensors | settings, options=FLAT)
-    scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER, weights_only=True))
+def load_optimizer(model: nn.Module, optimizer: Any, scheduler: Any, checkpoint: str | Path, sharded: bool) -> None:
+    """Load the optimizer and the scheduler: from shards, see `save_optimizer_shards`, or as transformers writes them.
+
+    What is not sharded is read on the CPU: transformers 5.17 reads it where the model is, and torch knows no `cpu:0`.
+    """
+    checkpoint = Path(checkpoint)
+    if sharded:
+        tensors, settings = _apart(get_optimizer_state_dict(model, optimizer.optimizer, options=FLAT))
+        _load(tensors, checkpoint / OPTIMIZER_SHARDS)
+        stored = json.loads((checkpoint / SETTINGS).read_text())
+        settings |= {name: _like(settings[name], value) for name, value in stored.items() if name in settings}
+        set_optimizer_state_dict(model, optimizer.optimizer, tensors | settings, options=FLAT)
+    else:
+        optimizer.load_state_dict(torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True))
+    scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER, map_location="cpu", weights_only=True))
 
 
 def _apart(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
