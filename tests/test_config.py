@@ -26,6 +26,12 @@ from tests.tiny import FAMILIES, tiny_base, tiny_model
         {"embedding_scale": 0},
         {"thought_temperature": -1},
         {"policy_weight": -1.0},
+        {"advantage": "best"},
+        {"advantage": ["positive"]},
+        {"nll_weight": -0.5},
+        {"nll_weight": "1"},
+        {"nll_weight": float("inf")},
+        {"nll_weight": 0.0},  # the default weight of the policy loss is relative to the nll
         {"base_loss_weight": 1.5},
         {"initial_thought_text": ""},
     ],
@@ -37,6 +43,13 @@ def test_impossible_settings_are_refused_by_name(settings: dict) -> None:
         with pytest.raises(SettingsError, match=name) as refusal:
             make(**settings)
         assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", ["leave_one_out", "standardized"])
+def test_thoughts_are_compared_where_there_are_several(kind: str) -> None:
+    with pytest.raises(SettingsError, match=f"advantage is {kind}, .* n_passes is 1; give an n_passes of at least 2"):
+        QuietStarConfig(advantage=kind, n_passes=1)
+    QuietStarConfig(advantage="centered", n_passes=1)
 
 
 def test_a_base_config_needs_its_kind() -> None:
@@ -62,6 +75,8 @@ def test_settings_come_back(tmp_path: Path) -> None:
         "thought_temperature": 0.5,
         "reinforce_temperature": 2.0,
         "policy_weight": 10.0,
+        "advantage": "leave_one_out",
+        "nll_weight": 0.0,
         "base_loss_weight": 0.25,
         "embedding_scale": 10.0,
         "initial_thought_text": "hm",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quietstar import QuietStarForCausalLM, objective
+from quietstar import QuietStarForCausalLM, learn, objective
 from quietstar.learn import HIGHEST_BALANCED_WEIGHT, IGNORED, Counts, Labels
 from quietstar.output import QuietStarOutput
 from tests.learn.test_labels import look_ahead
@@ -89,11 +89,11 @@ def test_a_frozen_base_pass_has_no_part_in_the_balance(loss_only: bool) -> None:
     torch.testing.assert_close(output.loss - output.nll, expected, rtol=1e-4, atol=1e-5)
 
 
-def counted_columns(inputs: dict[str, Tensor]) -> Tensor:
+def counted_columns(inputs: dict[str, Tensor], P: int = 2) -> Tensor:
     """[B, P, S] bool: columns with all their labels."""
     everywhere = torch.ones_like(inputs["labels"], dtype=torch.bool)
     labels = Labels.look_ahead(inputs["labels"], everywhere, 2, inputs["attention_mask"])
-    return labels.complete[:, None].expand(-1, 2, -1)
+    return labels.complete[:, None].expand(-1, P, -1)
 
 
 def test_thoughts_with_one_reward_are_not_reinforced() -> None:
@@ -196,3 +196,33 @@ def test_no_gradient_passes_through_the_advantage() -> None:
     assert not output.reward.requires_grad
     assert not output.advantage.requires_grad
     assert output.thought_logprob.requires_grad
+
+
+@pytest.mark.parametrize("nll_weight", [1.0, 0.3, 0.0])
+@pytest.mark.parametrize("kind", learn.ADVANTAGES)
+def test_every_objective_has_the_gradient_of_its_formula(kind: str, nll_weight: float) -> None:
+    """Computed along with the loss, by autograd, and by the formula from what forward returns."""
+    settings = dict(n_ahead=4, n_ahead_talk=2, n_passes=3, policy_weight=2.0, advantage=kind, nll_weight=nll_weight)
+    model = tiny_model(**settings).train()
+    inputs = texts(9, 4) | {"thoughts": random_thoughts(model, 2, 9, P=3)}
+    output = model(**inputs)
+    assert (output.advantage < 0).any() == (kind != "positive")
+    counted = counted_columns(inputs, P=3)
+    by_formula = nll_weight * output.nll - 2.0 * (output.advantage[..., None] * output.thought_logprob)[counted].mean()
+    torch.testing.assert_close(output.loss, by_formula)
+    eager = model(**inputs, loss_only=True)
+    torch.testing.assert_close(eager.loss, output.loss)
+    parameters = [p for n, p in model.named_parameters() if nll_weight or not n.startswith("mixing_head")]
+    expected = torch.autograd.grad(by_formula, parameters, retain_graph=True, allow_unused=True)
+    for loss in (output.loss, eager.loss):
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        for (name, _), ours, theirs in zip(model.named_parameters(), found, expected, strict=False):
+            assert (ours is None) == (theirs is None), name
+            if theirs is not None:
+                torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()), msg=name)
+
+
+def test_evaluation_weighs_the_nll_once() -> None:
+    model = tiny_model(n_ahead=4, n_ahead_talk=2, policy_weight=1.0, nll_weight=0.0).eval()
+    output = model(**texts(9, 4))
+    assert torch.equal(output.loss, output.nll)

@@ -55,7 +55,9 @@ def test_every_setting_of_the_method_reaches_the_config():
         n_passes=4,
         thought_temperature=0.7,
         reinforce_temperature=2.0,
+        advantage="centered",
         policy_weight=10.0,
+        nll_weight=0.5,
         base_loss_weight=0.3,
         initial_thought_text="hm",
     )
@@ -100,6 +102,8 @@ IMPOSSIBLE = [
     ("n_ahead_talk", 0),
     ("n_passes", 0),
     ("policy_weight", -1.0),
+    ("advantage", "best"),
+    ("nll_weight", -1.0),
     ("base_loss_weight", 1.5),
     ("reinforce_temperature", 0.0),
     ("initial_thought_text", ""),
