@@ -234,8 +234,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         if not isinstance(base, PreTrainedModel):
             base_lm = load_base(base, **settings)
         elif settings:
-            unknown = ", ".join(sorted(settings))
-            raise SettingsError(f"{unknown} is not a setting; choose from {', '.join(sorted(SETTINGS))}")
+            raise SettingsError(f"{', '.join(sorted(settings))} is not a setting; choose from {', '.join(sorted(SETTINGS))}")
         else:
             base_lm = unpacked(base)
         backend = best_backend(base_lm)
@@ -246,7 +245,8 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             model.config.n_tokens = n_tokens(base_lm, tokenizer)
         if has_weights(base_lm):
             model.to(base_lm.device)
-            model.thought_embeddings.begin_as(first_thought_vector(base_lm, model.config.initial_thought_text, tokenizer))
+            first = first_thought_vector(base_lm, model.config.initial_thought_text, tokenizer)
+            model.thought_embeddings.begin_as(first)
             model.generation_config = copy.deepcopy(base_lm.generation_config)
         return model.train(base_lm.training)
 
