@@ -211,7 +211,7 @@ def qlora(setting: Setting) -> Iterator[dict[str, Any]]:
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
         asked = ModelArguments(model=folder, load_in_4bit=True, lora=True)
         args = QuietStarTrainingArguments(output_dir=f"{folder}/run", use_cpu=setting.dry_run, n_ahead=5)
-        model = thinking_model(folder, args, **asked.loading_settings(), lora=asked.lora_settings())
+        model = thinking_model(folder, args, **asked.loading_settings(), **asked.adapter_settings())
         how = dict(max_steps=1, gradient_accumulation_steps=2)
         trainer = trainer_of(model, random_rows(8, 32, config.vocab_size), f"{folder}/run", setting, **how)
         trainer.train()

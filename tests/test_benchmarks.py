@@ -159,7 +159,7 @@ def test_parts_end_with_their_time_and_leave_the_rest_to_the_next(
 
 
 MISSING = ("datasets", "matplotlib", "bitsandbytes", "deepspeed", "lm_eval", "fastapi", "uvicorn", "playwright")
-MISSING += ("pandas", "prometheus_client", "zstandard", "httpx", "xdist", "pytest_timeout")
+MISSING += ("pandas", "prometheus_client", "zstandard", "xdist", "pytest_timeout")
 """what GPU machines lack"""
 WITHOUT = f"""
 import importlib.machinery
@@ -201,4 +201,4 @@ def test_every_part_of_a_gpus_quarter_of_an_hour_runs_tiny_on_a_cpu(tmp_path: Pa
     assert all(part["state"] == "done" and part["figures"] for part in parts.values())
     said = {name: part["figures"][0]["found"] + part["figures"][0]["what"] for name, part in parts.items()}
     assert "bitsandbytes is not installed" in said["qlora"]
-    assert "directly on the engine (fastapi, uvicorn, prometheus_client, httpx not installed)" in said["serve"]
+    assert "directly on the engine (fastapi, uvicorn, prometheus_client not installed)" in said["serve"]

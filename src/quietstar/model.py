@@ -18,6 +18,7 @@ from quietstar.base import lora
 from quietstar.base.gguf.model import unpacked
 from quietstar.base.ids import n_tokens
 from quietstar.base.loading import best_backend, check_base, first_thought_vector, load_base, load_tokenizer
+from quietstar.base.sharding import has_weights
 from quietstar.base.ties import say_whether_tied
 from quietstar.base.trunk import Trunk
 from quietstar.base.untrusted import loading
@@ -233,8 +234,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         if not isinstance(base, PreTrainedModel):
             base_lm = load_base(base, **settings)
         elif settings:
-            unknown = ", ".join(sorted(settings))
-            raise SettingsError(f"{unknown} is not a setting; choose from {', '.join(sorted(SETTINGS))}")
+            raise SettingsError(f"{', '.join(sorted(settings))} is not a setting; choose from {', '.join(sorted(SETTINGS))}")
         else:
             base_lm = unpacked(base)
         backend = best_backend(base_lm)
@@ -243,7 +243,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         model.attention = attention_backend(backend, base_lm)
         if tokenizer is not None:
             model.config.n_tokens = n_tokens(base_lm, tokenizer)
-        if not any(parameter.is_meta for parameter in base_lm.parameters()):  # FSDP: the first process has them
+        if has_weights(base_lm):
             model.to(base_lm.device)
             first = first_thought_vector(base_lm, model.config.initial_thought_text, tokenizer)
             model.thought_embeddings.begin_as(first)

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from quietstar.attention import SplitAttention, attention_backend, default_backend
 from quietstar.base.gguf.model import gguf_model, gguf_tokenizer
 from quietstar.base.rope import check_rope
-from quietstar.base.sharding import gathered, is_partitioned
+from quietstar.base.sharding import gathered, has_weights, is_partitioned
 from quietstar.base.sources import find_source, hub_arguments
 from quietstar.base.trunk import Trunk
 from quietstar.base.untrusted import check_alone, check_config, check_folder, loading
@@ -160,7 +160,7 @@ def check_base(base_lm: PreTrainedModel, backend: str) -> None:
     cannot = f"base model family {family!r} cannot be served with {backend} attention"
     if getattr(base_lm.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{cannot}: it is an encoder-decoder; choose a decoder-only model")
-    if any(parameter.is_meta or is_partitioned(parameter) for parameter in base_lm.parameters()):
+    if not has_weights(base_lm) or any(is_partitioned(parameter) for parameter in base_lm.parameters()):
         return
     check_rope(base_lm)
     try:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -46,6 +47,16 @@ def gathered(module: nn.Module) -> Iterator[None]:
     zero = importlib.import_module("deepspeed").zero
     with zero.GatheredParameters(partitioned):
         yield
+
+
+def has_weights(base_lm: PreTrainedModel) -> bool:
+    """Whether this process has loaded the weights: under FSDP, the first one may load them for all.
+
+    The others then have parameters on the meta device, or zeros (transformers 5.17).
+    """
+    embeddings = base_lm.get_input_embeddings().weight
+    is_zero = embeddings.numel() > 0 and not embeddings.is_meta and not embeddings.any()  # ZeRO-3: numel is 0
+    return not is_zero and not any(parameter.is_meta for parameter in base_lm.parameters())
 
 
 def is_partitioned(parameter: nn.Parameter) -> bool:

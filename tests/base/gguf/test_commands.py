@@ -148,7 +148,9 @@ def test_a_real_model(texts, tmp_path):
         pytest.skip(str(error))
     run = train("smollm2-135m", texts, tmp_path / "run", think_fraction=0.2)
     model, tokenizer = load_model(run, UseArguments(device="cpu", think="every:8"))
-    assert model.config.base_config.eos_token_id == tokenizer.eos_token_id == model.generation_config.eos_token_id == 2
+    ends = model.generation_config.eos_token_id
+    assert model.config.base_config.eos_token_id == tokenizer.eos_token_id == 2
+    assert ends in (2, [2, 2])  # transformers 5.17 lists it twice
     assert tokenizer.convert_ids_to_tokens(2) == "<|im_end|>"
     assert "<|im_start|>" in tokenizer.chat_template
     ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
