@@ -234,7 +234,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         if not isinstance(base, PreTrainedModel):
             base_lm = load_base(base, **settings)
         elif settings:
-            raise SettingsError(f"{', '.join(sorted(settings))} is not a setting; choose from {', '.join(sorted(SETTINGS))}")
+            raise SettingsError(f"{', '.join(settings)} is not a setting; choose from {', '.join(sorted(SETTINGS))}")
         else:
             base_lm = unpacked(base)
         backend = best_backend(base_lm)
