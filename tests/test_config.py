@@ -26,6 +26,7 @@ from tests.tiny import FAMILIES, tiny_base, tiny_model
         {"embedding_scale": 0},
         {"thought_temperature": -1},
         {"policy_weight": -1.0},
+        {"mixing": "both"},
         {"advantage": "best"},
         {"advantage": ["positive"]},
         {"nll_weight": -0.5},

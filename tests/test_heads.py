@@ -1,12 +1,14 @@
 """The mixing head, the thought embeddings, and what mixing means."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from quietstar import MixingHead, ThoughtEmbeddings
-from quietstar.heads import mix
-from tests.tiny import loud
+from quietstar import MixingHead, QuietStarForCausalLM, ThoughtEmbeddings, config
+from quietstar.heads import MIXING, mix
+from tests.tiny import loud, texts, tiny_model
 
 
 def states(*shape: int, seed: int = 0) -> Tensor:
@@ -88,3 +90,40 @@ def test_thought_embeddings_are_fed_at_scale() -> None:
     embeddings.start.sum().backward()
     assert (embeddings.start_embedding.grad == 100).all()
     assert embeddings.end_embedding.grad is None
+
+
+def test_every_kind_of_mixing_can_be_made() -> None:
+    assert tuple(MIXING) == config.MIXING
+
+
+def test_without_a_mixing_head_the_thought_alone_predicts(tmp_path: Path) -> None:
+    """In training, in a grid, in decoding, and after loading."""
+    settings = dict(n_ahead=4, n_ahead_talk=2, n_passes=2)
+    model, mixed = tiny_model(mixing="thought", **settings), tiny_model(**settings)
+    assert list(model.mixing_head.parameters()) == []
+    inputs = texts(7, 4)
+    thought = torch.randint(61, (2, 2, 7, 2), generator=torch.Generator().manual_seed(0))
+    output, other = model(**inputs, thoughts=thought), mixed(**inputs, thoughts=thought)
+    assert torch.equal(output.base_nll, other.base_nll)
+    assert torch.equal(output.mixing_weight != 0, output.talk_nll != 0)
+    assert output.mixing_weight.unique().tolist() == [0, 1]
+    mixed.mixing_head = model.mixing_head
+    torch.testing.assert_close(output.talk_nll, mixed(**inputs, thoughts=thought).talk_nll)
+    assert not torch.allclose(output.talk_nll, other.talk_nll, atol=0.1)
+
+    model.save_pretrained(tmp_path)
+    again = QuietStarForCausalLM.from_pretrained(tmp_path)
+    ids = inputs["input_ids"][:1]
+    grown = model.generate(ids, max_new_tokens=4, do_sample=False, output_thoughts=True)
+    assert torch.equal(again.generate(ids, max_new_tokens=4, do_sample=False), grown.sequences)
+    assert torch.equal(grown.thoughts.mixed.ids, grown.thoughts.thought_alone.ids)
+    with torch.no_grad():
+        logits = again(grown.sequences).logits
+    assert logits[0, 6:-1].argmax(-1).tolist() == grown.sequences[0, 7:].tolist()
+    assert not again(**inputs).loss.isnan()
+
+
+def test_it_trains_without_a_mixing_head() -> None:
+    model = tiny_model(mixing="thought", n_ahead=4, n_ahead_talk=2, n_passes=2, policy_weight=1.0, nll_weight=0.0)
+    model.train()(**texts(7, 4), loss_only=True).loss.backward()
+    assert model.thought_embeddings.start_embedding.grad.abs().max() > 0

@@ -24,6 +24,7 @@ from quietstar.base.untrusted import (
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError, reason, shown
 from quietstar.learn import ADVANTAGES, PolicyWeight
 
+MIXING = ("head", "thought")
 INNER_IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
 HOW_LOADED = frozenset({"_name_or_path", "_model_name_or_path", "gguf_file"})
 """fields of a base model's config that say where its weights came from and do not describe the model"""
@@ -37,6 +38,7 @@ class QuietStarConfig(PreTrainedConfig):
         n_ahead: tokens of a thought, start and end included; `n_ahead - 2` of them are sampled.
         n_ahead_talk: true tokens predicted after each thought when a loss is asked for.
         n_passes: thoughts sampled for each position in training.
+        mixing: `head` mixes the predictions without and with a thought; by `thought`, the latter counts alone.
         thought_temperature: temperature at which thought tokens are sampled in training.
         reinforce_temperature: temperature of the log-probabilities in the policy loss. If it is above the temperature
             that thoughts are sampled at, training makes thoughts more certain whatever their rewards; below, less.
@@ -67,6 +69,7 @@ class QuietStarConfig(PreTrainedConfig):
     n_ahead: int = 8
     n_ahead_talk: int = 4
     n_passes: int = 2
+    mixing: str = "head"
     thought_temperature: float = 1.0
     reinforce_temperature: float = 1.0
     advantage: str = "positive"
@@ -151,8 +154,9 @@ class QuietStarConfig(PreTrainedConfig):
                 raise SettingsError(f"{name} is {shown(value)}; give a number above 0")
         if not (is_number(value := self.thought_temperature) and value >= 0):
             raise SettingsError(f"thought_temperature is {shown(value)}; give a number of at least 0")
-        if self.advantage not in tuple(ADVANTAGES):
-            raise SettingsError(f"advantage is {shown(self.advantage)}; choose from {', '.join(ADVANTAGES)}")
+        for name, kinds in {"mixing": MIXING, "advantage": ADVANTAGES}.items():
+            if getattr(self, name) not in tuple(kinds):
+                raise SettingsError(f"{name} is {shown(getattr(self, name))}; choose from {', '.join(kinds)}")
         if self.n_passes == 1 and self.advantage in ("leave_one_out", "standardized"):
             raise SettingsError(
                 f"advantage is {self.advantage}, which compares the thoughts of a position, and n_passes is 1; give an "

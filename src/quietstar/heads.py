@@ -1,5 +1,7 @@
 """The parameters that Quiet-STaR adds to a base model: a mixing head and two thought embeddings."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,18 @@ class MixingHead(nn.Module):
         """Return mixing weights [..., 1] in float32, any real number, of states [..., D] without and with a thought."""
         states = torch.cat([h_base, h_thought], dim=-1).to(self.layers[0].weight.dtype)  # type: ignore[arg-type]
         return self.layers(states).float()
+
+
+class ThoughtAlone(nn.Module):
+    """In place of a mixing head: the prediction after the thought counts alone, as in RLP (arXiv 2510.01265)."""
+
+    def forward(self, h_base: Tensor, h_thought: Tensor) -> Tensor:
+        """Return mixing weights [..., 1] of 1, in float32, of states [..., D]."""
+        return torch.ones_like(h_thought[..., :1], dtype=torch.float32)
+
+
+MIXING: dict[str, Callable[[int], nn.Module]] = {"head": MixingHead, "thought": lambda hidden_size: ThoughtAlone()}
+"""kind of mixing -> makes the module for a hidden size"""
 
 
 class ThoughtEmbeddings(nn.Module):

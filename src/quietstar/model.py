@@ -25,7 +25,7 @@ from quietstar.base.untrusted import loading
 from quietstar.config import SETTINGS, QuietStarConfig, check_checkpoint
 from quietstar.errors import CheckpointError, SettingsError
 from quietstar.generation import ThinkingGeneration
-from quietstar.heads import MixingHead, ThoughtEmbeddings
+from quietstar.heads import MIXING, ThoughtEmbeddings
 from quietstar.journal import Journal
 from quietstar.learn import Counts
 from quietstar.objective import fill_in_losses
@@ -40,7 +40,7 @@ from quietstar.think import Thinker, think
 class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin):
     """A decoder-only language model that thinks before it speaks (arXiv 2403.09629).
 
-    It consists of `base_lm`, the base model, unpatched, and `mixing_head` and `thought_embeddings`.
+    It consists of `base_lm`, the base model, unpatched, `mixing_head` and `thought_embeddings`.
     """
 
     config: QuietStarConfig
@@ -65,7 +65,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             config.lora = lora.add_lora(base_lm, config.lora)
         if config.branch_adapters is not None:
             config.branch_adapters = lora.add_branch_adapters(base_lm, config.branch_adapters)
-        self.mixing_head = MixingHead(config.hidden_size)
+        self.mixing_head = MIXING[config.mixing](config.hidden_size)
         self.thought_embeddings = ThoughtEmbeddings(config.hidden_size, config.embedding_scale)
         self.attention = attention_backend(default_backend(base_lm), base_lm)
         self.post_init()

@@ -7,13 +7,13 @@ branch, K sampled tokens of a thought, M true tokens after each thought, D hidde
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from quietstar.attention import BranchCache
 from quietstar.base.trunk import BasePass, Trunk
 from quietstar.grid import ThoughtGrid
-from quietstar.heads import MixingHead, mix
+from quietstar.heads import mix
 from quietstar.think import Thinker, Thoughts
 
 SHARDED_PARTS = 4
@@ -127,7 +127,7 @@ def split_branches(hidden: Tensor, n_thought_tokens: int) -> Branches:
     return Branches(h_sampled=by_column[..., :K, :], h_thought=by_column[..., K + 1 :, :])
 
 
-def mix_branches(grid: ThoughtGrid, mixing_head: MixingHead, h_base: Tensor, branches: Branches) -> Talk:
+def mix_branches(grid: ThoughtGrid, mixing_head: nn.Module, h_base: Tensor, branches: Branches) -> Talk:
     """Mix each prediction after a thought with the base model's own of the same token, from h_base [B, Q, D]."""
     h_thought = branches.h_thought
     M = h_thought.shape[2]

@@ -6,7 +6,7 @@ Legend: P thoughts of each position, C columns of all rows together, K sampled t
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from quietstar.attention import BranchCache
@@ -14,7 +14,7 @@ from quietstar.base.trunk import Trunk
 from quietstar.base.vocabulary import sample
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
-from quietstar.heads import MixingHead, ThoughtEmbeddings
+from quietstar.heads import ThoughtEmbeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,8 @@ class Thinker:
 
     trunk: Trunk
     embeddings: ThoughtEmbeddings
-    mixing_head: MixingHead
+    mixing_head: nn.Module
+    """[..., D] without and with a thought -> mixing weights [..., 1]"""
     n_thought_tokens: int
     """K"""
 

@@ -279,6 +279,12 @@ def test_only_mistral_can_be_written(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_the_released_code_needs_a_mixing_head(tmp_path: Path) -> None:
+    model = QuietStarForCausalLM.from_base(tiny_base("mistral"), n_ahead=4, mixing="thought")
+    with pytest.raises(UnsupportedModelError, match=r"always has a mixing head \(mixing is thought\)"):
+        model.save_original(tmp_path)
+
+
 def test_adapters_are_merged_first(tmp_path: Path) -> None:
     model = QuietStarForCausalLM.from_base(tiny_base("mistral"), n_ahead=4, lora={"r": 2})
     with pytest.raises(UnsupportedModelError, match="merge_lora"):

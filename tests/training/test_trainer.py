@@ -686,6 +686,8 @@ def test_a_model_is_taken_as_it_is_and_one_given_by_name_trains_in_float32(tmp_p
 def test_the_initial_thought_cannot_be_changed_later(tmp_path):
     with pytest.raises(SettingsError, match=r"initial_thought_text is 'hm', .* '---'"):
         QuietStarTrainer(model_of(), arguments(tmp_path, initial_thought_text="hm"))
+    with pytest.raises(SettingsError, match="mixing is thought, but this model was made with head"):
+        QuietStarTrainer(model_of(), arguments(tmp_path, mixing="thought"))
 
 
 def test_impossible_settings_of_the_method_are_refused_for_a_loaded_model(tmp_path):

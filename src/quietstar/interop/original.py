@@ -141,6 +141,10 @@ def save_original(
         )
     if config.branch_adapters is not None:
         raise UnsupportedModelError("the released code has no adapters that act in branches alone; use save_pretrained")
+    if config.mixing != "head":
+        raise UnsupportedModelError(
+            f"the released code always has a mixing head (mixing is {config.mixing}); use save_pretrained"
+        )
     if config.lora is not None:
         raise UnsupportedModelError("the released code has no adapters; call merge_lora() first")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

@@ -40,6 +40,12 @@ class QuietStarTrainingArguments(TrainingArguments):
     )
     n_ahead_talk: int | None = option(None, "true tokens that judge each thought in training (default: 4)", METHOD)
     n_passes: int | None = option(None, "thoughts sampled for each position in training (default: 2)", METHOD)
+    mixing: str | None = option(
+        None,
+        "what predicts: head (predictions without and with a thought, mixed by a learned head) or thought (the latter "
+        "alone, without a head) (default: head)",
+        METHOD,
+    )
     think_fraction: float = option(
         1.0, "share of the positions to think at, redrawn for each step, so that long texts fit", METHOD
     )
@@ -201,6 +207,7 @@ METHOD_SETTINGS = (
     "n_ahead",
     "n_ahead_talk",
     "n_passes",
+    "mixing",
     "thought_temperature",
     "reinforce_temperature",
     "advantage",

@@ -54,6 +54,11 @@ def thinking_model(
             f"initial_thought_text is {text!r}, but this model's thoughts began as "
             f"{model.config.initial_thought_text!r} and are trained from there; leave it out"
         )
+    if method.get("mixing", model.config.mixing) != model.config.mixing:
+        raise SettingsError(
+            f"mixing is {method['mixing']}, but this model was made with {model.config.mixing}; leave it out, or start "
+            "from a base model"
+        )
     for name, value in method.items():
         setattr(model.config, name, value)
     model.config.check()
