@@ -15,7 +15,7 @@ SOURCE = ROOT / "src" / "quietstar"
 LAYERS = [
     "errors",
     "grid learn",
-    "base.sharding base.precision base.untrusted base.sources base.lora",  # what settings and attention need
+    "base.sharding base.precision base.untrusted base.sources base.lora base.configs",  # what settings need
     "config",
     "attention",
     "base",

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
+from quietstar.base.configs import OURS, base_config, of_the_model, packing_of, plain_fields
 from quietstar.base.lora import check_adapters
 from quietstar.base.sources import hub_arguments
 from quietstar.base.untrusted import (
@@ -19,15 +20,12 @@ from quietstar.base.untrusted import (
     is_number,
     is_whole,
     loading,
-    without_pointers,
 )
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError, reason, shown
 from quietstar.learn import ADVANTAGES, PolicyWeight
 
 MIXING = ("head", "thought")
 INNER_IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
-HOW_LOADED = frozenset({"_name_or_path", "_model_name_or_path", "gguf_file"})
-"""fields of a base model's config that say where its weights came from and do not describe the model"""
 
 
 class QuietStarConfig(PreTrainedConfig):
@@ -61,7 +59,7 @@ class QuietStarConfig(PreTrainedConfig):
         SettingsError: a setting is invalid.
     """
 
-    model_type = "quietstar"
+    model_type = OURS
     sub_configs = {"base_config": AutoConfig}  # noqa: RUF012  (how transformers declares it)
     has_no_defaults_at_init = True
 
@@ -86,9 +84,9 @@ class QuietStarConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.check()
         if isinstance(self.base_config, Mapping):
-            self.base_config = _base_config(dict(self.base_config))
+            self.base_config = base_config(dict(self.base_config))
         self.suppressed_token_ids = sorted(self.suppressed_token_ids or [])
-        kwargs = _fields(kwargs, "config")
+        kwargs = plain_fields(kwargs, "config", QuietStarConfig)
         # transformers copies the outer implementations, None at this point, to inner configs, and an inner model
         # whose attention is None attends without its mask. So the inner ones are restored.
         inner = {name: getattr(self.base_config, name, None) for name in INNER_IMPLEMENTATIONS}
@@ -138,7 +136,7 @@ class QuietStarConfig(PreTrainedConfig):
         """Return the fields to save: they do not say where the base model was loaded from."""
         fields = super().to_dict()
         if isinstance(fields.get("base_config"), Mapping):
-            fields["base_config"] = _of_the_model(fields["base_config"])
+            fields["base_config"] = of_the_model(fields["base_config"])
         return fields
 
     def check(self) -> None:
@@ -213,46 +211,6 @@ class QuietStarConfig(PreTrainedConfig):
         return self.get_text_config().hidden_size
 
 
-def _base_config(fields: dict[str, Any]) -> PreTrainedConfig:
-    """Build the config of a base model from its fields, without running code that they point to."""
-    family = fields.pop("model_type", None)
-    if family is None:
-        raise SettingsError(f"base_config has no model_type (it has {shown(sorted(map(str, fields)))}); add it")
-    if not isinstance(family, str) or family == QuietStarConfig.model_type:
-        raise SettingsError(f"base_config has model_type {shown(family)}; give that of an ordinary language model")
-    try:
-        fields = _of_the_model(_fields(fields, "base_config"))
-        check_fields(fields, "base_config")
-        return AutoConfig.for_model(family, **fields)
-    except QuietStarError:
-        raise
-    except Exception as error:
-        raise SettingsError(
-            f"base_config is not a valid config for model_type {shown(family)} ({reason(error)}); give "
-            "the fields that transformers knows"
-        ) from error
-
-
-def _of_the_model(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a base model's config without those that say how its weights were loaded.
-
-    Weights of a GGUF file are unpacked as they are read, whatever its quantization_config says.
-    """
-    fields = {name: value for name, value in fields.items() if name not in HOW_LOADED}
-    if packing_of(fields.get("quantization_config")) == "gguf":
-        del fields["quantization_config"]
-    return fields
-
-
-def packing_of(quantization_config: Any) -> str | None:
-    """Return the method by which weights are packed; None if they are not."""
-    if isinstance(quantization_config, Mapping):
-        method = quantization_config.get("quant_method")
-    else:
-        method = getattr(quantization_config, "quant_method", None)
-    return None if method is None else str(getattr(method, "value", method))
-
-
 SETTINGS = frozenset(QuietStarConfig.__annotations__) - {"base_config"}
 """names of the settings that turn a base model into a thinking one"""
 
@@ -283,15 +241,3 @@ def check_checkpoint(name: str | Path, model_class: Callable[[QuietStarConfig], 
             "your own, call base_lm.dequantize() before save_pretrained"
         )
     check_folder(folder, lambda: model_class(copy.deepcopy(config)))
-
-
-def _fields(fields: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the fields of a config without those that point elsewhere, at any depth.
-
-    Raises:
-        SettingsError: a field would replace a method.
-    """
-    for name in fields:
-        if callable(getattr(QuietStarConfig, name, None)):
-            raise SettingsError(f"{where} has {name!r}, which is a method, not a setting; remove it")
-    return without_pointers(fields)

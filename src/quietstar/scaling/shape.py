@@ -13,13 +13,13 @@ from transformers.pytorch_utils import Conv1D
 
 from quietstar.attention import default_backend
 from quietstar.attention.hook import own_implementation
+from quietstar.base.configs import packing_of
 from quietstar.base.gguf.model import gguf_config
 from quietstar.base.loading import holds_thinking_model, loading
 from quietstar.base.lora import add_lora
 from quietstar.base.sources import find_source
 from quietstar.base.ties import is_tied
 from quietstar.base.untrusted import check_config
-from quietstar.config import packing_of
 from quietstar.errors import SettingsError, UnsupportedModelError
 from quietstar.heads import MixingHead, ThoughtEmbeddings
 from quietstar.scaling.kept import Kept, count_kept, counting, with_layers

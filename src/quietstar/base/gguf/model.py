@@ -23,13 +23,13 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from quietstar.base.configs import packing_of
 from quietstar.base.gguf.header import GGUFHeader, read_header
 from quietstar.base.gguf.rope import FREQUENCIES, rope_scaling
 from quietstar.base.gguf.tokens import TRANSFORMERS, corrected, set_special_ids, special_ids
 from quietstar.base.sharding import is_partitioned
 from quietstar.base.sources import Source
 from quietstar.base.untrusted import check_alone, check_fields, check_size
-from quietstar.config import packing_of
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError, UnsupportedModelError, reason, shown
 
 logger = logging.getLogger(__name__)
