@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from quietstar.base.untrusted import without_pointers
+from quietstar.base.untrusted import check_fields, without_pointers
 from quietstar.errors import QuietStarError, SettingsError, reason, shown
 
 OURS = "quietstar"
