@@ -22,7 +22,7 @@ LAYERS = [
     "text reporting web",
     "runs",
     "heads policy output",
-    "journal",
+    "journal thought_source",
     "think",
     "talk decode request",
     "predict",

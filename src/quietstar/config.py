@@ -25,6 +25,7 @@ from quietstar.errors import CheckpointError, QuietStarError, SettingsError, rea
 from quietstar.learn import ADVANTAGES, PolicyWeight
 
 MIXING = ("head", "thought")
+THOUGHT_SOURCES = ("sampled", "filler", "random", "copy")
 INNER_IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
 
 
@@ -37,6 +38,10 @@ class QuietStarConfig(PreTrainedConfig):
         n_ahead_talk: true tokens predicted after each thought when a loss is asked for.
         n_passes: thoughts sampled for each position in training.
         mixing: `head` mixes the predictions without and with a thought; by `thought`, the latter counts alone.
+        thought_source: where thought tokens come from: `sampled` by the model, or a control, `filler`, `random` or
+            `copy`, which has no policy loss; see `quietstar.thought_source`.
+        filler_text: `filler` thoughts repeat this text's first token.
+        filler_token_id: its id; found when a model that has a tokenizer is given this source.
         thought_temperature: temperature at which thought tokens are sampled in training.
         reinforce_temperature: temperature of the log-probabilities in the policy loss. If it is above the temperature
             that thoughts are sampled at, training makes thoughts more certain whatever their rewards; below, less.
@@ -68,6 +73,9 @@ class QuietStarConfig(PreTrainedConfig):
     n_ahead_talk: int = 4
     n_passes: int = 2
     mixing: str = "head"
+    thought_source: str = "sampled"
+    filler_text: str = "..."
+    filler_token_id: int | None = None
     thought_temperature: float = 1.0
     reinforce_temperature: float = 1.0
     advantage: str = "positive"
@@ -152,7 +160,11 @@ class QuietStarConfig(PreTrainedConfig):
                 raise SettingsError(f"{name} is {shown(value)}; give a number above 0")
         if not (is_number(value := self.thought_temperature) and value >= 0):
             raise SettingsError(f"thought_temperature is {shown(value)}; give a number of at least 0")
-        for name, kinds in {"mixing": MIXING, "advantage": ADVANTAGES}.items():
+        for name, kinds in {
+            "mixing": MIXING,
+            "thought_source": THOUGHT_SOURCES,
+            "advantage": ADVANTAGES,
+        }.items():
             if getattr(self, name) not in tuple(kinds):
                 raise SettingsError(f"{name} is {shown(getattr(self, name))}; choose from {', '.join(kinds)}")
         if self.n_passes == 1 and self.advantage in ("leave_one_out", "standardized"):
@@ -169,9 +181,12 @@ class QuietStarConfig(PreTrainedConfig):
             )
         if not (is_number(self.base_loss_weight) and 0 <= self.base_loss_weight <= 1):
             raise SettingsError(f"base_loss_weight is {shown(self.base_loss_weight)}; give a number from 0 to 1")
-        if not isinstance(text := self.initial_thought_text, str) or not text:
-            said = "empty" if text == "" else shown(text)
-            raise SettingsError(f"initial_thought_text is {said}; give a text such as '---'")
+        for name, example in {"initial_thought_text": "---", "filler_text": "..."}.items():
+            if not isinstance(text := getattr(self, name), str) or not text:
+                said = "empty" if text == "" else shown(text)
+                raise SettingsError(f"{name} is {said}; give a text such as {example!r}")
+        if self.filler_token_id is not None and not (is_whole(self.filler_token_id) and self.filler_token_id >= 0):
+            raise SettingsError(f"filler_token_id is {shown(self.filler_token_id)}; give a token id")
         ids = self.suppressed_token_ids
         if ids is not None and not (isinstance(ids, list | tuple) and all(is_whole(id) and id >= 0 for id in ids)):
             raise SettingsError(f"suppressed_token_ids is {shown(ids)}; give a list of token ids")

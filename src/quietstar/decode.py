@@ -94,12 +94,16 @@ def decode(
         thoughts = rows.new_zeros(len(rows), K)
         if len(rows) == 0:
             return Decoded(h_base, rows, decision, thoughts, h_base[:0, 0])
+        source, at_end = thinker.source, torch.full_like(rows, S - 1)
+        if not source.is_sampled:
+            thoughts = source.write(text, rows, at_end, 1, sampling.suppressed, sampling.generator)[0]
         if len(rows) < B:
             fork.select(rows)
             hidden, mask, positions, opening, end = (each[rows] for each in (hidden, mask, positions, opening, end))
         state = hidden[:, -1] if start_in_first_pass else read(opening, n_opening)[:, -1]
         for k in range(K):
-            thoughts[:, k] = sampling.sample(trunk, state)[0].squeeze(1)
+            if source.is_sampled:
+                thoughts[:, k] = sampling.sample(trunk, state)[0].squeeze(1)
             token = trunk.embed(thoughts[:, k])[:, None]
             is_last = k == K - 1
             state = read(torch.cat([token, end], dim=1) if is_last else token, k + 2 + is_last)[:, -1]

@@ -122,6 +122,8 @@ class ThinkingGeneration(GenerationMixin):
         if dropped and inputs["input_ids"].shape[1] < input_ids.shape[1]:
             kwargs |= {**dict.fromkeys(dropped), "next_sequence_length": None}
             inputs = prepare(input_ids, *args, attention_mask=attention_mask, **kwargs)
+        if (journal := inputs.get("journal")) is not None:
+            journal.all_ids = input_ids
         return {**inputs, "attention_mask": attention_mask}
 
     def _prepare_cache_for_generation(

@@ -148,6 +148,8 @@ class Journal:
         self.finished = torch.zeros(0, dtype=torch.bool)
         """[B]: rows that have ended"""
         self.steps: list[DecodingStep] = []
+        self.all_ids: Tensor | None = None
+        """[B, S]: the tokens that the next step has read when it thinks; set by whoever calls the model"""
         self.cache: Cache | None = None
 
     def attach(self, cache: Cache) -> None:

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 from quietstar.attention import attention_backend, default_backend
 from quietstar.base import lora
 from quietstar.base.gguf.model import unpacked
-from quietstar.base.ids import n_tokens
+from quietstar.base.ids import set_token_ids
 from quietstar.base.loading import best_backend, check_base, first_thought_vector, load_base, load_tokenizer
 from quietstar.base.sharding import has_weights
 from quietstar.base.ties import say_whether_tied
@@ -149,7 +149,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         else:
             base = thinker.trunk.read(request.text)
             grid = where_to_think(thinker, request, base)
-            thoughts = request.given_thoughts(grid) or think(thinker, grid, base.cache, request.sampling)
+            thoughts = request.given_thoughts(grid) or think(thinker, grid, request.text, request.sampling)
             said = talk(thinker, grid, base, thoughts)
             predicted = Predictions(trunk=thinker.trunk, grid=grid, h_base=base.h_base, thoughts=thoughts, said=said)
         output = predicted.output(request)
@@ -161,7 +161,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         """Return what thinks and talks in one forward pass; all embedding look-ups through it share one gradient."""
         trunk = Trunk(self.base_lm, self.attention)
         trunk.keeps_hidden_states = keeps_hidden_states
-        return Thinker(trunk, self.thought_embeddings, self.mixing_head, self.config.n_thought_tokens)
+        return Thinker.of(trunk, self.thought_embeddings, self.mixing_head, self.config)
 
     @property
     def suppressed(self) -> Tensor | None:
@@ -242,7 +242,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         model = cls(QuietStarConfig(base_config=base_lm.config, **own), base_lm)
         model.attention = attention_backend(backend, base_lm)
         if tokenizer is not None:
-            model.config.n_tokens = n_tokens(base_lm, tokenizer)
+            set_token_ids(model.config, base_lm, tokenizer)
         if has_weights(base_lm):
             model.to(base_lm.device)
             first = first_thought_vector(base_lm, model.config.initial_thought_text, tokenizer)

@@ -49,11 +49,12 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
     output.nll = learn.nll_loss(output.base_nll, output.talk_nll, (base_weights, talk_weights))
 
     output.reward = learn.reward(output.base_nll, output.talk_nll, labels)
-    output.advantage = learn.advantage(output.reward, config.advantage)
+    is_sampled = config.thought_source == "sampled"
+    output.advantage = learn.advantage(output.reward, config.advantage) * is_sampled
     thought_weights = learn.thought_weights(output.advantage, labels, counts, tokens.shape[-1])  # [B, P, S]
     sampled_weights = grid.gather_columns(thought_weights.transpose(1, 2)).T[..., None].expand_as(tokens)  # [P, C, K]
     is_scored = is_real.any(-1, keepdim=True).expand_as(tokens)
-    if loss_only:
+    if loss_only or not is_sampled:
         is_scored = is_scored & (sampled_weights != 0)
     sampled = Scored(
         predicted.said.branches.h_sampled,

@@ -120,6 +120,8 @@ class Request:
         if thoughts is not None:
             n_passes = thoughts.shape[1]
         text = _text(input_ids, attention_mask, position_ids, cache)
+        if journal is not None and journal.all_ids is not None:
+            text.past_ids = journal.all_ids[:, : -text.n_new]
         request = cls(
             config=config,
             is_training=is_training,

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from quietstar.attention import BranchCache
-from quietstar.base.trunk import Trunk
+from quietstar.base.trunk import Text, Trunk
 from quietstar.base.vocabulary import sample
+from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
 from quietstar.heads import ThoughtEmbeddings
+from quietstar.thought_source import ThoughtSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +27,22 @@ class Thinker:
     embeddings: ThoughtEmbeddings
     mixing_head: nn.Module
     """[..., D] without and with a thought -> mixing weights [..., 1]"""
-    n_thought_tokens: int
-    """K"""
+    source: ThoughtSource
+
+    @classmethod
+    def of(
+        cls, trunk: Trunk, embeddings: ThoughtEmbeddings, mixing_head: nn.Module, config: QuietStarConfig
+    ) -> "Thinker":
+        """Return the thinker of a model with that config."""
+        source = ThoughtSource(
+            config.thought_source, config.n_thought_tokens, config.vocab_size, config.filler_token_id
+        )
+        return cls(trunk, embeddings, mixing_head, source)
+
+    @property
+    def n_thought_tokens(self) -> int:
+        """K"""
+        return self.source.n_tokens
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,16 +85,19 @@ class Thoughts:
     """keys and values of the base pass and of the steps in `hidden`"""
 
 
-def think(thinker: Thinker, grid: ThoughtGrid, cache: Cache, sampling: Sampling) -> Thoughts:
+def think(thinker: Thinker, grid: ThoughtGrid, text: Text, sampling: Sampling) -> Thoughts:
     """Write a thought of K tokens at every column, one token of all columns at a time.
 
-    `cache` has the keys and values of the base pass. Under gradient checkpointing, thoughts are sampled
+    The base pass has read the text into its cache. Under gradient checkpointing, thoughts are sampled
     without gradient and keep no states: `talk` recomputes the branches.
     """
+    if not thinker.source.is_sampled:
+        where = (grid.rows, grid.columns, grid.n_passes)
+        return Thoughts(thinker.source.write(text, *where, sampling.suppressed, sampling.generator))
     if not thinker.trunk.grows_in_parts:
-        return _write(thinker, grid, cache, sampling)
+        return _write(thinker, grid, text.cache, sampling)
     with torch.no_grad():
-        thoughts = _write(thinker, grid, cache, sampling)
+        thoughts = _write(thinker, grid, text.cache, sampling)
     return Thoughts(thoughts.tokens, thoughts.logprob)
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from quietstar import QuietStarForCausalLM
-from quietstar.base.ids import n_tokens, padding_ids, suppress_padding
+from quietstar.base.ids import n_tokens, padding_ids, set_token_ids
 from quietstar.errors import SettingsError
 from quietstar.inference.loading import UseArguments, load_model
 from quietstar.inference.text_settings import suppressed_ids, text_settings
@@ -127,7 +127,7 @@ def test_it_is_saved_and_found_again(tmp_path: Path) -> None:
     assert thinking_model(tmp_path / "old", args, byte_tokenizer()).config.n_tokens == TOKENS
     grown = byte_tokenizer()
     grown.add_tokens(["<one>"])
-    suppress_padding(loaded, grown)
+    set_token_ids(loaded.config, loaded, grown)
     assert loaded.config.n_tokens == TOKENS + 1
 
 

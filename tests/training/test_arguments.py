@@ -14,6 +14,7 @@ from quietstar.training.arguments import GROUPS, METHOD_SETTINGS
 from quietstar.training.model import thinking_model
 from quietstar.training.model_arguments import ModelArguments
 from tests.tiny import tiny_base
+from tests.tiny_tokenizer import byte_tokenizer
 
 
 def arguments(**settings) -> QuietStarTrainingArguments:
@@ -54,6 +55,8 @@ def test_every_setting_of_the_method_reaches_the_config():
         n_ahead_talk=3,
         n_passes=4,
         mixing="thought",
+        thought_source="filler",
+        filler_text="hm",
         thought_temperature=0.7,
         reinforce_temperature=2.0,
         advantage="centered",
@@ -73,6 +76,16 @@ def test_a_setting_that_is_not_given_leaves_the_model_as_it_is():
     again = thinking_model(model, arguments(n_passes=4))
     assert again is model
     assert (model.config.n_ahead, model.config.policy_weight, model.config.n_passes) == (5, 3.0, 4)
+
+
+def test_a_filler_follows_its_text():
+    tokenizer = byte_tokenizer()
+    model = thinking_model(tiny_base(), arguments(thought_source="filler", filler_text="a"), tokenizer)
+    first = model.config.filler_token_id
+    assert first == tokenizer("a", add_special_tokens=False)["input_ids"][0]
+    assert thinking_model(model, arguments(), tokenizer).config.filler_token_id == first
+    changed = thinking_model(model, arguments(filler_text="b"), tokenizer)
+    assert changed.config.filler_token_id == tokenizer("b", add_special_tokens=False)["input_ids"][0] != first
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(QuietStarTrainingArguments)])
@@ -105,6 +118,8 @@ IMPOSSIBLE = [
     ("policy_weight", -1.0),
     ("advantage", "best"),
     ("mixing", "both"),
+    ("thought_source", "noise"),
+    ("filler_text", ""),
     ("nll_weight", -1.0),
     ("base_loss_weight", 1.5),
     ("reinforce_temperature", 0.0),

@@ -1,6 +1,7 @@
 """Token ids without an embedding, and ids without a token: rows that pad a vocabulary to a round number."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,9 +26,32 @@ def padding_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> r
     return range(V if first is None else first, V)
 
 
-def suppress_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Keep a thinking model from sampling ids that its tokenizer has no token for."""
-    model.config.n_tokens = n_tokens(model, tokenizer)
+def set_token_ids(config: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set the fields of a thinking model's config that follow from a tokenizer: n_tokens, and the id of a filler.
+
+    Args:
+        config: of the thinking model.
+        model: it, or its base model, with the generation config.
+        tokenizer: of the model.
+
+    Raises:
+        SettingsError: the filler has no token.
+    """
+    config.n_tokens = n_tokens(model, tokenizer)
+    if config.thought_source == "filler" and config.filler_token_id is None:
+        config.filler_token_id = first_token(tokenizer, config.filler_text, "filler_text")
+
+
+def first_token(tokenizer: PreTrainedTokenizerBase, text: str, setting: str) -> int:
+    """Return the id of the first token of a setting's text.
+
+    Raises:
+        SettingsError: it has none.
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise SettingsError(f"the tokenizer makes no token of {setting} {text!r}; choose another text")
+    return int(ids[0])
 
 
 def n_embeddings(model: PreTrainedModel) -> int:

@@ -21,13 +21,14 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from quietstar.attention import SplitAttention, attention_backend, default_backend
 from quietstar.base.gguf.model import gguf_model, gguf_tokenizer
+from quietstar.base.ids import first_token
 from quietstar.base.rope import check_rope
 from quietstar.base.sharding import gathered, has_weights, is_partitioned
 from quietstar.base.sources import find_source, hub_arguments
 from quietstar.base.trunk import Trunk
 from quietstar.base.untrusted import check_alone, check_config, check_folder, loading
 from quietstar.config import QuietStarConfig
-from quietstar.errors import QuietStarError, SettingsError, UnsupportedModelError, first_line
+from quietstar.errors import QuietStarError, UnsupportedModelError, first_line
 from quietstar.grid import ThoughtGrid
 
 logger = logging.getLogger(__name__)
@@ -60,11 +61,9 @@ def first_thought_vector(base_lm: PreTrainedModel, text: str, tokenizer: Tokeniz
         )
         with gathered(embeddings):
             return embeddings.weight.float().mean(0)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise SettingsError(f"the tokenizer makes no token of initial_thought_text {text!r}; choose another text")
+    first = first_token(tokenizer, text, "initial_thought_text")
     with gathered(embeddings):
-        return embeddings(torch.tensor(ids[0], device=embeddings.weight.device))
+        return embeddings(torch.tensor(first, device=embeddings.weight.device))
 
 
 def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:

@@ -48,6 +48,15 @@ class Text:
     """[B, S]"""
     cache: Cache
     """keys and values of the S - Q tokens before"""
+    past_ids: Tensor | None = None
+    """[B, S - Q]: those tokens, if known"""
+
+    @property
+    def all_ids(self) -> Tensor | None:
+        """[B, S]: all tokens, if those before are known or there are none."""
+        if self.n_new == self.attention_mask.shape[1]:
+            return self.input_ids
+        return None if self.past_ids is None else torch.cat([self.past_ids, self.input_ids], dim=1)
 
     @property
     def n_new(self) -> int:

@@ -111,7 +111,7 @@ class Speaker:
             ),
         )
         grid = where_to_think(self.thinker, request, base)
-        said = talk(self.thinker, grid, base, think(self.thinker, grid, base.cache, request.sampling))
+        said = talk(self.thinker, grid, base, think(self.thinker, grid, text, request.sampling))
         return mixed_states(grid, base.h_base, said)[asked], without, grid.is_column[asked]
 
     def logits(self, states: Tensor) -> Tensor:

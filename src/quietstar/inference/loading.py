@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.attention import BACKENDS
-from quietstar.base.ids import suppress_padding
+from quietstar.base.ids import set_token_ids
 from quietstar.base.loading import check_head, holds_thinking_model, load_base, load_tokenizer
 from quietstar.base.sources import SUFFIX, find_source
 from quietstar.errors import CheckpointError, SettingsError, first_line
@@ -84,7 +84,7 @@ def load_model(
             "(code that comes with it runs only with --trust_remote_code)"
         )
     if isinstance(model, QuietStarForCausalLM):
-        suppress_padding(model, tokenizer)
+        set_token_ids(model.config, model, tokenizer)
         if args.attention_backend != "auto":
             model.set_attention_backend(args.attention_backend)
         model = model.base_lm if original else model

@@ -115,7 +115,7 @@ class Reading:
         sampling = sampling or Sampling(temperature=0.0, suppressed=self.model.suppressed)
         thoughts = [columns.new_zeros(0, K)]
         for _, grid in self._grids(columns, K + 2):
-            tokens = think(self.thinker, grid, self.text.cache, sampling).tokens
+            tokens = think(self.thinker, grid, self.text, sampling).tokens
             thoughts.append(tokens[0].to(columns.device))
         return torch.cat(thoughts)
 

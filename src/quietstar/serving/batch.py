@@ -58,6 +58,8 @@ class Batch:
         self.cache = DynamicCache()
         self.mask = torch.zeros(n_texts, 0, dtype=torch.long, device=model.device)
         """[B, S], 0 at padding"""
+        self.ids = torch.zeros_like(self.mask)
+        """[B, S]"""
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -93,6 +95,7 @@ class Batch:
 
     def _forward(self, input_ids: Tensor, **how: object) -> Tensor:
         self.mask = torch.cat([self.mask, torch.ones_like(input_ids)], dim=1)
+        self.journal.all_ids = self.ids = torch.cat([self.ids, input_ids], dim=1)
         output = self.model(
             input_ids,
             self.mask,
@@ -110,7 +113,7 @@ class Batch:
         self.mask = self.mask[index]
         # drop columns that are padding in all remaining texts
         first = int(self.mask.any(0).long().argmax()) if self.mask.numel() else self.n_read
-        self.mask = self.mask[:, first:]
+        self.mask, self.ids = self.mask[:, first:], self.ids[index, first:]
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[index, :, first:], layer.values[index, :, first:]
 
@@ -122,7 +125,10 @@ class Batch:
             cache.update(*(_concatenated(batches, index, name, S) for name in ("keys", "values")), index)
         self.journal.add(n)
         self.cache = cache
-        self.mask = torch.cat([pad(batch.mask, (S - batch.n_read, 0)) for batch in batches])
+        self.mask, self.ids = (
+            torch.cat([pad(getattr(batch, name), (S - batch.n_read, 0)) for batch in batches])
+            for name in ("mask", "ids")
+        )
 
     def close(self) -> None:
         """Free the cache, which refers to the journal and is referred to by it."""

@@ -42,13 +42,18 @@ class QuietStarTrainingArguments(TrainingArguments):
     n_passes: int | None = option(None, "thoughts sampled for each position in training (default: 2)", METHOD)
     mixing: str | None = option(
         None,
-        "what predicts: head (predictions without and with a thought, mixed by a learned head) or thought (the latter "
-        "alone, without a head) (default: head)",
+        "head mixes the predictions without and with a thought; by thought, the latter counts alone (default: head)",
         METHOD,
     )
     think_fraction: float = option(
         1.0, "share of the positions to think at, redrawn for each step, so that long texts fit", METHOD
     )
+    thought_source: str | None = option(
+        None,
+        "what thoughts consist of: sampled tokens, or a control's: filler, random, or copy of the text (default: sampled)",
+        METHOD,
+    )
+    filler_text: str | None = option(None, "filler thoughts repeat this text's first token (default: ...)", METHOD)
     thought_temperature: float | None = option(
         None, "temperature at which thoughts are sampled in training (default: 1)", METHOD
     )
@@ -60,9 +65,8 @@ class QuietStarTrainingArguments(TrainingArguments):
     )
     advantage: str | None = option(
         None,
-        "what the reward of a thought is compared with: positive (the mean of the position's thoughts, if above it), "
-        "centered (the mean), leave_one_out (the mean of the others) or standardized (the mean, in units of their "
-        "spread) (default: positive, the paper's)",
+        "how the rewards of a position's thoughts are compared: positive (the paper's), centered, leave_one_out or "
+        "standardized (default: positive)",
         METHOD,
     )
     nll_weight: float | None = option(
@@ -208,6 +212,8 @@ METHOD_SETTINGS = (
     "n_ahead_talk",
     "n_passes",
     "mixing",
+    "thought_source",
+    "filler_text",
     "thought_temperature",
     "reinforce_temperature",
     "advantage",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from quietstar.base.ids import suppress_padding
+from quietstar.base.ids import set_token_ids
 from quietstar.base.loading import holds_thinking_model
 from quietstar.base.precision import HALVES, train_in_float32
 from quietstar.errors import SettingsError
@@ -46,8 +46,6 @@ def thinking_model(
         model = _by_name(str(model), tokenizer, method, settings, freeze_base)
     if not isinstance(model, QuietStarForCausalLM):
         return QuietStarForCausalLM.from_base(model, tokenizer=tokenizer, **method)
-    if tokenizer is not None:
-        suppress_padding(model, tokenizer)
     text = method.pop("initial_thought_text", model.config.initial_thought_text)
     if text != model.config.initial_thought_text:
         raise SettingsError(
@@ -59,9 +57,13 @@ def thinking_model(
             f"mixing is {method['mixing']}, but this model was made with {model.config.mixing}; leave it out, or start "
             "from a base model"
         )
+    if "filler_text" in method:
+        model.config.filler_token_id = None
     for name, value in method.items():
         setattr(model.config, name, value)
     model.config.check()
+    if tokenizer is not None:
+        set_token_ids(model.config, model, tokenizer)
     return model
 
 
