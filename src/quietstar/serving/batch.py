@@ -126,8 +126,8 @@ class Batch:
         self.journal.add(n)
         self.cache = cache
         self.mask, self.ids = (
-            torch.cat([pad(getattr(batch, name), (S - batch.n_read, 0)) for batch in batches])
-            for name in ("mask", "ids")
+            torch.cat([pad(each, (S - each.shape[1], 0)) for each in of_batches])
+            for of_batches in zip(*((batch.mask, batch.ids) for batch in batches), strict=True)
         )
 
     def close(self) -> None:

@@ -50,7 +50,7 @@ class QuietStarTrainingArguments(TrainingArguments):
     )
     thought_source: str | None = option(
         None,
-        "what thoughts consist of: sampled tokens, or a control's: filler, random, or copy of the text (default: sampled)",
+        "what thoughts consist of: sampled, or a control: filler, random, copy (default: sampled)",
         METHOD,
     )
     filler_text: str | None = option(None, "filler thoughts repeat this text's first token (default: ...)", METHOD)
