@@ -203,8 +203,8 @@ def qlora(setting: Setting) -> Iterator[dict[str, Any]]:
     if importlib.util.find_spec("bitsandbytes") is None:
         yield figure("QLoRA", "not run: bitsandbytes is not installed")
         return
-    from quietstar.training.model_arguments import ModelArguments
     from quietstar.training.model import thinking_model
+    from quietstar.training.model_arguments import ModelArguments
 
     config = AutoConfig.for_model("llama", **(TINY if setting.dry_run else SMALL))
     with tempfile.TemporaryDirectory() as folder:
