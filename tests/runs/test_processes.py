@@ -1,5 +1,7 @@
 """Processes that share work part without threads that outlive them."""
 
+import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,11 @@ def test_no_thread_of_the_group_outlives_it():
 
     imported_late(torch.ones(2))
     assert group_threads() > 0
-    part_ways()
+    dead = weakref.proxy(type("Gone", (), {})())  # whoever asks it for its class is told so
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        part_ways()
+    del dead
     assert group_threads() == 0
     assert imported_late.__defaults__ == (None, 3)
     part_ways()  # without a group it does nothing

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quietstar.errors import CheckpointError
+from quietstar.errors import CheckpointError, SettingsError
 from quietstar.training.checkpoints import (
     MARKER,
     complete_checkpoints,
@@ -18,6 +18,7 @@ from quietstar.training.checkpoints import (
     read_marker,
     remove,
     step_of,
+    to_resume,
 )
 
 
@@ -148,6 +149,16 @@ def test_the_best_checkpoint_is_kept_too(tmp_path):
         made(tmp_path, step)
     keep_latest(tmp_path, 1, also=str(best))
     assert sorted(step_of(path) for path in tmp_path.iterdir()) == [1, 3]
+
+
+def test_a_new_run_does_not_save_among_the_checkpoints_of_another(tmp_path):
+    assert to_resume(tmp_path, None, True) is None
+    made(tmp_path, 4)
+    told = "has checkpoint-4 of an earlier run; resume from it .*, or give another output_dir"
+    with pytest.raises(SettingsError, match=told):
+        to_resume(tmp_path, None, True)
+    assert to_resume(tmp_path, False, False) is None
+    assert to_resume(tmp_path, True, True) == tmp_path / "checkpoint-4"
 
 
 def test_a_limit_of_none_or_zero_keeps_all(tmp_path):

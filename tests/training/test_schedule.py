@@ -84,3 +84,11 @@ def test_a_run_that_ends_with_bad_steps_saves_and_evaluates_nothing() -> None:
     schedule.end_epoch(end, is_bad=True, is_complete=True)
     assert (end.should_log, end.should_evaluate, end.should_save) == (False, False, False)
     assert not schedule.evaluation_is_due
+
+
+def test_a_checkpoint_without_an_optimizer_is_not_said_to_continue() -> None:
+    schedule = interrupted()
+    schedule.end_step(control(), 7, is_bad=False, ends_epoch=False, saves=True, resumable=False)
+    assert str(schedule.stopped_by).endswith(
+        "checkpoint-7 has the model alone (save_only_model), and cannot be resumed from"
+    )

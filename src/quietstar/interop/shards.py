@@ -32,6 +32,9 @@ def consolidate(checkpoint: Path, folder: Path) -> None:
             name: torch.empty(tensor.size, dtype=tensor.properties.dtype)  # type: ignore[union-attr]
             for name, tensor in described.items()
         }
+        for name, tensor in described.items():
+            if sum(chunk.sizes.numel() for chunk in tensor.chunks) != tensor.size.numel():  # type: ignore[union-attr,misc]
+                raise ValueError(f"a shard with a part of {name} is missing")
         distributed_checkpoint.load(state, storage_reader=reader, no_dist=True)
     except Exception as error:
         raise CheckpointError(

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from quietstar.errors import CheckpointError
+from quietstar.errors import CheckpointError, SettingsError
 from quietstar.runs.folders import flush, write_whole
 
 logger = logging.getLogger(__name__)
@@ -134,6 +134,23 @@ def complete_checkpoints(run: Path, *, report: bool = False) -> list[Path]:
 def latest(run: Path, *, report: bool = False) -> Path | None:
     """Return a run's latest complete checkpoint, None if there is none; see `complete_checkpoints`."""
     return next(iter(complete_checkpoints(run, report=report)), None)
+
+
+def to_resume(run: Path, asked: str | bool | None, saves: bool) -> Path | None:
+    """Return the checkpoint that `find` finds, None for a new run, which may save checkpoints of its own.
+
+    Raises:
+        CheckpointError: there is none, or it is not complete.
+        SettingsError: a new run would mix its checkpoints with those of an earlier one.
+    """
+    if asked:
+        return find(run, asked)
+    if saves and (there := latest(run)):
+        raise SettingsError(
+            f"output_dir {run} has {there.name} of an earlier run; resume from it (resume_from_checkpoint=True), or "
+            "give another output_dir"
+        )
+    return None
 
 
 def find(run: Path, named: str | bool) -> Path:

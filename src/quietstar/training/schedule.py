@@ -28,7 +28,9 @@ class Schedule(Part):
         self.stopped_by: QuietStarError | None = None
         self.evaluation_is_due = self.checkpoint_is_due = False
 
-    def end_step(self, control: Any, step: int, *, is_bad: bool, ends_epoch: bool, saves: bool) -> None:
+    def end_step(
+        self, control: Any, step: int, *, is_bad: bool, ends_epoch: bool, saves: bool, resumable: bool = True
+    ) -> None:
         """Set what is due after a step.
 
         Args:
@@ -37,10 +39,13 @@ class Schedule(Part):
             is_bad: whether the step was bad, and skipped.
             ends_epoch: whether it is the last one of an epoch.
             saves: whether the run writes checkpoints.
+            resumable: whether they have an optimizer.
         """
         received = self.signals.received if self.signals is not None else None
         if self.processes.any(received is not None):
             left = f"{checkpoints.name_of(step)} is complete: continue with --resume"
+            if not resumable:
+                left = f"{checkpoints.name_of(step)} has the model alone (save_only_model), and cannot be resumed from"
             self.stopped_by = InterruptedRunError(
                 f"stopped by {received or 'a signal on another process'} after step {step}; "
                 f"{left if saves else 'save_strategy is no, and nothing was saved'}"

@@ -100,7 +100,7 @@ class QuietStarTrainer(Trainer):
             BadStepsError, InterruptedRunError, OutOfMemoryError: it has ended early.
         """
         limit, evaluates_first = self.args.save_total_limit, self.args.eval_on_start
-        self._resumed = checkpoints.find(self.folder, resume_from_checkpoint) if resume_from_checkpoint else None
+        self._resumed = checkpoints.to_resume(self.folder, resume_from_checkpoint, self.args.save_strategy != "no")
         if self._resumed is not None:
             self.check_resumable(self._resumed)
         self.parts.reset()
