@@ -37,7 +37,7 @@ class QuietStarConfig(PreTrainedConfig):
         n_ahead: tokens of a thought, start and end included; `n_ahead - 2` of them are sampled.
         n_ahead_talk: true tokens predicted after each thought when a loss is asked for.
         n_passes: thoughts sampled for each position in training.
-        mixing: `head` mixes the predictions without and with a thought; by `thought`, the latter counts alone.
+        mixing: `head` mixes the predictions without and with a thought; `thought` uses the one with it alone.
         thought_source: where thought tokens come from: `sampled` by the model, or a control, `filler`, `random` or
             `copy`, which has no policy loss; see `quietstar.thought_source`.
         filler_text: `filler` thoughts repeat this text's first token.
@@ -160,11 +160,7 @@ class QuietStarConfig(PreTrainedConfig):
                 raise SettingsError(f"{name} is {shown(value)}; give a number above 0")
         if not (is_number(value := self.thought_temperature) and value >= 0):
             raise SettingsError(f"thought_temperature is {shown(value)}; give a number of at least 0")
-        for name, kinds in {
-            "mixing": MIXING,
-            "thought_source": THOUGHT_SOURCES,
-            "advantage": ADVANTAGES,
-        }.items():
+        for name, kinds in {"mixing": MIXING, "thought_source": THOUGHT_SOURCES, "advantage": ADVANTAGES}.items():
             if getattr(self, name) not in tuple(kinds):
                 raise SettingsError(f"{name} is {shown(getattr(self, name))}; choose from {', '.join(kinds)}")
         if self.n_passes == 1 and self.advantage in ("leave_one_out", "standardized"):

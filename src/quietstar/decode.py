@@ -94,8 +94,9 @@ def decode(
         thoughts = rows.new_zeros(len(rows), K)
         if len(rows) == 0:
             return Decoded(h_base, rows, decision, thoughts, h_base[:0, 0])
-        source, at_end = thinker.source, torch.full_like(rows, S - 1)
+        source = thinker.source
         if not source.is_sampled:
+            at_end = torch.full_like(rows, S - 1)
             thoughts = source.write(text, rows, at_end, 1, sampling.suppressed, sampling.generator)[0]
         if len(rows) < B:
             fork.select(rows)

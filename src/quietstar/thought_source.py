@@ -1,7 +1,7 @@
 """Where the tokens of a thought come from: sampled by the model, or one of the controls, which think nothing.
 
-A control has the places, the length and the branches of sampled thoughts, and no content of its own: what it gains, a
-thought gains by computation alone.
+A control has the places, the length and the branches of sampled thoughts, but no content: whatever it gains comes from
+computation alone.
 
     sampled   the model writes them (`quietstar.think`)
     filler    one token, again and again

@@ -54,9 +54,10 @@ def has_weights(base_lm: PreTrainedModel) -> bool:
 
     The others then have parameters on the meta device, or zeros (transformers 5.17).
     """
+    if any(parameter.is_meta for parameter in base_lm.parameters()):
+        return False
     embeddings = base_lm.get_input_embeddings().weight
-    is_zero = embeddings.numel() > 0 and not embeddings.is_meta and not embeddings.any()  # ZeRO-3: numel is 0
-    return not is_zero and not any(parameter.is_meta for parameter in base_lm.parameters())
+    return embeddings.numel() == 0 or bool(embeddings.any())  # ZeRO-3, which loads its shares everywhere, shows none
 
 
 def is_partitioned(parameter: nn.Parameter) -> bool:

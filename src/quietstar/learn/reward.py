@@ -29,7 +29,7 @@ def reward(base_nll: Tensor, talk_nll: Tensor, labels: Labels) -> Tensor:
 
 
 def advantage(reward: Tensor, kind: str = "positive") -> Tensor:
-    """Return [B, P, S]: how much better each of a position's P thoughts is than its others, by one of ADVANTAGES.
+    """Return [B, P, S]: how much better a thought is than the others of its position, by one of ADVANTAGES.
 
     A single thought has no others and is compared with 0: its reward is its advantage, at least 0 if `positive`.
     """

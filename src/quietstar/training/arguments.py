@@ -42,7 +42,7 @@ class QuietStarTrainingArguments(TrainingArguments):
     n_passes: int | None = option(None, "thoughts sampled for each position in training (default: 2)", METHOD)
     mixing: str | None = option(
         None,
-        "head mixes the predictions without and with a thought; by thought, the latter counts alone (default: head)",
+        "head mixes the predictions without and with a thought; thought uses the one with it alone (default: head)",
         METHOD,
     )
     think_fraction: float = option(

@@ -87,10 +87,15 @@ class RunEvents(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set what is due after a step."""
-        saves = {"saves": args.save_strategy != SaveStrategy.NO, "resumable": not args.save_only_model}
         is_bad, ends_epoch = self._how_it_ended(state)
-        end_step = self.trainer.parts.schedule.end_step
-        end_step(control, state.global_step, is_bad=is_bad, ends_epoch=ends_epoch, **saves)
+        self.trainer.parts.schedule.end_step(
+            control,
+            state.global_step,
+            is_bad=is_bad,
+            ends_epoch=ends_epoch,
+            saves=args.save_strategy != SaveStrategy.NO,
+            resumable=not args.save_only_model,
+        )
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set what is due after an epoch."""

@@ -46,7 +46,7 @@ class Checkpointer:
             CheckpointError: it cannot be written. Nothing of it is left, and the one before is complete.
         """
         checkpoint, temporary = self.run / checkpoints.name_of(step), self.run / checkpoints.TEMPORARY
-        if self.processes.any(checkpoints.is_whole(checkpoint)):
+        if self.processes.any(checkpoints.is_complete(checkpoint)):
             return None
         with self._all_or_none(checkpoint, temporary):
             if self.publishes and temporary.exists():

@@ -49,7 +49,7 @@ def publish(written: Path, checkpoint: Path, about: dict[str, Any]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    if is_whole(checkpoint):
+    if is_complete(checkpoint):
         raise FileExistsError(errno.EEXIST, "there is a complete checkpoint of that name", str(checkpoint))
     if checkpoint.exists():
         remove(checkpoint)
@@ -100,7 +100,7 @@ def read_marker(checkpoint: Path) -> dict[str, Any]:
     return marker
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
     """Return whether a checkpoint exists and is complete."""
     try:
         read_marker(checkpoint)
