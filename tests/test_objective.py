@@ -1,5 +1,7 @@
 """The policy term's weight, balanced against the nll's gradient, beside gradients made by autograd."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -220,6 +222,66 @@ def test_every_objective_has_the_gradient_of_its_formula(kind: str, nll_weight: 
             assert (ours is None) == (theirs is None), name
             if theirs is not None:
                 torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()), msg=name)
+
+
+@torch.no_grad()
+def nudged(model: QuietStarForCausalLM) -> QuietStarForCausalLM:
+    """A copy whose weights are a little different, as before a few steps."""
+    other = copy.deepcopy(model)
+    for parameter in other.parameters():
+        parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return other
+
+
+@pytest.mark.parametrize("policy_weight", [2.0, "balanced:0.5"])
+@pytest.mark.parametrize("kl_weight", [0.0, 0.3])
+@pytest.mark.parametrize("first_epoch", [True, False])
+def test_a_rollout_has_the_gradient_of_its_formula(
+    first_epoch: bool, kl_weight: float, policy_weight: float | str
+) -> None:
+    """Of a reference and of an earlier policy epoch; loss and gradients with the loss, by autograd, by formula."""
+    model = tiny_model(n_ahead=4, n_ahead_talk=2, n_passes=3, policy_weight=policy_weight, advantage="leave_one_out")
+    inputs = texts(9, 4) | {"thoughts": random_thoughts(model.train(), 2, 9, P=3)}
+    reference = tiny_model(n_ahead=4, n_ahead_talk=2, n_passes=3, seed=5)
+    seen = reference(**inputs)
+    before = {"reference_nll": seen.base_nll.detach()}
+    before |= {"reference_logprob": seen.thought_logprob.detach()} if kl_weight else {}
+    with torch.no_grad():
+        earlier = nudged(model)(**inputs)
+    if not first_epoch:
+        before |= {"logprob": earlier.thought_logprob, "advantage": earlier.advantage}
+    rollout = learn.Rollout(kl_weight=kl_weight, clip_ratio=0.2, **before)
+    output, eager = (model(**inputs, rollout=rollout, loss_only=loss_only) for loss_only in (False, True))
+
+    counted = counted_columns(inputs, P=3)
+    advantage = learn.advantage(output.reward, "leave_one_out") if first_epoch else earlier.advantage
+    torch.testing.assert_close(output.advantage, advantage)
+    policy = learn.policy_terms(output.thought_logprob, advantage, rollout)[counted].mean()
+    torch.testing.assert_close(output.policy_loss, policy)
+    parameters = list(model.parameters())
+    if policy_weight == 2.0:
+        by_formula = output.nll + 2.0 * policy
+        torch.testing.assert_close(output.loss, by_formula)
+        expected = torch.autograd.grad(by_formula, parameters, retain_graph=True)
+    else:
+        expected = torch.autograd.grad(output.loss, parameters, retain_graph=True)
+    torch.testing.assert_close(eager.loss, output.loss)
+    for loss in (output.loss, eager.loss):
+        found = torch.autograd.grad(loss, parameters, retain_graph=True)
+        for (name, _), ours, theirs in zip(model.named_parameters(), found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()), msg=name)
+
+
+def test_rewards_compare_with_the_reference() -> None:
+    """Thoughts are worth as much more as the reference's base pass predicts worse; a mixed state is the model's own."""
+    model = tiny_model(n_ahead=4, n_ahead_talk=1, n_passes=2).train()
+    inputs = texts(9, 4) | {"thoughts": random_thoughts(model, 2, 9, P=2)}
+    alone = model(**inputs)
+    rollout = learn.Rollout(reference_nll=alone.base_nll.detach() + 0.5)
+    compared = model(**inputs, rollout=rollout)
+    where = Labels.look_ahead(inputs["labels"], torch.ones_like(inputs["labels"]).bool(), 1).complete[:, None]
+    torch.testing.assert_close(compared.reward, torch.where(where, alone.reward + 0.5, 0.0))
+    assert torch.equal(compared.base_nll, alone.base_nll)
 
 
 def test_evaluation_weighs_the_nll_once() -> None:

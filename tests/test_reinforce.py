@@ -27,13 +27,14 @@ def test_rewards_that_say_nothing_teach_nothing_at_the_temperature_of_sampling(
 
 
 V = 3
+BASE = {"vocab_size": V, "pad_token_id": None}
 ROW = torch.tensor([[0, 2, 1, 2]])
 
 
 def three_token_model(n_ahead: int, n_passes: int, thought_temperature: float = 1.0) -> QuietStarForCausalLM:
     """Sampling and policy term at temperature 1: what is sampled is what is scored."""
     return tiny_model(
-        base={"vocab_size": V, "pad_token_id": None},
+        base=BASE,
         n_ahead=n_ahead,
         n_ahead_talk=2,
         n_passes=n_passes,
@@ -112,6 +113,34 @@ def test_the_policy_gradient_is_that_of_the_expected_reward(n_ahead: int, n_pass
         along = found[kind] @ true / true.norm() ** 2
         across = (found[kind] - along * true).norm() / found[kind].norm()
         assert across > 0.05, f"{kind} is biased"
+
+
+@pytest.mark.parametrize("n_ahead", [3, 4])
+def test_the_kl_terms_gradient_is_that_of_the_divergence(n_ahead: int) -> None:
+    """Of each token from the reference's, given the tokens before it, which are sampled as they are."""
+    model, reference = three_token_model(n_ahead, 1), tiny_model(base=BASE, n_ahead=n_ahead, n_ahead_talk=2, seed=3)
+    reference.config.reinforce_temperature = 1.0
+    K, S = model.config.n_thought_tokens, ROW.shape[1]
+    thoughts = torch.tensor(list(product(range(V), repeat=K))).reshape(-1, 1, 1, K).expand(-1, -1, S, -1).contiguous()
+    rows = ROW.expand(len(thoughts), -1)
+    with torch.no_grad():
+        theirs = reference(rows, labels=rows, thoughts=thoughts).thought_logprob
+    rollout = learn.Rollout(
+        advantage=torch.zeros(len(thoughts), 1, S), kl_weight=1.0, reference_logprob=theirs
+    )  # no reward: the divergence alone
+    output = model(rows, labels=rows, thoughts=thoughts, rollout=rollout)
+    own, theirs = (each[:, 0, : S - 2] for each in (output.thought_logprob, theirs))  # [V^K, columns, K]
+    probability = own.sum(-1).exp().detach()
+    terms = learn.policy_terms(output.thought_logprob, output.advantage, rollout)[:, 0, : S - 2].mean(-1)
+    expected = flat(torch.autograd.grad((probability * terms).sum(0).mean(), watched(model), retain_graph=True))
+    true = torch.zeros(())
+    for j in range(K):  # those that share their first j tokens are one prefix; each of its next tokens comes V^(K-j-1)
+        before = own[..., :j].sum(-1).exp().detach()
+        divergence = own[..., j].exp() * (own - theirs)[..., j]
+        true = true + (before * divergence).sum(0).mean() / V ** (K - j - 1) / K
+    found = flat(torch.autograd.grad(true, watched(model)))
+    assert found.norm() > 0.01
+    assert (expected - found).norm() < 1e-3 * found.norm()
 
 
 def worst_deviation(expected: Tensor, sampled: Tensor) -> float:

@@ -27,7 +27,7 @@ from quietstar.errors import CheckpointError, SettingsError
 from quietstar.generation import ThinkingGeneration
 from quietstar.heads import MIXING, ThoughtEmbeddings
 from quietstar.journal import Journal
-from quietstar.learn import Counts
+from quietstar.learn import Counts, Rollout
 from quietstar.objective import fill_in_losses
 from quietstar.output import QuietStarOutput
 from quietstar.policy import Decider, ThinkPolicy
@@ -94,6 +94,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         journal: Journal | None = None,
         generator: torch.Generator | None = None,
         counts: Counts | None = None,
+        rollout: Rollout | None = None,
         loss_only: bool = False,
         output_hidden_states: bool | None = None,
         **ignored: Any,
@@ -121,9 +122,9 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             journal: follows the rows of one call of `generate`, and says where to think instead of `think`.
             generator: source of random numbers, on the model's device.
             counts: denominators of the losses if they span several batches; None counts this one.
+            rollout: what rewards and the policy loss compare with, beside this pass; None compares with this pass.
             loss_only: skip what a training step does not use: logits, thoughts where nothing has a label, and
-                `thought_logprob` where the policy loss reinforces nothing (it is 0 there). Only `loss` then has a
-                gradient, computed along with its value, for one backward pass.
+                `thought_logprob` where the policy loss reinforces nothing. Only `loss` has a gradient, for one pass.
             output_hidden_states: return those of the base pass; None does as the config says.
             ignored: arguments that generation and other tools pass to every model and that change nothing here.
 
@@ -136,8 +137,8 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             position_ids=position_ids, cache=cache, past_key_values=past_key_values, use_cache=use_cache,
             logits_to_keep=logits_to_keep, n_passes=n_passes, n_ahead_talk=n_ahead_talk,
             thought_temperature=thought_temperature, thought_top_p=thought_top_p, think=think, journal=journal,
-            generator=generator, counts=counts, loss_only=loss_only, output_hidden_states=output_hidden_states,
-            ignored=ignored,
+            generator=generator, counts=counts, rollout=rollout, loss_only=loss_only,
+            output_hidden_states=output_hidden_states, ignored=ignored,
         )  # fmt: skip
         return self.think_talk_learn(request)
 
@@ -173,8 +174,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         """Choose how branches attend over a grid, and check it on a few tokens; see `quietstar.attention.BACKENDS`.
 
         Raises:
-            SettingsError: there is no backend of that name, or it cannot run on the model's device.
-            UnsupportedModelError: it does not work with this base model.
+            SettingsError, UnsupportedModelError: there is none of that name; it does not work here, or with this model.
         """
         check_base(self.base_lm, name)
         self.attention = attention_backend(name, self.base_lm)

@@ -32,7 +32,7 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
         request: labels, their counts, and the config of the method.
     """
     grid, tokens, head, config = predicted.grid, predicted.thoughts.tokens, predicted.trunk.head, request.config
-    P, loss_only = grid.n_passes, request.loss_only
+    P, loss_only, rollout = grid.n_passes, request.loss_only, request.rollout
     labels = request.labels_ahead(grid.is_column)
     counts = labels.count() if request.counts is None else request.counts
     eager = EagerGradients(head) if loss_only and EagerGradients.possible(head) else None
@@ -48,22 +48,27 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
     output.base_nll, output.talk_nll = -base_logprob, -grid.scatter_columns(talk_logprob)
     output.nll = learn.nll_loss(output.base_nll, output.talk_nll, (base_weights, talk_weights))
 
-    output.reward = learn.reward(output.base_nll, output.talk_nll, labels)
+    reference_nll = output.base_nll if rollout.reference_nll is None else rollout.reference_nll
+    output.reward = learn.reward(reference_nll, output.talk_nll, labels)
+    advantage = learn.advantage(output.reward, config.advantage) if rollout.advantage is None else rollout.advantage
     is_sampled = config.thought_source == "sampled"
-    output.advantage = learn.advantage(output.reward, config.advantage) * is_sampled
-    thought_weights = learn.thought_weights(output.advantage, labels, counts, tokens.shape[-1])  # [B, P, S]
-    sampled_weights = grid.gather_columns(thought_weights.transpose(1, 2)).T[..., None].expand_as(tokens)  # [P, C, K]
+    output.advantage = advantage * is_sampled
+    shares = learn.thought_shares(labels, counts, P, tokens.shape[-1]) * is_sampled  # [B, 1, S]
+
+    def policy_loss(thought_logprob: Tensor, shares: Tensor) -> Tensor:
+        return learn.policy_loss(thought_logprob, output.advantage, shares, rollout)
+
     is_scored = is_real.any(-1, keepdim=True).expand_as(tokens)
     if loss_only or not is_sampled:
-        is_scored = is_scored & (sampled_weights != 0)
-    sampled = Scored(
-        predicted.said.branches.h_sampled,
-        tokens,
-        is_scored,
-        sampled_weights,
-        config.reinforce_temperature,
-        request.sampling.suppressed,
-    )
+        is_scored = is_scored & _at_branches(grid, shares * ((output.advantage != 0) | (rollout.kl_weight != 0))).bool()
+    h_sampled, suppressed = predicted.said.branches.h_sampled, request.sampling.suppressed
+    sampled = Scored(h_sampled, tokens, is_scored, torch.zeros(()), config.reinforce_temperature, suppressed)
+    logprob = torch.zeros(tokens.shape, device=tokens.device)  # where the policy loss is linear, any will do
+    if rollout.bends:
+        with torch.no_grad():
+            logprob = masked_logprob(head, sampled)
+    token_weights = learn.token_weights(grid.scatter_columns(logprob), output.advantage, shares, rollout)
+    sampled = replace(sampled, weights=_at_branches(grid, token_weights))  # [P, C, K]
 
     # the policy loss: find the weight of each row, then score the sampled tokens with it
     policy_weight = PolicyWeight.parse(config.policy_weight if request.is_training else 0.0)
@@ -74,11 +79,11 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
         row_weights = policy_weight.balance(nll_gradient, _per_row(grid, squared_gradient(head, sampled)))
     else:
         row_weights = torch.full((len(labels.base),), policy_weight.value, device=output.nll.device)  # [B]
-    sampled = replace(sampled, weights=sampled_weights * row_weights[grid.rows][:, None])
+    sampled = replace(sampled, weights=sampled.weights * row_weights[grid.rows][:, None])
     thought_logprob, sampled_squared = _score(head, sampled, eager)
     output.thought_logprob = grid.scatter_columns(thought_logprob)
-    output.policy_loss = learn.policy_loss(output.thought_logprob, thought_weights)
-    weighted_policy_loss = learn.policy_loss(output.thought_logprob, thought_weights * row_weights[:, None, None])
+    output.policy_loss = policy_loss(output.thought_logprob, shares)
+    weighted_policy_loss = policy_loss(output.thought_logprob, shares * row_weights[:, None, None])
     output.loss = nll_weight * output.nll + weighted_policy_loss if nll_weight else weighted_policy_loss
     if eager is not None:
         output.nll_gradient = base_squared.sum() + talk_squared.sum()
@@ -93,6 +98,12 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
 def _score(head: LMHead, scored: Scored, eager: EagerGradients | None) -> tuple[Tensor, Any]:
     """Return log-probabilities [...], and the squared gradients at their states [...], 0 if not eager."""
     return (masked_logprob(head, scored), torch.zeros(())) if eager is None else eager.add(scored)
+
+
+def _at_branches(grid: ThoughtGrid, everywhere: Tensor) -> Tensor:
+    """Return [P, C, K]: values [B, P, S, K], or [B, P, S] as [P, C, 1], at the columns."""
+    at_columns = grid.gather_columns(everywhere.transpose(1, 2)).transpose(0, 1)
+    return at_columns if everywhere.dim() == 4 else at_columns[..., None]
 
 
 def _per_row(grid: ThoughtGrid, at_branches: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid, default_position_ids
 from quietstar.journal import Journal
-from quietstar.learn import Counts, Labels
+from quietstar.learn import NO_ROLLOUT, Counts, Labels, Rollout
 from quietstar.policy import Decider, ThinkPolicy
 from quietstar.think import Sampling, Thoughts, check_sampling
 
@@ -61,6 +61,7 @@ class Request:
     """positions whose logits are returned"""
     counts: Counts | None = None
     """denominators of the losses; None counts the labels of this batch"""
+    rollout: Rollout = NO_ROLLOUT
     is_training: bool = False
     loss_only: bool = False
     use_cache: bool = False
@@ -92,6 +93,7 @@ class Request:
         journal: Journal | None,
         generator: torch.Generator | None,
         counts: Counts | None,
+        rollout: Rollout | None,
         loss_only: bool,
         output_hidden_states: bool | None,
         ignored: dict[str, Any],
@@ -138,6 +140,7 @@ class Request:
             n_ahead_talk=n_ahead_talk or (config.n_ahead_talk if labels is not None else 1),
             kept=logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-(logits_to_keep or 0), None),
             counts=counts,
+            rollout=NO_ROLLOUT if rollout is None else rollout,
             loss_only=loss_only,
             use_cache=labels is None if use_cache is None else use_cache,
             output_hidden_states=bool(
