@@ -89,8 +89,13 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
         output.nll_gradient = base_squared.sum() + talk_squared.sum()
         output.policy_gradient = sampled_squared.sum()
         output.loss = eager.attach(output.loss)
+    if not nll_weight and predicted.trunk.is_sharded:
+        # FSDP2 gathers a layer's weights for a backward pass when a gradient reaches the layer's output
+        output.loss = output.loss + 0 * predicted.h_base.float().sum()
     if predicted.thoughts.logprob is not None:
         output.drawn_logprob = grid.scatter_columns(predicted.thoughts.logprob)
+    elif rollout.drawn_logprob is not None:
+        output.drawn_logprob = rollout.drawn_logprob
     # a mixing weight that no loss uses is 0
     output.mixing_weight = output.mixing_weight * labels.talk[:, None]
 

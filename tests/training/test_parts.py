@@ -10,6 +10,7 @@ from quietstar.runs.processes import ALONE
 from quietstar.training import QuietStarTrainingArguments
 from quietstar.training.parts import Part, Parts
 from quietstar.training.run_parts import RunParts
+from tests.training.test_trainer import model_of
 
 STATES: dict[str, dict[str, Any]] = {
     "figures": {
@@ -25,6 +26,8 @@ STATES: dict[str, dict[str, Any]] = {
     "place": {"places": [[3, 0, 1, 0]], "next_worker": 0},
     "schedule": {"owes_evaluation": True},
     "health": {"warned": ["drift"], "first_entropy": 1.0, "first_distinct": 0.5, "reward_mean": -0.1},
+    "reference": {},
+    "rollouts": {"earlier": [{"thoughts": torch.ones(2, 2, 3, 1), "advantage": torch.ones(2, 2, 3)}]},
 }
 
 
@@ -60,7 +63,8 @@ def test_a_step_is_rolled_back_and_the_steps_before_it_are_not(tmp_path: Path) -
     parts = parts_of(tmp_path)
     labels = torch.zeros(2, 5, dtype=torch.long)
     parts.figures.tally.sums = {"tokens": torch.tensor(7.0)}
-    parts.begin_step([{"input_ids": labels, "labels": labels}], 3, 2)
+    model = model_of()
+    parts.begin_step([{"input_ids": labels, "labels": labels}], 3, model, model)
     parts.figures.tally.sums |= {"tokens": torch.tensor(9.0), "base_nll": torch.tensor(1.0)}
     parts.rollback_step()
     assert parts.figures.tally.sums == {"tokens": torch.tensor(7.0)}
@@ -80,8 +84,9 @@ def test_a_step_counts_its_labels_and_chooses_where_to_think(tmp_path: Path) -> 
     batches = [{"input_ids": torch.ones(1, 9, dtype=torch.long)} for _ in range(3)]
     for batch in batches:
         batch["labels"] = batch["input_ids"]
-    counts = parts.begin_step(batches, 0, 2)
+    model = model_of()
+    counts = parts.begin_step(batches, 0, model, model)
     assert counts.base == 3 * 8
     assert counts.talk.tolist() == [12, sum(int(batch["think_at"][0, :7].sum()) for batch in batches)]
     assert len({tuple(batch["think_at"][0].tolist()) for batch in batches}) > 1
-    assert parts.begin_step([], 1, 2) is None
+    assert parts.begin_step([], 1, model, model) is None

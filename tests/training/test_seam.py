@@ -25,6 +25,7 @@ SEAM = SOURCE / "training" / "trainer.py"
 
 OVERRIDDEN = {
     "_run_epoch": "makes no step more in a run that has made all its steps or was told to stop",
+    "_get_train_sampler": "reads the rows of a step again for its further policy epochs",
     "_clip_grad_norm": "clips mixing head and thought embeddings apart from the base model",
     "_get_grad_norm": "notes the norm of the gradients, by which a step is judged",
     "_save_checkpoint": "writes checkpoints to a temporary folder, and marks them complete last",

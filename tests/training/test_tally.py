@@ -26,7 +26,7 @@ def tally_of(batches: list[dict], outputs: list[QuietStarOutput], n_ahead_talk: 
 
 def by_hand(batches: list[dict], outputs: list[QuietStarOutput], M: int, base_loss_weight: float) -> dict[str, float]:
     """Every entry that counts, one after another in lists, and then their means."""
-    at_columns, base, weights, rewards, spoken, surprise, distinct, n_thoughts = [], [], [], [], [], [], 0, 0
+    at_columns, base, weights, rewards, spoken, surprise, equal, distinct, n_thoughts = [], [], [], [], [], [], [], 0, 0
     nll_gradient = policy_gradient = 0.0
     talk: list[list[float]] = [[] for _ in range(M)]
     for batch, output in zip(batches, outputs, strict=True):
@@ -42,6 +42,10 @@ def by_hand(batches: list[dict], outputs: list[QuietStarOutput], M: int, base_lo
             for i in range(n - 1):
                 if not think_at[i]:
                     continue
+                if n - 1 - i >= M:
+                    equal.append(
+                        float(all(abs(output.reward[b, p, i] - output.reward[b, 0, i]) < 1e-5 for p in range(P)))
+                    )
                 for p in range(P):
                     at_columns.append(float(output.base_nll[b, i]))
                     for k in range(min(M, n - 1 - i)):
@@ -70,8 +74,10 @@ def by_hand(batches: list[dict], outputs: list[QuietStarOutput], M: int, base_lo
         "reward_mean": mean(rewards),
         "reward_std": mean([(reward - mean(rewards)) ** 2 for reward in rewards]) ** 0.5,
         "thought_helped": mean([float(reward > 0) for reward in rewards]),
+        "equal_rewards": mean(equal),
         "mixing_weight": mean(weights),
         "mixing_weight_rms": mean([weight**2 for weight in weights]) ** 0.5,
+        "mixing_weight_std": mean([(weight - mean(weights)) ** 2 for weight in weights]) ** 0.5,
         "distinct_thoughts": distinct / n_thoughts,
         **({"thought_entropy": mean(surprise)} if surprise else {}),
         **({"policy_share": policy_gradient**0.5 / (nll_gradient**0.5 + policy_gradient**0.5)} if nll_gradient else {}),

@@ -36,7 +36,9 @@ FROZEN_HEAD = dict(model=dict(policy_weight="balanced:0.5", branch_adapters={"r"
 ZERO3_CASES = {name: how for name, how in CASES.items() if name not in ROUNDING} | {"balanced, adapters": FROZEN_HEAD}
 
 
-@pytest.mark.parametrize("case", mostly_long(ZERO3_CASES, ["plain", "balanced, adapters"]))
+@pytest.mark.parametrize(
+    "case", mostly_long(ZERO3_CASES, ["plain", "balanced, adapters", "a reference, policy epochs"])
+)
 def test_two_processes_learn_what_one_learns(pair: Pair, tmp_path: Path, case: str):
     """Adam moves a parameter by its learning rate where its gradient is hardly above rounding: its steps are small."""
     texts, how = with_thoughts(rows(*LENGTHS)), dict(optim="adamw_torch", learning_rate=1e-3) | ZERO3_CASES[case]

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 
@@ -63,3 +64,22 @@ def has_weights(base_lm: PreTrainedModel) -> bool:
 def is_partitioned(parameter: nn.Parameter) -> bool:
     """Whether ZeRO-3 has partitioned the parameter."""
     return hasattr(parameter, "ds_id")
+
+
+def share_of(parameter: nn.Parameter) -> Tensor:
+    """Return what this process holds of a parameter, without gradient; writing to it changes the parameter."""
+    if is_partitioned(parameter):
+        share: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+        return share
+    data = parameter.detach()
+    return data.to_local() if isinstance(data, DTensor) else data
+
+
+def reshard(model: nn.Module) -> None:
+    """Free the weights that are still whole between passes, so that the next pass gathers what the shares say."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    for parameter in model.parameters():
+        if is_partitioned(parameter) and parameter.ds_status.name == "AVAILABLE":  # type: ignore[attr-defined]
+            parameter.partition()  # type: ignore[attr-defined]

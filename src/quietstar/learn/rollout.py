@@ -24,6 +24,8 @@ class Rollout:
     """[B, P, S, K]: thought_logprob in the first policy epoch of these thoughts"""
     advantage: Tensor | None = None
     """[B, P, S]: their advantages in that epoch"""
+    drawn_logprob: Tensor | None = None
+    """[B, P, S, K]: of the tokens in the distribution that they were drawn from, for the entropy that is logged"""
     clip_ratio: float | None = None
     """how far from 1 a ratio of probabilities, now and in that epoch, may lead (PPO, arXiv 1707.06347)"""
     kl_weight: float = 0.0

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from quietstar.config import QuietStarConfig
-from quietstar.errors import SettingsError
+from quietstar.errors import SettingsError, shown
 from quietstar.evaluation.tasks import TASKS, find_task, parse_data
 from quietstar.learn import PolicyWeight
 from quietstar.runs.fields import option
@@ -17,10 +17,14 @@ from quietstar.training.model_arguments import LORA, MODEL
 METHOD = "method (arXiv 2403.09629)"
 RECIPE = "recipe"
 RUN = "run"
-AT_LEAST_0 = "thoughts_shown eval_report_rows learning_rate head_learning_rate weight_decay skip_spikes"
-AT_LEAST_1 = (
-    "max_bad_steps eval_limit per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps"
-)
+AT_LEAST_0 = """
+thoughts_shown eval_report_rows learning_rate head_learning_rate weight_decay skip_spikes kl_weight clip_ratio
+"""
+AT_LEAST_1 = """
+max_bad_steps eval_limit per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps
+policy_epochs
+"""
+REFERENCES = ("self", "ema")
 GROUPS = (MODEL, "text", METHOD, LORA, RECIPE, RUN)
 """the order in which `--help` lists our own options"""
 
@@ -68,6 +72,22 @@ class QuietStarTrainingArguments(TrainingArguments):
         "how the rewards of a position's thoughts are compared: positive (the paper's), centered, leave_one_out or "
         "standardized (default: positive)",
         METHOD,
+    )
+    reference: str = option(
+        "self",
+        "whose prediction without a thought rewards compare with: self, or ema, a moving average of the weights",
+        METHOD,
+    )
+    ema_decay: float = option(
+        0.999, "share of the moving average that stays in a step; 1 keeps the first weights", METHOD
+    )
+    ema_device: str | None = option(None, "cpu keeps the moving average there (default: where the model is)", METHOD)
+    kl_weight: float = option(
+        0.0, "weight in the policy loss of the thoughts' divergence from what the moving average would think", METHOD
+    )
+    policy_epochs: int = option(1, "steps that learn from one set of thoughts, on the same rows", METHOD)
+    clip_ratio: float | None = option(
+        None, "how far such steps may move a thought token's probability: ratios beyond 1 +- this teach nothing", METHOD
     )
     nll_weight: float | None = option(
         None, "weight of the nll beside the policy loss; 0 learns from rewards alone (default: 1)", METHOD
@@ -163,6 +183,7 @@ class QuietStarTrainingArguments(TrainingArguments):
                 f"resume takes the latest checkpoint, and resume_from_checkpoint names {self.resume_from_checkpoint}; "
                 "give one of the two"
             )
+        self._check_objective()
         for name in self.eval_tasks:
             find_task(name)
         if unused := sorted(parse_data(self.eval_data).keys() - set(self.eval_tasks)):
@@ -194,6 +215,22 @@ class QuietStarTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.accelerator_config.dispatch_batches is None:
             self.accelerator_config.dispatch_batches = False  # Rows of different lengths cannot be dispatched as one.
+
+    def _check_objective(self) -> None:
+        if self.reference not in REFERENCES:
+            raise SettingsError(f"reference is {shown(self.reference)}; choose from {', '.join(REFERENCES)}")
+        if not 0 <= self.ema_decay <= 1:
+            raise SettingsError(f"ema_decay is {self.ema_decay}; give a share from 0 to 1")
+        if self.ema_device not in (None, "cpu"):
+            raise SettingsError(f"ema_device is {shown(self.ema_device)}; give cpu, or leave it out")
+        if self.reference != "ema" and (self.kl_weight or self.ema_device):
+            needs = "ema_device is cpu" if self.ema_device else f"kl_weight is {self.kl_weight}"
+            raise SettingsError(f"{needs}, and there is no moving average; add --reference ema")
+        if self.policy_epochs == 1 and self.clip_ratio is not None:
+            raise SettingsError(
+                f"clip_ratio is {self.clip_ratio}, and policy_epochs 1: the first step of a set of thoughts is never "
+                "clipped; give a policy_epochs of at least 2"
+            )
 
     @property
     def named_checkpoint(self) -> str | None:

@@ -45,15 +45,21 @@ def add_callbacks(trainer: Any) -> None:
         trainer.add_callback(WriteReports(held_out, args.eval_report_rows, tokenizer))
 
 
-def check_evaluation(
+def settle_evaluation(
     args: QuietStarTrainingArguments, tokenizer: PreTrainedTokenizerBase | None, eval_dataset: Any
 ) -> None:
-    """Raise SettingsError if every evaluation is to give something that needs held-out text or a tokenizer."""
+    """Switch evaluations off if no text is held out.
+
+    Raises:
+        SettingsError: every evaluation is to give something that needs held-out text or a tokenizer.
+    """
     for name in ("eval_tasks", "eval_report_rows"):
         if getattr(args, name) and eval_dataset is None:
             raise SettingsError(f"{name} was given for every evaluation, and no text is held out; give an eval_size")
         if getattr(args, name) and tokenizer is None:
             raise SettingsError(f"{name} was given, which needs a tokenizer; give processing_class")
+    if eval_dataset is None:
+        args.eval_strategy, args.eval_on_start = type(args.eval_strategy)("no"), False
 
 
 class RunEvents(TrainerCallback):
@@ -84,6 +90,11 @@ class RunEvents(TrainerCallback):
         else:
             parts.schedule.stopped_by = parts.guard.too_many(why)
             self.trainer.discard_step()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let the reference follow the weights, which a bad step has left as they were."""
+        if not self.trainer.parts.guard.bad_steps.in_a_row:
+            self.trainer.parts.reference.update(self.trainer.model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set what is due after a step."""

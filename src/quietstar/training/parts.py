@@ -15,6 +15,9 @@ class Part:
 
     kept: ClassVar[tuple[str, ...]] = ()
 
+    is_elsewhere = False
+    """whether the first process keeps the state for this one, too"""
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of this part."""
         return {name: getattr(self, name) for name in self.kept}
@@ -40,8 +43,8 @@ class Parts:
         return {name: value for name, value in vars(self).items() if isinstance(value, Part)}
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Return the states of all parts under their names."""
-        return {name: part.state_dict() for name, part in self.by_name().items()}
+        """Return the states of all parts under their names, without those that the first process keeps for all."""
+        return {name: part.state_dict() for name, part in self.by_name().items() if not part.is_elsewhere}
 
     def load_state_dict(self, states: dict[str, dict[str, Any]]) -> None:
         """Load the state of each part that has one."""

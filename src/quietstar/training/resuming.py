@@ -123,16 +123,20 @@ def save_states(states: dict[str, dict[str, Any]], checkpoint: Path, processes: 
 def load_states(checkpoint: Path, processes: Processes) -> dict[str, dict[str, Any]]:
     """Return the states of this process's parts; nothing if another number of processes has written them.
 
+    A part that this process has no state of has the first one's.
+
     Raises:
         CheckpointError: they cannot be read.
     """
-    file = _file(checkpoint, processes.rank)
+    files = [_file(checkpoint, rank) for rank in sorted({0, processes.rank})]
     settings = checkpoints.read_marker(checkpoint).get("settings", {})
-    if settings.get("world_size") != processes.n or not file.is_file():
+    if settings.get("world_size") != processes.n or not files[-1].is_file():
         return {}
+    states: dict[str, dict[str, Any]] = {}
     with resuming_from(checkpoint):
-        states: dict[str, dict[str, Any]] = torch.load(file, weights_only=True)["parts"]
-        return states
+        for file in files:
+            states |= torch.load(file, weights_only=True, map_location="cpu")["parts"]
+    return states
 
 
 def _file(checkpoint: Path, rank: int) -> Path:

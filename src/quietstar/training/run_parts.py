@@ -1,9 +1,15 @@
 """The parts of a training run, built together."""
 
+from collections.abc import Callable
+
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.learn import Counts
+from quietstar.model import QuietStarForCausalLM
+from quietstar.output import QuietStarOutput
 from quietstar.runs.processes import Processes
+from quietstar.runs.seeds import mixed_seed
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.figures import TrainingFigures
 from quietstar.training.health import HealthChecks
@@ -11,6 +17,8 @@ from quietstar.training.held_out import HeldOutFigures
 from quietstar.training.memory import Batch
 from quietstar.training.parts import Parts
 from quietstar.training.positions import add_think_at
+from quietstar.training.reference import Reference
+from quietstar.training.rollouts import Rollouts
 from quietstar.training.schedule import Schedule
 from quietstar.training.step_guard import StepGuard
 from quietstar.training.stream_place import StreamPlace
@@ -34,6 +42,8 @@ class RunParts(Parts):
         self.place = StreamPlace(args.dataloader_num_workers)
         self.schedule = Schedule(processes)
         self.health = HealthChecks()
+        self.reference = Reference(args, processes)
+        self.rollouts = Rollouts(args, self.reference)
         self.args, self.processes = args, processes
         self.tasks = TaskFigures(args, tokenizer)
         self._fresh, self._before_step = self.state_dict(), self.snapshot()
@@ -42,21 +52,33 @@ class RunParts(Parts):
         """Forget an earlier run."""
         self.load_state_dict(self._fresh)
 
-    def begin_step(self, batches: list[Batch], n_before: int, n_ahead_talk: int) -> Counts | None:
+    def begin(self, model: QuietStarForCausalLM) -> None:
+        """Begin a run with its model, before the states of a checkpoint are loaded."""
+        self.figures.begin()
+        self.reference.begin(model)
+        if self.processes.rank > 0:  # Each process samples its own thoughts; seeds of the data are shared.
+            torch.manual_seed(mixed_seed(self.args.seed, self.processes.rank))
+
+    def begin_step(
+        self, batches: list[Batch], n_before: int, model: QuietStarForCausalLM, run: Callable[..., QuietStarOutput]
+    ) -> Counts | None:
         """Begin an optimizer step: sample where to think, and return its labels' Counts over all processes.
 
         Args:
-            batches: of the step on this process; without any there is no step, and None is returned.
+            batches: of the step on this process; without any there is no step, and None is returned. Each may get
+                think_at, and what it brings from before; see Rollouts.
             n_before: steps before it.
-            n_ahead_talk: of the model.
+            model: whose weights train.
+            run: its forward pass, as the run's processes share it.
         """
         if not batches:
             return None
         args, rank = self.args, self.processes.rank
-        add_think_at(batches, args.think_fraction, seed=args.seed, step=n_before, rank=rank)
+        add_think_at(batches, args.think_fraction, seed=args.seed, step=n_before // args.policy_epochs, rank=rank)
+        self.rollouts.begin_step(batches, n_before, model, run)
         self.guard.begin(batches, n_before + 1)
         self._before_step = self.snapshot()
-        return count_labels(batches, n_ahead_talk, self.processes)
+        return count_labels(batches, model.config.n_ahead_talk, self.processes)
 
     def rollback_step(self) -> None:
         """Roll the parts back to where they were before the current step."""

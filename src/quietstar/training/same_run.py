@@ -15,6 +15,7 @@ lr_scheduler_kwargs warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon
 num_train_epochs bf16 fp16 tf32 torch_compile torch_compile_backend torch_compile_mode use_liger_kernel
 liger_kernel_config gradient_checkpointing neftune_noise_alpha train_sampling_strategy length_column_name skip_spikes
 dataloader_num_workers dataloader_drop_last dataloader_in_order accelerator_config ignore_data_skip
+reference ema_decay kl_weight policy_epochs clip_ratio
 """
 """arguments of training that decide what is learned; METHOD_SETTINGS does so too, and no other argument"""
 

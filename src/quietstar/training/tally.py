@@ -4,13 +4,17 @@ A figure is a mean over all labels since the last line, not a mean of means.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from quietstar.learn import Counts, Labels
+from quietstar.learn import NO_ROLLOUT, Counts, Labels, Rollout, policy_terms
 from quietstar.model import QuietStarOutput
 from quietstar.runs.processes import Processes
+
+EQUAL = 1e-5
+"""nats: rewards of one position that differ by less are equal but for rounding"""
 
 
 def labels_of(inputs: dict[str, Tensor], n_ahead_talk: int) -> Labels:
@@ -39,26 +43,29 @@ class Tally:
     def __bool__(self) -> bool:
         return bool(self.sums)
 
-    def add_batch(self, output: QuietStarOutput, inputs: dict[str, Tensor]) -> Labels:
+    def add_batch(self, output: QuietStarOutput, inputs: dict[str, Any]) -> Labels:
         """Add what forward returned for the inputs of a batch, and return which of its predictions have a label."""
         labels = labels_of(inputs, output.talk_nll.shape[-1])
         mask = inputs.get("attention_mask")
-        self.add(output, labels, torch.tensor(inputs["input_ids"].numel()) if mask is None else mask.sum())
+        n_tokens = torch.tensor(inputs["input_ids"].numel()) if mask is None else mask.sum()
+        self.add(output, labels, n_tokens, inputs.get("rollout", NO_ROLLOUT))
         return labels
 
     @torch.no_grad()
-    def add(self, output: QuietStarOutput, labels: Labels, n_tokens: Tensor) -> None:
+    def add(self, output: QuietStarOutput, labels: Labels, n_tokens: Tensor, rollout: Rollout = NO_ROLLOUT) -> None:
         """Add a batch.
 
         Args:
             output: of a forward pass with labels.
             labels: which of its entries count.
             n_tokens: [] tokens of text in the batch, padding excluded.
+            rollout: what the forward pass was given.
         """
         _, P, _, K = output.thought_logprob.shape
         base, talk, complete = labels.base, labels.talk[:, None], labels.complete[:, None]
-        reinforced = -(output.advantage[..., None] * output.thought_logprob * complete[..., None])
+        terms = policy_terms(output.thought_logprob, output.advantage, rollout) * complete[..., None]
         reward = output.reward * complete
+        spread = output.reward.amax(1) - output.reward.amin(1)
         new = {
             "tokens": n_tokens,
             "base_nll": (output.base_nll * base).sum(),
@@ -66,11 +73,13 @@ class Tally:
             "base_nll_at_columns": P * (output.base_nll * labels.talk[..., 0]).sum(),
             "talk_nll": (output.talk_nll * talk).sum((0, 1, 2)),  # [M]
             "talk_count": P * labels.talk.sum((0, 1)),  # [M]
-            "policy_loss": reinforced.sum(),
+            "policy_loss": terms.sum(),
             "policy_count": P * K * complete.sum(),
             "reward": reward.sum(),
             "reward_squared": reward.square().sum(),
+            "equal_rewards": ((spread < EQUAL) & labels.complete).sum(),
             "helped": ((output.reward > 0) & complete).sum(),
+            "complete_count": labels.complete.sum(),
             "reward_count": P * complete.sum(),
             "weight": (output.mixing_weight * talk).sum(),
             "weight_squared": (output.mixing_weight.square() * talk).sum(),
@@ -94,11 +103,12 @@ class Tally:
         Returns:
             nll and base_nll; and if there were thoughts, talk_nll_k for each k, thought_gain (how much lower
             talk_nll_0 is than base_nll at the same positions), policy_loss, reward_mean,
-            reward_std, thought_helped (share of positions with a reward above 0), mixing_weight and its root mean
-            square, distinct_thoughts (share of a batch's thoughts that differ from all before them); of sampled
-            thoughts thought_entropy (in nats a token, estimated from the tokens drawn); and of a training step
+            reward_std, thought_helped (share of positions with a reward above 0), equal_rewards (share of positions
+            whose thoughts, if there are several, all have one reward), mixing_weight, its root mean square and its
+            standard deviation, distinct_thoughts (share of a batch's thoughts that differ from all before them); of
+            sampled thoughts thought_entropy (in nats a token, estimated from the tokens drawn); and of a training step
             policy_share (norm of the policy term's gradient at the hidden states, as a share of the sum of this norm
-            and the nll's).
+            and the nll's, if that has one).
         """
         names = list(self.sums)
         sizes = [self.sums[name].numel() for name in names]
@@ -111,6 +121,7 @@ class Tally:
         n = total["reward_count"]
         mean = _ratio(total["reward"], n)
         variance = max(0.0, _ratio(total["reward_squared"], n) - mean**2)
+        weight, weight_squared = (_ratio(total[of], total["talk_count"].sum()) for of in ("weight", "weight_squared"))
         return {
             "nll": base_loss_weight * base_nll + (1 - base_loss_weight) * sum(talk_nll) / len(talk_nll),
             "base_nll": base_nll,
@@ -120,8 +131,10 @@ class Tally:
             "reward_mean": mean,
             "reward_std": variance**0.5,
             "thought_helped": _ratio(total["helped"], n),
-            "mixing_weight": _ratio(total["weight"], total["talk_count"].sum()),
-            "mixing_weight_rms": _ratio(total["weight_squared"], total["talk_count"].sum()) ** 0.5,
+            "equal_rewards": _ratio(total["equal_rewards"], total["complete_count"]),
+            "mixing_weight": weight,
+            "mixing_weight_rms": weight_squared**0.5,
+            "mixing_weight_std": max(0.0, weight_squared - weight**2) ** 0.5,
             **_figures_of_thoughts(total),
         }
 
@@ -151,7 +164,7 @@ def _figures_of_thoughts(total: dict[str, Tensor]) -> dict[str, float]:
         figures["distinct_thoughts"] = _ratio(total["distinct"], total["thoughts"])
     if total.get("drawn"):
         figures["thought_entropy"] = _ratio(total["surprise"], total["drawn"])
-    if "nll_gradient" in total:
+    if total.get("nll_gradient"):
         nll, policy = float(total["nll_gradient"]) ** 0.5, float(total["policy_gradient"]) ** 0.5
         figures["policy_share"] = policy / (nll + policy) if policy else 0.0
     return figures

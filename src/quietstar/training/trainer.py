@@ -2,7 +2,7 @@
 
 Every override stands here, a few lines each, and delegates to parts that know nothing of the Trainer. One step:
 
-    get_batch_samples     read its batches, sample where to think, count the labels on all ranks
+    get_batch_samples     read its batches, sample where to think, ask the reference, count the labels on all ranks
     training_step         for each batch: StepGuard.run_batch -> compute_loss -> the model's forward, then backward
     _clip_grad_norm       clip the gradients; _get_grad_norm notes their norm before clipping
     callbacks.RunEvents   keep a bad step from the optimizer (StepGuard, discard_step)
@@ -27,13 +27,13 @@ from transformers.trainer_utils import EvalLoopOutput
 from quietstar.base.loading import load_tokenizer
 from quietstar.model import QuietStarForCausalLM
 from quietstar.runs.processes import Processes
-from quietstar.runs.seeds import mixed_seed
 from quietstar.training import callbacks, checkpoints, optimizer, resuming, weights
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.checkpointer import Checkpointer
 from quietstar.training.data.datasets import TextCollator, pad_token_id
 from quietstar.training.memory import Batch, out_of_memory_in
 from quietstar.training.model import thinking_model, warn_of_lost_updates
+from quietstar.training.repeated_steps import check_repeatable, repeated_steps
 from quietstar.training.run_parts import RunParts
 from quietstar.training.same_run import what_matters
 
@@ -74,9 +74,8 @@ class QuietStarTrainer(Trainer):
         if processing_class is None and isinstance(model, (str, Path)):
             processing_class = load_tokenizer(model)
         model = thinking_model(model, args, processing_class)
-        callbacks.check_evaluation(args, processing_class, kwargs.get("eval_dataset"))
-        if kwargs.get("eval_dataset") is None:
-            args.eval_strategy, args.eval_on_start = type(args.eval_strategy)("no"), False
+        callbacks.settle_evaluation(args, processing_class, kwargs.get("eval_dataset"))
+        check_repeatable(args, kwargs.get("train_dataset"))
         collator = data_collator or TextCollator(pad_token_id(processing_class) if processing_class else 0)
         super().__init__(model, args, collator, processing_class=processing_class, **kwargs)
         if self.is_fsdp_enabled:
@@ -88,9 +87,8 @@ class QuietStarTrainer(Trainer):
         self.settings: dict[str, Any] = {}
         self.folder = Path(str(args.output_dir))
         callbacks.add_callbacks(self)
-        has_float32_copies = self.is_deepspeed_enabled or (self.is_fsdp_enabled and (args.bf16 or args.fp16))
-        if self.processes.is_first and not has_float32_copies:
-            warn_of_lost_updates(self.model)
+        if self.processes.is_first and not (self.sharded == "DeepSpeed" or (self.sharded and (args.bf16 or args.fp16))):
+            warn_of_lost_updates(self.model)  # Those two keep float32 copies.
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train, or resume from a checkpoint: its folder, or True for the latest one.
@@ -123,15 +121,13 @@ class QuietStarTrainer(Trainer):
 
     def _checkpoint_info(self) -> dict[str, Any]:
         """Return what a checkpoint's marker says of this run."""
-        model = self.accelerator.unwrap_model(self.model)
-        settings = what_matters(self.args, model.config, self.settings, self.train_dataset)
+        config = self.accelerator.unwrap_model(self.model).config
+        settings = what_matters(self.args, config, self.settings, self.train_dataset)
         return {"sharded": self.sharded, "resumable": not self.args.save_only_model, "settings": settings}
 
     def begin(self) -> None:
         """Begin or resume a run, before its first step."""
-        self.parts.figures.begin()
-        if self.processes.rank > 0:  # Each process samples its own thoughts; seeds of the data are shared.
-            torch.manual_seed(mixed_seed(self.args.seed, self.processes.rank))
+        self.parts.begin(self.model)
         if self._resumed is None:
             return
         self._update_best_path()  # The folder of the run may have been moved.
@@ -159,13 +155,16 @@ class QuietStarTrainer(Trainer):
         loader = self.parts.place.open(self.train_dataset, self.args, self.data_collator, self.processes)
         return super().get_train_dataloader() if loader is None else loader
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any) -> tuple[list, Any]:
-        """Return the batches and their label Counts; transformers passes these on as num_items_in_batch.
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        repeated = repeated_steps(self.args, self.train_dataset, self.get_total_train_batch_size(self.args))
+        return super()._get_train_sampler(train_dataset) if repeated is None else repeated
 
-        A stream continues at its place; the Trainer's iterator would read it from the beginning, and skip up to there.
-        """
+    def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any) -> tuple[list, Any]:
+        """Return the batches and their label Counts; transformers passes these on as num_items_in_batch."""
+        # A stream continues at its place; the Trainer's iterator would read it from the beginning.
         batches = list(islice(self.parts.place.batches or epoch_iterator, num_batches))
-        return batches, self.parts.begin_step(batches, self.state.global_step, self.model.config.n_ahead_talk)
+        with self.compute_loss_context_manager():
+            return batches, self.parts.begin_step(batches, self.state.global_step, self.model, self.model_wrapped)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """Return the loss of a batch after its backward pass; see `StepGuard.run_batch`."""
@@ -188,6 +187,7 @@ class QuietStarTrainer(Trainer):
             if self.is_deepspeed_enabled:
                 self.parts.guard.refuse_loss(loss)
             self.parts.figures.tally.add_batch(output, inputs)
+            self.parts.rollouts.add(output, inputs)
             if num_items_in_batch is not None:
                 loss = loss * self.processes.n  # Gradients are averaged over ranks, and counts span them already.
         return (loss, output) if return_outputs else loss

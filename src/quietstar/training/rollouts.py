@@ -1,0 +1,125 @@
+"""What a step's batches bring from before: scores of the reference, and thoughts of an earlier policy epoch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+
+from quietstar.base.loading import evaluating
+from quietstar.learn import Rollout
+from quietstar.model import QuietStarForCausalLM
+from quietstar.output import QuietStarOutput
+from quietstar.training.arguments import QuietStarTrainingArguments
+from quietstar.training.memory import Batch
+from quietstar.training.parts import Part
+from quietstar.training.reference import Reference
+
+
+class Rollouts(Part):
+    """Gives each batch of a step its `rollout`, and its thoughts if these have been sampled before.
+
+    A step reads new texts, and thinks; the `policy_epochs - 1` steps after it read the same again, and learn from the
+    same thoughts and advantages. Without a reference and further epochs, batches are left as they are.
+
+    Attributes:
+        earlier: of the step that thought: for each batch, or piece of one, its thoughts and the tensors of its rollout.
+    """
+
+    def __init__(self, args: QuietStarTrainingArguments, reference: Reference) -> None:
+        self.args, self.reference, self.n_epochs = args, reference, args.policy_epochs
+        self.earlier: list[dict[str, Tensor]] = []
+        self.is_first_epoch = True
+
+    def begin_step(
+        self, batches: list[Batch], n_before: int, model: QuietStarForCausalLM, run: Callable[..., QuietStarOutput]
+    ) -> None:
+        """Give the batches of a step what they bring from before, where the model is.
+
+        Args:
+            batches: with labels, and think_at where thoughts are not everywhere.
+            n_before: steps before it.
+            model: whose weights train.
+            run: its forward pass, as the run's processes share it.
+        """
+        if self.n_epochs == 1 and not self.reference.is_used:
+            return
+        for batch in batches:
+            batch |= send_to_device(batch, self.args.device)
+        self.is_first_epoch = n_before % self.n_epochs == 0 or _n_rows(self.earlier, "thoughts") != _n_rows(
+            batches, "labels"
+        )
+        self.earlier = [] if self.is_first_epoch else self.earlier
+        for batch, found in zip(batches, self._found(batches, model, run), strict=True):
+            batch |= {"thoughts": found.pop("thoughts")} if "thoughts" in found else {}
+            batch["rollout"] = Rollout(clip_ratio=self.args.clip_ratio, kl_weight=self.args.kl_weight, **found)
+
+    def _found(
+        self, batches: list[Batch], model: QuietStarForCausalLM, run: Callable[..., QuietStarOutput]
+    ) -> list[dict[str, Tensor]]:
+        if not self.is_first_epoch:
+            return _in_batches(self.earlier, batches)
+        if not self.reference.is_used:
+            return [{} for _ in batches]
+        model.train()  # As the pass that learns from these thoughts, which comes later, will have it.
+        with torch.no_grad():
+            thought = [self._think(batch, run) if self.args.kl_weight else {} for batch in batches]
+            with evaluating(model), self.reference.in_place(model):
+                scored = [self._score(batch | found, run) for batch, found in zip(batches, thought, strict=True)]
+        return [{**found, **scores} for found, scores in zip(thought, scored, strict=True)]
+
+    def _think(self, batch: Batch, run: Callable[..., QuietStarOutput]) -> dict[str, Tensor]:
+        """Sample the thoughts that the reference is to score."""
+        if "thoughts" in batch:
+            return {}
+        output = run(**batch, loss_only=True, use_cache=False)
+        return {"thoughts": output.thoughts, "drawn_logprob": output.drawn_logprob}
+
+    def _score(self, batch: Batch, run: Callable[..., QuietStarOutput]) -> dict[str, Tensor]:
+        """Return what the reference says of a batch's text, and of its thoughts if these are held to it."""
+        inputs = {name: value for name, value in batch.items() if name not in ("drawn_logprob", "thoughts")}
+        if not self.args.kl_weight:
+            inputs["think_at"] = torch.zeros_like(batch["labels"])
+            return {"reference_nll": run(**inputs, loss_only=True, use_cache=False).base_nll}
+        output = run(**inputs, thoughts=batch["thoughts"], logits_to_keep=1, use_cache=False)
+        return {"reference_nll": output.base_nll, "reference_logprob": output.thought_logprob}
+
+    def add(self, output: QuietStarOutput, batch: Batch) -> None:
+        """Keep the thoughts of a batch, or of a piece of one, for the policy epochs after the first."""
+        if self.n_epochs == 1 or not self.is_first_epoch:
+            return
+        own = {"thoughts": output.thoughts, "logprob": output.thought_logprob.detach(), "advantage": output.advantage}
+        own |= {} if output.drawn_logprob is None else {"drawn_logprob": output.drawn_logprob}
+        self.earlier = [*self.earlier, batch["rollout"].tensors() | own]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what there is for the policy epochs to come."""
+        return {"earlier": [{name: value.cpu() for name, value in each.items()} for each in self.earlier]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from a `state_dict`."""
+        self.earlier = state["earlier"]
+
+    def snapshot(self) -> list[dict[str, Tensor]]:
+        """Return what the steps so far have left."""
+        return self.earlier
+
+    def rollback(self, snapshot: list[dict[str, Tensor]]) -> None:
+        """Go back to a `snapshot`."""
+        self.earlier = snapshot
+
+
+def _n_rows(batches: list[Any], name: str) -> int:
+    return sum(len(batch[name]) for batch in batches)
+
+
+def _in_batches(pieces: list[dict[str, Tensor]], batches: list[Batch]) -> list[dict[str, Tensor]]:
+    """Join the pieces of each batch."""
+    joined, rest = [], iter(pieces)
+    for batch in batches:
+        own = [next(rest)]
+        while _n_rows(own, "thoughts") < len(batch["labels"]):
+            own.append(next(rest))
+        joined.append({name: torch.cat([piece[name] for piece in own]).to(batch["labels"].device) for name in own[0]})
+    return joined
