@@ -88,9 +88,9 @@ class HealthChecks(Part):
         return (
             f"thoughts collapse: {distinct:.1%} of them are distinct ({self.first_distinct:.1%} at first), and their "
             f"tokens have an entropy of {entropy:.3g} nats ({self.first_entropy:.3g} at first). Lower "
-            "--policy_weight (balanced:0.1 holds its gradient to a tenth of the nll's) or --learning_rate, score thoughts "
-            "as they are sampled (--reinforce_temperature 1), weaken bad ones, too (--advantage leave_one_out), or hold "
-            "them near those of a moving average (--reference ema --kl_weight 0.1)"
+            "--policy_weight (balanced:0.1 holds its gradient to a tenth of the nll's) or --learning_rate, score "
+            "thoughts as they are sampled (--reinforce_temperature 1), weaken bad ones, too (--advantage "
+            "leave_one_out), or hold them near those of a moving average (--reference ema --kl_weight 0.1)"
         )
 
     def drowning(self, figures: dict[str, float]) -> str | None:
