@@ -18,6 +18,9 @@ from quietstar.grid import ThoughtGrid
 from quietstar.heads import ThoughtEmbeddings
 from quietstar.thought_source import ThoughtSource
 
+GRAPH_AT_MOST = 16
+"""most sampled tokens of a thought whose graph is kept from step to step; see benchmarks/long_thoughts.py"""
+
 
 @dataclass(frozen=True, slots=True)
 class Thinker:
@@ -88,13 +91,15 @@ class Thoughts:
 def think(thinker: Thinker, grid: ThoughtGrid, text: Text, sampling: Sampling) -> Thoughts:
     """Write a thought of K tokens at every column, one token of all columns at a time.
 
-    The base pass has read the text into its cache. Under gradient checkpointing, thoughts are sampled
-    without gradient and keep no states: `talk` recomputes the branches.
+    The base pass has read the text into its cache. The graph of short thoughts is kept, for `talk` to continue; each
+    of their steps has a graph of its own over all keys before it. Long ones, and those under gradient checkpointing,
+    are sampled without gradient and keep no states: `talk` grows the branches in one pass.
     """
     if not thinker.source.is_sampled:
         where = (grid.rows, grid.columns, grid.n_passes)
         return Thoughts(thinker.source.write(text, *where, sampling.suppressed, sampling.generator))
-    if not thinker.trunk.grows_in_parts:
+    is_long = torch.is_grad_enabled() and thinker.n_thought_tokens > GRAPH_AT_MOST
+    if not (is_long or thinker.trunk.grows_in_parts):
         return _write(thinker, grid, text.cache, sampling)
     with torch.no_grad():
         thoughts = _write(thinker, grid, text.cache, sampling)
@@ -103,7 +108,8 @@ def think(thinker: Thinker, grid: ThoughtGrid, text: Text, sampling: Sampling) -
 
 def _write(thinker: Thinker, grid: ThoughtGrid, base_cache: Cache, sampling: Sampling) -> Thoughts:
     trunk, P, C, K = thinker.trunk, grid.n_passes, grid.n_columns, thinker.n_thought_tokens
-    cache = trunk.branch_cache(base_cache, grid)
+    room = 0 if torch.is_grad_enabled() else grid.branch_length
+    cache = trunk.branch_cache(base_cache, replace(grid, n_passes=1) if K else grid, room=room)
     embeds = thinker.embeddings.start.to(trunk.dtype).expand(1, 1, C, -1)
     tokens, logprob, hidden = [], [], [embeds.new_zeros(0, P, C, embeds.shape[-1])]
     for step in range(K):

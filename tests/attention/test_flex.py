@@ -153,8 +153,8 @@ def check_against_two_parts(
     shapes = [(1, J * G, n_queries, d), (2, J, S, d), (2, J, S, d_value), (1, J, n_own, d), (1, J, n_own, d_value)]
     given = [torch.randn(shape, device=device, requires_grad=True) for shape in [*shapes, (J * G,)][: 5 + sinks]]
     query, key, value, own_key, own_value = given[:5]
-    pieces = (own.split([n, n_own - n], 2) for own in (own_key, own_value))  # own keys come in pieces
-    own = list(zip(*pieces, strict=True))
+    by_branch = (x[0].unflatten(1, (-1, P, grid.n_columns)).permute(0, 3, 2, 1, 4) for x in (own_key, own_value))
+    own = list(zip(*(each.split([1, steps.stop - 1], 3) for each in by_branch), strict=True))  # they come in pieces
     bent = dict(scaling=0.3, softcap=softcap, sinks=given[5] if sinks else None)
     sight = Sight.over(grid, steps, window, S)
     block_mask = flex.branch_block_mask(grid, steps, window, S)

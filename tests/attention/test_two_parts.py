@@ -50,6 +50,7 @@ def in_one_part(
     st.sampled_from([None, 1.5]),
     st.booleans(),
     st.sampled_from([1, 2, 128]),
+    st.sampled_from([1, 2, 64]),
     st.sampled_from([1, 40, 2**20]),
     st.data(),
 )
@@ -61,6 +62,7 @@ def test_two_parts_are_one_softmax(
     softcap: float | None,
     with_sinks: bool,
     columns: int,
+    steps_at_once: int,
     scores: int,
     data: st.DataObject,
 ) -> None:
@@ -81,9 +83,13 @@ def test_two_parts_are_one_softmax(
     own = random(1, J, stop * n, d), random(1, J, stop * n, d + 1)
     sinks = random(J * heads[1]) if with_sinks else None
     inputs = [query, *prefix, *own] + ([sinks] if with_sinks else [])
-    cut = data.draw(st.integers(0, stop - 1)) * n
-    pieces = [(own[0][:, :, part], own[1][:, :, part]) for part in (slice(cut), slice(cut, None))]
-    pieces = [piece for piece in pieces if piece[0].shape[2]]
+    cut = data.draw(st.integers(0, stop - 1))
+    by_branch = [each[0].unflatten(1, (-1, grid.n_passes, grid.n_columns)).permute(0, 3, 2, 1, 4) for each in own]
+    pieces = [
+        (by_branch[0][..., part, :], by_branch[1][..., part, :])
+        for part in (slice(cut), slice(cut, None))
+        if part.stop != 0
+    ]
     sight = Sight.over(grid, steps, window, S)
     keys, values = (
         torch.cat([text.transpose(0, 1).flatten(1, 2)[None], branches], dim=2)
@@ -91,6 +97,7 @@ def test_two_parts_are_one_softmax(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "COLUMNS_AT_ONCE", columns)
+        patch.setattr(blocks, "STEPS_AT_ONCE", steps_at_once)
         patch.setitem(blocks.SCORES_AT_ONCE, "cpu", scores)
         ours = two_part_attention(
             query, prefix, pieces, sight, scaling=0.7, softcap=softcap, sinks=sinks

@@ -12,37 +12,75 @@ from quietstar.grid import ThoughtGrid
 
 
 class BranchLayer(DynamicLayer):
-    """One layer's keys and values: those of the base tokens, and a piece for each pass over branch tokens.
+    """One layer's keys and values: those of the base tokens, and those of the branch tokens so far.
 
     Args:
         keys: [B, J, S, d]
         values: [B, J, S, d']
+        grid: where branches grow.
         branches_in_rows: see AttentionBackend. If True, `update` returns all keys and values so far in one tensor, as
-            the base model's own attention needs them; if False, only the new ones.
+            the base model's own attention needs them; if False, only the new ones, and `own` has all of the branches.
+        room: steps to allocate memory for, which has no gradient; 0 keeps a piece for each pass instead.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, branches_in_rows: bool) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, grid: ThoughtGrid, branches_in_rows: bool, room: int = 0) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
-        self.branches_in_rows = branches_in_rows
+        self.branches_in_rows, self.room = branches_in_rows, 0 if branches_in_rows else room
+        self.shape = (-1, grid.n_passes, grid.n_columns)
         self.pieces: list[tuple[Tensor, Tensor]] = []
+        """by pass: in rows [B, J, l x P x N, d], or by branch [J, C, P, l, d], and the same of values"""
+        self.memory: list[Tensor] = []
+        """[J, C, P, room, d] keys, then values"""
+        self.n_steps = 0
+
+    @property
+    def own(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys [J, C, P, l, d] and values of the branches, some steps l in each piece."""
+        if not self.memory:
+            return self.pieces
+        keys, values = (memory[..., : self.n_steps, :] for memory in self.memory)
+        return [(keys, values)]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Append the keys and values of some steps of all branches."""
-        self.pieces.append((key_states, value_states))
-        if not self.branches_in_rows:
-            return key_states, value_states
-        keys, values = zip(*self.pieces, strict=True)
-        return torch.cat([self.keys, *keys], dim=2), torch.cat([self.values, *values], dim=2)
+        if self.branches_in_rows:
+            self.pieces.append((key_states, value_states))
+            keys, values = zip(*self.pieces, strict=True)
+            return torch.cat([self.keys, *keys], dim=2), torch.cat([self.values, *values], dim=2)
+        new = [each[0].unflatten(1, self.shape).permute(0, 3, 2, 1, 4) for each in (key_states, value_states)]
+        if self.room:
+            self._append(new)
+        else:
+            self.pieces.append((new[0], new[1]))
+        self.n_steps += new[0].shape[3]
+        return key_states, value_states
+
+    def _append(self, new: list[Tensor]) -> None:
+        if not self.memory:
+            self.memory = [each.new_empty(*each.shape[:3], self.room, each.shape[4]) for each in new]
+        for memory, each in zip(self.memory, new, strict=True):
+            memory[..., self.n_steps : self.n_steps + each.shape[3], :] = each
 
     def repeat(self, n_passes: int) -> None:
         """See BranchCache."""
-        self.pieces = [tuple(x.repeat(1, 1, n_passes, 1) for x in piece) for piece in self.pieces]  # type: ignore[misc]
+        self.shape = (-1, n_passes, self.shape[2])
+        if self.branches_in_rows:
+            self.pieces = [tuple(x.repeat(1, 1, n_passes, 1) for x in piece) for piece in self.pieces]  # type: ignore[misc]
+            return
+        self.pieces = [tuple(x.expand(-1, -1, n_passes, -1, -1) for x in piece) for piece in self.pieces]  # type: ignore[misc]
+        if self.memory:
+            own, self.memory = self.own[0], []
+            n_steps, self.n_steps = self.n_steps, 0
+            self._append([x.expand(-1, -1, n_passes, -1, -1) for x in own])
+            self.n_steps = n_steps
 
     def get_seq_length(self) -> int:
         """Return the number of tokens of a row plus those of the branches so far."""
-        return self.keys.shape[2] + sum(keys.shape[2] for keys, _ in self.pieces)
+        if self.branches_in_rows:
+            return self.keys.shape[2] + sum(keys.shape[2] for keys, _ in self.pieces)
+        return self.keys.shape[2] + self.n_steps * self.shape[1] * self.shape[2]
 
 
 class BranchCache(DynamicCache):
@@ -52,19 +90,23 @@ class BranchCache(DynamicCache):
 
     Args:
         base: cache of a base pass, with dynamic or sliding layers.
-        grid: where branches grow.
+        grid: where branches grow, in as many passes as the next tokens have; see `repeat`.
         branches_in_rows: see BranchLayer.
         rows: the rows of `base` that the grid contains.
+        room: see BranchLayer.
 
     Raises:
         SettingsError: a layer's sliding window has dropped keys that a branch needs.
     """
 
-    def __init__(self, base: Cache, grid: ThoughtGrid, *, branches_in_rows: bool, rows: slice = slice(None)) -> None:
+    def __init__(
+        self, base: Cache, grid: ThoughtGrid, *, branches_in_rows: bool, rows: slice = slice(None), room: int = 0
+    ) -> None:
         super().__init__()
         S = grid.n_base
         self.layers = [
-            BranchLayer(layer.keys[rows, :, :S], layer.values[rows, :, :S], branches_in_rows) for layer in base.layers
+            BranchLayer(layer.keys[rows, :, :S], layer.values[rows, :, :S], grid, branches_in_rows, room)
+            for layer in base.layers
         ]
         self.n_base_kept = [layer.keys.shape[2] for layer in self.layers]
         """base tokens that each layer still has: fewer than S if a sliding window has dropped some"""

@@ -110,7 +110,7 @@ def flex_over_branches(
     Args:
         query: [1, H, Q x P x C, d], step by step.
         prefix: keys [B, J, S, d] and values [B, J, S, d'] of the base tokens.
-        pieces: keys [1, J, l x P x C, d] and values of the branch tokens, some steps l in each piece, L in all.
+        pieces: keys [J, C, P, l, d] and values of the branch tokens, some steps l in each piece, L in all.
         block_mask: the keys that are seen; see branch_block_mask.
         branches: P and C.
         scaling: factor of the scores.
@@ -120,11 +120,11 @@ def flex_over_branches(
     n_queries, size = query.shape[2], prefix[1].shape[3]
     attend, dtype = _flex_attention(query.is_cuda), products_dtype(query)
     with torch.autocast(query.device.type, enabled=False), torch._dynamo.config.patch(COMPILATION):
-        branch_keys, branch_values = (torch.cat(each, dim=2) for each in zip(*pieces, strict=True))
+        branch_keys, branch_values = (torch.cat(each, dim=3) for each in zip(*pieces, strict=True))
         out, aux = attend(
-            _in_blocks(_by_branch(query.to(dtype), branches)),
-            _keys_in_blocks(prefix[0], branch_keys, branches, dtype),
-            _keys_in_blocks(prefix[1], branch_values, branches, dtype),
+            _in_blocks(query.to(dtype).unflatten(2, (-1, *branches)).permute(0, 1, 3, 4, 2, 5).flatten(2, 4)),
+            _keys_in_blocks(prefix[0], branch_keys, dtype),
+            _keys_in_blocks(prefix[1], branch_values, dtype),
             score_mod=None if softcap is None else _softcap(softcap),
             block_mask=block_mask,
             scale=scaling,
@@ -227,18 +227,13 @@ def _indices(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks.sum(-1).int()[None, None], order.int()[None, None]
 
 
-def _by_branch(tokens: Tensor, branches: tuple[int, int]) -> Tensor:
-    """Reorder tokens [1, H, l x P x C, d] by branch: [1, H, P x C x l, d]."""
-    return tokens.unflatten(2, (-1, *branches)).permute(0, 1, 3, 4, 2, 5).flatten(2, 4)
-
-
 def _in_blocks(tokens: Tensor) -> Tensor:
     """Pad [1, H, n, d] to whole blocks of tokens and to the smallest head size."""
     n, size = tokens.shape[2:]
     return pad(tokens, (0, max(0, LEAST_HEAD_SIZE - size), 0, _whole_blocks(n) - n))
 
 
-def _keys_in_blocks(base: Tensor, own: Tensor, branches: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """Join keys or values of the base, [B, J, S, d], and of branches, [1, J, L x P x C, d], to [1, J, T, d]."""
-    texts = base.transpose(0, 1).flatten(1, 2)[None]
-    return torch.cat([_in_blocks(texts.to(dtype)), _in_blocks(_by_branch(own.to(dtype), branches))], dim=2)
+def _keys_in_blocks(base: Tensor, own: Tensor, dtype: torch.dtype) -> Tensor:
+    """Join keys or values of the base, [B, J, S, d], and of branches, [J, C, P, L, d], to [1, J, T, d]."""
+    texts, branches = base.transpose(0, 1).flatten(1, 2), own.transpose(1, 2).flatten(1, 3)
+    return torch.cat([_in_blocks(each[None].to(dtype)) for each in (texts, branches)], dim=2)

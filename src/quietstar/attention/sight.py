@@ -5,12 +5,16 @@ far. A block has n columns of each of b rows.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quietstar.grid import ThoughtGrid
+
+STEPS_AT_ONCE = 64
+"""most steps of a branch in a block; keys of its own branch after the last of them are never multiplied"""
 
 COLUMNS_AT_ONCE = 128
 """most columns of a row in a block; keys after the last of them are never multiplied"""
@@ -21,7 +25,7 @@ SCORES_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
 
 @dataclass(slots=True)
 class Place:
-    """The columns of a block, n of each of b rows, and the base tokens that any of them sees."""
+    """Some steps of the columns of a block, n of each of b rows, and the tokens that any of them sees."""
 
     rows: slice | Tensor
     columns: slice | Tensor
@@ -33,6 +37,11 @@ class Place:
     real: tuple[Tensor, Tensor] | None
     """indices of the real places among the b x n, and of their columns among all columns; None if all are real"""
     keys: slice
+    """base tokens that any of the columns sees"""
+    steps: slice
+    """the block's steps among the Q"""
+    own: slice
+    """tokens of its own branch that the last of these steps sees"""
 
     def take(self, values: Tensor) -> Tensor:
         """Gather the block's columns from values [x, C, ...]: [x, b, n, ...]."""
@@ -47,6 +56,10 @@ class Place:
         else:
             some, columns = self.real
             into[:, columns] = values.flatten(1, 2)[:, some].to(into.dtype)
+
+    def add(self, into: Tensor, values: Tensor) -> None:
+        """Add values [x, b, n, ...] to [x, C, ...], without the padding."""
+        self.put(into, self.take(into) + values)
 
     def _even(self, values: Tensor) -> Tensor:
         return values.unflatten(1, (-1, self.per_row))[:, self.rows, self.columns]
@@ -63,7 +76,7 @@ class Sight:
     prefix_hidden: Tensor
     """[C, Q or 1, S] bool: base tokens hidden from a column's steps; one entry if all steps see the same"""
     own_hidden: Tensor
-    """[C, Q, L] bool: tokens of its own branch hidden from a step"""
+    """[C or 1, Q, L] bool: tokens of its own branch hidden from a step; one entry if it is the same for all columns"""
     _reach: list[tuple[int, int]] = field(init=False)
     """for each column, the first base token that any of its steps sees, and one past the last"""
     _places: dict[int, list[Place]] = field(default_factory=dict, init=False)
@@ -79,17 +92,28 @@ class Sight:
     def over(cls, grid: ThoughtGrid, steps: range, window: int | None, n_kept: int) -> "Sight":
         """Return the sight of some steps of all branches; the last n_kept base tokens have keys."""
         prefix = grid.sees_base(steps, window)[..., grid.n_base - n_kept :]
-        own = grid.sees_own_branch(steps, window)
+        is_alike = bool(grid.base_mask[grid.rows, grid.columns].all())  # Only masked columns hide their own tokens.
+        one: dict[str, Any] = {"rows": grid.rows[:1], "columns": grid.columns[:1]}
+        of = replace(grid, **one) if is_alike else grid
+        own = of.sees_own_branch(steps, window)
         return cls(grid.n_passes, grid.per_row, ~prefix.transpose(0, 1), ~own.permute(2, 0, 1))
 
     def places(self, n_heads: int) -> list[Place]:
         """Return blocks of columns, as large as SCORES_AT_ONCE allows."""
         if n_heads not in self._places:
-            self._places[n_heads] = list(self._in_blocks(n_heads * self.n_passes * self.own_hidden.shape[1]))
+            self._places[n_heads] = [
+                place
+                for first in range(0, self.own_hidden.shape[1], STEPS_AT_ONCE)
+                for place in self._in_blocks(n_heads, slice(first, first + STEPS_AT_ONCE))
+            ]
         return self._places[n_heads]
 
-    def _in_blocks(self, n_queries: int) -> Iterator[Place]:
-        device = self.own_hidden.device
+    def _in_blocks(self, n_heads: int, steps: slice) -> Iterator[Place]:
+        """Yield the blocks of some steps."""
+        device, (_, Q, L) = self.own_hidden.device, self.own_hidden.shape
+        stop = min(steps.stop, Q)
+        steps, own = slice(steps.start, stop), slice(0, L - Q + stop)
+        n_queries = n_heads * self.n_passes * (stop - steps.start)
         fitting = SCORES_AT_ONCE.get(device.type, SCORES_AT_ONCE["cpu"]) // n_queries
         n = COLUMNS_AT_ONCE
         while n > 1 and n * self.prefix_hidden.shape[2] > fitting:
@@ -101,7 +125,7 @@ class Sight:
             keys = self._keys(ranges.values())
             b = max(1, fitting // (n * max(1, keys.stop - keys.start)))
             for at in range(0, len(rows), b):
-                yield self._place(first, {row: ranges[row] for row in rows[at : at + b]})
+                yield self._place(first, {row: ranges[row] for row in rows[at : at + b]}, steps, own)
 
     def _keys(self, ranges: Iterable[tuple[int, int]]) -> slice:
         """Return the base tokens that any column in these ranges sees."""
@@ -109,13 +133,13 @@ class Sight:
         start = min(low for low, _ in reach)
         return slice(start, max(start, *(high for _, high in reach)))
 
-    def _place(self, first: int, ranges: dict[int, tuple[int, int]]) -> Place:
+    def _place(self, first: int, ranges: dict[int, tuple[int, int]], steps: slice, own: slice) -> Place:
         """Return a block: columns from the `first` of each row, whose `ranges` are their indices among all columns."""
         keys, rows = self._keys(ranges.values()), list(ranges)
         counts = [stop - start for start, stop in ranges.values()]
         if len(set(self.per_row)) == 1:
             columns = slice(first, first + counts[0])
-            return Place(slice(rows[0], rows[-1] + 1), columns, self.per_row[0], None, None, keys)
+            return Place(slice(rows[0], rows[-1] + 1), columns, self.per_row[0], None, None, keys, steps, own)
         device = self.own_hidden.device
         start = torch.tensor([start for start, _ in ranges.values()], device=device)[:, None]
         count = torch.tensor(counts, device=device)[:, None]
@@ -126,4 +150,4 @@ class Sight:
             is_real = ahead < count
             some = is_real.flatten().nonzero().squeeze(1)
             real = some, among_all.flatten()[some]
-        return Place(torch.tensor(rows, device=device), among_all, 0, is_real, real, keys)
+        return Place(torch.tensor(rows, device=device), among_all, 0, is_real, real, keys, steps, own)

@@ -24,6 +24,9 @@ FEW_BRANCHES = 16
 """up to this many branches in a row, a small dense mask and the base model's own attention are faster: in generation,
 or for a short answer"""
 
+SHORT_BRANCH = 64
+"""as long as branches have up to this many tokens: the mask has all tokens of all branches of a row on both sides"""
+
 
 @dataclass(slots=True)
 class SplitOverGrid:
@@ -48,18 +51,20 @@ class SplitOverGrid:
         """
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         window, layer_cache = self.windows.of(layer), self.cache.layers[layer]
-        prefix, pieces = (layer_cache.keys, layer_cache.values), layer_cache.pieces
+        prefix, pieces = (layer_cache.keys, layer_cache.values), layer_cache.own
         n_kept = prefix[0].shape[2]
         unsupported = unsupported_in_two_parts(how)
         if unsupported:
             _warn_of_dense(unsupported)
-        if unsupported or self.grid.n_passes * max(self.grid.per_row) <= self.few_branches:
+        is_small = self.steps.stop <= SHORT_BRANCH and self.grid.n_passes * max(self.grid.per_row) <= self.few_branches
+        if unsupported or is_small:
             key_value = [
-                torch.cat([base, *map(self._to_rows, branches)], dim=2)
+                torch.cat([base, *(self._to_rows(own.permute(0, 3, 2, 1, 4)) for own in branches)], dim=2)
                 for base, *branches in zip(prefix, *pieces, strict=True)
             ]
             mask = self._dense_mask(window, n_kept, query.dtype)
-            out = native(module, self._to_rows(query), *key_value, mask, **how)[0]  # [B, Q x P x N, H, d']
+            queries = query[0].unflatten(1, (len(self.steps), self.grid.n_passes, -1))
+            out = native(module, self._to_rows(queries), *key_value, mask, **how)[0]  # [B, Q x P x N, H, d']
             by_step = out.unflatten(1, (len(self.steps), self.grid.n_passes, -1))
             return self.grid.from_rows(by_step, dim=2).flatten(0, 2)[None], None
         scores = {
@@ -80,9 +85,8 @@ class SplitOverGrid:
         """Attend with arguments as for `two_part_attention`, `scores` its keyword arguments; return its result."""
         return two_part_attention(query, prefix, pieces, self._sight(window, prefix[0].shape[2]), **scores)
 
-    def _to_rows(self, tokens: Tensor) -> Tensor:
-        """[1, x, l x P x C, d] -> [B, x, l x P x N, d]"""
-        by_step = tokens[0].unflatten(1, (-1, self.grid.n_passes, self.grid.n_columns))
+    def _to_rows(self, by_step: Tensor) -> Tensor:
+        """[x, l, P, C, d] -> [B, x, l x P x N, d]"""
         return self.grid.to_rows(by_step, dim=3).flatten(2, 4)
 
     def _dense_mask(self, window: int | None, n_kept: int, dtype: torch.dtype) -> Tensor:

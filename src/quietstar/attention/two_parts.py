@@ -48,7 +48,7 @@ def two_part_attention(
     Args:
         query: [1, H, Q x P x C, d], ordered by step.
         prefix: keys [B, J, S, d] and values [B, J, S, d'] of the base tokens.
-        pieces: keys [1, J, l x P x C, d] and values of the branch tokens, some steps l in each piece, L in all.
+        pieces: keys [J, C, P, l, d] and values of the branch tokens, some steps l in each piece, L in all.
         sight: the keys that are hidden.
         scaling: factor of the scores.
         softcap: scores are squashed to stay within it.
@@ -77,14 +77,13 @@ class _Parts:
         softcap: float | None,
         dtype: torch.dtype,
     ) -> None:
-        J, C = key.shape[1], len(sight.own_hidden)
+        J, C = key.shape[1], sum(sight.per_row)
         self.heads = (J, query.shape[1] // J)
         self.steps = (sight.own_hidden.shape[1], sight.n_passes, C)
         self.dtype = dtype
         self.query = self.by_column(query[0])
         self.key, self.value = (x.to(self.dtype).transpose(0, 1).contiguous() for x in (key, value))  # [J, B, S, d]
-        own = [piece[0].unflatten(1, (-1, sight.n_passes, C)).permute(0, 3, 2, 1, 4) for piece in pieces]
-        self.own_keys, self.own_values = own[::2], own[1::2]  # [J, C, P, l, d] each
+        self.own_keys, self.own_values = pieces[::2], pieces[1::2]
         self.sight, self.scaling, self.softcap = sight, scaling, softcap
 
     def by_column(self, tokens: Tensor) -> Tensor:
@@ -96,13 +95,13 @@ class _Parts:
             yield (
                 place,
                 _Block(
-                    q=self._scaled(place.take(self.query)),
+                    q=self._scaled(place.take(self.query[..., place.steps, :])),
                     k=self.key[:, place.rows, place.keys].flatten(0, 1),
                     v=self.value[:, place.rows, place.keys].flatten(0, 1),
                     own_k=self._own(self.own_keys, place),
                     own_v=self._own(self.own_values, place),
-                    prefix_mask=_mask(place.take(self.sight.prefix_hidden[None])[..., place.keys]),
-                    own_mask=_mask(place.take(self.sight.own_hidden[None])),
+                    prefix_mask=_mask(_of_steps(place.take(self.sight.prefix_hidden[None]), place)[..., place.keys]),
+                    own_mask=_mask(self._own_hidden(place)),
                     softcap=self.softcap,
                 ),
             )
@@ -111,9 +110,18 @@ class _Parts:
         query = query.to(self.dtype)
         return torch.mul(query, self.scaling * BITS, out=query.new_empty(query.shape))
 
-    def _own(self, pieces: list[Tensor], place: Place) -> Tensor:
-        """Return the keys or values of the block's branches, [J x b x n x P, L, x]."""
-        return torch.cat([place.take(piece) for piece in pieces], dim=-2).to(self.dtype).flatten(0, 3)
+    def _own(self, pieces: tuple[Tensor, ...], place: Place) -> Tensor:
+        """Return the keys or values of the block's branches that its steps see, [J x b x n x P, L, x]."""
+        if len(pieces) == 1:
+            return place.take(pieces[0][..., place.own, :]).to(self.dtype).flatten(0, 3)
+        joined = torch.cat([place.take(piece) for piece in pieces], dim=-2)
+        return joined[..., place.own, :].to(self.dtype).flatten(0, 3)
+
+    def _own_hidden(self, place: Place) -> Tensor:
+        """Return the tokens of its own branch that are hidden from the block's steps, [1, b or 1, n or 1, Q, L]."""
+        hidden = self.sight.own_hidden
+        some = hidden[None, None] if len(hidden) == 1 else place.take(hidden[None])
+        return some[..., place.steps, place.own]
 
 
 @dataclass(slots=True)
@@ -133,7 +141,7 @@ class _Block:
     prefix_mask: Tensor
     """[1, b, n, Q or 1, T], added to scores"""
     own_mask: Tensor
-    """[1, b, n, Q, L], added to scores"""
+    """[1, b or 1, n or 1, Q, L], added to scores"""
     softcap: float | None
 
     def scores(self) -> tuple[Tensor, Tensor]:
@@ -206,7 +214,7 @@ class _TwoParts(torch.autograd.Function):
                     total += (sink - highest).exp2_()
                 out = block.from_branch(torch.bmm(padded(by_branch(own)).to(parts.dtype), block.own_v)).float()
                 _add_product_(by_row(out), by_row(prefix).to(parts.dtype), block.v)
-                place.put(by_column, out.div_(total))
+                place.put(by_column[..., place.steps, :], out.div_(total))
                 lse = total.log2_().add_(highest)
                 if place.is_real is not None:  # padding takes no part in any gradient
                     lse.masked_fill_(~place.is_real[:, :, None, None, None, None], torch.inf)
@@ -223,15 +231,16 @@ class _TwoParts(torch.autograd.Function):
         lses, pieces = rest[:n_blocks], tuple(rest[n_blocks:])
         with torch.autocast(query.device.type, enabled=False):
             parts = _Parts(query, key, value, pieces, sight, scaling, softcap, dtype)
-            C, _, L = sight.own_hidden.shape
+            C, L = sum(sight.per_row), sight.own_hidden.shape[2]
             offset = (d_result[0].float() * result.float()).sum(-1, keepdim=True)
             d_outs, offsets = (parts.by_column(x.transpose(0, 1)) for x in (d_result[0], offset))
             d_query = torch.empty_like(query)
             d_key, d_value = (torch.zeros_like(x, dtype=torch.float32) for x in (parts.key, parts.value))
-            d_own = [x.new_empty(x.shape[1], L, sight.n_passes, C, x.shape[-1]) for x in (key, value)]
+            d_own = [torch.zeros(x.shape[1], C, sight.n_passes, L, x.shape[-1], device=x.device) for x in (key, value)]
             sink, d_sinks = _sink(sinks, parts.heads), None
             for (place, block), lse in zip(parts, lses, strict=True):
-                d_out, off = place.take(d_outs).to(parts.dtype).contiguous(), place.take(offsets)
+                d_out, off = (place.take(x[..., place.steps, :]) for x in (d_outs, offsets))
+                d_out = d_out.to(parts.dtype).contiguous()
                 q, rows, q_own, own_rows = by_row(block.q), by_row(d_out), by_branch(block.q), by_branch(d_out)
                 prefix, own = block.scores()
 
@@ -240,8 +249,8 @@ class _TwoParts(torch.autograd.Function):
                 d_q = block.from_branch(_product(d_scores, block.own_k, scaling)).float()
                 d_own_k = _product(d_scores.transpose(1, 2), padded(q_own), 1 / BITS)
                 d_own_v = torch.bmm(p.transpose(1, 2), padded(own_rows))
-                for whole, part in zip(d_own, (d_own_k, d_own_v), strict=True):  # [J, L, P, C, x]
-                    place.put(whole.permute(0, 3, 2, 1, 4), part.view(*block.q.shape[:4], *part.shape[1:]))
+                for whole, part in zip(d_own, (d_own_k, d_own_v), strict=True):
+                    place.add(whole[..., place.own, :], part.view(*block.q.shape[:4], *part.shape[1:]))
 
                 d_p = block.from_row(torch.bmm(rows, block.v.transpose(1, 2).contiguous()).float())
                 p, d_scores = (by_row(x) for x in _through(prefix, lse, d_p, off, softcap, parts.dtype))
@@ -249,13 +258,13 @@ class _TwoParts(torch.autograd.Function):
                 J_b = block.q.shape[:2]
                 d_value[:, place.rows, place.keys] += torch.bmm(p.transpose(1, 2), rows).unflatten(0, J_b)
                 d_key[:, place.rows, place.keys] += torch.bmm(d_scores.transpose(1, 2), q).unflatten(0, J_b)
-                place.put(parts.by_column(d_query[0]), d_q)
+                place.put(parts.by_column(d_query[0])[..., place.steps, :], d_q)
                 if sink is not None:
                     share = (sink - lse).exp2_().mul_(off).sum((1, 2, 3, 5, 6)).flatten()
                     d_sinks = -share if d_sinks is None else d_sinks - share
-            n_steps = [piece.shape[2] // (sight.n_passes * C) for piece in pieces[::2]]
-            d_pairs = zip(*(whole.split(n_steps, dim=1) for whole in d_own), strict=True)
-            d_pieces = [d_piece.flatten(1, 3)[None] for d_pair in d_pairs for d_piece in d_pair]
+            n_steps = [piece.shape[3] for piece in pieces[::2]]
+            d_pairs = zip(*(whole.split(n_steps, dim=3) for whole in d_own), strict=True)
+            d_pieces = [d.to(x.dtype) for d_pair in d_pairs for d, x in zip(d_pair, (key, value), strict=True)]
             d_key = d_key.div_(BITS).transpose(0, 1).to(key.dtype)
             d_value = d_value.transpose(0, 1).to(value.dtype)
         d_sinks = None if d_sinks is None else d_sinks.to(sinks.dtype)
@@ -273,6 +282,11 @@ def _add_product_(to: Tensor, a: Tensor, b: Tensor, factor: float = 1.0) -> None
         to.baddbmm_(a, b, alpha=factor)
     else:
         to.add_(torch.bmm(a, b), alpha=factor)
+
+
+def _of_steps(hidden: Tensor, place: Place) -> Tensor:
+    """Return the block's steps of [1, b, n, Q, S]; [1, b, n, 1, S] is the same for all."""
+    return hidden if hidden.shape[3] == 1 else hidden[..., place.steps, :]
 
 
 def _mask(hidden: Tensor) -> Tensor:

@@ -164,9 +164,9 @@ class Trunk:
         with self.without_checkpointing():
             return self._states(embeds, cache=cache, **how)
 
-    def branch_cache(self, cache: Cache, grid: ThoughtGrid, rows: slice = slice(None)) -> BranchCache:
-        """Return the keys and values of a base pass for branches to grow on, of the grid's rows."""
-        return BranchCache(cache, grid, branches_in_rows=self.attention.branches_in_rows, rows=rows)
+    def branch_cache(self, cache: Cache, grid: ThoughtGrid, rows: slice = slice(None), room: int = 0) -> BranchCache:
+        """Return the keys and values of a base pass for branches to grow on, of the grid's rows; see BranchCache."""
+        return BranchCache(cache, grid, branches_in_rows=self.attention.branches_in_rows, rows=rows, room=room)
 
     def in_branches(self) -> AbstractContextManager:
         """Return a context in which the adapters of branches are on."""
