@@ -101,6 +101,15 @@ IMPOSSIBLE = [
     ("think_fraction", 1.5),
     ("think_fraction", -0.1),
     ("think_fraction", math.nan),
+    ("think_tokens", 0),
+    ("reference", "best"),
+    ("ema_decay", 1.5),
+    ("ema_decay", math.nan),
+    ("ema_device", "cuda"),
+    ("kl_weight", -1.0),
+    ("kl_weight", math.inf),
+    ("policy_epochs", 0),
+    ("clip_ratio", -0.1),
     ("thoughts_shown", -1),
     ("per_device_train_batch_size", 0),
     ("per_device_eval_batch_size", 0),
@@ -136,6 +145,24 @@ def test_impossible_values_are_refused_by_name_and_value(name, value):
     assert name in message
     assert str(value) in message
     assert "give" in message or "choose" in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (dict(kl_weight=0.1), "kl_weight is 0.1, and there is no moving average; add --reference ema"),
+        (dict(ema_device="cpu"), "ema_device is cpu, and there is no moving average; add --reference ema"),
+        (
+            dict(clip_ratio=0.2),
+            "the first step of a set of thoughts is never clipped; give a policy_epochs of at least 2",
+        ),
+        (dict(think_tokens=3, think_fraction=0.5), "both say at how many positions to think: leave one out"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_go_together_are_refused(settings, told):
+    with pytest.raises(SettingsError, match=told):
+        arguments(**settings)
 
 
 @pytest.mark.parametrize(

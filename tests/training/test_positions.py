@@ -60,3 +60,11 @@ def test_a_generator_repeats_and_moves_on():
     assert torch.equal(first, draw_positions(labels, 0.3, generator(1)))
     assert not torch.equal(first, second)
     assert not torch.equal(first, draw_positions(labels, 0.3, generator(2)))
+
+
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=5), n=st.integers(1, 12), seed=st.integers(0, 99))
+def test_every_row_gets_so_many_positions(lengths, n, seed):
+    labels = texts(*lengths)["labels"]
+    drawn = draw_positions(labels, 1.0, generator(seed), n)
+    assert drawn.sum(1).tolist() == [min(n, length - 1) for length in lengths]
+    assert not (drawn & (torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100) == -100)).any()

@@ -107,7 +107,9 @@ OPTIMIZERS = {
 }
 
 
-def mostly_in_a_third_of_the_texts(labels: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+def mostly_in_a_third_of_the_texts(
+    labels: Tensor, fraction: float, generator: torch.Generator, n_tokens: None
+) -> Tensor:
     """Replaces random positions by ones that depend on the text, not on the batch: one in most texts."""
     wanted = (labels[:, :1] % 3 == 0) & (labels % 4 > 0)
     wanted[:, 0] = True

@@ -22,7 +22,7 @@ thoughts_shown eval_report_rows learning_rate head_learning_rate weight_decay sk
 """
 AT_LEAST_1 = """
 max_bad_steps eval_limit per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps
-policy_epochs
+policy_epochs think_tokens
 """
 REFERENCES = ("self", "ema")
 GROUPS = (MODEL, "text", METHOD, LORA, RECIPE, RUN)
@@ -52,6 +52,7 @@ class QuietStarTrainingArguments(TrainingArguments):
     think_fraction: float = option(
         1.0, "share of the positions to think at, redrawn for each step, so that long texts fit", METHOD
     )
+    think_tokens: int | None = option(None, "think at so many positions of each row instead of a share of them", METHOD)
     thought_source: str | None = option(
         None,
         "what thoughts consist of: sampled, or a control: filler, random, copy (default: sampled)",
@@ -176,6 +177,11 @@ class QuietStarTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if not 0 <= self.think_fraction <= 1:
             raise SettingsError(f"think_fraction is {self.think_fraction}; give a share from 0 to 1")
+        if self.think_tokens is not None and self.think_fraction != 1:
+            raise SettingsError(
+                f"think_fraction is {self.think_fraction}, and think_tokens {self.think_tokens}; both say at how many "
+                "positions to think: leave one out"
+            )
         if self.overwrite and (self.resume or self.named_checkpoint):
             raise SettingsError("overwrite empties output_dir, and resume needs what is in it; leave one out")
         if self.resume and self.named_checkpoint:
@@ -183,7 +189,6 @@ class QuietStarTrainingArguments(TrainingArguments):
                 f"resume takes the latest checkpoint, and resume_from_checkpoint names {self.resume_from_checkpoint}; "
                 "give one of the two"
             )
-        self._check_objective()
         for name in self.eval_tasks:
             find_task(name)
         if unused := sorted(parse_data(self.eval_data).keys() - set(self.eval_tasks)):
@@ -192,6 +197,7 @@ class QuietStarTrainingArguments(TrainingArguments):
             for name in names.split():
                 if getattr(self, name) is not None and not least <= getattr(self, name) < math.inf:
                     raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least {least}")
+        self._check_objective()
         if self.max_steps < 1 and self.max_steps != -1:
             raise SettingsError(
                 f"max_steps is {self.max_steps}; give a number of at least 1, or -1 for num_train_epochs"
@@ -231,6 +237,11 @@ class QuietStarTrainingArguments(TrainingArguments):
                 f"clip_ratio is {self.clip_ratio}, and policy_epochs 1: the first step of a set of thoughts is never "
                 "clipped; give a policy_epochs of at least 2"
             )
+
+    @property
+    def thinks_everywhere(self) -> bool:
+        """Whether training thinks at every position that has a label to predict."""
+        return self.think_fraction == 1 and self.think_tokens is None
 
     @property
     def named_checkpoint(self) -> str | None:

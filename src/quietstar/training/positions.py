@@ -7,22 +7,23 @@ from torch import Tensor
 
 from quietstar.learn import IGNORED
 from quietstar.runs.seeds import mixed_seed
+from quietstar.training.arguments import QuietStarTrainingArguments
 
 
-def add_think_at(batches: list[dict[str, Any]], fraction: float, *, seed: int, step: int, rank: int) -> None:
-    """Add think_at [B, S] to those batches of a step that have none, if the fraction is below 1.
+def add_think_at(batches: list[dict[str, Any]], args: QuietStarTrainingArguments, *, step: int, rank: int) -> None:
+    """Add think_at [B, S] to those batches of a step that have none, unless thoughts are to be everywhere.
 
     It differs between steps, batches and ranks, and is the same if a run is repeated or resumed.
     """
-    if fraction == 1:
+    if args.thinks_everywhere:
         return
     for index, batch in enumerate(batches):
         if "think_at" not in batch:
-            generator = torch.Generator().manual_seed(mixed_seed(seed, step, index, rank))
-            batch["think_at"] = draw_positions(batch["labels"], fraction, generator)
+            generator = torch.Generator().manual_seed(mixed_seed(args.seed, step, index, rank))
+            batch["think_at"] = draw_positions(batch["labels"], args.think_fraction, generator, args.think_tokens)
 
 
-def draw_positions(labels: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+def draw_positions(labels: Tensor, fraction: float, generator: torch.Generator, n_tokens: int | None = None) -> Tensor:
     """Return a random share of each row's positions that have a label to predict, [B, S] bool.
 
     Every row gets round(fraction x its labels), and at least one if the fraction is above 0.
@@ -31,11 +32,14 @@ def draw_positions(labels: Tensor, fraction: float, generator: torch.Generator) 
         labels: [B, S], -100 where there is none; position i predicts the label at i + 1.
         fraction: from 0 to 1.
         generator: on the CPU.
+        n_tokens: so many positions of each row instead of a share, or all that it has.
     """
     predicts = torch.nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1)).cpu()
     n_wanted = (fraction * predicts.sum(1)).round()
     if fraction > 0:
         n_wanted = n_wanted.clamp(min=1)
+    if n_tokens is not None:
+        n_wanted = torch.full_like(n_wanted, n_tokens)
     score = torch.rand(labels.shape, generator=generator).masked_fill(~predicts, 2.0)
     rank = score.argsort(dim=1).argsort(dim=1)
     return ((rank < n_wanted[:, None]) & predicts).to(labels.device)

@@ -73,8 +73,7 @@ class RunParts(Parts):
         """
         if not batches:
             return None
-        args, rank = self.args, self.processes.rank
-        add_think_at(batches, args.think_fraction, seed=args.seed, step=n_before // args.policy_epochs, rank=rank)
+        add_think_at(batches, self.args, step=n_before // self.args.policy_epochs, rank=self.processes.rank)
         self.rollouts.begin_step(batches, n_before, model, run)
         self.guard.begin(batches, n_before + 1)
         self._before_step = self.snapshot()
