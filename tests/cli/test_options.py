@@ -145,7 +145,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def test_the_papers_recipe_says_what_the_paper_says():
-    values = parsed("--config", RECIPES / "paper.yaml")
+    values = parsed("--config", RECIPES / "quietstar.yaml")
     paper = dict(policy_weight=1e6, learning_rate=1e-6, warmup_steps=20, weight_decay=1e-3, max_grad_norm=1.0)
     paper |= dict(max_steps=100, n_ahead=8, n_ahead_talk=4, n_passes=2, max_length=256, clip_heads_apart=False)
     assert {name: values[name] for name in paper} == paper

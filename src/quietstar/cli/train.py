@@ -15,7 +15,7 @@ def main(argv: list[str]) -> None:
     parser = make_parser(
         "quietstar train",
         "Teach a language model to think before it speaks, from plain text. The paper's recipe is --config "
-        "recipes/paper.yaml.",
+        "recipes/quietstar.yaml.",
         *CLASSES,
         groups=GROUPS,
         config=True,

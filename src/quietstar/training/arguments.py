@@ -31,7 +31,7 @@ GROUPS = (MODEL, "text", METHOD, LORA, RECIPE, RUN)
 
 @dataclass(kw_only=True)
 class QuietStarTrainingArguments(TrainingArguments):
-    """Arguments of QuietStarTrainer. Defaults are the paper's recipe, except for three: see recipes/paper.yaml.
+    """Arguments of QuietStarTrainer. Defaults are the paper's recipe, except for three: see recipes/quietstar.yaml.
 
     The settings of the method are written into the model's config; None leaves what the model has.
 
@@ -96,7 +96,7 @@ class QuietStarTrainingArguments(TrainingArguments):
     policy_weight: str | None = option(
         None,
         "weight of the policy loss beside the nll: a number, or balanced:R, which makes its gradient R times as long "
-        "as the nll's (default: balanced:0.1; the paper's is 1e6, see recipes/paper.yaml)",
+        "as the nll's (default: balanced:0.1; the paper's is 1e6, see recipes/quietstar.yaml)",
         METHOD,
     )
     base_loss_weight: float | None = option(
