@@ -300,9 +300,9 @@ def test_a_text_ends_where_the_context_does() -> None:
     """The longest prompt allowed leaves room for one token after a thought."""
     for family in ("llama", "gpt2"):
         engine = driven(speaking_model(family, letters=False))
-        assert engine.max_prompt_tokens == CONTEXT - 4
-        assert engine.room(CONTEXT - 4) == 1
-        job = a_job([5] * (CONTEXT - 9), max_tokens=engine.room(CONTEXT - 9), temperature=1.0, seed=4)
+        assert engine.max_prompt_tokens(engine.n_ahead) == CONTEXT - 4
+        assert engine.room(CONTEXT - 4, engine.n_ahead) == 1
+        job = a_job([5] * (CONTEXT - 9), max_tokens=engine.room(CONTEXT - 9, engine.n_ahead), temperature=1.0, seed=4)
         _, events = engine.ask(job)
         engine.finish()
         assert len(events) == 6

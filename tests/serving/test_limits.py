@@ -122,7 +122,7 @@ def test_a_prompt_has_a_length() -> None:
             error = refused(client, 400, {"prompt": prompt})
             assert error["code"] == "context_length_exceeded"
             assert f"{n} tokens; give at most {CONTEXT - 4}" in error["message"]
-    assert engine.max_prompt_tokens == CONTEXT - 4
+    assert engine.max_prompt_tokens(engine.n_ahead) == CONTEXT - 4
     client, engine = idle(max_prompt_tokens=5)
     assert "give at most 5" in refused(client, 400, {"prompt": "sixsix"})["message"]
     assert "give at most 5" in refused(client, 400, {"prompt": "sixsix"}, "/v1/thoughts")["message"]
