@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from quietstar import QuietStarConfig
 from quietstar.runs.processes import ALONE
 from quietstar.training import QuietStarTrainingArguments
 from quietstar.training.parts import Part, Parts
@@ -60,7 +61,7 @@ def test_a_step_is_rolled_back_and_the_steps_before_it_are_not(tmp_path: Path) -
     parts = parts_of(tmp_path)
     labels = torch.zeros(2, 5, dtype=torch.long)
     parts.figures.tally.sums = {"tokens": torch.tensor(7.0)}
-    parts.begin_step([{"input_ids": labels, "labels": labels}], 3, 2)
+    parts.begin_step([{"input_ids": labels, "labels": labels}], 3, QuietStarConfig(n_ahead_talk=2))
     parts.figures.tally.sums |= {"tokens": torch.tensor(9.0), "base_nll": torch.tensor(1.0)}
     parts.rollback_step()
     assert parts.figures.tally.sums == {"tokens": torch.tensor(7.0)}
@@ -80,8 +81,21 @@ def test_a_step_counts_its_labels_and_chooses_where_to_think(tmp_path: Path) -> 
     batches = [{"input_ids": torch.ones(1, 9, dtype=torch.long)} for _ in range(3)]
     for batch in batches:
         batch["labels"] = batch["input_ids"]
-    counts = parts.begin_step(batches, 0, 2)
+    config = QuietStarConfig(n_ahead=6, n_ahead_talk=2)
+    counts = parts.begin_step(batches, 0, config)
     assert counts.base == 3 * 8
     assert counts.talk.tolist() == [12, sum(int(batch["think_at"][0, :7].sum()) for batch in batches)]
     assert len({tuple(batch["think_at"][0].tolist()) for batch in batches}) > 1
-    assert parts.begin_step([], 1, 2) is None
+    assert parts.begin_step([], 1, config) is None
+    assert all("n_ahead" not in batch for batch in batches)
+
+
+def test_a_step_chooses_how_long_to_think(tmp_path: Path) -> None:
+    parts = RunParts(QuietStarTrainingArguments(output_dir=str(tmp_path), use_cpu=True, n_ahead_min=2), ALONE, None)
+    config, drawn = QuietStarConfig(n_ahead=6, n_ahead_talk=2), set()
+    for step in range(40):
+        batches = [dict.fromkeys(("input_ids", "labels"), torch.ones(1, 9, dtype=torch.long)) for _ in range(2)]
+        parts.begin_step(batches, step, config)
+        assert batches[0]["n_ahead"] == batches[1]["n_ahead"]
+        drawn.add(batches[0]["n_ahead"])
+    assert drawn == {2, 3, 4, 5, 6}

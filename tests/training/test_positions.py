@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietstar.training.positions import draw_positions
+from quietstar.training.positions import add_n_ahead, draw_positions
 from tests.tiny import texts
 
 
@@ -60,3 +60,35 @@ def test_a_generator_repeats_and_moves_on():
     assert torch.equal(first, draw_positions(labels, 0.3, generator(1)))
     assert not torch.equal(first, second)
     assert not torch.equal(first, draw_positions(labels, 0.3, generator(2)))
+
+
+def lengths_of(n_steps: int, lowest: int | None, highest: int, seed: int = 0) -> list[int | None]:
+    """The length of each step, the same in all of its batches."""
+    found = []
+    for step in range(n_steps):
+        batches = [{}, {"labels": torch.zeros(1, 3)}]
+        add_n_ahead(batches, lowest, highest, seed=seed, step=step)
+        assert batches[0].get("n_ahead") == batches[1].get("n_ahead")
+        found.append(batches[0].get("n_ahead"))
+    return found
+
+
+def test_every_length_of_thoughts_is_as_likely_as_another():
+    drawn = torch.tensor(lengths_of(6000, 3, 8))
+    share = torch.bincount(drawn, minlength=10).float() / len(drawn)
+    torch.testing.assert_close(share, torch.tensor([0.0] * 3 + [1 / 6] * 6 + [0.0]), rtol=0, atol=0.02)
+    following = torch.bincount(6 * (drawn[:-1] - 3) + drawn[1:] - 3, minlength=36) / len(drawn)
+    torch.testing.assert_close(following, torch.full((36,), 1 / 36), rtol=0, atol=0.01)
+
+
+def test_lengths_follow_from_seed_and_step():
+    assert lengths_of(40, 2, 9, seed=5) == lengths_of(40, 2, 9, seed=5)
+    assert lengths_of(40, 2, 9, seed=5) != lengths_of(40, 2, 9, seed=6)
+    assert lengths_of(3, 4, 4) == [4] * 3
+    assert lengths_of(3, None, 4) == [None] * 3
+
+
+def test_thoughts_that_are_given_keep_their_length():
+    batches = [{"thoughts": torch.zeros(1, 1, 3, 2)}, {}]
+    add_n_ahead(batches, 2, 2, seed=0, step=0)
+    assert [batch.get("n_ahead") for batch in batches] == [None, 2]

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedTokenizerBase
 
+from quietstar.config import QuietStarConfig
 from quietstar.learn import Counts
 from quietstar.runs.processes import Processes
 from quietstar.training.arguments import QuietStarTrainingArguments
@@ -10,7 +11,7 @@ from quietstar.training.health import HealthChecks
 from quietstar.training.held_out import HeldOutFigures
 from quietstar.training.memory import Batch
 from quietstar.training.parts import Parts
-from quietstar.training.positions import add_think_at
+from quietstar.training.positions import add_n_ahead, add_think_at
 from quietstar.training.schedule import Schedule
 from quietstar.training.step_guard import StepGuard
 from quietstar.training.stream_place import StreamPlace
@@ -42,21 +43,22 @@ class RunParts(Parts):
         """Forget an earlier run."""
         self.load_state_dict(self._fresh)
 
-    def begin_step(self, batches: list[Batch], n_before: int, n_ahead_talk: int) -> Counts | None:
-        """Begin an optimizer step: sample where to think, and return its labels' Counts over all processes.
+    def begin_step(self, batches: list[Batch], n_before: int, config: QuietStarConfig) -> Counts | None:
+        """Begin an optimizer step: sample where and how long to think, and return its label Counts over all processes.
 
         Args:
             batches: of the step on this process; without any there is no step, and None is returned.
             n_before: steps before it.
-            n_ahead_talk: of the model.
+            config: of the model.
         """
         if not batches:
             return None
         args, rank = self.args, self.processes.rank
         add_think_at(batches, args.think_fraction, seed=args.seed, step=n_before, rank=rank)
+        add_n_ahead(batches, args.n_ahead_min, config.n_ahead, seed=args.seed, step=n_before)
         self.guard.begin(batches, n_before + 1)
         self._before_step = self.snapshot()
-        return count_labels(batches, n_ahead_talk, self.processes)
+        return count_labels(batches, config.n_ahead_talk, self.processes)
 
     def rollback_step(self) -> None:
         """Roll the parts back to where they were before the current step."""

@@ -2,7 +2,7 @@
 
 Every override stands here, a few lines each, and delegates to parts that know nothing of the Trainer. One step:
 
-    get_batch_samples     read its batches, sample where to think, count the labels on all ranks
+    get_batch_samples     read its batches, sample where and how long to think, count the labels on all ranks
     training_step         for each batch: StepGuard.run_batch -> compute_loss -> the model's forward, then backward
     _clip_grad_norm       clip the gradients; _get_grad_norm notes their norm before clipping
     callbacks.RunEvents   keep a bad step from the optimizer (StepGuard, discard_step)
@@ -165,7 +165,7 @@ class QuietStarTrainer(Trainer):
         A stream continues at its place; the Trainer's iterator would read it from the beginning, and skip up to there.
         """
         batches = list(islice(self.parts.place.batches or epoch_iterator, num_batches))
-        return batches, self.parts.begin_step(batches, self.state.global_step, self.model.config.n_ahead_talk)
+        return batches, self.parts.begin_step(batches, self.state.global_step, self.model.config)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """Return the loss of a batch after its backward pass; see `StepGuard.run_batch`."""
