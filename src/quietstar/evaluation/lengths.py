@@ -74,32 +74,36 @@ def length_point(
 
 
 def picture(points: dict[str, list[LengthPoint]], path: Path) -> None:
-    """Draw the curves of each task and text, with their intervals.
+    """Draw the curves of each task and text with their intervals, each beside a band without thoughts.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     plt = pyplot("the curves of a sweep")
-    tasks = {name: curve for name, curve in points.items() if curve[0].answer_probability is not None}
-    n_sides = 2 if tasks else 1
-    figure, axes = plt.subplots(1, n_sides, figsize=(5 * n_sides, 4), layout="constrained", squeeze=False)
-    for name, curve in points.items():
-        _draw(axes[0, -1], name, curve, [point.nll for point in curve], 1)
-    axes[0, -1].set(ylabel="nll, nats a token")
-    for name, curve in tasks.items():
-        _draw(axes[0, 0], name, curve, [point.answer_probability for point in curve if point.answer_probability], 100)
-    if tasks:
-        axes[0, 0].set(ylabel="answer probability, %")
-    for side in axes[0]:
-        side.set(xlabel="forward passes a token")
+    of_tasks = {
+        name: [each.answer_probability for each in curve if each.answer_probability] for name, curve in points.items()
+    }
+    sides = [("answer probability, %", 100, {name: curve for name, curve in of_tasks.items() if curve})]
+    sides += [("nll, nats a token", 1, {name: [each.nll for each in curve] for name, curve in points.items()})]
+    sides = [side for side in sides if side[2]]
+    figure, axes = plt.subplots(1, len(sides), figsize=(5 * len(sides), 4), layout="constrained", squeeze=False)
+    for side, (what, scale, curves) in zip(axes[0], sides, strict=True):
+        for name, estimates in curves.items():
+            _draw(side, name, [point.passes for point in points[name]], estimates, scale)
+        side.set(xlabel="forward passes a token", ylabel=what)
         side.grid(alpha=0.3)
         side.legend()
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def _draw(side: Any, name: str, curve: list[LengthPoint], estimates: list[Estimate], scale: float) -> None:
-    below = [scale * (each.value - each.low) for each in estimates]
-    above = [scale * (each.high - each.value) for each in estimates]
-    values, passes = [scale * each.value for each in estimates], [point.passes for point in curve]
-    side.errorbar(passes, values, yerr=[below, above], capsize=3, marker="o", label=name)
+def _draw(side: Any, name: str, passes: list[float], estimates: list[Estimate], scale: float) -> None:
+    """Draw a curve; its first estimate is that without thoughts."""
+    base, *others = estimates
+    values = [scale * each.value for each in others]
+    below = [scale * (each.value - each.low) for each in others]
+    above = [scale * (each.high - each.value) for each in others]
+    curve = side.errorbar(passes[1:], values, yerr=[below, above], capsize=3, marker="o", label=name)
+    color = curve.lines[0].get_color()
+    side.axhspan(scale * base.low, scale * base.high, color=color, alpha=0.12)
+    side.axhline(scale * base.value, color=color, linestyle="--", label=f"{name}, no thoughts")

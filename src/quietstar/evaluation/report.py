@@ -145,8 +145,10 @@ def lengths_markdown(points: list[LengthPoint]) -> str:
         (
             "no thoughts" if point.n_ahead is None else str(point.n_ahead),
             f"{point.passes:.3g}",
-            *_with_interval("answer_probability", point.answer_probability, point.answer_difference),
-            *_with_interval("nll", point.nll, point.nll_difference),
+            _with_interval("answer_probability", point.answer_probability),
+            "" if point.n_ahead is None else _difference("answer_probability", point.answer_difference),
+            _with_interval("nll", point.nll),
+            "" if point.n_ahead is None else _difference("nll", point.nll_difference),
             f"{math.exp(point.nll.value):.3f}",
         )
         for point in points
@@ -155,10 +157,8 @@ def lengths_markdown(points: list[LengthPoint]) -> str:
     return markdown(tuple(headings[index] for index in used), [tuple(row[index] for index in used) for row in rows])
 
 
-def _with_interval(measure: str, estimate: Estimate | None, difference: Estimate | None) -> tuple[str, str]:
-    if estimate is None:
-        return "", ""
-    return f"{_value(measure, estimate.value)} ({_between(measure, estimate)})", _difference(measure, difference)
+def _with_interval(measure: str, estimate: Estimate | None) -> str:
+    return "" if estimate is None else f"{_value(measure, estimate.value)} ({_between(measure, estimate)})"
 
 
 def write(
