@@ -189,7 +189,12 @@ def test_a_stopped_run_is_resumed_and_not_mixed(folder: Path, tmp_path: Path, ca
         (out / name).write_text("".join(lines.splitlines(keepends=True)[:1]))
     assert run(folder, out, *options) == 2
     assert "already has a run" in capfd.readouterr().err
-    for other, name in ((["--seed", "3"], "seed"), (["--votes", "3"], "votes"), (["--think", "never"], "think")):
+    for other, name in (
+        (["--seed", "3"], "seed"),
+        (["--votes", "3"], "votes"),
+        (["--think", "never"], "think"),
+        (["--n_ahead", "3"], "n_ahead"),
+    ):
         assert run(folder, out, *options, "--resume", *other) == 2
         assert f"holds answers with {name}" in capfd.readouterr().err
     assert run(folder, out, *options, "--resume", "--batch_size", "2") == 0

@@ -115,8 +115,7 @@ def test_a_servers_length_is_that_of_its_answers_to_questions() -> None:
     model, ids = speaking_model(), [5, 6, 7]
     parts = what_if.Question(ids, None, n_ahead=7).answer(model, byte_tokenizer())
     with pytest.raises(StopIteration) as end:
-        while True:
-            next(parts)
+        next(parts)
     _, thoughts = alone(model, a_job(ids, n_ahead=7, max_tokens=1, temperature=0.0))
     assert end.value.value["thought"]["ids"] == thoughts.tokens[0, 0].tolist()
 
