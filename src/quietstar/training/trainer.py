@@ -123,8 +123,7 @@ class QuietStarTrainer(Trainer):
 
     def _checkpoint_info(self) -> dict[str, Any]:
         """Return what a checkpoint's marker says of this run."""
-        model = self.accelerator.unwrap_model(self.model)
-        settings = what_matters(self.args, model.config, self.settings, self.train_dataset)
+        settings = what_matters(self.args, self.model.config, self.settings, self.train_dataset)
         return {"sharded": self.sharded, "resumable": not self.args.save_only_model, "settings": settings}
 
     def begin(self) -> None:
