@@ -66,7 +66,7 @@ def to_the_engine(model: QuietStarForCausalLM, prompts: list[list[int]], n_token
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="0")))
     engine = Engine(model, tokenizer, ServeArguments(max_batch=len(prompts)))
     engine.start()
-    thinking = Thinking(ThinkPolicy.parse("always"))
+    thinking = Thinking(ThinkPolicy.parse("always"), model.config.n_ahead)
 
     def ask(prompts: list[list[int]], n: int) -> float:
         """Return the seconds until all have their last token."""

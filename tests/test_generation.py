@@ -45,6 +45,42 @@ def test_thoughts_are_returned_for_each_token() -> None:
             assert token.thought == (nats >= 2.2 and written.thought[n, :t].sum() < 3)
 
 
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"num_beams": 3, "num_return_sequences": 2},
+    "sampling": {"do_sample": True, "thought_temperature": 1.0},
+    "a policy": {"think": "entropy:2.2,budget:3"},
+    "no cache": {"use_cache": False},
+    "a static cache": {"cache_implementation": "static"},
+    "a prompt in chunks": {"prefill_chunk_size": 2},
+}
+
+
+@pytest.mark.parametrize(("own", "asked"), [(4, 2), (4, 7), (2, 5)])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_length_that_is_asked_for_is_the_configs(way: str, own: int, asked: int) -> None:
+    """Rows are padded on the left; the thoughts that are returned are the same, too."""
+    found = []
+    for model, n_ahead in ((tiny_model(n_ahead=own), asked), (tiny_model(n_ahead=asked), None)):
+        torch.manual_seed(0)
+        how = {**PLAIN, **WAYS[way], "output_thoughts": True, "output_logits": True, "n_ahead": n_ahead}
+        found.append(model.generate(**prompts(6, 3), **how))
+    assert torch.equal(found[0].sequences, found[1].sequences)
+    assert found[0].thoughts.tokens.shape[-1] == asked - 2
+    assert torch.equal(found[0].thoughts.tokens, found[1].thoughts.tokens)
+    assert torch.equal(found[0].thoughts.mixing_weight, found[1].thoughts.mixing_weight)
+    assert all(map(torch.equal, found[0].logits, found[1].logits))
+
+
+def test_assisted_generation_thinks_as_long_as_it_is_asked() -> None:
+    """The assistant thinks as long; one that does not think cannot be told."""
+    model, expected = tiny_model(n_ahead=4), tiny_model(n_ahead=6).generate(**prompts(5), **PLAIN)
+    assistant = tiny_model(n_ahead=4, seed=1)
+    assert torch.equal(model.generate(**prompts(5), **PLAIN, n_ahead=6, assistant_model=assistant), expected)
+    with pytest.raises(SettingsError, match=r"handed to the assistant, which does not think; set config\.n_ahead"):
+        model.generate(**prompts(5), **PLAIN, n_ahead=6, assistant_model=model.base_lm)
+
+
 @pytest.mark.parametrize("num_return_sequences", [1, 3])
 def test_beams_take_their_thoughts_along(num_return_sequences: int) -> None:
     """Each returned sequence has the thoughts that it was written with, and budgets follow beams."""
@@ -222,6 +258,13 @@ def test_streamers_and_stop_strings_work(bytes_model: QuietStarForCausalLM) -> N
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an empty prompt": ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "at least one token"),
     "a prompt beyond the context": ({"input_ids": torch.ones(1, 126, dtype=torch.long)}, "context of 128"),
+    "a thought beyond the context": ({"n_ahead": 128}, "n_ahead is 128, and the model's context 128; give at most 127"),
+    "a prompt and a thought beyond it": (
+        {"n_ahead": 125},
+        "4 tokens and a thought of 125 are .* give at most 3 tokens",
+    ),
+    "no start and end": ({"n_ahead": 1}, "n_ahead is 1; give a whole number of at least 2"),
+    "a length as text": ({"n_ahead": "8"}, "n_ahead is '8'; give a whole number"),
     "no policy": ({"think": "sometimes"}, "choose from"),
     "a temperature": ({"thought_temperature": -1.0}, "at least 0"),
     "a nucleus": ({"thought_top_p": 0.0}, "above 0"),

@@ -23,6 +23,63 @@ def unlabelled(*lengths: int, left: bool = False, seed: int = 0) -> dict[str, Te
     return {name: value for name, value in texts(*lengths, left=left, seed=seed).items() if name != "labels"}
 
 
+# ---------------------------------------------------------------------- thoughts of any length
+
+
+LENGTHS = [(4, 2), (4, 3), (4, 7), (2, 5), (7, 2)]
+"""n_ahead of a config, and the one that is asked for"""
+
+
+def same(a: QuietStarOutput, b: QuietStarOutput) -> bool:
+    """Whether two outputs are equal bit by bit, with the same fields."""
+    tensors = [{name: value for name, value in each.items() if isinstance(value, Tensor)} for each in (a, b)]
+    return tensors[0].keys() == tensors[1].keys() and all(torch.equal(x, tensors[1][n]) for n, x in tensors[0].items())
+
+
+@pytest.mark.parametrize(("own", "asked"), LENGTHS)
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gpt2"])
+def test_a_length_that_is_asked_for_is_the_configs(family: str, own: int, asked: int) -> None:
+    """With labels and their gradients, without, after the last token alone, and over a cache."""
+    how: dict = {"n_ahead_talk": 3, "n_passes": 2}
+    model, expected = tiny_model(family, n_ahead=own, **how), tiny_model(family, n_ahead=asked, **how)
+    gradients = []
+    for each, n_ahead in ((model, asked), (expected, None)):
+        output = each.train()(**texts(9, 5), n_ahead=n_ahead, generator=torch.Generator().manual_seed(0))
+        output.loss.backward()
+        gradients.append((output, [p.grad for p in each.parameters() if p.grad is not None]))
+    assert same(gradients[0][0], gradients[1][0])
+    assert gradients[0][0].thoughts.shape[-1] == asked - 2
+    assert all(map(torch.equal, gradients[0][1], gradients[1][1]))
+    model.eval(), expected.eval()
+    caches = DynamicCache(), DynamicCache()
+    with torch.no_grad():
+        inputs = unlabelled(9, 5, left=True)
+        assert same(model(**inputs, n_ahead=asked), expected(**inputs))
+        last = [model(**inputs, cache=caches[0], n_ahead=asked, logits_to_keep=1)]
+        last += [expected(**inputs, cache=caches[1], logits_to_keep=1)]
+    assert same(*last)
+    assert model.config.n_ahead == own
+
+
+@pytest.mark.parametrize("loss_only", [False, True])
+def test_n_ahead_2_samples_nothing(loss_only: bool) -> None:
+    """Start and end are computation alone: the random numbers are left as they are, and nothing is reinforced."""
+    model, generator = tiny_model(n_ahead=6, n_ahead_talk=2, n_passes=2).train(), torch.Generator().manual_seed(3)
+    output = model(**texts(7, 4), n_ahead=2, generator=generator, loss_only=loss_only)
+    assert torch.equal(generator.get_state(), torch.Generator().manual_seed(3).get_state())
+    assert output.thoughts.shape == (2, 2, 7, 0)
+    assert output.policy_loss == 0
+    output.loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.thought_embeddings.parameters())
+
+
+def test_thoughts_that_are_given_have_the_length_that_they_have() -> None:
+    model, longer = tiny_model(n_ahead=4), tiny_model(n_ahead=7)
+    inputs = {**texts(7, 4), "thoughts": random_thoughts(longer, 2, 7)}
+    assert same(model(**inputs), longer(**inputs))
+    assert same(model(**inputs, n_ahead=7), longer(**inputs))
+
+
 # ---------------------------------------------------------------------- what comes back
 
 

@@ -69,7 +69,7 @@ def test_every_command_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     for folder in ("runs/mine", "runs/released", "runs/mine-original", "runs/DIR-4-ahead", "runs/DIR-original"):
         assert (here / folder / "config.json").exists()
     assert (here / "runs/mine-thoughts/report.html").exists()
-    for folder in ("runs/mine-evaluation", "runs/mine-sweep"):
+    for folder in ("runs/mine-evaluation", "runs/mine-sweep", "runs/mine-lengths"):
         assert (here / folder / "results.md").exists()
 
 

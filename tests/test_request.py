@@ -41,7 +41,15 @@ BAD_ARGUMENTS = {
     "thoughts without passes": ({"thoughts": torch.zeros(2, 5, 2).long()}, "thoughts"),
     "thoughts of another length": ({"thoughts": torch.zeros(2, 1, 4, 2).long()}, "thoughts"),
     "thoughts of another batch": ({"thoughts": torch.zeros(1, 1, 5, 2).long()}, "thoughts"),
-    "thoughts of too many tokens": ({"thoughts": torch.zeros(2, 1, 5, 3).long()}, "n_ahead"),
+    "thoughts of another n_ahead": (
+        {"thoughts": torch.zeros(2, 1, 5, 3).long(), "n_ahead": 4},
+        "n_ahead is 4, and thoughts of 3 tokens were given, 5 with start and end; leave n_ahead out",
+    ),
+    "n_ahead 0": ({"n_ahead": 0}, "n_ahead is 0; give a whole number of at least 2"),
+    "n_ahead 1": ({"n_ahead": 1}, "n_ahead is 1; give a whole number of at least 2"),
+    "n_ahead of a half": ({"n_ahead": 2.5}, "n_ahead is 2.5; give a whole number"),
+    "n_ahead as text": ({"n_ahead": "8"}, "n_ahead is '8'; give a whole number"),
+    "n_ahead true": ({"n_ahead": True}, "n_ahead is True; give a whole number"),
     "n_passes 0": ({"n_passes": 0}, "n_passes"),
     "n_ahead_talk 0": ({"n_ahead_talk": 0}, "n_ahead_talk"),
     "an unknown argument": ({"colour": 3}, "colour"),
@@ -70,6 +78,9 @@ def test_learned_positions_run_out_with_a_clear_error() -> None:
     assert fits.logits.shape == (1, 12, VOCABULARY)
     with pytest.raises(SettingsError, match="learned 16 positions; give at most 12 tokens"):
         model(**unlabelled(13))
+    assert model(**unlabelled(14), n_ahead=2).logits.shape == (1, 14, VOCABULARY)
+    with pytest.raises(SettingsError, match="learned 16 positions; give at most 11 tokens"):
+        model(**unlabelled(12), n_ahead=5)
     with pytest.raises(SettingsError, match="learned 16 positions"):
         model.generate(**unlabelled(8), max_new_tokens=8, do_sample=False, eos_token_id=None)
 

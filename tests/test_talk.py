@@ -67,7 +67,7 @@ def test_states_that_sample_and_states_that_predict() -> None:
 def test_branches_go_on_from_what_was_grown() -> None:
     model, _, grid, input_ids, thoughts = grown()
     trunk = Trunk(model.base_lm, DenseAttention(model.base_lm))
-    thinker = Thinker.of(trunk, model.thought_embeddings, model.mixing_head, model.config)
+    thinker = Thinker.of(trunk, model.thought_embeddings, model.mixing_head, model.config, model.config.n_ahead)
     with torch.no_grad():
         cache = DynamicCache()
         words = trunk.embed(input_ids)

@@ -124,7 +124,7 @@ def test_beams_copy_their_own_text() -> None:
 def test_batches_of_the_server_copy_their_own_text() -> None:
     """Texts that join and leave, of unequal length."""
     model = model_of("copy")
-    batch = Batch(model, Thinking(policy=ThinkPolicy.parse("always")))
+    batch = Batch(model, Thinking(ThinkPolicy.parse("always"), model.config.n_ahead))
     rows = [[11, 12, 13, 14, 15], [21, 22]]
     for row in rows:
         other = Batch(model, batch.thinking, n_texts=1)

@@ -34,7 +34,8 @@ class QuietStarConfig(PreTrainedConfig):
 
     Args:
         base_config: config of the base model, or its dictionary with `model_type`.
-        n_ahead: tokens of a thought, start and end included; `n_ahead - 2` of them are sampled.
+        n_ahead: tokens of a thought, start and end included; `n_ahead - 2` of them are sampled. Whoever uses the model
+            may ask for another length.
         n_ahead_talk: true tokens predicted after each thought when a loss is asked for.
         n_passes: thoughts sampled for each position in training.
         mixing: `head` mixes the predictions without and with a thought; `thought` uses the one with it alone.
@@ -149,12 +150,12 @@ class QuietStarConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raise SettingsError if a setting is invalid."""
-        at_least = {"n_ahead": 2, "n_ahead_talk": 1, "n_passes": 1}
+        at_least = {"n_ahead_talk": 1, "n_passes": 1}
+        check_n_ahead(self.n_ahead)
         for name, lowest in at_least.items():
             value = getattr(self, name)
             if not is_whole(value) or value < lowest:
-                hint = " (start and end of the thought count)" if name == "n_ahead" else ""
-                raise SettingsError(f"{name} is {shown(value)}; give a whole number of at least {lowest}{hint}")
+                raise SettingsError(f"{name} is {shown(value)}; give a whole number of at least {lowest}")
         for name in ("reinforce_temperature", "embedding_scale"):
             if not (is_number(value := getattr(self, name)) and value > 0):
                 raise SettingsError(f"{name} is {shown(value)}; give a number above 0")
@@ -194,6 +195,17 @@ class QuietStarConfig(PreTrainedConfig):
             if getattr(self, name) is not None:
                 check_adapters(name, getattr(self, name))
 
+    def resolve_n_ahead(self, n_ahead: int | None) -> int:
+        """Return the tokens of a thought that was asked for, start and end included; None asks for the config's.
+
+        Raises:
+            SettingsError: a thought cannot have that many tokens.
+        """
+        if n_ahead is None:
+            return self.n_ahead
+        check_n_ahead(n_ahead)
+        return n_ahead
+
     @property
     def n_thought_tokens(self) -> int:
         """K, the sampled tokens of a thought."""
@@ -220,6 +232,36 @@ class QuietStarConfig(PreTrainedConfig):
     def hidden_size(self) -> int:
         """D, the base model's hidden size."""
         return self.get_text_config().hidden_size
+
+
+def check_n_ahead(n_ahead: Any, name: str = "n_ahead") -> None:
+    """Raise SettingsError if a thought cannot have that many tokens."""
+    if not is_whole(n_ahead) or n_ahead < 2:
+        raise SettingsError(
+            f"{name} is {shown(n_ahead)}; give a whole number of at least 2 (start and end of the thought count)"
+        )
+
+
+def room_beside_thought(config: PreTrainedConfig, n_ahead: int | None = None) -> int | None:
+    """Return how many tokens of text fit into a model's context together with a thought after the last of them.
+
+    Args:
+        config: of a thinking model; or of a plain one, whose texts may fill the context.
+        n_ahead: tokens of a thought; None is the config's.
+
+    Returns:
+        None if the config does not tell the context.
+
+    Raises:
+        SettingsError: a thought cannot have that many tokens, or leaves no room for a text.
+    """
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(config, QuietStarConfig):
+        return limit
+    n_ahead = config.resolve_n_ahead(n_ahead)
+    if limit is not None and n_ahead >= limit:
+        raise SettingsError(f"n_ahead is {n_ahead}, and the model's context {limit}; give at most {limit - 1}")
+    return None if limit is None else limit - n_ahead
 
 
 SETTINGS = frozenset(QuietStarConfig.__annotations__) - {"base_config"}

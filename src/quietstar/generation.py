@@ -12,7 +12,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 
-from quietstar.config import QuietStarConfig
+from quietstar.config import QuietStarConfig, room_beside_thought
 from quietstar.errors import SettingsError
 from quietstar.journal import Journal
 from quietstar.policy import Decider, ThinkPolicy
@@ -29,6 +29,7 @@ class ThinkingGeneration(GenerationMixin):
         self,
         inputs: Tensor | None = None,
         *args: Any,
+        n_ahead: int | None = None,
         think: str | Decider | ThinkPolicy | None = None,
         output_thoughts: bool | Journal = False,
         **kwargs: Any,
@@ -41,14 +42,15 @@ class ThinkingGeneration(GenerationMixin):
         Args:
             inputs: [B, S] prompts, padded on the left; or `input_ids`.
             args: as `GenerationMixin.generate` takes them.
+            n_ahead: tokens of a thought, start and end included; None is the config's.
             think: where to think; see `quietstar.policy`. None thinks everywhere.
             output_thoughts: return a dictionary whose `thoughts` are `quietstar.journal.GeneratedThoughts`; pass a
                 Journal, with its own policy, to read them while the text is generated.
             kwargs: as `GenerationMixin.generate` takes them, and arguments of `forward`.
 
         Raises:
-            SettingsError: an invalid policy, a prompt that is empty or too long for the model, or thoughts are asked
-                for in assisted generation.
+            SettingsError: an invalid policy or n_ahead, a prompt that is empty or too long for the model, or thoughts
+                are asked for in assisted generation.
         """
         if isinstance(output_thoughts, Journal):
             if think is not None:
@@ -60,13 +62,20 @@ class ThinkingGeneration(GenerationMixin):
             raise SettingsError(REFUSED["inputs_embeds"][1])
         prompts = inputs if inputs is not None else kwargs.get("input_ids")
         if prompts is not None:
-            self._check_prompts(prompts)
+            self._check_prompts(prompts, n_ahead)
         journal.begin(1 if prompts is None else prompts.shape[1])
         generation_config = args[0] if args else kwargs.get("generation_config")
         self._check_journal(journal, generation_config or self.generation_config, kwargs)
         if journal.keep:
             kwargs["return_dict_in_generate"] = True
-        if kwargs.get("assistant_model") is None:  # transformers hands an assistant the same arguments
+        assistant = kwargs.get("assistant_model")  # transformers hands it the same arguments
+        if n_ahead is not None:
+            if assistant is not None and not isinstance(assistant, ThinkingGeneration):
+                raise SettingsError(
+                    f"n_ahead {n_ahead} would be handed to the assistant, which does not think; set config.n_ahead"
+                )
+            kwargs["n_ahead"] = n_ahead
+        if assistant is None:
             kwargs = {"thought_temperature": 0.0, "journal": journal, **kwargs}
         try:
             output = super().generate(inputs, *args, **kwargs)
@@ -77,14 +86,15 @@ class ThinkingGeneration(GenerationMixin):
             output["thoughts"] = journal.read(n_tokens, output.get("beam_indices"))
         return output
 
-    def _check_prompts(self, prompts: Tensor) -> None:
+    def _check_prompts(self, prompts: Tensor, n_ahead: int | None) -> None:
         if prompts.dim() != 2 or 0 in prompts.shape:
             raise SettingsError(f"prompts are {list(prompts.shape)}; give [B, S] with at least one token")
-        limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and prompts.shape[1] + self.config.n_ahead > limit:
+        room = room_beside_thought(self.config, n_ahead)
+        if room is not None and prompts.shape[1] > room:
+            n_ahead = self.config.resolve_n_ahead(n_ahead)
             raise SettingsError(
-                f"a prompt of {prompts.shape[1]} tokens and a thought of {self.config.n_ahead} are longer than the "
-                f"model's context of {limit}; give at most {limit - self.config.n_ahead} tokens"
+                f"a prompt of {prompts.shape[1]} tokens and a thought of {n_ahead} are longer than the model's context "
+                f"of {room + n_ahead}; give at most {room} tokens"
             )
 
     def _check_journal(self, journal: Journal, generation_config: GenerationConfig, kwargs: dict[str, Any]) -> None:

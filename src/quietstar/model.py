@@ -9,8 +9,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from quietstar.attention import attention_backend, default_backend
@@ -21,9 +20,9 @@ from quietstar.base.loading import best_backend, check_base, first_thought_vecto
 from quietstar.base.sharding import has_weights
 from quietstar.base.ties import say_whether_tied
 from quietstar.base.trunk import Trunk
-from quietstar.base.untrusted import loading
+from quietstar.base.untrusted import check_complete, loading
 from quietstar.config import SETTINGS, QuietStarConfig, check_checkpoint
-from quietstar.errors import CheckpointError, SettingsError
+from quietstar.errors import SettingsError
 from quietstar.generation import ThinkingGeneration
 from quietstar.heads import MIXING, ThoughtEmbeddings
 from quietstar.journal import Journal
@@ -86,6 +85,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor | None = 0,
+        n_ahead: int | None = None,
         n_passes: int | None = None,
         n_ahead_talk: int | None = None,
         thought_temperature: float | None = None,
@@ -104,9 +104,8 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         Args:
             input_ids: [B, S]
             attention_mask: [B, S] (with a cache: past tokens included), 0 at padding, on either side.
-            labels: [B, S], the label of token i at i, -100 where there is none. With labels, losses and rewards
-                are returned, and `n_ahead_talk` true tokens are predicted after each thought; without, one.
-            thoughts: [B, P, S, K] token ids to think instead of sampling.
+            labels: [B, S], the label of token i at i, -100 for none; with labels, losses and rewards are returned.
+            thoughts: [B, P, S, K] token ids to think instead of sampling; n_ahead is then K + 2.
             think_at: [B, S], true where to think; elsewhere logits are the base model's own. None thinks at every
                 position that is returned or has a label.
             position_ids: [B, S]; None counts from each row's first token that is not padding.
@@ -114,6 +113,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             past_key_values: the same, by its name in transformers up to 5.23.
             use_cache: return keys and values of the base tokens; None returns them if there are no labels.
             logits_to_keep: number of last positions whose logits are returned (0: all), or these positions.
+            n_ahead: tokens of a thought, start and end included, 2 or more; None is the config's.
             n_passes: P; None is the config's in training with labels, 1 otherwise.
             n_ahead_talk: M; None is the config's with labels, 1 without.
             thought_temperature: None is the config's in training, 0 (greedy) otherwise.
@@ -123,8 +123,8 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             generator: source of random numbers, on the model's device.
             counts: denominators of the losses if they span several batches; None counts this one.
             rollout: what rewards and the policy loss compare with, beside this pass; None compares with this pass.
-            loss_only: skip what a training step does not use: logits, thoughts where nothing has a label, and
-                `thought_logprob` where the policy loss reinforces nothing. Only `loss` has a gradient, for one pass.
+            loss_only: skip what training does not use: logits, thoughts without a label, and `thought_logprob` where
+                nothing is reinforced (0). Only `loss` has a gradient, computed with its value, for one backward pass.
             output_hidden_states: return those of the base pass; None does as the config says.
             ignored: arguments that generation and other tools pass to every model and that change nothing here.
 
@@ -135,7 +135,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             self.base_lm, self.config, is_training=self.training, suppressed=self.suppressed, input_ids=input_ids,
             attention_mask=attention_mask, labels=labels, thoughts=thoughts, think_at=think_at,
             position_ids=position_ids, cache=cache, past_key_values=past_key_values, use_cache=use_cache,
-            logits_to_keep=logits_to_keep, n_passes=n_passes, n_ahead_talk=n_ahead_talk,
+            logits_to_keep=logits_to_keep, n_ahead=n_ahead, n_passes=n_passes, n_ahead_talk=n_ahead_talk,
             thought_temperature=thought_temperature, thought_top_p=thought_top_p, think=think, journal=journal,
             generator=generator, counts=counts, rollout=rollout, loss_only=loss_only,
             output_hidden_states=output_hidden_states, ignored=ignored,
@@ -144,7 +144,8 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
 
     def think_talk_learn(self, request: Request) -> QuietStarOutput:
         """Return the predictions of a forward pass, and with labels its losses and rewards."""
-        thinker = self.thinker(request.output_hidden_states)
+        thinker = self.thinker(request.n_ahead)
+        thinker.trunk.keeps_hidden_states = request.output_hidden_states
         if request.is_decoding:
             predicted = predict_next(thinker, request)
         else:
@@ -158,17 +159,18 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             fill_in_losses(output, predicted, request)
         return output
 
-    def thinker(self, keeps_hidden_states: bool = False) -> Thinker:
-        """Return what thinks and talks in one forward pass; all embedding look-ups through it share one gradient."""
-        trunk = Trunk(self.base_lm, self.attention)
-        trunk.keeps_hidden_states = keeps_hidden_states
-        return Thinker.of(trunk, self.thought_embeddings, self.mixing_head, self.config)
+    def thinker(self, n_ahead: int | None = None) -> Thinker:
+        """Return what thinks, n_ahead tokens a thought (None: the config's), and talks in one forward pass.
+
+        All embedding look-ups through it share one gradient.
+        """
+        trunk, n_ahead = Trunk(self.base_lm, self.attention), self.config.resolve_n_ahead(n_ahead)
+        return Thinker.of(trunk, self.thought_embeddings, self.mixing_head, self.config, n_ahead)
 
     @property
     def suppressed(self) -> Tensor | None:
         """[n]: ids that neither a thought nor `generate` may contain; None where there are none."""
-        ids = self.config.suppressed
-        return torch.tensor(ids, device=self.device) if ids else None
+        return torch.tensor(ids, device=self.device) if (ids := self.config.suppressed) else None
 
     def set_attention_backend(self, name: str) -> None:
         """Choose how branches attend over a grid, and check it on a few tokens; see `quietstar.attention.BACKENDS`.
@@ -203,9 +205,8 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
 
     def drop_branch_adapters(self) -> None:
         """Remove the adapters of branches; predictions without thoughts do not change."""
-        if self.config.branch_adapters is not None:
-            lora.drop_branch_adapters(self.base_lm)
-            self.config.branch_adapters = None
+        lora.drop_branch_adapters(self.base_lm)
+        self.config.branch_adapters = None
 
     def freeze_base(self) -> None:
         """Train mixing head, thought embeddings and adapters of branches alone; the base pass does not change."""
@@ -213,7 +214,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
 
     @classmethod
     def from_base(
-        cls, base: str | Path | PreTrainedModel, *, tokenizer: Tokenizer | None = None, **settings: Any
+        cls, base: str | Path | PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase | None = None, **settings: Any
     ) -> Self:
         """Give a base model thoughts. A fresh model predicts exactly as its base model does.
 
@@ -265,11 +266,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             if name is not None:
                 check_checkpoint(name, cls, **kwargs)
             model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
-        if missing := sorted(info["missing_keys"]):
-            raise CheckpointError(
-                f"{name or 'the checkpoint'} lacks {len(missing)} of the model's weights, first {missing[0]}: give a "
-                "folder that save_pretrained wrote completely, or from_base for a plain model"
-            )
+        check_complete(name or "the checkpoint", info["missing_keys"])
         if model.config.lora is not None:
             lora.train_adapters_only(model.base_lm)
         say_whether_tied(model.base_lm)
@@ -283,13 +280,13 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
 
         return load_original(cls, path, **settings)
 
-    def save_original(self, path: str | Path, tokenizer: Tokenizer | None = None) -> None:
+    def save_original(self, path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Write a checkpoint that the released code reads; see `quietstar.interop.original`."""
         from quietstar.interop.original import save_original
 
         save_original(self, path, tokenizer)
 
-    def inspect(self, text: str | list[str], tokenizer: Tokenizer, **settings: Any) -> Any:
+    def inspect(self, text: str | list[str], tokenizer: PreTrainedTokenizerBase, **settings: Any) -> Any:
         """Return a Trace: what it thinks over texts, and whether the thoughts matter; see `quietstar.inspection`."""
         from quietstar.inspection import inspect
 

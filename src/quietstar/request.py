@@ -45,6 +45,8 @@ class Request:
     policy: ThinkPolicy
     """chooses among the positions where a thought would count"""
     sampling: Sampling
+    n_ahead: int
+    """tokens of a thought, start and end included"""
     labels: Tensor | None = None
     """[B, Q]"""
     thoughts: Tensor | None = None
@@ -85,6 +87,7 @@ class Request:
         past_key_values: Cache | None,
         use_cache: bool | None,
         logits_to_keep: int | Tensor | None,
+        n_ahead: int | None,
         n_passes: int | None,
         n_ahead_talk: int | None,
         thought_temperature: float | None,
@@ -106,7 +109,7 @@ class Request:
         _check_ignored(ignored)
         if input_ids is None:
             raise SettingsError("input_ids are missing; give [B, S] token ids")
-        _check_shapes(config, input_ids, attention_mask, labels, thoughts)
+        _check_shapes(input_ids, attention_mask, labels, thoughts)
         if cache is not None and past_key_values is not None:
             raise SettingsError("cache and past_key_values were both given; they are one thing: give cache")
         cache = past_key_values if cache is None else cache
@@ -136,6 +139,7 @@ class Request:
             sampling=Sampling(
                 temperature=thought_temperature, top_p=thought_top_p, suppressed=suppressed, generator=generator
             ),
+            n_ahead=_resolve_n_ahead(config, n_ahead, thoughts),
             n_passes=n_passes or (config.n_passes if is_training and labels is not None else 1),
             n_ahead_talk=n_ahead_talk or (config.n_ahead_talk if labels is not None else 1),
             kept=logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-(logits_to_keep or 0), None),
@@ -155,7 +159,7 @@ class Request:
     @property
     def branch_length(self) -> int:
         """L = n_ahead + M - 1, the tokens of a branch."""
-        return self.config.n_ahead + self.n_ahead_talk - 1
+        return self.n_ahead + self.n_ahead_talk - 1
 
     @property
     def is_decoding(self) -> bool:
@@ -220,14 +224,24 @@ def _check_ignored(ignored: dict[str, Any]) -> None:
         raise SettingsError(f"forward does not know the argument {', '.join(unknown)}; see its docstring")
 
 
+def _resolve_n_ahead(config: QuietStarConfig, n_ahead: int | None, thoughts: Tensor | None) -> int:
+    """Return the tokens of a thought: as many as were asked for, or as thoughts that are given have."""
+    resolved = config.resolve_n_ahead(n_ahead)
+    if thoughts is None:
+        return resolved
+    given = thoughts.shape[-1] + 2
+    if n_ahead is not None and n_ahead != given:
+        raise SettingsError(
+            f"n_ahead is {n_ahead}, and thoughts of {given - 2} tokens were given, {given} with start and end; leave "
+            "n_ahead out"
+        )
+    return given
+
+
 def _check_shapes(
-    config: QuietStarConfig,
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    labels: Tensor | None,
-    thoughts: Tensor | None,
+    input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, thoughts: Tensor | None
 ) -> None:
-    shape, K = tuple(input_ids.shape), config.n_thought_tokens
+    shape = tuple(input_ids.shape)
     if len(shape) != 2 or 0 in shape:
         raise SettingsError(f"input_ids is {list(shape)}; give [B, S] with at least one token")
     if attention_mask is not None and attention_mask.dim() != 2:
@@ -236,11 +250,6 @@ def _check_shapes(
         raise SettingsError(f"labels are {list(labels.shape)}; give the shape of input_ids, {list(shape)}")
     if thoughts is not None and (thoughts.dim() != 4 or thoughts.shape[::2] != (shape[0], shape[1])):
         raise SettingsError(f"thoughts are {list(thoughts.shape)}; give [B, P, S, K] for input_ids {list(shape)}")
-    if thoughts is not None and thoughts.shape[-1] != K:
-        raise SettingsError(
-            f"thoughts have {thoughts.shape[-1]} tokens; give {K}, which n_ahead {config.n_ahead} leaves "
-            "beside start and end"
-        )
 
 
 def _text(input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None) -> Text:

@@ -34,18 +34,21 @@ class Thinker:
 
     @classmethod
     def of(
-        cls, trunk: Trunk, embeddings: ThoughtEmbeddings, mixing_head: nn.Module, config: QuietStarConfig
+        cls, trunk: Trunk, embeddings: ThoughtEmbeddings, mixing_head: nn.Module, config: QuietStarConfig, n_ahead: int
     ) -> "Thinker":
-        """Return the thinker of a model with that config."""
-        source = ThoughtSource(
-            config.thought_source, config.n_thought_tokens, config.vocab_size, config.filler_token_id
-        )
+        """Return the thinker of a model with that config, for thoughts of n_ahead tokens."""
+        source = ThoughtSource(config.thought_source, n_ahead - 2, config.vocab_size, config.filler_token_id)
         return cls(trunk, embeddings, mixing_head, source)
 
     @property
     def n_thought_tokens(self) -> int:
         """K"""
         return self.source.n_tokens
+
+    @property
+    def n_ahead(self) -> int:
+        """Tokens of a thought, start and end included."""
+        return self.n_thought_tokens + 2
 
 
 @dataclass(slots=True, kw_only=True)

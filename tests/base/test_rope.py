@@ -203,7 +203,7 @@ def test_the_server_ends_texts_where_frequencies_change() -> None:
     model = tiny_model("phi3", base={**copy.deepcopy(ROPES["phi3"][1]), "vocab_size": 259}, n_ahead=4)
     engine = driven(model)
     assert engine.context == LIMIT
-    jobs = [a_job(list(range(5, 5 + n)), max_tokens=engine.room(n)) for n in (3, 12, LIMIT - 4)]
+    jobs = [a_job(list(range(5, 5 + n)), max_tokens=engine.room(n, engine.n_ahead)) for n in (3, 12, LIMIT - 4)]
     events = [engine.ask(job)[1] for job in jobs]
     engine.finish()
     for job, written in zip(jobs, events, strict=True):

@@ -69,7 +69,8 @@ def test_a_text_may_be_read_in_two(family: str) -> None:
 @torch.no_grad()
 def test_the_first_pass_alone_leaves_its_hidden_states() -> None:
     model = tiny_model(n_ahead=4)
-    trunk = model.thinker(keeps_hidden_states=True).trunk
+    trunk = model.thinker().trunk
+    trunk.keeps_hidden_states = True
     base = trunk.read(text_of(7, 7))
     kept = trunk.hidden_states
     assert torch.equal(kept[-1], base.h_base)

@@ -109,6 +109,22 @@ def test_loglikelihoods_are_those_of_a_forward_pass(think: str) -> None:
         assert greedy == bool((logits.argmax(-1) == truth).all())
 
 
+@pytest.mark.parametrize("n_ahead", [2, 7])
+def test_thoughts_are_as_long_as_they_are_asked_for(n_ahead: int) -> None:
+    """Scores and texts are those of a model whose config says so; longer thoughts leave less room for the text."""
+    tokenizer = byte_tokenizer()
+    pairs = [("one two", " three"), ("a longer context than that:", " x")]
+    found = []
+    for own, asked in ((4, n_ahead), (n_ahead, None)):
+        model = tiny_model(n_ahead=own, base={"vocab_size": len(tokenizer)})
+        lm = QuietStarLM(model, tokenizer=tokenizer, batch_size=2, n_ahead=asked)
+        write = {"gen_kwargs": {"max_gen_toks": 5, "do_sample": False, "until": []}}
+        asks = [Instance("generate_until", {}, ("one two", write["gen_kwargs"]), 0)]
+        found.append((lm.loglikelihood(requests(*pairs)), lm.generate_until(asks), lm.max_length))
+    assert found[0] == found[1]
+    assert found[0][2] == 128 - n_ahead
+
+
 def test_its_own_functions_know_the_name(folder: Path) -> None:
     """`--model quietstar`, with thoughts and without, for every kind of task."""
     manager = OwnTasks(include_path=str(folder / "tasks"))

@@ -1,6 +1,7 @@
 """`quietstar evaluate`, from its options to a folder of results."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,49 @@ def test_everything_at_once(folder: Path, tmp_path: Path, capfd: pytest.CaptureF
         assert cell in (out / "results.md").read_text()
 
 
+def test_thoughts_are_as_long_as_they_are_asked_for(folder: Path, tmp_path: Path) -> None:
+    """Every figure is that of a model whose config says so."""
+    shutil.copytree(folder / "thinking", folder / "longer", dirs_exist_ok=True)
+    config = json.loads((folder / "longer" / "config.json").read_text())
+    (folder / "longer" / "config.json").write_text(json.dumps(config | {"n_ahead": 7}))
+    options = ["--limit", "3", "--cot", *SHORT, "--perplexity", str(folder / "text.txt"), "--thought_temperature", "1"]
+    found = []
+    for model, more in (("thinking", ["--n_ahead", "7"]), ("longer", [])):
+        assert run(folder, tmp_path / model, *options, *more, model=model) == 0
+        results = json.loads((tmp_path / model / "results.json").read_text())["results"]
+        found.append([(each["measure"], each["mode"], each["estimate"]) for each in results])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("think", ["always", "entropy:3"])
+def test_lengths_of_thoughts_are_swept(folder: Path, tmp_path: Path, think: str) -> None:
+    """Each point is what an evaluation with that n_ahead measures; the table has a row for it."""
+    options, out = ["--limit", "4", "--think", think, "--perplexity", str(folder / "text.txt")], tmp_path / "out"
+    assert run(folder, out, *options, "--sweep_n_ahead", "7, 2,4") == 0
+    found = json.loads((out / "results.json").read_text())["sweep_n_ahead"]
+    assert set(found) == {"gsm8k", "text.txt"}
+    assert [point["n_ahead"] for point in found["gsm8k"]] == [None, 2, 4, 7]
+    assert "answer_probability" in found["gsm8k"][0]
+    for n_ahead, task, text in zip((2, 4, 7), found["gsm8k"][1:], found["text.txt"][1:], strict=True):
+        assert run(folder, tmp_path / str(n_ahead), *options, "--n_ahead", str(n_ahead)) == 0
+        results = json.loads((tmp_path / str(n_ahead) / "results.json").read_text())["results"]
+        alone = {each["measure"]: each for each in results if each["mode"] == "thinking"}
+        share = alone["answer_probability"]["share_thought"]
+        assert task["answer_probability"] == alone["answer_probability"]["estimate"]
+        assert task["answer_difference"] == alone["answer_probability"]["difference"]
+        assert text["nll"] == alone["nll, nats a token"]["estimate"]
+        assert text["nll_difference"]["value"] == pytest.approx(alone["nll, nats a token"]["difference"]["value"])
+        assert text["answer_probability"] is None
+        assert task["passes"] == pytest.approx(n_ahead - 1 if think == "always" else 1 + share * (n_ahead - 1))
+    for name in ("gsm8k", "text.txt"):
+        assert found[name][0]["passes"] == 1
+        assert found[name][0]["nll_difference"]["value"] == 0
+    table = (out / "results.md").read_text()
+    assert "## gsm8k by length of thoughts" in table
+    assert table.count("| no thoughts | 1 |") == 2
+    assert (out / "sweep_n_ahead.png").stat().st_size > 0
+
+
 def test_a_plain_model_and_a_thinking_ones_base_are_original(folder: Path, tmp_path: Path) -> None:
     """They equal each other, and the mode `base`."""
     values = []
@@ -145,7 +189,12 @@ def test_a_stopped_run_is_resumed_and_not_mixed(folder: Path, tmp_path: Path, ca
         (out / name).write_text("".join(lines.splitlines(keepends=True)[:1]))
     assert run(folder, out, *options) == 2
     assert "already has a run" in capfd.readouterr().err
-    for other, name in ((["--seed", "3"], "seed"), (["--votes", "3"], "votes"), (["--think", "never"], "think")):
+    for other, name in (
+        (["--seed", "3"], "seed"),
+        (["--votes", "3"], "votes"),
+        (["--think", "never"], "think"),
+        (["--n_ahead", "3"], "n_ahead"),
+    ):
         assert run(folder, out, *options, "--resume", *other) == 2
         assert f"holds answers with {name}" in capfd.readouterr().err
     assert run(folder, out, *options, "--resume", "--batch_size", "2") == 0
@@ -208,6 +257,20 @@ REFUSED = {
     "policy": (["--think", "often"], "choose from"),
     "sweep of nothing": (["--sweep"], "single threshold"),
     "sweep without thoughts": (["--sweep", "--think", "entropy:2", "--original"], "needs a model that thinks"),
+    "n_ahead": (["--n_ahead", "1"], "n_ahead is 1; give a whole number of at least 2"),
+    "n_ahead beyond the context": (
+        ["--n_ahead", "512"],
+        "n_ahead is 512, and the model's context 512; give at most 511",
+    ),
+    "n_ahead and max_length": (
+        ["--n_ahead", "300"],
+        "a thought 300, and the model's context 512; give a max_length of",
+    ),
+    "n_ahead of no thoughts": (["--n_ahead", "4", "--original"], "n_ahead was given, but with original"),
+    "lengths": (["--sweep_n_ahead", "2,1"], "sweep_n_ahead is '2,1'; give whole numbers of at least 2"),
+    "lengths that are none": (["--sweep_n_ahead", "2,many"], "sweep_n_ahead is '2,many'; give whole numbers"),
+    "lengths without thoughts": (["--sweep_n_ahead", "2", "--original"], "sweep_n_ahead needs a model that thinks"),
+    "lengths beyond the context": (["--sweep_n_ahead", "2,300"], "a thought 300, and the model's context 512"),
     "resuming nothing": (["--resume"], "has no run"),
     "perplexity of nothing": (["--perplexity", "nowhere.txt"], "cannot be read"),
     "temperature": (["--cot_temperature", "-1"], "at least 0"),

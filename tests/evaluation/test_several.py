@@ -75,6 +75,7 @@ def test_everything_at_once(pair: Pair, folder: Path, tmp_path: Path) -> None:
     how = dict(
         think="entropy:3",
         sweep=True,
+        sweep_n_ahead="2,6",
         perplexity=str(folder / "text.txt"),
         lm_eval="local_choice,local_write,local_read",
         lm_eval_path=str(folder / "tasks"),

@@ -191,7 +191,7 @@ def test_the_model_continues_its_own_text(monkeypatch: pytest.MonkeyPatch) -> No
 def test_invalid_questions_are_refused() -> None:
     """A question that exceeds the context, an item without an answer."""
     how = asked()
-    with pytest.raises(DataError, match="context is 512"):
+    with pytest.raises(DataError, match="context holds 508"):
         check_context(how["model"], how["tokenizer"], [Item(0, "x" * 600, " 4")], how["settings"])
     with pytest.raises(DataError, match="has no gsm8k answer"):
         vote(item=Item(0, "x", " four"), **asked())

@@ -48,6 +48,19 @@ def test_thoughts_stand_before_their_tokens(folder: Path) -> None:
     assert parts[0][0] + "".join(said for _, _, said in parts[1:]) == spoken(folder)
 
 
+def test_thoughts_are_as_long_as_they_are_asked_for(folder: Path) -> None:
+    """The text is that of a model whose config says so; 2 leaves start and end alone."""
+    model = QuietStarForCausalLM.from_pretrained(folder / "thinking")
+    tokenizer = byte_tokenizer()
+    ids = tokenizer("one two", return_tensors="pt")["input_ids"]
+    for n_ahead in (2, 8):
+        model.config.n_ahead = n_ahead
+        expected = tokenizer.decode(model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=2)[0])
+        assert spoken(folder, n_ahead=n_ahead) == expected + "\n"
+        shown = spoken(folder, n_ahead=n_ahead, show_thoughts=True)
+        assert {len(part.partition("⟩")[0]) for part in shown.split("⟨")[1:]} == {n_ahead - 2}
+
+
 def test_a_file_and_standard_input_hold_a_prompt_in_each_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +112,14 @@ REFUSED = {
     "no model": (["nowhere", "x"], "cannot load a model"),
     "a plain model": (["base", "x"], "does not think"),
     "a long prompt": (["thinking", "x" * 130], "context is 128"),
+    "a long thought": (["thinking", "x", "--n_ahead", "128"], "n_ahead is 128, and the model's context 128; give at m"),
+    "a prompt and a thought": (
+        ["thinking", "x" * 9, "--n_ahead", "120"],
+        "a thought 120, but the model's context is 128",
+    ),
+    "no start and end": (["thinking", "x", "--n_ahead", "1"], "n_ahead is 1; give a whole number of at least 2"),
+    "half a token": (["thinking", "x", "--n_ahead", "2.5"], "invalid int value: '2.5'"),
+    "a length of no thoughts": (["thinking", "x", "--original", "--n_ahead", "4"], "n_ahead was given, but with orig"),
     "no policy": (["thinking", "x", "--think", "maybe"], "choose from"),
     "temperature": (["thinking", "x", "--temperature", "-1"], "at least 0"),
     "top_p": (["thinking", "x", "--top_p", "0"], "above 0"),

@@ -10,6 +10,7 @@ from quietstar import QuietStarForCausalLM
 from quietstar.errors import SettingsError
 from quietstar.inspection import schema
 from quietstar.inspection.observe import trace
+from quietstar.inspection.payload import payload_of
 from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
 from tests.plain_loop import plain_loop
@@ -231,10 +232,30 @@ def test_suppressed_tokens_are_never_thought() -> None:
     assert all(math.isfinite(p) for of in found["thought_logprob"] for p in of)
 
 
+@pytest.mark.parametrize("n_ahead", [2, 3, 9])
+def test_a_trace_of_thoughts_of_any_length_is_that_of_the_config(n_ahead: int) -> None:
+    """Records, interventions, the report's data, and the n_ahead that it shows."""
+    model, expected = thinker(), thinker()
+    expected.config.n_ahead = n_ahead
+    found, wanted = traced(model, n_ahead=n_ahead), traced(expected)
+    assert found.columns == wanted.columns
+    assert found.labels == wanted.labels
+    assert found.settings == wanted.settings
+    assert payload_of(found)["settings"]["n_ahead"] == n_ahead
+    assert {len(thought) for thought in found.columns["thought_ids"]} == {n_ahead - 2}
+    assert sum("truncated" in name for name in found.labels) == n_ahead - 2
+    recorded = {0: [5] * (n_ahead - 2)}
+    settings = TraceSettings(n_ahead=n_ahead)
+    again = trace(model, TOKENIZER, [TextToTrace(ids=IDS, thoughts=recorded)], settings)
+    assert again.columns["thought_ids"][0] == recorded[0]
+
+
 def test_bad_settings_are_said_in_one_line() -> None:
     for settings, said in [
         ({"think": "sometimes"}, "choose from always"),
         ({"top_k": 0}, "top_k is 0; give a whole number of at least 1"),
+        ({"n_ahead": 1}, "n_ahead is 1; give a whole number of at least 2"),
+        ({"n_ahead": "8"}, "n_ahead is '8'; give a whole number"),
         ({"n_ahead_talk": 0}, "n_ahead_talk is 0; give a whole number of at least 1"),
         ({"interventions": ("removed", "x")}, "intervention 'x' is unknown; choose from"),
         ({"thought_temperature": -1}, "thought_temperature is -1"),

@@ -98,6 +98,17 @@ def test_what_is_written_is_traced_with_the_thoughts_that_it_had(here: Path, tmp
             assert found["mixed_top_ids"][first + t] == [token for token, _ in step.mixed]
 
 
+def test_thoughts_are_as_long_as_they_are_asked_for(here: Path, tmp_path: Path) -> None:
+    """Of a text that is read, and of one that is written; what is shown is what was used."""
+    for what in (["--text", str(here / "text.txt")], ["--prompt", TEXT, "--generate", "4"]):
+        out = tmp_path / what[0].removeprefix("--")
+        assert inspect(here, out, *what, "--n_ahead", "9") == 0
+        found = Trace.load(out)
+        assert found.settings["n_ahead"] == 9
+        assert {len(thought) for thought in found.columns["thought_ids"] if thought is not None} == {7}
+        assert '"n_ahead":9' in (out / "report.html").read_text().replace('": ', '":')
+
+
 def test_a_long_text_is_cut_into_windows_that_leave_room_for_a_thought(here: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("abcdefghij" * 20)
     assert inspect(here, tmp_path / "out", "--text", str(tmp_path / "long.txt"), "--limit", "130") == 0
@@ -157,6 +168,11 @@ def test_without_a_name_the_folder_is_named_after_the_model(
             ["--prompt", "a", "--generate", "50", "--n_ahead_talk", "12"],
             "takes up to 16 more; the model's context is 64",
         ),
+        (
+            ["--prompt", "a", "--n_ahead", "61"],
+            "take up to 64 tokens, and the model's context is 64; give a smaller n_a",
+        ),
+        (["--prompt", "a", "--n_ahead", "0"], "n_ahead is 0; give a whole number of at least 2"),
         (["--prompt", "a", "--n_ahead_talk", "1000"], "take up to 1004 tokens, and the model's context is 64; give a"),
         (["--prompt", "a", "--thought", "b" * 62], "take up to 64 tokens, and the model's context is 64; give a"),
         (["--prompt", "a", "--thought", ""], "thought is '', but it has no tokens"),

@@ -23,6 +23,7 @@ from tests.tiny import tiny_model
 from tests.tiny_tokenizer import byte_tokenizer
 
 CONTEXT = 256
+N_AHEAD = 4
 NAME = "tiny"
 
 
@@ -35,7 +36,7 @@ def speaking_model(family: str = "llama", letters: bool = True, ends: bool = Tru
     context = "n_positions" if family == "gpt2" else "max_position_embeddings"
     return tiny_model(
         family,
-        n_ahead=4,
+        n_ahead=N_AHEAD,
         base={"vocab_size": len(tokenizer), context: CONTEXT},
         **({"suppressed_token_ids": banned} if banned else {}),
     )
@@ -44,7 +45,8 @@ def speaking_model(family: str = "llama", letters: bool = True, ends: bool = Tru
 def a_job(prompt_ids: list[int], think: str = "always", **how: Any) -> Job:
     """Return a job that reports thoughts."""
     drawn = {name.removeprefix("thought_"): how.pop(name) for name in list(how) if name.startswith("thought_")}
-    thinking = Thinking.of(ThinkPolicy.parse(think), drawn.get("temperature", 0.0), drawn.get("top_p", 1.0))
+    policy, n_ahead = ThinkPolicy.parse(think), how.pop("n_ahead", N_AHEAD)
+    thinking = Thinking.of(policy, n_ahead, drawn.get("temperature", 0.0), drawn.get("top_p", 1.0))
     settings = {"max_tokens": 8, "seed": 0, "wants_thoughts": True, **how}
     return Job(prompt_ids=prompt_ids, thinking=thinking, **settings)
 
@@ -60,6 +62,7 @@ def alone(model: QuietStarForCausalLM, job: Job, choice: int = 0) -> tuple[list[
         ids,
         attention_mask=torch.ones_like(ids),
         think=job.thinking.policy,
+        n_ahead=job.thinking.n_ahead,
         thought_temperature=job.thinking.temperature,
         thought_top_p=job.thinking.top_p,
         max_new_tokens=job.max_tokens,

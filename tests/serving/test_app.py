@@ -1,5 +1,6 @@
 """Responses of every endpoint: completions, chat, streams, thoughts, models, health, metrics, files."""
 
+import copy
 import json
 from collections.abc import Iterator
 from inspect import signature
@@ -201,6 +202,20 @@ def test_think_is_the_servers_unless_the_request_says(engine: Engine) -> None:
     greedy = client.post("/v1/completions", json=asked | {"thought_temperature": 0}).json()["choices"][0]["thoughts"]
     _, thoughts = alone(engine.model, job_of("one two"))
     assert [each["thought_ids"] for each in greedy] == [thoughts[0, t].tokens for t in range(len(greedy))]
+
+
+def test_thoughts_are_as_long_as_the_server_or_the_request_says(engine: Engine) -> None:
+    """In completions, chats and streams, as `generate` of a model with such thoughts writes them."""
+    client, asked = client_of(engine, n_ahead=4), {"prompt": "one two", "seed": 3, "thoughts": True, "temperature": 0}
+    longer = copy.deepcopy(engine.model)
+    for n_ahead in (2, 4, 7):
+        longer.config.n_ahead = n_ahead
+        tokens, thoughts = alone(longer, job_of("one two", temperature=0.0, max_tokens=16, n_ahead=n_ahead))
+        choice = client.post("/v1/completions", json=asked | {"n_ahead": n_ahead}).json()["choices"][0]
+        assert [each["id"] for each in choice["thoughts"]] == tokens
+        assert [each["thought_ids"] for each in choice["thoughts"]] == thoughts.tokens[0].tolist()
+    default = client.post("/v1/completions", json=asked | {"n_ahead": None}).json()["choices"][0]["thoughts"]
+    assert {len(each["thought_ids"]) for each in default} == {2}
 
 
 def test_a_seed_repeats_and_none_varies(client: TestClient) -> None:

@@ -28,6 +28,8 @@ WRONG = [
     ({"max_prompt_tokens": 0}, "max_prompt_tokens is 0"),
     ({"max_tokens": 0}, "max_tokens is 0"),
     ({"max_n": 0}, "max_n is 0"),
+    ({"max_n_ahead": 1}, "max_n_ahead is 1; give a whole number of at least 2"),
+    ({"n_ahead": 1}, "n_ahead is 1; give a whole number of at least 2"),
     ({"max_request_bytes": 0}, "max_request_bytes is 0"),
     ({"request_seconds": 0.0}, "request_seconds is 0.0; give a number above 0"),
     ({"request_seconds": float("nan")}, "request_seconds is nan"),

@@ -14,7 +14,7 @@ from quietstar.serving.batch import Batch
 from quietstar.serving.faults import RequestError
 from quietstar.serving.jobs import Job, Returned, Written
 from quietstar.text.pieces import one_line
-from tests.serving.running import CONTEXT, a_job, alone, driven, running_engine, speaking_model
+from tests.serving.running import CONTEXT, N_AHEAD, a_job, alone, driven, running_engine, speaking_model
 from tests.tiny_tokenizer import byte_tokenizer
 
 POLICIES = ["always", "never", "every:3", "entropy:3", "budget:3", "entropy:3,budget:2", "margin:0.2"]
@@ -36,6 +36,7 @@ def random_job(draw: random.Random, longest: int = 40) -> Job:
         temperature=draw.choice([0.0, 0.0, 1.0, 0.7]),
         top_p=draw.choice([1.0, 0.8]),
         wants_thoughts=draw.random() < 0.6,
+        n_ahead=draw.choice([N_AHEAD, N_AHEAD, 2, 7]),
         **sampled,
     )
 
@@ -94,6 +95,29 @@ def test_rows_that_join_and_leave_are_written_as_if_alone(family: str, monkeypat
         check(model, job, events)
     for _, events in left:
         assert isinstance(events[-1], RequestError) or events[-1].finish_reason is not None
+
+
+def test_lengths_of_thoughts_have_batches_of_their_own() -> None:
+    """A length that is asked for is not distinguished from the server's own."""
+    engine = driven(speaking_model())
+    for n_ahead in (N_AHEAD, 7, 7, 2):
+        engine.ask(a_job([5, 6], max_tokens=4, n_ahead=n_ahead))
+    engine.turn()
+    assert sorted((group.thinking.n_ahead, len(group)) for group in engine.groups.values()) == [
+        (2, 1),
+        (N_AHEAD, 1),
+        (7, 2),
+    ]
+
+
+def test_a_servers_length_is_that_of_its_answers_to_questions() -> None:
+    """As are its own thoughts in texts."""
+    model, ids = speaking_model(), [5, 6, 7]
+    parts = what_if.Question(ids, None, n_ahead=7).answer(model, byte_tokenizer())
+    with pytest.raises(StopIteration) as end:
+        next(parts)
+    _, thoughts = alone(model, a_job(ids, n_ahead=7, max_tokens=1, temperature=0.0))
+    assert end.value.value["thought"]["ids"] == thoughts.tokens[0, 0].tolist()
 
 
 def batch_of(model: QuietStarForCausalLM, *lengths: int, think: str = "always") -> tuple[Batch, list[list[int]]]:
@@ -300,9 +324,10 @@ def test_a_text_ends_where_the_context_does() -> None:
     """The longest prompt allowed leaves room for one token after a thought."""
     for family in ("llama", "gpt2"):
         engine = driven(speaking_model(family, letters=False))
-        assert engine.max_prompt_tokens == CONTEXT - 4
-        assert engine.room(CONTEXT - 4) == 1
-        job = a_job([5] * (CONTEXT - 9), max_tokens=engine.room(CONTEXT - 9), temperature=1.0, seed=4)
+        assert engine.max_prompt_tokens(engine.n_ahead) == CONTEXT - 4
+        assert engine.room(CONTEXT - 4, engine.n_ahead) == 1
+        assert (engine.max_prompt_tokens(9), engine.room(CONTEXT - 9, 9)) == (CONTEXT - 9, 1)
+        job = a_job([5] * (CONTEXT - 9), max_tokens=engine.room(CONTEXT - 9, engine.n_ahead), temperature=1.0, seed=4)
         _, events = engine.ask(job)
         engine.finish()
         assert len(events) == 6

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from quietstar.errors import SettingsError
 from quietstar.serving import guard
 from quietstar.serving.app import make_app
 from quietstar.serving.arguments import ServeArguments
@@ -122,7 +123,7 @@ def test_a_prompt_has_a_length() -> None:
             error = refused(client, 400, {"prompt": prompt})
             assert error["code"] == "context_length_exceeded"
             assert f"{n} tokens; give at most {CONTEXT - 4}" in error["message"]
-    assert engine.max_prompt_tokens == CONTEXT - 4
+    assert engine.max_prompt_tokens(engine.n_ahead) == CONTEXT - 4
     client, engine = idle(max_prompt_tokens=5)
     assert "give at most 5" in refused(client, 400, {"prompt": "sixsix"})["message"]
     assert "give at most 5" in refused(client, 400, {"prompt": "sixsix"}, "/v1/thoughts")["message"]
@@ -162,6 +163,26 @@ def test_an_output_has_a_length_and_a_number() -> None:
     assert error["param"] == "max_completion_tokens"
     assert "n is 3; the server allows up to 2" in refused(client, 400, COMPLETION | {"n": 3})["message"]
     assert "max_tokens is 1000" in refused(client, 422, COMPLETION | {"max_tokens": 10**4000})["message"]
+    assert not engine.waiting
+
+
+def test_the_models_thoughts_have_a_length() -> None:
+    """As many tokens as the server allows, or thinks by itself, and as leave room for a prompt."""
+    client, engine = idle(max_n_ahead=9)
+    for n_ahead in (10, 10**6):
+        error = refused(client, 400, COMPLETION | {"n_ahead": n_ahead})
+        assert (error["message"], error["param"]) == (f"n_ahead is {n_ahead}; the server allows up to 9", "n_ahead")
+    chat = {"messages": [{"role": "user", "content": "x"}], "n_ahead": 10}
+    assert "allows up to 9" in refused(client, 400, chat, "/v1/chat/completions")["message"]
+    assert f"give at most {CONTEXT - 9}" in refused(client, 400, {"prompt": [70] * 248, "n_ahead": 9})["message"]
+    assert "allows up to 64" in refused(idle()[0], 400, COMPLETION | {"n_ahead": 65})["message"]
+    assert (
+        "allows up to 12" in refused(idle(max_n_ahead=9, n_ahead=12)[0], 400, COMPLETION | {"n_ahead": 13})["message"]
+    )
+    most = refused(idle(max_n_ahead=1000)[0], 400, COMPLETION | {"n_ahead": CONTEXT})["message"]
+    assert f"allows up to {CONTEXT - 1}" in most
+    with pytest.raises(SettingsError, match=f"n_ahead is 300, and the model's context {CONTEXT}; give at most 255"):
+        idle(n_ahead=300)
     assert not engine.waiting
 
 

@@ -63,6 +63,7 @@ WRONG: dict[str, list[Any]] = {
     "think": [5, "sometimes", "entropy", "entropy:x", "every:0", "", "always," * 100, ["always"]],
     "thought_temperature": ["0", -1, 3, float("nan")],
     "thought_top_p": [0, 2, "1"],
+    "n_ahead": [0, 1, -3, 2.5, "8", True, [4], 2**31],
     "include_reasoning": ["yes", 1],
     "thoughts": ["yes", 1, {}],
 }

@@ -13,7 +13,7 @@ from quietstar.training import DataArguments, QuietStarTrainingArguments
 from quietstar.training.arguments import GROUPS, METHOD_SETTINGS
 from quietstar.training.model import thinking_model
 from quietstar.training.model_arguments import ModelArguments
-from tests.tiny import tiny_base
+from tests.tiny import tiny_base, tiny_model
 from tests.tiny_tokenizer import byte_tokenizer
 
 
@@ -71,6 +71,16 @@ def test_every_setting_of_the_method_reaches_the_config():
     assert {name: getattr(config, name) for name in given} == given
 
 
+def test_the_shortest_thoughts_are_no_longer_than_the_models():
+    """Whether its n_ahead is an argument, the default, or its own."""
+    told = "n_ahead_min is 6, above n_ahead 5; give 2 to 5"
+    with pytest.raises(SettingsError, match=told):
+        arguments(n_ahead=5, n_ahead_min=6)
+    with pytest.raises(SettingsError, match=told):
+        thinking_model(tiny_model(n_ahead=5), arguments(n_ahead_min=6))
+    assert thinking_model(tiny_model(n_ahead=12), arguments(n_ahead_min=10)).config.n_ahead == 12
+
+
 def test_a_setting_that_is_not_given_leaves_the_model_as_it_is():
     model = thinking_model(tiny_base(), arguments(n_ahead=5, policy_weight=3.0))
     again = thinking_model(model, arguments(n_passes=4))
@@ -122,6 +132,9 @@ IMPOSSIBLE = [
     pytest.param("seed", -1),
     pytest.param("seed", 2**32),
     ("n_ahead", 1),
+    ("n_ahead_min", 1),
+    ("n_ahead_min", 2.5),
+    ("n_ahead_min", 9),
     ("n_ahead_talk", 0),
     ("n_passes", 0),
     ("policy_weight", -1.0),

@@ -14,11 +14,12 @@ def test_a_dry_run_takes_full_rows_and_leaves_nothing(inputs, tmp_path, monkeypa
     seen, step = [], QuietStarTrainer.training_step
 
     def noted(self, model, batch, *args):
+        assert "n_ahead" not in batch  # the longest thoughts are measured
         seen.append((tuple(batch["input_ids"].shape), int(batch["attention_mask"].sum())))
         return step(self, model, batch, *args)
 
     monkeypatch.setattr(QuietStarTrainer, "training_step", noted)
-    found = train(inputs, tmp_path / "run", dry_run=True, max_steps=300, resume=False)["dry_run"]
+    found = train(inputs, tmp_path / "run", dry_run=True, max_steps=300, resume=False, n_ahead_min=2)["dry_run"]
     assert seen == [((2, 12), 24)] * 2 * STEPS
     assert not (tmp_path / "run").exists()
     assert (found.n_rows, found.n_tokens, found.n_steps, found.on_gpu) == (4, 12, 300, False)

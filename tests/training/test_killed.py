@@ -234,6 +234,20 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint_usable(
     assert soak.differences(soak.remains(folder), straight[False]) == []
 
 
+def test_a_run_with_thoughts_of_many_lengths_resumes_bit_by_bit(inputs, tmp_path):
+    """Lengths follow from the step, so that they go on where they were."""
+    how = dict(n_ahead=6, n_ahead_min=2)
+    patch = at_batch(17, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with patch.context(), pytest.raises(InterruptedRunError, match="after step 9"):
+        train(inputs, tmp_path / "stopped", **how)
+    patch.undo()
+    for folder in ("stopped", "straight", "one length"):
+        train(inputs, tmp_path / folder, **how | ({"n_ahead_min": None} if folder == "one length" else {}))
+    stopped, straight, other = (soak.remains(tmp_path / name) for name in ("stopped", "straight", "one length"))
+    assert soak.differences(stopped, straight) == []
+    assert soak.differences(other, straight)
+
+
 # ---------------------------------------------------------------------- other settings
 
 
@@ -243,6 +257,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint_usable(
         (dict(seed=7), "seed is 7 and was 42"),
         (dict(per_device_train_batch_size=1), "per_device_train_batch_size is 1 and was 2"),
         (dict(n_ahead=5), "n_ahead is 5 and was 4"),
+        (dict(n_ahead_min=2), "n_ahead_min is 2 and was None"),
         (dict(streaming=True), "streaming is True and was False"),
     ],
 )

@@ -90,3 +90,15 @@ def test_a_step_counts_its_labels_and_chooses_where_to_think(tmp_path: Path) -> 
     assert counts.talk.tolist() == [12, sum(int(batch["think_at"][0, :7].sum()) for batch in batches)]
     assert len({tuple(batch["think_at"][0].tolist()) for batch in batches}) > 1
     assert parts.begin_step([], 1, model, model) is None
+    assert all("n_ahead" not in batch for batch in batches)
+
+
+def test_a_step_chooses_how_long_to_think(tmp_path: Path) -> None:
+    parts = RunParts(QuietStarTrainingArguments(output_dir=str(tmp_path), use_cpu=True, n_ahead_min=2), ALONE, None)
+    model, drawn = model_of(n_ahead=6), set()
+    for step in range(40):
+        batches = [dict.fromkeys(("input_ids", "labels"), torch.ones(1, 9, dtype=torch.long)) for _ in range(2)]
+        parts.begin_step(batches, step, model, model)
+        assert batches[0]["n_ahead"] == batches[1]["n_ahead"]
+        drawn.add(batches[0]["n_ahead"])
+    assert drawn == {2, 3, 4, 5, 6}

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietstar.training.positions import draw_positions
+from quietstar.training.positions import add_n_ahead, draw_positions
 from tests.tiny import texts
 
 
@@ -68,3 +68,35 @@ def test_every_row_gets_so_many_positions(lengths, n, seed):
     drawn = draw_positions(labels, 1.0, generator(seed), n)
     assert drawn.sum(1).tolist() == [min(n, length - 1) for length in lengths]
     assert not (drawn & (torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100) == -100)).any()
+
+
+def lengths_of(n_steps: int, lowest: int | None, highest: int, seed: int = 0) -> list[int | None]:
+    """The length of each step, the same in all of its batches."""
+    found = []
+    for step in range(n_steps):
+        batches = [{}, {"labels": torch.zeros(1, 3)}]
+        add_n_ahead(batches, lowest, highest, seed=seed, step=step)
+        assert batches[0].get("n_ahead") == batches[1].get("n_ahead")
+        found.append(batches[0].get("n_ahead"))
+    return found
+
+
+def test_every_length_of_thoughts_is_as_likely_as_another():
+    drawn = torch.tensor(lengths_of(6000, 3, 8))
+    share = torch.bincount(drawn, minlength=10).float() / len(drawn)
+    torch.testing.assert_close(share, torch.tensor([0.0] * 3 + [1 / 6] * 6 + [0.0]), rtol=0, atol=0.02)
+    following = torch.bincount(6 * (drawn[:-1] - 3) + drawn[1:] - 3, minlength=36) / len(drawn)
+    torch.testing.assert_close(following, torch.full((36,), 1 / 36), rtol=0, atol=0.01)
+
+
+def test_lengths_follow_from_seed_and_step():
+    assert lengths_of(40, 2, 9, seed=5) == lengths_of(40, 2, 9, seed=5)
+    assert lengths_of(40, 2, 9, seed=5) != lengths_of(40, 2, 9, seed=6)
+    assert lengths_of(3, 4, 4) == [4] * 3
+    assert lengths_of(3, None, 4) == [None] * 3
+
+
+def test_thoughts_that_are_given_keep_their_length():
+    batches = [{"thoughts": torch.zeros(1, 1, 3, 2)}, {}]
+    add_n_ahead(batches, 2, 2, seed=0, step=0)
+    assert [batch.get("n_ahead") for batch in batches] == [None, 2]

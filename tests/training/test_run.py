@@ -515,6 +515,7 @@ def test_original_does_not_think_in_evaluation_either(base, texts, tmp_path):
         dict(n_passes=1),
         dict(policy_weight=0.0),
         dict(thought_temperature=0.5),
+        dict(n_ahead_min=2),
         pytest.param(dict(think_fraction=0.5)),
         pytest.param(dict(base_loss_weight=0.3)),
     ],

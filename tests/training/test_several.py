@@ -164,6 +164,15 @@ def thoughts_of(folder: Path, texts: list[dict[str, Any]], **settings: Any) -> l
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_thoughts_are_as_long_on_every_process(pair: Pair, tmp_path: Path, kind: str):
+    """Sharded weights are gathered in every pass: all processes must make as many."""
+    here, there = pair(thoughts_of, tmp_path / kind, rows(12) * 8, n_ahead_min=2, max_steps=6, **KINDS[kind])
+    lengths = [thoughts.shape[-1] for thoughts in here]
+    assert lengths == [thoughts.shape[-1] for thoughts in there]
+    assert len(set(lengths)) > 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_thoughts_differ_between_processes_and_repeat_by_seed(pair: Pair, tmp_path: Path, kind: str):
     same = rows(12) * 8
     runs = [pair(thoughts_of, tmp_path / kind, same, seed=seed, learning_rate=0.0, **KINDS[kind]) for seed in (3, 3, 4)]

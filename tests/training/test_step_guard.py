@@ -59,6 +59,17 @@ def test_a_step_in_pieces_equals_the_whole_step(
     assert furthest(parameters_of(whole), dict(model_of().named_parameters())) > 1e-2
 
 
+def test_pieces_of_a_batch_think_as_long_as_it_does(tmp_path: Path):
+    """Start and end alone: nothing is sampled that could differ."""
+    how = SGD | dict(per_device_train_batch_size=4, auto_micro_batch=True, n_ahead_min=2)
+    whole = trained(tmp_path, rows(*LENGTHS), model_of(n_ahead=2), **how)
+    with (patch := with_room_for(1)).context():
+        halved = trained(tmp_path, rows(*LENGTHS), model_of(n_ahead=2), **how)
+    patch.undo()
+    assert halved.parts.guard.rows_at_once == 1
+    assert furthest(parameters_of(halved), parameters_of(whole)) < 1e-4
+
+
 @pytest.mark.parametrize(
     ("n_rows", "settings", "told"),
     [

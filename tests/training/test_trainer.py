@@ -214,6 +214,28 @@ def test_batches_of_one_step_think_at_different_positions(tmp_path):
     assert len({tuple(call["think_at"][0].tolist()) for call, _ in spy.calls}) == 4
 
 
+def test_a_run_thinks_at_every_length_and_at_the_same_ones_if_it_is_repeated(tmp_path):
+    """Accumulated batches of a step think equally long; held-out text is thought about at the model's own length."""
+    drawn, how = [], dict(gradient_accumulation_steps=2, max_steps=8, eval_strategy="steps", eval_steps=8)
+    for seed in (0, 0, 1):
+        model = model_of(n_ahead=5)
+        spy = Spy(model)
+        made = trained(tmp_path, rows(9) * 4, model, n_ahead_min=2, seed=seed, eval_dataset=rows(9), **how)
+        lengths = [output.thoughts.shape[-1] + 2 for call, output in spy.calls if call["training"]]
+        assert lengths[::2] == lengths[1::2]
+        drawn.append(lengths[::2])
+        assert model.config.n_ahead == 5
+        assert all(map(math.isfinite, losses_of(made)))
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert {2, 5} <= {*drawn[0], *drawn[2]} <= {2, 3, 4, 5}
+
+
+def test_a_range_of_one_length_is_that_length(tmp_path):
+    plain = trained(tmp_path, rows(*LENGTHS), **SPLITS["3 x 3"])
+    drawn = trained(tmp_path, rows(*LENGTHS), n_ahead_min=4, **SPLITS["3 x 3"])
+    assert furthest(parameters_of(plain), parameters_of(drawn)) == 0
+
+
 def test_think_fraction_one_is_everywhere(tmp_path):
     texts = with_thoughts(rows(*LENGTHS))
     plain = trained(tmp_path, texts, **SPLITS["3 x 3"])

@@ -4,7 +4,7 @@ import json
 import math
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -177,6 +177,15 @@ def check_size(name: str, n_bytes: int, skeleton: Callable[[], nn.Module]) -> No
         raise CheckpointError(
             f"{name} has {n_bytes} bytes of weights, but its config describes {n_weights} weights; give a model whose "
             "config and weights belong together"
+        )
+
+
+def check_complete(name: str | Path, missing: Collection[str]) -> None:
+    """Raise CheckpointError if weights of a thinking model, by their names, are missing from its checkpoint."""
+    if missing:
+        raise CheckpointError(
+            f"{name} lacks {len(missing)} of the model's weights, first {min(missing)}: give a folder that "
+            "save_pretrained wrote completely, or from_base for a plain model"
         )
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from quietstar.errors import SettingsError
 from quietstar.evaluation.direct import MAX_LENGTH
+from quietstar.evaluation.lengths import swept_lengths
 from quietstar.evaluation.sweep import swept_rule
 from quietstar.evaluation.tasks import TASKS, find_task, parse_data
 from quietstar.evaluation.voting import VotingSettings
@@ -40,6 +41,9 @@ class EvaluateArguments(UseArguments):
     )
     sweep: bool = option(
         False, "sweep the threshold of --think, and plot answer probability by share of positions with a thought", WHAT
+    )
+    sweep_n_ahead: str | None = option(
+        None, "lengths of thoughts, such as 2,4,8,16: plot answer probability and nll by forward passes a token", WHAT
     )
     max_length: int = option(MAX_LENGTH, "maximum tokens of an item or window; longer items are cut at the start", WHAT)
 
@@ -80,10 +84,24 @@ class EvaluateArguments(UseArguments):
             swept_rule(self.think)
             if self.original or not self.tasks:
                 raise SettingsError("sweep needs a model that thinks and a task; leave --original out, give --tasks")
+        if self.sweep_n_ahead is not None:
+            swept_lengths(self.sweep_n_ahead)
+            if self.original or not (self.tasks or self.perplexity):
+                raise SettingsError(
+                    "sweep_n_ahead needs a model that thinks and a task or a text; leave --original out, give --tasks "
+                    "or --perplexity"
+                )
+        if self.original and self.n_ahead is not None:
+            raise SettingsError("n_ahead was given, but with original there are no thoughts; leave one of them out")
         if self.resume and self.overwrite:
             raise SettingsError("resume and overwrite were both given; leave one out")
         # a shell passes a newline as the two characters \ and n
         self.cot_prompt, self.cut_over = (text.replace("\\n", "\n") for text in (self.cot_prompt, self.cut_over))
+
+    @property
+    def lengths(self) -> list[int]:
+        """The values of n_ahead to sweep, rising."""
+        return [] if self.sweep_n_ahead is None else swept_lengths(self.sweep_n_ahead)
 
     @property
     def voting(self) -> VotingSettings:

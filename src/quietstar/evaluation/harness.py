@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from quietstar.config import room_beside_thought
 from quietstar.errors import DataError, MissingExtraError, SettingsError, reason
 from quietstar.evaluation.hf_arguments import without_defaults
 from quietstar.evaluation.report import Figure
 from quietstar.evaluation.scoring import Continuation, Speaker, Stopwatch, score
 from quietstar.evaluation.session import Evaluation
-from quietstar.inference.loading import UseArguments, context_length, load_model
+from quietstar.inference.loading import UseArguments, load_model
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
 from quietstar.reporting.interval import Estimate, bootstrap, bootstrap_ratios, share_of
@@ -56,6 +57,7 @@ class QuietStarLM(HFLM):
         think: where to think; see `quietstar.policy`.
         thought_temperature: at which thoughts are sampled; 0 takes the likeliest tokens.
         thought_top_p: thought tokens are sampled from the likeliest that together reach this probability.
+        n_ahead: tokens of a thought, start and end included; None is the model's.
         original: never think: a plain model, or the base model of a thinking one.
         dtype: of the loaded weights.
         device: auto, cpu, cuda, ...
@@ -76,6 +78,7 @@ class QuietStarLM(HFLM):
         think: str = "always",
         thought_temperature: float = 0.0,
         thought_top_p: float = 1.0,
+        n_ahead: int | None = None,
         original: bool = False,
         dtype: str = "auto",
         device: str | None = "auto",
@@ -89,10 +92,11 @@ class QuietStarLM(HFLM):
             think=think,
             thought_temperature=float(thought_temperature),
             thought_top_p=float(thought_top_p),
+            n_ahead=n_ahead,
             seed=seed,
             trust_remote_code=bool(trust_remote_code),
         )
-        self.processes = Processes.launched(use_cpu=args.device == "cpu")
+        self.n_ahead, self.processes = n_ahead, Processes.launched(use_cpu=args.device == "cpu")
         model = pretrained
         tokenizer = kwargs.pop("tokenizer", None) if not isinstance(model, str) else None
         kwargs = without_defaults(kwargs, signature(HFLM.__init__).parameters)
@@ -105,7 +109,8 @@ class QuietStarLM(HFLM):
             self.thoughts = {"think": "never"} if original else {"think": think, **args.thought_settings}
         generator = torch.Generator(model.device).manual_seed(seed + self._rank)
         policy = ThinkPolicy.parse(think) if self.thoughts and not original else None
-        self.speaker = Speaker(model, policy, args.thought_temperature, args.thought_top_p, generator)
+        how = (args.thought_temperature, args.thought_top_p, generator)
+        self.speaker = Speaker(model, policy, *how, n_ahead=n_ahead)
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Self:
@@ -140,9 +145,8 @@ class QuietStarLM(HFLM):
         """Most tokens of a text: the model's context less a thought."""
         if self._max_length:
             return int(self._max_length)
-        limit = context_length(self.model)
-        n_ahead = getattr(self.model.config, "n_ahead", 0)
-        return int(super().max_length) if limit is None else limit - n_ahead
+        room = room_beside_thought(self.model.config, self.n_ahead)
+        return int(super().max_length) if room is None else room
 
     def _loglikelihood_tokens(
         self,
@@ -213,6 +217,7 @@ def run_lm_eval(run: Evaluation, names: list[str], manager: TaskManager) -> dict
             think=args.think,
             thought_temperature=args.thought_temperature,
             thought_top_p=args.thought_top_p,
+            n_ahead=args.n_ahead,
             original=mode != "thinking",
             device=str(run.model.device),
             seed=args.seed,

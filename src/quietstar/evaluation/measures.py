@@ -7,10 +7,12 @@ import torch
 
 from quietstar.evaluation import perplexity, sweep, voting
 from quietstar.evaluation.direct import DirectScores, alphabet_of, encode, score_items
+from quietstar.evaluation.lengths import LengthPoint, length_point, passes_a_token
 from quietstar.evaluation.report import Figure
-from quietstar.evaluation.scoring import Continuation
+from quietstar.evaluation.scoring import Continuation, Scores, score
 from quietstar.evaluation.session import Evaluation
 from quietstar.evaluation.tasks import Item, Task
+from quietstar.policy import ThinkPolicy
 from quietstar.reporting.interval import Estimate, bootstrap, share_of
 from quietstar.reporting.tables import json_lines
 from quietstar.runs.folders import write_whole
@@ -26,8 +28,8 @@ def encode_task(run: Evaluation, task: Task, items: list[Item]) -> tuple[list[Co
 
 def direct(
     run: Evaluation, task: Task, items: list[Item], sequences: list[Continuation], notes: str
-) -> list[sweep.Point]:
-    """Score direct answers without thoughts and with them; return the points of a sweep if one was asked for."""
+) -> dict[str, DirectScores]:
+    """Score direct answers without thoughts and with them, and return the scores by mode."""
     rule = sweep.swept_rule(run.args.think) if run.args.sweep else None
     scores: dict[str, DirectScores] = {}
     for mode in run.modes:
@@ -53,12 +55,35 @@ def direct(
                     notes=notes,
                 )
             )
-    if rule is None:
-        return []
-    everywhere = scores["thinking"]
-    if run.args.think != "always":
-        everywhere = score_items(run.speaker("thinking", "always"), sequences, run.args.batch_size)
-    return sweep.sweep(rule, scores["base"], everywhere)
+    return scores
+
+
+def sweep_thresholds(
+    run: Evaluation, sequences: list[Continuation], scores: dict[str, DirectScores]
+) -> list[sweep.Point]:
+    """Return a point for each threshold of the policy, given the scores of `direct`."""
+    everywhere = score_items(run.speaker("thinking", "always"), sequences, run.args.batch_size)
+    return sweep.sweep(sweep.swept_rule(run.args.think), scores["base"], everywhere)
+
+
+def sweep_lengths(
+    run: Evaluation, sequences: list[Continuation], scores: dict[str, DirectScores] | None = None
+) -> list[LengthPoint]:
+    """Return a point without thoughts and one for each length of them, for a task or, without its scores, a text."""
+    own = run.model.config.resolve_n_ahead(run.args.n_ahead)
+    known = {} if scores is None else {None: scores["base"].of_tokens, own: scores["thinking"].of_tokens}
+    policy, points = ThinkPolicy.parse(run.args.think), []
+    base: list[Scores] = []
+    for n_ahead in (None, *run.args.lengths):
+        speaker = run.speaker("base") if n_ahead is None else run.speaker("thinking", n_ahead=n_ahead)
+        found = known.get(n_ahead) or score(speaker, sequences, run.args.batch_size)
+        base = base or found
+        passes = 1.0
+        if n_ahead is not None:
+            share = float(torch.cat([each.thought for each in found]).float().mean())
+            passes = passes_a_token(policy, n_ahead, share, branches_differ=speaker.trunk.branches_differ)
+        points.append(length_point(n_ahead, passes, found, base, is_task=scores is not None))
+    return points
 
 
 def write_items(path: Path, items: list[Item], scores: DirectScores) -> None:

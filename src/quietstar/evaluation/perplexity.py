@@ -92,7 +92,7 @@ def measure_perplexity(
     seconds["base"] = watch.seconds
     base_nll = [-each.logprob for each in without]
     if thinking is None:
-        return Perplexity(_n(base_nll), _mean(base_nll), None, None, [], [], seconds)
+        return Perplexity(_n(base_nll), mean_over_tokens(base_nll), None, None, [], [], seconds)
     watch = Stopwatch(base.device)
     after = score(thinking, sequences, batch_size, progress=add)
     seconds["thinking"] = watch.seconds
@@ -101,9 +101,9 @@ def measure_perplexity(
     entropies = [each.measured for each in without]
     return Perplexity(
         n_tokens=_n(base_nll),
-        base_nll=_mean(base_nll),
-        thinking_nll=_mean(thinking_nll),
-        gain=_mean(gain),
+        base_nll=mean_over_tokens(base_nll),
+        thinking_nll=mean_over_tokens(thinking_nll),
+        gain=mean_over_tokens(gain),
         by_nll=_bins(base_nll, base_nll, thinking_nll),
         by_entropy=_bins(entropies, base_nll, thinking_nll),
         seconds=seconds,
@@ -114,8 +114,8 @@ def _n(windows: list[Tensor]) -> int:
     return sum(map(len, windows))
 
 
-def _mean(windows: list[Tensor]) -> Estimate:
-    """Return the mean over tokens, resampling whole windows, since neighbouring tokens are not independent."""
+def mean_over_tokens(windows: list[Tensor]) -> Estimate:
+    """Return the mean over the tokens of windows, resampled as wholes: neighbouring tokens are not independent."""
     filled = [each.double() for each in windows if len(each)]
     weights = torch.tensor([len(each) for each in filled], dtype=torch.float64)
     return bootstrap(torch.stack([each.mean() for each in filled]), weights)
@@ -128,7 +128,7 @@ def _bins(difficulty: list[Tensor], base_nll: list[Tensor], thinking_nll: list[T
         base = [nll[mask] for nll, mask in zip(base_nll, inside, strict=True)]
         thinking = [nll[mask] for nll, mask in zip(thinking_nll, inside, strict=True)]
         if n := _n(base):
-            gain = _mean([a - b for a, b in zip(base, thinking, strict=True)])
+            gain = mean_over_tokens([a - b for a, b in zip(base, thinking, strict=True)])
             found.append(Bin(low, high, n, float(torch.cat(base).mean()), float(torch.cat(thinking).mean()), gain))
     return found
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from quietstar.evaluation.lengths import LengthPoint
 from quietstar.evaluation.perplexity import Bin, Perplexity
 from quietstar.evaluation.sweep import Point
 from quietstar.reporting.interval import Estimate
@@ -135,12 +136,38 @@ def sweep_markdown(points: list[Point]) -> str:
     )
 
 
+def lengths_markdown(points: list[LengthPoint]) -> str:
+    """Return a table with a row per length of thoughts; perplexity is that of the nll."""
+    headings = (
+        "n_ahead", "forward passes a token", "answer probability", "vs base", "nll, nats", "vs base", "perplexity",
+    )  # fmt: skip
+    rows = [
+        (
+            "no thoughts" if point.n_ahead is None else str(point.n_ahead),
+            f"{point.passes:.3g}",
+            _with_interval("answer_probability", point.answer_probability),
+            "" if point.n_ahead is None else _difference("answer_probability", point.answer_difference),
+            _with_interval("nll", point.nll),
+            "" if point.n_ahead is None else _difference("nll", point.nll_difference),
+            f"{math.exp(point.nll.value):.3f}",
+        )
+        for point in points
+    ]
+    used = [index for index in range(len(headings)) if any(row[index] for row in rows)]
+    return markdown(tuple(headings[index] for index in used), [tuple(row[index] for index in used) for row in rows])
+
+
+def _with_interval(measure: str, estimate: Estimate | None) -> str:
+    return "" if estimate is None else f"{_value(measure, estimate.value)} ({_between(measure, estimate)})"
+
+
 def write(
     folder: Path,
     figures: list[Figure],
     settings: dict[str, Any],
     perplexity: Perplexity | None,
     sweeps: dict[str, list[Point]],
+    by_length: dict[str, list[LengthPoint]],
     further: dict[str, Any],
 ) -> None:
     """Write results.json and results.md."""
@@ -149,13 +176,19 @@ def write(
         text += "\n" + "".join(f"- {note}\n" for note in notes)
     for task, points in sweeps.items():
         text += f"\n## {task} by share of positions with a thought\n\n" + sweep_markdown(points)
+    for name, curve in by_length.items():
+        text += f"\n## {name} by length of thoughts (95 % intervals)\n\n" + lengths_markdown(curve)
     if perplexity is not None and perplexity.by_nll:
         text += "\n## Gain by difficulty of the token\n" + perplexity_markdown(perplexity)
     results = {
         **settings,
         "results": [asdict(figure) | {"samples_per_second": figure.samples_per_second} for figure in figures],
         **({"perplexity": asdict(perplexity)} if perplexity is not None else {}),
-        **({"sweep": {task: [asdict(point) for point in points] for task, points in sweeps.items()}} if sweeps else {}),
+        **{
+            name: {of: [asdict(point) for point in points] for of, points in found.items()}
+            for name, found in (("sweep", sweeps), ("sweep_n_ahead", by_length))
+            if found
+        },
         **further,
     }
     write_whole(folder / "results.json", json.dumps(finite(results), indent=2, default=str) + "\n")

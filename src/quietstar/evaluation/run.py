@@ -13,11 +13,19 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from quietstar.config import room_beside_thought
 from quietstar.errors import CheckpointError, SettingsError, first_line, shown
-from quietstar.evaluation import perplexity, report, sweep, voting
+from quietstar.evaluation import lengths, perplexity, report, sweep, voting
 from quietstar.evaluation.arguments import EvaluateArguments
 from quietstar.evaluation.baseline import Baseline
-from quietstar.evaluation.measures import chain_of_thought, direct, encode_task, text_perplexity
+from quietstar.evaluation.measures import (
+    chain_of_thought,
+    direct,
+    encode_task,
+    sweep_lengths,
+    sweep_thresholds,
+    text_perplexity,
+)
 from quietstar.evaluation.scoring import Continuation
 from quietstar.evaluation.session import Evaluation
 from quietstar.evaluation.tasks import Item, find_task, load_items, parse_data
@@ -81,10 +89,10 @@ def evaluate(
     encoded = {name: encode_task(run, find_task(name), of_task) for name, of_task in items.items()}
     if args.cot:
         for name, of_task in items.items():
-            voting.check_context(model, tokenizer, of_task, args.voting)
+            voting.check_context(model, tokenizer, of_task, args.voting, args.n_ahead)
             for item in of_task:
                 voting.right_answer(find_task(name), item)
-    if args.sweep or (windows is not None and "thinking" in run.modes):
+    if args.sweep or args.lengths or (windows is not None and "thinking" in run.modes):
         sweep.pyplot("the picture of a sweep or of a perplexity")
     processes.wait()  # until all processes have checked
     with ExitStack() as held:
@@ -109,11 +117,14 @@ def measure(
     tasks, and its manager of tasks.
     """
     args, folder, processes = run.args, run.folder, run.processes
-    sweeps = {}
+    sweeps, by_length = {}, {}
     for name, of_task in items.items():
-        points = direct(run, find_task(name), of_task, *encoded[name])
-        if points:
-            sweeps[name] = points
+        sequences, notes = encoded[name]
+        scores = direct(run, find_task(name), of_task, sequences, notes)
+        if args.sweep:
+            sweeps[name] = sweep_thresholds(run, sequences, scores)
+        if args.lengths:
+            by_length[name] = sweep_lengths(run, sequences, scores)
     if sweeps and processes.is_first:
         sweep.picture(sweeps, folder / "sweep.png")
     if args.cot:
@@ -122,16 +133,20 @@ def measure(
         for name, of_task in items.items():
             chain_of_thought(run, find_task(name), of_task)
     found = None if windows is None else text_perplexity(run, windows)
+    if windows is not None and args.lengths:
+        by_length[Path(str(args.perplexity)).name] = sweep_lengths(run, windows)
+    if by_length and processes.is_first:
+        lengths.picture(by_length, folder / "sweep_n_ahead.png")
     further: dict[str, Any] = {}
     if lm_tasks is not None:
         from quietstar.evaluation.harness import run_lm_eval
 
         if processes.is_first and run.figures:  # tasks of lm-eval may take hours, or fail
-            report.write(folder, run.figures, settings, found, sweeps, further)
+            report.write(folder, run.figures, settings, found, sweeps, by_length, further)
         further["lm_eval"] = run_lm_eval(run, *lm_tasks)
     results: dict[str, Any] = {}
     if processes.is_first:
-        report.write(folder, run.figures, settings, found, sweeps, further)
+        report.write(folder, run.figures, settings, found, sweeps, by_length, further)
         run.console.print(report.table(run.figures))
         results = json.loads((folder / "results.json").read_text())
     return processes.of_first(results)
@@ -156,13 +171,15 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def check_context(model: PreTrainedModel, args: EvaluateArguments) -> None:
-    """Raise SettingsError if items of max_length and a thought do not fit the model's context."""
-    limit, n_ahead = context_length(model), getattr(model.config, "n_ahead", 0)
-    if (args.tasks or args.perplexity) and limit is not None and args.max_length + n_ahead > limit:
-        raise SettingsError(
-            f"max_length is {args.max_length}, a thought {n_ahead}, and the model's context {limit}; give a "
-            f"max_length of at most {limit - n_ahead}"
-        )
+    """Raise SettingsError if items of max_length and a thought, the longest of a sweep, do not fit the context."""
+    limit = context_length(model)
+    for n_ahead in (args.n_ahead, *args.lengths):
+        room = room_beside_thought(model.config, n_ahead)
+        if (args.tasks or args.perplexity) and limit is not None and room is not None and args.max_length > room:
+            raise SettingsError(
+                f"max_length is {args.max_length}, a thought {limit - room}, and the model's context {limit}; give a "
+                f"max_length of at most {room}"
+            )
 
 
 def refuse_changed(folder: Path, settings: dict[str, Any]) -> None:

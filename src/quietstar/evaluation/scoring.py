@@ -65,13 +65,15 @@ class Speaker:
     generator: torch.Generator | None = None
     processes: Processes = ALONE
     """they share the sequences"""
+    n_ahead: int | None = None
+    """tokens of a thought, start and end included; None is the model's"""
     thinker: Thinker | None = field(init=False, default=None)
     """None for a plain model"""
     trunk: Trunk = field(init=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.model, QuietStarForCausalLM):
-            self.thinker = self.model.thinker()
+            self.thinker = self.model.thinker(self.n_ahead)
             self.trunk = self.thinker.trunk
         else:
             self.trunk = Trunk(self.model, attention_backend("dense", self.model))
@@ -102,6 +104,7 @@ class Speaker:
             config=self.model.config,
             text=text,
             think_at=asked,
+            n_ahead=self.thinker.n_ahead,
             policy=self.policy,
             sampling=Sampling(
                 temperature=self.temperature,

@@ -39,12 +39,15 @@ class Evaluation:
         """`original` for a plain model, `base` and `thinking` for a thinking one."""
         return ["base", "thinking"] if isinstance(self.model, QuietStarForCausalLM) else ["original"]
 
-    def speaker(self, mode: str, think: str | None = None) -> Speaker:
-        """Return the model in a mode, with a new generator for sampled thoughts, seeded by settings and process."""
+    def speaker(self, mode: str, think: str | None = None, n_ahead: int | None = None) -> Speaker:
+        """Return the model in a mode, with a new generator for sampled thoughts, seeded by settings and process.
+
+        Policy and length of thoughts are those of the settings unless others are given.
+        """
         policy = ThinkPolicy.parse(think or self.args.think) if mode == "thinking" else None
         generator = torch.Generator(self.model.device).manual_seed(self.args.seed + self.processes.rank)
         how = (self.args.thought_temperature, self.args.thought_top_p, generator, self.processes)
-        return Speaker(self.model, policy, *how)
+        return Speaker(self.model, policy, *how, n_ahead=n_ahead or self.args.n_ahead)
 
     def beside_baseline(self, values: torch.Tensor, items: list[Item], name: str, measure: str) -> Estimate | None:
         """Return the mean difference of values [n] from an earlier evaluation's; None without one."""

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from quietstar.config import room_beside_thought
 from quietstar.errors import CheckpointError, DataError
 from quietstar.evaluation.ledger import Ledger
 from quietstar.evaluation.scoring import Stopwatch
 from quietstar.evaluation.tasks import Item, Task
-from quietstar.inference.loading import context_length, prompt_ids, text_after
+from quietstar.inference.loading import prompt_ids, text_after
 from quietstar.inference.text_settings import text_settings
 from quietstar.runs.seeds import mixed_seed
 
@@ -82,19 +83,23 @@ def digest(item: Item) -> str:
 
 
 def check_context(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[Item], settings: VotingSettings
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: list[Item],
+    settings: VotingSettings,
+    n_ahead: int | None = None,
 ) -> None:
-    """Raise DataError if a question with its reasoning and its answer may not fit into the model's context."""
-    limit, n_ahead = context_length(model), getattr(model.config, "n_ahead", 0)
+    """Raise DataError if a question, its reasoning, its answer and a thought may not fit into the model's context."""
+    room = room_beside_thought(model.config, n_ahead)
     if tokenizer.pad_token_id is None:
         raise DataError("the tokenizer has no pad, eos or unk token to pad votes with; give it one")
-    n_more = settings.max_new_tokens + len(prompt_ids(tokenizer, settings.cut_over)) + settings.answer_tokens + n_ahead
+    n_more = settings.max_new_tokens + len(prompt_ids(tokenizer, settings.cut_over)) + settings.answer_tokens
     for item in items:
         n_tokens = len(prompt_ids(tokenizer, f"Q: {item.question}{settings.prompt}"))
-        if limit is not None and n_tokens + n_more > limit:
+        if room is not None and n_tokens + n_more > room:
             raise DataError(
-                f"question {item.index + 1} has {n_tokens} tokens and up to {n_more} follow, but the model's context "
-                f"is {limit}; give a smaller --cot_tokens, or remove that question"
+                f"question {item.index + 1} has {n_tokens} tokens and up to {n_more} follow, but beside a thought the "
+                f"model's context holds {room}; give a smaller --cot_tokens, or remove that question"
             )
 
 

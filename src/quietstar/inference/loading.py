@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -10,6 +11,7 @@ from quietstar.attention import BACKENDS
 from quietstar.base.ids import set_token_ids
 from quietstar.base.loading import check_head, holds_thinking_model, load_base, load_tokenizer
 from quietstar.base.sources import SUFFIX, find_source
+from quietstar.config import check_n_ahead
 from quietstar.errors import CheckpointError, SettingsError, first_line
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
@@ -38,6 +40,9 @@ class UseArguments:
         f"where to think: {EXAMPLES}; of several, separated by commas, all must agree",
         THOUGHTS,
     )
+    n_ahead: int | None = option(
+        None, "tokens of a thought, start and end included; 2 samples none (default: as in training)", THOUGHTS
+    )
     thought_temperature: float = option(0.0, "temperature at which thoughts are sampled; 0 is greedy", THOUGHTS)
     thought_top_p: float = option(
         1.0, "sample thought tokens from the likeliest ones whose probabilities add up to this", THOUGHTS
@@ -47,15 +52,17 @@ class UseArguments:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise SettingsError(f"dtype is {self.dtype!r}; choose from {', '.join(DTYPES)}")
-        check_sampling(**self.thought_settings)
+        check_sampling(self.thought_temperature, self.thought_top_p)
+        if self.n_ahead is not None:
+            check_n_ahead(self.n_ahead)
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed is {self.seed}; give a number from 0 to {2**32 - 1}")
         ThinkPolicy.parse(self.think)
 
     @property
-    def thought_settings(self) -> dict[str, float]:
-        """How thoughts are sampled: arguments of `forward` and `generate`."""
-        return {"thought_temperature": self.thought_temperature, "thought_top_p": self.thought_top_p}
+    def thought_settings(self) -> dict[str, Any]:
+        """How long thoughts are, and how they are sampled: arguments of `forward` and `generate`."""
+        return {name: getattr(self, name) for name in ("n_ahead", "thought_temperature", "thought_top_p")}
 
 
 def load_model(

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from quietstar.base.ids import check_ids
+from quietstar.config import room_beside_thought
 from quietstar.errors import DataError, SettingsError
 from quietstar.inference.loading import UseArguments, context_length, load_model, prompt_ids
 from quietstar.inference.text_settings import say_what_is_set_aside, text_settings
@@ -68,10 +69,8 @@ class GenerateArguments(SpeakArguments):
         super().__post_init__()
         if self.max_new_tokens < 1:
             raise SettingsError(f"max_new_tokens is {self.max_new_tokens}; give a number of at least 1")
-        if self.original and self.show_thoughts:
-            raise SettingsError(
-                "show_thoughts was given, but with original there are no thoughts; leave one of them out"
-            )
+        if self.original and (given := "show_thoughts" if self.show_thoughts else "n_ahead" if self.n_ahead else None):
+            raise SettingsError(f"{given} was given, but with original there are no thoughts; leave one of them out")
 
 
 def read_prompts(prompt: str | None, file: str | None, stdin: TextIO) -> Iterator[str]:
@@ -113,7 +112,7 @@ def speak(model_name: str, prompt: str | None, args: GenerateArguments, out: Tex
     model, tokenizer = load_model(model_name, args, original=args.original)
     encoded = [torch.tensor([prompt_ids(tokenizer, each)]) for each in prompts]
     for each in encoded:
-        _check_length(model, each.shape[1])
+        _check_length(model, each.shape[1], args.n_ahead)
         check_ids(model, each[0].tolist(), "a prompt")
     say_what_is_set_aside(model)
     torch.manual_seed(args.seed)
@@ -126,15 +125,14 @@ def speak(model_name: str, prompt: str | None, args: GenerateArguments, out: Tex
         console.print()
 
 
-def _check_length(model: PreTrainedModel, n_tokens: int) -> None:
-    limit = context_length(model)
-    n_ahead = model.config.n_ahead if isinstance(model, QuietStarForCausalLM) else 0
+def _check_length(model: PreTrainedModel, n_tokens: int, n_ahead: int | None) -> None:
     if n_tokens == 0:
         raise DataError("the prompt has no tokens; give some text to continue")
-    if limit is not None and n_tokens + n_ahead > limit:
+    limit, room = context_length(model), room_beside_thought(model.config, n_ahead)
+    if limit is not None and room is not None and n_tokens > room:
         raise DataError(
-            f"a prompt has {n_tokens} tokens and a thought {n_ahead}, but the model's context is {limit}; "
-            f"give at most {limit - n_ahead} tokens"
+            f"a prompt has {n_tokens} tokens and a thought {limit - room}, but the model's context is {limit}; "
+            f"give at most {room} tokens"
         )
 
 

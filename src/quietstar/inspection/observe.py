@@ -64,7 +64,7 @@ def trace(
     if not texts:
         raise SettingsError("there is no text to trace; give at least one")
     for text in texts:
-        _check(model, text)
+        _check(model, text, model.config.resolve_n_ahead(settings.n_ahead))
     if len({text.is_own for text in texts}) > 1:
         raise SettingsError("some texts are the model's own and others are not; trace them apart")
     if before is not None:
@@ -88,14 +88,13 @@ class _Tracing:
         self.model, self.tokenizer, self.settings, self.before = model, tokenizer, settings, before
         self.progress, self.n_passes, self.n_done = progress, n_passes, 0
         self.policy = ThinkPolicy.parse(settings.think)
+        self.n_ahead = model.config.resolve_n_ahead(settings.n_ahead)
         self.M = settings.n_ahead_talk or model.config.n_ahead_talk
         self.given = None
         if settings.thought is not None:
             self.given = typed_thought(tokenizer, settings.thought)
             check_ids(model, self.given.tolist(), "thought")
-        self.interventions = interventions_of(
-            list(settings.interventions), model.config.n_thought_tokens, self.given is not None
-        )
+        self.interventions = interventions_of(list(settings.interventions), self.n_ahead - 2, self.given is not None)
         self.filler = None
         if FILLER in settings.interventions:
             self.filler = filler_token(tokenizer, settings.filler)
@@ -111,7 +110,7 @@ class _Tracing:
         """See `trace`."""
         places, thoughts = [], []
         for row, text in enumerate(texts):
-            reading = Reading(self.model, torch.tensor(text.ids, dtype=torch.long))
+            reading = self._read(text)
             at, tokens = self._observe(reading, text, row)
             places.append(at)
             thoughts.append(tokens)
@@ -120,7 +119,7 @@ class _Tracing:
         first = begin = 0
         for text, at, own in zip(texts, places, thoughts, strict=True):
             if len(texts) > 1:  # the reading of a single text is still there
-                reading = Reading(self.model, torch.tensor(text.ids))
+                reading = self._read(text)
             part = slice(first, first + len(at))
             replaced = {each: None if tokens is None else tokens[part] for each, tokens in changed.items()}
             self._intervene(reading, text, at, own, begin, replaced)
@@ -135,6 +134,9 @@ class _Tracing:
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
 
+    def _read(self, text: TextToTrace) -> Reading:
+        return Reading(self.model, torch.tensor(text.ids, dtype=torch.long), n_ahead=self.n_ahead)
+
     def _step(self) -> None:
         self.n_done += 1
         if self.progress is not None:
@@ -147,11 +149,10 @@ class _Tracing:
 
     def _settings(self) -> dict[str, Any]:
         settings = self.settings
-        config = self.model.config
         before = description(self.model, self.before)
         return {
             "think": str(self.policy),
-            "n_ahead": config.n_ahead,
+            "n_ahead": self.n_ahead,
             "n_ahead_talk": self.M,
             "thought_temperature": settings.thought_temperature,
             "thought_top_p": settings.thought_top_p,
@@ -178,10 +179,9 @@ class _Tracing:
         """Return positions [C], thoughts [C, K] and reasons [S]."""
         if text.thoughts is not None:
             at = torch.tensor(sorted(text.thoughts), dtype=torch.long, device=reading.input_ids.device)
-            K = self.model.config.n_thought_tokens
             tokens = torch.tensor([text.thoughts[i] for i in at.tolist()], dtype=torch.long, device=at.device)
             given = text.reasons or {}
-            return at, tokens.view(len(at), K), [given.get(i, "") for i in range(len(reading))]
+            return at, tokens.view(len(at), self.n_ahead - 2), [given.get(i, "") for i in range(len(reading))]
         may_think = torch.full_like(reading.input_ids, text.may_think is None, dtype=torch.bool)
         may_think[list(text.may_think or ())] = True
         at, reasons = reading.decide(self.policy, may_think, self.generator)
@@ -232,9 +232,9 @@ class _Tracing:
             self.recorder.intervene(each.name, records, compare(reading, mixed, states, targets), thoughts)
 
 
-def _check(model: QuietStarForCausalLM, text: TextToTrace) -> None:
+def _check(model: QuietStarForCausalLM, text: TextToTrace, n_ahead: int) -> None:
     """Raise SettingsError if what is known about a text does not fit it, or the model."""
-    S, K = len(text.ids), model.config.n_thought_tokens
+    S, K = len(text.ids), n_ahead - 2
     check_ids(model, text.ids, "the text")
     if text.labels is not None and len(text.labels) != S:
         raise SettingsError(f"a text has {S} tokens and {len(text.labels)} labels; give a label for each token")
@@ -249,4 +249,4 @@ def _check(model: QuietStarForCausalLM, text: TextToTrace) -> None:
     for thought in thoughts.values():
         check_ids(model, thought, "a thought")
         if len(thought) != K:
-            raise SettingsError(f"a thought has {len(thought)} tokens; give {K}, as the model thinks")
+            raise SettingsError(f"a thought has {len(thought)} tokens; give {K}, as n_ahead is {n_ahead}")

@@ -42,20 +42,28 @@ class Said:
 class Reading:
     """The base pass over a text [S], kept with its keys and values. No gradient; the model does not change.
 
-    The model is in evaluation mode. With `at_once`, only that many tokens are read now, and the others by `read_on`.
+    The model is in evaluation mode; its own thoughts have n_ahead tokens (None: as many as its config says). With
+    `at_once`, only that many tokens are read now, and the others by `read_on`.
 
     Raises:
         SettingsError: the text is empty, or too long for the model's learned positions.
     """
 
     @torch.no_grad()
-    def __init__(self, model: QuietStarForCausalLM, input_ids: Tensor, at_once: int | None = None) -> None:
+    def __init__(
+        self,
+        model: QuietStarForCausalLM,
+        input_ids: Tensor,
+        at_once: int | None = None,
+        *,
+        n_ahead: int | None = None,
+    ) -> None:
         if input_ids.dim() != 1 or not len(input_ids):
             raise SettingsError(f"the text is {list(input_ids.shape)} tokens; give [S] with at least one")
-        self.model, self.thinker = model, model.thinker()
+        self.model, self.thinker = model, model.thinker(n_ahead)
         self.trunk = self.thinker.trunk
         ids = input_ids[None].to(model.device)
-        check_reach(self.trunk.base_lm, len(input_ids), model.config.n_ahead)
+        check_reach(self.trunk.base_lm, len(input_ids), self.thinker.n_ahead)
         mask = torch.ones_like(ids)
         self.text = Text(
             input_ids=ids,
@@ -111,10 +119,9 @@ class Reading:
     @torch.no_grad()
     def think(self, columns: Tensor, sampling: Sampling | None = None) -> Tensor:
         """Return the thoughts [C, K] of the model at columns [C], rising; greedy by default."""
-        K = self.thinker.n_thought_tokens
         sampling = sampling or Sampling(temperature=0.0, suppressed=self.model.suppressed)
-        thoughts = [columns.new_zeros(0, K)]
-        for _, grid in self._grids(columns, K + 2):
+        thoughts = [columns.new_zeros(0, self.thinker.n_thought_tokens)]
+        for _, grid in self._grids(columns, self.thinker.n_ahead):
             tokens = think(self.thinker, grid, self.text, sampling).tokens
             thoughts.append(tokens[0].to(columns.device))
         return torch.cat(thoughts)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quietstar.config import check_n_ahead
 from quietstar.errors import SettingsError
 from quietstar.inspection.interventions import CHOICES, FILLER, interventions_of
 from quietstar.policy import Decider, ThinkPolicy
@@ -42,6 +43,8 @@ class TraceSettings:
     """where to think"""
     thought_temperature: float = 0.0
     thought_top_p: float = 1.0
+    n_ahead: int | None = None
+    """tokens of a thought, start and end included; None is the model's"""
     n_ahead_talk: int | None = None
     """M of rewards; None is the model's"""
     top_k: int = 5
@@ -61,6 +64,8 @@ class TraceSettings:
             if not isinstance(getattr(self, name), int | float):
                 raise SettingsError(f"{name} is {getattr(self, name)!r}; give a number")
         check_sampling(self.thought_temperature, self.thought_top_p)
+        if self.n_ahead is not None:
+            check_n_ahead(self.n_ahead)
         for name, lowest in {"n_ahead_talk": 1, "top_k": 1, "seed": 0}.items():
             value = getattr(self, name)
             if name == "n_ahead_talk" and value is None:

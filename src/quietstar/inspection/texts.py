@@ -64,14 +64,14 @@ def room_for_text(
         SettingsError: there is no room for any text.
     """
     # start, the thought, end, and the true tokens after it but for the last, which is only predicted
-    branch = model.config.n_ahead + (settings.n_ahead_talk or model.config.n_ahead_talk) - 1
+    branch = model.config.resolve_n_ahead(settings.n_ahead) + (settings.n_ahead_talk or model.config.n_ahead_talk) - 1
     if settings.thought is not None:
         branch = max(branch, len(typed_thought(tokenizer, settings.thought)) + 2)
     context = context_length(model)
     if context is not None and branch >= context:
         raise SettingsError(
             f"a thought and what is read after it take up to {branch} tokens, and the model's context is {context}; "
-            "give a smaller n_ahead_talk or a shorter thought"
+            "give a smaller n_ahead or n_ahead_talk, or a shorter thought"
         )
     return (None if context is None else context - branch), branch
 
@@ -115,6 +115,7 @@ def written(
         attention_mask=torch.ones_like(input_ids),
         max_new_tokens=n_tokens,
         output_thoughts=True,
+        n_ahead=settings.n_ahead,
         think=settings.think,
         thought_temperature=settings.thought_temperature,
         thought_top_p=settings.thought_top_p,

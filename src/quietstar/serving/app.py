@@ -151,10 +151,11 @@ def _model_info(engine: Engine, settings: ServeArguments, name: str) -> dict[str
         "object": "model",
         "created": 0,
         "owned_by": "quietstar",
-        "n_ahead": engine.model.config.n_ahead,
+        "n_ahead": engine.n_ahead,
+        "max_n_ahead": engine.max_n_ahead,
         "think": settings.think,
         "context": engine.context,
-        "max_prompt_tokens": engine.max_prompt_tokens,
+        "max_prompt_tokens": engine.max_prompt_tokens(engine.n_ahead),
         "max_tokens": settings.max_tokens,
         "max_n": settings.most_texts,
     }

@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from quietstar.config import check_n_ahead
 from quietstar.errors import DataError, SettingsError
 from quietstar.inference.loading import UseArguments
 from quietstar.runs.fields import option
@@ -39,6 +40,9 @@ class ServeArguments(UseArguments):
         None, "tokens of a prompt (default: the model's context minus a thought)", LIMITS
     )
     max_tokens: int = option(2048, "tokens that a request may generate, without its thoughts", LIMITS)
+    max_n_ahead: int = option(
+        64, "tokens of a thought that a request may ask for; never fewer than it has without asking", LIMITS
+    )
     max_n: int = option(8, "texts that a request may generate; never more than max_batch", LIMITS)
     max_request_bytes: int = option(2**20, "bytes of a request's body", LIMITS)
     request_seconds: float = option(300.0, "seconds that a request may take, including the time in the queue", LIMITS)
@@ -53,6 +57,7 @@ class ServeArguments(UseArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name} is {value}; give a number of at least 1")
+        check_n_ahead(self.max_n_ahead, "max_n_ahead")
         if not 0 < self.request_seconds < float("inf"):
             raise SettingsError(f"request_seconds is {self.request_seconds}; give a number above 0")
         check_text("model_name", self.model_name)

@@ -24,14 +24,16 @@ class Thinking:
     """How to think about a text. Texts with the same settings can share a batch unless thinking is random."""
 
     policy: ThinkPolicy
+    n_ahead: int
+    """tokens of a thought, start and end included"""
     temperature: float = 0.0
     """temperature of thoughts; 0 is greedy"""
     top_p: float = 1.0
 
     @classmethod
-    def of(cls, policy: ThinkPolicy, temperature: float, top_p: float) -> "Thinking":
+    def of(cls, policy: ThinkPolicy, n_ahead: int, temperature: float, top_p: float) -> "Thinking":
         """Return equal objects for settings with the same effect."""
-        return cls(policy, temperature, top_p) if temperature >= GREEDY_BELOW else cls(policy)
+        return cls(policy, n_ahead, temperature, top_p) if temperature >= GREEDY_BELOW else cls(policy, n_ahead)
 
     @property
     def is_random(self) -> bool:
@@ -102,6 +104,7 @@ class Batch:
             cache=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            n_ahead=self.thinking.n_ahead,
             **{"thought_temperature": 0.0, **how},
         )
         return output.logits[:, -1]

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.base.rope import steady_length
+from quietstar.errors import SettingsError
 from quietstar.inference.loading import context_length
 from quietstar.inference.text_settings import eos_ids, suppressed_ids
 from quietstar.model import QuietStarForCausalLM
@@ -36,6 +37,9 @@ class Engine:
     """The model, and all requests that it is working on.
 
     Nobody else may use the model and the tokenizer between `start` and `stop`.
+
+    Raises:
+        SettingsError: a thought leaves no room for a prompt.
     """
 
     def __init__(
@@ -46,6 +50,10 @@ class Engine:
         metrics: Metrics | None = None,
     ) -> None:
         self.model, self.settings, self.metrics = model, settings, metrics or Metrics()
+        if self.context is not None and self.n_ahead >= self.context:
+            raise SettingsError(
+                f"n_ahead is {self.n_ahead}, and the model's context {self.context}; give at most {self.context - 1}"
+            )
         ids = suppressed_ids(model, tokenizer)
         suppressed = torch.tensor(ids, device=model.device) if ids else None
         self.served = ServedModel(model, tokenizer, eos_ids(model, tokenizer), suppressed)
@@ -72,18 +80,27 @@ class Engine:
         return min((limit for limit in limits if limit is not None), default=None)
 
     @property
-    def max_prompt_tokens(self) -> int | None:
-        """The number of tokens that a prompt may have; it leaves room for a thought."""
-        limits = [self.settings.max_prompt_tokens]
-        limits += [None if self.context is None else self.context - self.model.config.n_ahead]
+    def n_ahead(self) -> int:
+        """Tokens of a thought, start and end included, unless a request asks for others."""
+        return self.model.config.resolve_n_ahead(self.settings.n_ahead)
+
+    @property
+    def max_n_ahead(self) -> int:
+        """The number of tokens of a thought that a request may ask for; they leave room for a prompt."""
+        most = max(self.settings.max_n_ahead, self.n_ahead)
+        return most if self.context is None else min(most, self.context - 1)
+
+    def max_prompt_tokens(self, n_ahead: int) -> int | None:
+        """Return the number of tokens that a prompt may have; it leaves room for a thought of n_ahead tokens."""
+        limits = [self.settings.max_prompt_tokens, None if self.context is None else self.context - n_ahead]
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def room(self, n_prompt: int) -> int:
-        """Return how many tokens may be generated after a prompt."""
+    def room(self, n_prompt: int, n_ahead: int) -> int:
+        """Return how many tokens may be generated after a prompt, with thoughts of n_ahead tokens."""
         if self.context is None:
             return self.settings.max_tokens
         # the last token is generated after a thought, and the model does not read it
-        return min(self.settings.max_tokens, self.context - self.model.config.n_ahead + 1 - n_prompt)
+        return min(self.settings.max_tokens, self.context - n_ahead + 1 - n_prompt)
 
     @property
     def is_alive(self) -> bool:

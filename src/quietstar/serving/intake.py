@@ -53,16 +53,17 @@ class Intake:
         if requested is not None and requested > self.settings.max_tokens:
             message = f"{param} is {requested}; the server allows up to {self.settings.max_tokens}"
             raise RequestError(400, message, param=param)
+        thinking = self._thinking(request)
         if isinstance(request, ChatRequest):
             ids, param = self._chat_ids(request), "messages"
         else:
             ids, param = self._ids(request.prompt, "prompt"), "prompt"
-        self._check_length(ids, param)
-        room = self.engine.room(len(ids))
+        self._check_length(ids, param, thinking.n_ahead)
+        room = self.engine.room(len(ids), thinking.n_ahead)
         most = request.default_tokens if requested is None else requested
         return Job(
             prompt_ids=ids,
-            thinking=self._thinking(request),
+            thinking=thinking,
             max_tokens=room if most is None else min(most, room),
             seed=self.next_seed() if request.seed is None else request.seed,
             n=n,
@@ -82,21 +83,25 @@ class Intake:
         self._check_model(request.model)
         text, param = (request.prompt, "prompt") if request.token_ids is None else (request.token_ids, "token_ids")
         ids = self._ids(text or "", param)
-        self._check_length(ids, param)
+        self._check_length(ids, param, self.engine.n_ahead)
         thought = request.thought_ids
         if request.thought is not None:
             with self._one_at_a_time:
                 thought = list(self.tokenizer(request.thought, add_special_tokens=False)["input_ids"])
-        question = Question(ids, thought, request.top_k or 5)
+        question = Question(ids, thought, request.top_k or 5, n_ahead=self.engine.n_ahead)
         if thought is not None:
             self._check_ids(thought, "thought_ids" if request.thought is None else "thought")
             question.check(self.engine.context)
         return question
 
     def _thinking(self, request: Writing) -> Thinking:
-        own = self.settings
+        own, most = self.settings, self.engine.max_n_ahead
+        n_ahead = self.engine.n_ahead if request.n_ahead is None else request.n_ahead
+        if n_ahead > most:
+            raise RequestError(400, f"n_ahead is {n_ahead}; the server allows up to {most}", param="n_ahead")
         return Thinking.of(
             self.think if request.think is None else request.think,
+            n_ahead,
             own.thought_temperature if request.thought_temperature is None else request.thought_temperature,
             own.thought_top_p if request.thought_top_p is None else request.thought_top_p,
         )
@@ -120,8 +125,8 @@ class Intake:
             shown = wrong if abs(wrong) < 2**63 else "too large"
             raise RequestError(400, f"token id {shown} is out of range; give 0 to {self.n_tokens - 1}", param=param)
 
-    def _check_length(self, ids: list[int], param: str) -> None:
-        limit = self.engine.max_prompt_tokens
+    def _check_length(self, ids: list[int], param: str, n_ahead: int) -> None:
+        limit = self.engine.max_prompt_tokens(n_ahead)
         if not ids:
             raise RequestError(400, "the prompt has no tokens; give some text to continue", param=param)
         if limit is not None and len(ids) > limit:

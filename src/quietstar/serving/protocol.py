@@ -129,6 +129,7 @@ class Writing(_Request, Neutral):
     user: Text | None = None
 
     think: Policy = None
+    n_ahead: Annotated[int, Field(ge=2, lt=2**31)] | None = None
     thought_temperature: Temperature | None = None
     thought_top_p: Share | None = None
     include_reasoning: bool | None = None

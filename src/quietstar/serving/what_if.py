@@ -29,6 +29,8 @@ class Question:
     thought_ids: list[int] | None
     """of any length; None for the model's own, sampled greedily"""
     top_k: int = 5
+    n_ahead: int | None = None
+    """tokens of the model's own thought, start and end included; None is its config's"""
 
     def check(self, context: int | None) -> None:
         """Raise RequestError if the thought is too long for the server, or for the model's context after this text."""
@@ -48,7 +50,8 @@ class Question:
         self, model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase
     ) -> Generator[None, None, dict[str, Any]]:
         """Return the body of the response: the thought, its mixing weight, and three predictions; it runs in parts."""
-        reading = Reading(model, torch.tensor(self.token_ids, device=model.device), at_once=TOKENS_AT_ONCE)
+        ids = torch.tensor(self.token_ids, device=model.device)
+        reading = Reading(model, ids, at_once=TOKENS_AT_ONCE, n_ahead=self.n_ahead)
         while not reading.is_read:
             yield
             reading.read_on(TOKENS_AT_ONCE)
@@ -59,9 +62,9 @@ class Question:
             thoughts = torch.tensor([self.thought_ids], dtype=torch.long, device=model.device)
         predicted = reading.after(last, thoughts)
         states = {"base": reading.h_base[-1], "thought_alone": predicted.alone[0, 0], "mixed": predicted.mixed[0, 0]}
-        ids = thoughts[0].tolist()
+        thought = thoughts[0].tolist()
         answer: dict[str, Any] = {
-            "thought": {"ids": ids, "tokens": [token_text(tokenizer, token) for token in ids]},
+            "thought": {"ids": thought, "tokens": [token_text(tokenizer, token) for token in thought]},
             "mixing_weight": finite(float(predicted.weight[0, 0])),
         }
         for name, state in states.items():

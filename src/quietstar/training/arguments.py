@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from quietstar.config import QuietStarConfig
+from quietstar.config import QuietStarConfig, check_n_ahead
 from quietstar.errors import SettingsError, shown
 from quietstar.evaluation.tasks import TASKS, find_task, parse_data
 from quietstar.learn import PolicyWeight
@@ -42,6 +42,9 @@ class QuietStarTrainingArguments(TrainingArguments):
     n_ahead: int | None = option(
         None, "tokens of a thought, start and end included: n_ahead - 2 are sampled (default: 8)", METHOD
     )
+    n_ahead_min: int | None = option(
+        None, "draw each step's n_ahead from this one up, so that one model serves all lengths", METHOD
+    )
     n_ahead_talk: int | None = option(None, "true tokens that judge each thought in training (default: 4)", METHOD)
     n_passes: int | None = option(None, "thoughts sampled for each position in training (default: 2)", METHOD)
     mixing: str | None = option(
@@ -50,7 +53,7 @@ class QuietStarTrainingArguments(TrainingArguments):
         METHOD,
     )
     think_fraction: float = option(
-        1.0, "share of the positions to think at, redrawn for each step, so that long texts fit", METHOD
+        1.0, "share of positions to think at, redrawn each step so that long texts fit", METHOD
     )
     think_tokens: int | None = option(None, "think at so many positions of each row instead of a share of them", METHOD)
     thought_source: str | None = option(
@@ -207,6 +210,8 @@ class QuietStarTrainingArguments(TrainingArguments):
         if self.policy_weight is not None:
             self.policy_weight = PolicyWeight.parse(self.policy_weight).setting  # type: ignore[assignment]
         QuietStarConfig(**self.method_settings())  # raises if a setting is impossible
+        if self.n_ahead is not None:
+            self.check_n_ahead_min(self.n_ahead)
         if self.stop_when_unhealthy and not self.health_checks:
             raise SettingsError("stop_when_unhealthy was given without health_checks; leave one out")
         if self.stop_when_unhealthy and self.eval_strategy != "no":  # the best checkpoint is one of an evaluation
@@ -248,6 +253,14 @@ class QuietStarTrainingArguments(TrainingArguments):
         """The checkpoint that resume_from_checkpoint names: None for false; empty for true, which is the latest."""
         said = str(self.resume_from_checkpoint or "false")
         return {"false": None, "none": None, "true": ""}.get(said.lower(), said)
+
+    def check_n_ahead_min(self, n_ahead: int) -> None:
+        """Raise SettingsError if n_ahead_min is not a length of thoughts from 2 to a model's n_ahead."""
+        if self.n_ahead_min is None:
+            return
+        check_n_ahead(self.n_ahead_min, "n_ahead_min")
+        if self.n_ahead_min > n_ahead:
+            raise SettingsError(f"n_ahead_min is {self.n_ahead_min}, above n_ahead {n_ahead}; give 2 to {n_ahead}")
 
     def method_settings(self) -> dict[str, Any]:
         """Return the settings of the method that were given, by their names in QuietStarConfig."""

@@ -85,6 +85,7 @@ def dry_run(trainer: QuietStarTrainer, n_tokens: int) -> DryRun:
     trainer.train_dataset = _Full(trainer.train_dataset, STEPS * n_rows, n_tokens)
     args.save_strategy, args.eval_strategy = type(args.save_strategy)("no"), type(args.eval_strategy)("no")
     args.eval_on_start, args.max_steps = False, STEPS
+    args.n_ahead_min = None  # The longest thoughts take the most memory and time.
     on_gpu = torch.cuda.is_available() and args.device.type == "cuda"
     measure = _Measure(on_gpu)
     trainer.add_callback(measure)

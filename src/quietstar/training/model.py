@@ -38,14 +38,16 @@ def thinking_model(
             they are stored.
 
     Raises:
-        SettingsError: a setting can no longer be changed in a thinking model.
+        SettingsError: a setting can no longer be changed in a thinking model, or does not fit the model.
     """
     method = args.method_settings()
     set_seed(args.seed)  # The mixing head begins at random.
     if isinstance(model, (str, Path)):
         model = _by_name(str(model), tokenizer, method, settings, freeze_base)
     if not isinstance(model, QuietStarForCausalLM):
-        return QuietStarForCausalLM.from_base(model, tokenizer=tokenizer, **method)
+        model = QuietStarForCausalLM.from_base(model, tokenizer=tokenizer, **method)
+        args.check_n_ahead_min(model.config.n_ahead)
+        return model
     text = method.pop("initial_thought_text", model.config.initial_thought_text)
     if text != model.config.initial_thought_text:
         raise SettingsError(
@@ -62,6 +64,7 @@ def thinking_model(
     for name, value in method.items():
         setattr(model.config, name, value)
     model.config.check()
+    args.check_n_ahead_min(model.config.n_ahead)
     if tokenizer is not None:
         set_token_ids(model.config, model, tokenizer)
     return model

@@ -1,4 +1,4 @@
-"""Where to think in a training step, if not everywhere."""
+"""Where to think in a training step, if not everywhere, and for how long."""
 
 from typing import Any
 
@@ -21,6 +21,20 @@ def add_think_at(batches: list[dict[str, Any]], args: QuietStarTrainingArguments
         if "think_at" not in batch:
             generator = torch.Generator().manual_seed(mixed_seed(args.seed, step, index, rank))
             batch["think_at"] = draw_positions(batch["labels"], args.think_fraction, generator, args.think_tokens)
+
+
+def add_n_ahead(batches: list[dict[str, Any]], lowest: int | None, highest: int, *, seed: int, step: int) -> None:
+    """Add n_ahead to those batches of a step that have no thoughts: any of lowest to highest, each as likely.
+
+    It differs between steps. All batches of a step on all ranks have the same, also if a run is repeated or resumed.
+    Without a lowest one, all thoughts have the model's length, and nothing is added.
+    """
+    if lowest is None:
+        return
+    n_ahead = lowest + mixed_seed(seed, step, highest) % (highest - lowest + 1)
+    for batch in batches:
+        if "thoughts" not in batch:
+            batch["n_ahead"] = n_ahead
 
 
 def draw_positions(labels: Tensor, fraction: float, generator: torch.Generator, n_tokens: int | None = None) -> Tensor:

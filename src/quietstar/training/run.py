@@ -202,6 +202,7 @@ _SKIPPED = "{:,} texts too short for one prediction were skipped"
 def turn_thoughts_off(args: QuietStarTrainingArguments) -> None:
     """Set arguments under which a thinking model learns exactly as its base model would."""
     given = sorted(args.method_settings()) + ["think_fraction"] * (args.think_fraction != 1)
+    given += ["n_ahead_min"] * (args.n_ahead_min is not None)
     given += ["eval_report_rows"] * (args.eval_report_rows > 0)
     given += ["head_learning_rate"] * (args.head_learning_rate is not None)
     if given:

@@ -16,7 +16,7 @@ from quietstar.training.health import HealthChecks
 from quietstar.training.held_out import HeldOutFigures
 from quietstar.training.memory import Batch
 from quietstar.training.parts import Parts
-from quietstar.training.positions import add_think_at
+from quietstar.training.positions import add_n_ahead, add_think_at
 from quietstar.training.reference import Reference
 from quietstar.training.rollouts import Rollouts
 from quietstar.training.schedule import Schedule
@@ -62,7 +62,7 @@ class RunParts(Parts):
     def begin_step(
         self, batches: list[Batch], n_before: int, model: QuietStarForCausalLM, run: Callable[..., QuietStarOutput]
     ) -> Counts | None:
-        """Begin an optimizer step: sample where to think, and return its labels' Counts over all processes.
+        """Begin an optimizer step: sample where and how long to think, and return its label Counts over all processes.
 
         Args:
             batches: of the step on this process; without any there is no step, and None is returned. Each may get
@@ -73,11 +73,13 @@ class RunParts(Parts):
         """
         if not batches:
             return None
-        add_think_at(batches, self.args, step=n_before // self.args.policy_epochs, rank=self.processes.rank)
+        args, config, step = self.args, model.config, n_before // self.args.policy_epochs
+        add_think_at(batches, args, step=step, rank=self.processes.rank)
+        add_n_ahead(batches, args.n_ahead_min, config.n_ahead, seed=args.seed, step=step)
         self.rollouts.begin_step(batches, n_before, model, run)
         self.guard.begin(batches, n_before + 1)
         self._before_step = self.snapshot()
-        return count_labels(batches, model.config.n_ahead_talk, self.processes)
+        return count_labels(batches, config.n_ahead_talk, self.processes)
 
     def rollback_step(self) -> None:
         """Roll the parts back to where they were before the current step."""

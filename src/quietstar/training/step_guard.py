@@ -99,7 +99,10 @@ class StepGuard(Part):
         size = self.rows_at_once or n_rows
         if size >= n_rows:
             return forward_backward(batch)
-        pieces = [{name: value[i : i + size] for name, value in batch.items()} for i in range(0, n_rows, size)]
+        pieces = [
+            {name: value[i : i + size] if isinstance(value, Tensor) else value for name, value in batch.items()}
+            for i in range(0, n_rows, size)
+        ]
         return torch.stack([forward_backward(piece) for piece in pieces]).sum()
 
     def _too_large(self, batch: Batch, n_rows: int) -> str:

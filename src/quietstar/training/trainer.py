@@ -2,7 +2,7 @@
 
 Every override stands here, a few lines each, and delegates to parts that know nothing of the Trainer. One step:
 
-    get_batch_samples     read its batches, sample where to think, ask the reference, count the labels on all ranks
+    get_batch_samples     read its batches, sample where and how long to think, count the labels on all ranks
     training_step         for each batch: StepGuard.run_batch -> compute_loss -> the model's forward, then backward
     _clip_grad_norm       clip the gradients; _get_grad_norm notes their norm before clipping
     callbacks.RunEvents   keep a bad step from the optimizer (StepGuard, discard_step)
@@ -121,8 +121,7 @@ class QuietStarTrainer(Trainer):
 
     def _checkpoint_info(self) -> dict[str, Any]:
         """Return what a checkpoint's marker says of this run."""
-        config = self.accelerator.unwrap_model(self.model).config
-        settings = what_matters(self.args, config, self.settings, self.train_dataset)
+        settings = what_matters(self.args, self.model.config, self.settings, self.train_dataset)
         return {"sharded": self.sharded, "resumable": not self.args.save_only_model, "settings": settings}
 
     def begin(self) -> None:
