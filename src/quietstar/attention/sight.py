@@ -98,6 +98,17 @@ class Sight:
         own = of.sees_own_branch(steps, window)
         return cls(grid.n_passes, grid.per_row, ~prefix.transpose(0, 1), ~own.permute(2, 0, 1))
 
+    def prefix_at(self, place: Place) -> Tensor:
+        """Return which of a block's base tokens are hidden from its steps, [1, b, n, Q or 1, T]."""
+        hidden = place.take(self.prefix_hidden[None])[..., place.keys]
+        return hidden if hidden.shape[3] == 1 else hidden[..., place.steps, :]
+
+    def own_at(self, place: Place) -> Tensor:
+        """Return which tokens of their own branch are hidden from a block's steps, [1, b or 1, n or 1, Q, L]."""
+        is_alike = len(self.own_hidden) == 1
+        hidden = self.own_hidden[None, None] if is_alike else place.take(self.own_hidden[None])
+        return hidden[..., place.steps, place.own]
+
     def places(self, n_heads: int) -> list[Place]:
         """Return blocks of columns, as large as SCORES_AT_ONCE allows."""
         if n_heads not in self._places:

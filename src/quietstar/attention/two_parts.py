@@ -100,8 +100,8 @@ class _Parts:
                     v=self.value[:, place.rows, place.keys].flatten(0, 1),
                     own_k=self._own(self.own_keys, place),
                     own_v=self._own(self.own_values, place),
-                    prefix_mask=_mask(_of_steps(place.take(self.sight.prefix_hidden[None]), place)[..., place.keys]),
-                    own_mask=_mask(self._own_hidden(place)),
+                    prefix_mask=_mask(self.sight.prefix_at(place)),
+                    own_mask=_mask(self.sight.own_at(place)),
                     softcap=self.softcap,
                 ),
             )
@@ -116,12 +116,6 @@ class _Parts:
             return place.take(pieces[0][..., place.own, :]).to(self.dtype).flatten(0, 3)
         joined = torch.cat([place.take(piece) for piece in pieces], dim=-2)
         return joined[..., place.own, :].to(self.dtype).flatten(0, 3)
-
-    def _own_hidden(self, place: Place) -> Tensor:
-        """Return the tokens of its own branch that are hidden from the block's steps, [1, b or 1, n or 1, Q, L]."""
-        hidden = self.sight.own_hidden
-        some = hidden[None, None] if len(hidden) == 1 else place.take(hidden[None])
-        return some[..., place.steps, place.own]
 
 
 @dataclass(slots=True)
@@ -282,11 +276,6 @@ def _add_product_(to: Tensor, a: Tensor, b: Tensor, factor: float = 1.0) -> None
         to.baddbmm_(a, b, alpha=factor)
     else:
         to.add_(torch.bmm(a, b), alpha=factor)
-
-
-def _of_steps(hidden: Tensor, place: Place) -> Tensor:
-    """Return the block's steps of [1, b, n, Q, S]; [1, b, n, 1, S] is the same for all."""
-    return hidden if hidden.shape[3] == 1 else hidden[..., place.steps, :]
 
 
 def _mask(hidden: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class StepGuard(Part):
         if size >= n_rows:
             return forward_backward(batch)
         pieces = [
-            {name: value[i : i + size] if isinstance(value, Tensor) else value for name, value in batch.items()}
+            {name: value if isinstance(value, int) else value[i : i + size] for name, value in batch.items()}
             for i in range(0, n_rows, size)
         ]
         return torch.stack([forward_backward(piece) for piece in pieces]).sum()
