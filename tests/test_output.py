@@ -29,6 +29,7 @@ def test_names_and_shapes(training: bool) -> None:
         "base_nll": (B, S),
         "talk_nll": (B, P, S, M),
         "mixing_weight": (B, P, S, M),
+        "think_at": (B, S),
         "thought_logprob": (B, P, S, K),
         "reward": (B, P, S),
         "advantage": (B, P, S),
@@ -36,7 +37,7 @@ def test_names_and_shapes(training: bool) -> None:
         **({"drawn_logprob": (B, P, S, K)} if training else {}),
     }
     without_labels = model(**unlabelled(7, 4))
-    assert set(without_labels) == {"logits", "mixing_weight", "thoughts", CACHE}
+    assert set(without_labels) == {"logits", "mixing_weight", "think_at", "thoughts", CACHE}
     assert without_labels.mixing_weight.shape == (B, 1, S, 1)
     assert without_labels.thoughts.shape == (B, 1, S, K)
 

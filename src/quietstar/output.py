@@ -33,6 +33,7 @@ class QuietStarOutput(ModelOutput):
             for greedy thoughts. Its mean, negated, estimates the entropy of that distribution.
         nll_gradient: [] squared norm of the nll's gradient at the hidden states, of a training step's `loss_only`.
         policy_gradient: [] the same of the weighted policy term.
+        think_at: [B, S] bool, where a thought was written.
         thoughts: [B, P, S, K] token ids, sampled or as given; 0 where no thought was written.
         hidden_states: [B, S, D] each, where asked for: the base pass's embeddings, and states after each layer.
         cache: keys and values of the base tokens only; `past_key_values` is the same.
@@ -51,6 +52,7 @@ class QuietStarOutput(ModelOutput):
     drawn_logprob: Tensor = ABSENT
     nll_gradient: Tensor = ABSENT
     policy_gradient: Tensor = ABSENT
+    think_at: Tensor = ABSENT
     thoughts: Tensor = ABSENT
     hidden_states: tuple[Tensor, ...] | None = None
     if CACHE == "cache":  # ModelOutput itself has the older name

@@ -61,6 +61,7 @@ class Predictions:
         Q, given = request.text.n_new, request.thoughts
         output = QuietStarOutput(
             mixing_weight=self.grid.scatter_columns(self.said.weight, Q),
+            think_at=self.grid.is_column[:, -Q:],
             thoughts=self.grid.scatter_columns(self.thoughts.tokens, Q) if given is None else given,
             **{CACHE: request.text.cache if request.use_cache else None},  # type: ignore[arg-type]
         )

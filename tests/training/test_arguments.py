@@ -112,6 +112,7 @@ IMPOSSIBLE = [
     ("think_fraction", -0.1),
     ("think_fraction", math.nan),
     ("think_tokens", 0),
+    ("think", "sometimes"),
     ("reference", "best"),
     ("ema_decay", 1.5),
     ("ema_decay", math.nan),

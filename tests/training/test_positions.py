@@ -100,3 +100,17 @@ def test_thoughts_that_are_given_keep_their_length():
     batches = [{"thoughts": torch.zeros(1, 1, 3, 2)}, {}]
     add_n_ahead(batches, 2, 2, seed=0, step=0)
     assert [batch.get("n_ahead") for batch in batches] == [None, 2]
+
+
+@given(lengths=st.lists(st.integers(2, 30), min_size=1, max_size=5), n=st.integers(1, 5), seed=st.integers(0, 99))
+def test_positions_are_drawn_from_those_that_are_allowed(lengths, n, seed):
+    labels = texts(*lengths)["labels"]
+    allowed = torch.rand(labels.shape, generator=generator(seed)) < 0.3
+    predicts = torch.nn.functional.pad(labels[:, 1:] != -100, (0, 1))
+    drawn = draw_positions(labels, 1.0, generator(seed), n, allowed=allowed)
+    if (allowed & predicts).any():
+        assert drawn.sum(1).tolist() == [min(n, int(row.sum())) for row in allowed & predicts]
+        assert not (drawn & ~(allowed & predicts)).any()
+    else:
+        assert int(drawn.sum()) == 1
+        assert (drawn & predicts).any()

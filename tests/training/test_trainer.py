@@ -108,7 +108,7 @@ OPTIMIZERS = {
 
 
 def mostly_in_a_third_of_the_texts(
-    labels: Tensor, fraction: float, generator: torch.Generator, n_tokens: None
+    labels: Tensor, fraction: float, generator: torch.Generator, *_: Any, **__: Any
 ) -> Tensor:
     """Replaces random positions by ones that depend on the text, not on the batch: one in most texts."""
     wanted = (labels[:, :1] % 3 == 0) & (labels % 4 > 0)
@@ -234,6 +234,29 @@ def test_a_range_of_one_length_is_that_length(tmp_path):
     plain = trained(tmp_path, rows(*LENGTHS), **SPLITS["3 x 3"])
     drawn = trained(tmp_path, rows(*LENGTHS), n_ahead_min=4, **SPLITS["3 x 3"])
     assert furthest(parameters_of(plain), parameters_of(drawn)) == 0
+
+
+@pytest.mark.parametrize("think_tokens", [None, 2])
+def test_a_policy_says_where_to_think(tmp_path, think_tokens):
+    """Where the base pass is uncertain, of the weights at that step; and at so many of these positions."""
+    policy = "entropy:2.8"
+    run = QuietStarTrainer(
+        model_of(), arguments(tmp_path, think=policy, think_tokens=think_tokens), train_dataset=rows(*LENGTHS)
+    )
+    batch = run.data_collator(rows(9, 30, seed=3))
+    run.parts.begin_step([batch], 0, run.model, run.model)
+    own = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    with torch.no_grad():
+        allowed = run.model(**own, think=policy, loss_only=True).think_at
+        entropy = torch.distributions.Categorical(logits=run.model.base_lm(batch["input_ids"]).logits).entropy()
+    assert torch.equal(allowed[1, :29], entropy[1, :29] > 2.8)
+    assert 2 < allowed.sum() < 37
+    if think_tokens is None:
+        assert torch.equal(batch["think_at"], allowed)
+    else:
+        assert batch["think_at"].sum(1).tolist() == [min(2, int(row.sum())) for row in allowed]
+        assert not (batch["think_at"] & ~allowed).any()
+    run.train()
 
 
 def test_think_fraction_one_is_everywhere(tmp_path):

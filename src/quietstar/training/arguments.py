@@ -11,6 +11,7 @@ from quietstar.config import QuietStarConfig, check_n_ahead
 from quietstar.errors import SettingsError, shown
 from quietstar.evaluation.tasks import TASKS, find_task, parse_data
 from quietstar.learn import PolicyWeight
+from quietstar.policy import ThinkPolicy
 from quietstar.runs.fields import option
 from quietstar.training.model_arguments import LORA, MODEL
 
@@ -56,6 +57,9 @@ class QuietStarTrainingArguments(TrainingArguments):
         1.0, "share of positions to think at, redrawn each step so that long texts fit", METHOD
     )
     think_tokens: int | None = option(None, "think at so many positions of each row instead of a share of them", METHOD)
+    think: str | None = option(
+        None, "think where a policy would, such as entropy:2.5 (docs/generation.md), or at a share of these", METHOD
+    )
     thought_source: str | None = option(
         None,
         "what thoughts consist of: sampled, or a control: filler, random, copy (default: sampled)",
@@ -201,6 +205,8 @@ class QuietStarTrainingArguments(TrainingArguments):
                 if getattr(self, name) is not None and not least <= getattr(self, name) < math.inf:
                     raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least {least}")
         self._check_objective()
+        if self.think is not None:
+            ThinkPolicy.parse(self.think)
         if self.max_steps < 1 and self.max_steps != -1:
             raise SettingsError(
                 f"max_steps is {self.max_steps}; give a number of at least 1, or -1 for num_train_epochs"
@@ -246,7 +252,7 @@ class QuietStarTrainingArguments(TrainingArguments):
     @property
     def thinks_everywhere(self) -> bool:
         """Whether training thinks at every position that has a label to predict."""
-        return self.think_fraction == 1 and self.think_tokens is None
+        return self.think_fraction == 1 and self.think_tokens is None and self.think is None
 
     @property
     def named_checkpoint(self) -> str | None:

@@ -74,7 +74,7 @@ class RunParts(Parts):
         if not batches:
             return None
         args, config, step = self.args, model.config, n_before // self.args.policy_epochs
-        add_think_at(batches, args, step=step, rank=self.processes.rank)
+        add_think_at(batches, args, step=step, rank=self.processes.rank, run=run)
         add_n_ahead(batches, args.n_ahead_min, config.n_ahead, seed=args.seed, step=step)
         self.rollouts.begin_step(batches, n_before, model, run)
         self.guard.begin(batches, n_before + 1)

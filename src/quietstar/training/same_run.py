@@ -10,7 +10,7 @@ from quietstar.training.data.windows import TextWindows
 
 TRAINING = """
 seed data_seed full_determinism per_device_train_batch_size gradient_accumulation_steps auto_find_batch_size
-think_fraction think_tokens n_ahead_min optim optim_args optim_target_modules learning_rate head_learning_rate
+think think_fraction think_tokens n_ahead_min optim optim_args optim_target_modules learning_rate head_learning_rate
 lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
 clip_heads_apart num_train_epochs bf16 fp16 tf32 torch_compile torch_compile_backend torch_compile_mode use_liger_kernel
 liger_kernel_config gradient_checkpointing neftune_noise_alpha train_sampling_strategy length_column_name skip_spikes
