@@ -117,6 +117,49 @@ def test_model_equals_the_plain_loop(family: str, left: bool, mode: str, backend
         assert differing(gradients(case.model, output), case.gradients) == {}
 
 
+@cache
+def long_case_of(family: str) -> Case:
+    """Thoughts of 128 tokens: sampled without gradient, attended to in several blocks of steps."""
+    model = tiny_model(family, base=dict(max_position_embeddings=256), n_ahead=130, n_ahead_talk=2, n_passes=2)
+    model.config.policy_weight = 1.0
+    inputs = texts(4, 3)
+    inputs["thoughts"] = random_thoughts(model, 2, 4, P=2)
+    plain = plain_loop(model, **inputs, n_ahead_talk=2)
+    return Case(model, inputs, plain, gradients(model, plain))
+
+
+LONG = ["llama", "mistral-window", "gemma3_text"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", LONG)
+def test_long_thoughts_equal_the_plain_loop(family: str, mode: str) -> None:
+    case = long_case_of(family)
+    with running(case.model, mode):
+        output = case.model(**case.inputs)
+        assert mismatches(output, case.plain, case.inputs["attention_mask"]) == {}
+        if mode != "without gradient":
+            assert differing(gradients(case.model, output), case.gradients) == {}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", LONG)
+def test_long_thoughts_are_sampled_as_they_are_scored(family: str, mode: str) -> None:
+    """Step by step over growing memory, and then as given: the same states, the same probabilities."""
+    model, inputs = (
+        long_case_of(family).model,
+        {k: v for k, v in long_case_of(family).inputs.items() if k != "thoughts"},
+    )
+    with running(model, mode):
+        sampled = model(**inputs, thought_temperature=1.0, n_passes=2)
+        given = model(**inputs, thoughts=sampled.thoughts)
+        scored = given.thought_logprob.detach() != 0
+        assert scored.any()
+        torch.testing.assert_close(sampled.drawn_logprob[scored], given.thought_logprob[scored], rtol=1e-3, atol=1e-3)
+        for name in ("logits", "talk_nll", "thought_logprob"):
+            torch.testing.assert_close(getattr(sampled, name), getattr(given, name), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_of_the_cached_path_equal_those_made_in_parts(family: str) -> None:
     case = case_of(family)
