@@ -7,10 +7,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache
 
-from quietstar import QuietStarForCausalLM, ThoughtGrid
+from quietstar import QuietStarForCausalLM, ThoughtGrid, talk
 from quietstar.attention import BranchCache, DenseAttention
 from quietstar.base.trunk import Trunk
-from quietstar.talk import Branches, Talk, branch_embeds, finish_branches, mix_branches, mixed_states, split_branches
+from quietstar.talk import (
+    Branches,
+    Talk,
+    branch_embeds,
+    finish_branches,
+    mix_branches,
+    mixed_states,
+    n_parts,
+    split_branches,
+)
 from quietstar.think import Thinker
 from tests.plain_loop import mismatches, plain_loop
 from tests.tiny import random_thoughts, texts, tiny_model
@@ -116,3 +125,38 @@ def test_mixed_states_stand_where_a_thought_was_written(n_kept: int) -> None:
     expected[1, 3 - first] = said.mixed[0, 1, 0]
     expected[1, 4 - first] = said.mixed[0, 2, 0]
     assert torch.equal(states, expected)
+
+
+@pytest.mark.parametrize(
+    ("branches", "parts"),
+    [
+        ((100, 2, 11, 6), (12, 1)),  # twice as many as layers
+        ((5, 2, 11, 6), (5, 1)),  # a column each, short ones with all their passes
+        ((4, 4, 514, 6), (4, 3)),
+        ((1, 16, 514, 30), (1, 16)),
+        ((1, 16, 64, 30), (1, 4)),  # not less than 256 tokens
+        ((0, 2, 11, 6), (1, 1)),
+    ],
+)
+def test_branches_are_recomputed_in_as_many_parts(branches: tuple[int, ...], parts: tuple[int, int]) -> None:
+    assert n_parts(*branches, is_sharded=False) == parts
+    assert n_parts(*branches, is_sharded=True) == (talk.SHARDED_PARTS, 1)
+
+
+@pytest.mark.parametrize("n_passes", [1, 2, 3, 5])
+def test_parts_of_passes_are_the_whole(n_passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(n_ahead=5, n_ahead_talk=2, policy_weight=1.0).train()
+    inputs = texts(6, 4)
+    inputs["think_at"] = torch.tensor([[0, 0, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0]])
+    inputs["thoughts"] = random_thoughts(model, 2, 6, n_passes)
+    found = []
+    for least in (None, 1, 10**6):
+        if least is not None:
+            monkeypatch.setattr(talk, "TOKENS_AT_LEAST", least)
+            model.gradient_checkpointing_enable()
+        loss = model(**inputs, loss_only=True).loss
+        found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    assert n_parts(2, n_passes, 6, 2, False)[1] == 1
+    for other in found[1:]:
+        for ours, theirs in zip(other, found[0], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()) + 1e-6)

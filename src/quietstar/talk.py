@@ -4,7 +4,7 @@ Legend: B examples, Q last base tokens, P thoughts of each position, C columns o
 branch, K sampled tokens of a thought, M true tokens after each thought, D hidden size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,23 @@ from quietstar.think import Thinker, Thoughts
 
 SHARDED_PARTS = 4
 """parts in which branches are recomputed under gradient checkpointing where weights are sharded"""
+
+TOKENS_AT_LEAST = 256
+"""tokens of such a part of a few columns, below which their passes are not separated: tiny parts take longer"""
+
+
+def n_parts(n_columns: int, n_passes: int, branch_length: int, n_layers: int, is_sharded: bool) -> tuple[int, int]:
+    """Return into how many parts columns, and passes of each of them, are divided under gradient checkpointing.
+
+    There are up to twice as many parts as layers: what one part keeps in all layers while its gradient is computed is
+    half of what all branches keep in one layer, however deep the model. Where weights are sharded, each part gathers
+    all of them again, so that there are SHARDED_PARTS, on every process.
+    """
+    if is_sharded:
+        return SHARDED_PARTS, 1
+    of_columns = max(1, min(2 * n_layers, n_columns))
+    largest = -(-n_columns // of_columns) * n_passes * branch_length
+    return of_columns, max(1, min(n_passes, 2 * n_layers // of_columns, largest // TOKENS_AT_LEAST))
 
 
 @dataclass(slots=True)
@@ -96,23 +113,21 @@ def finish_branches(
 
 
 def branches_in_parts(thinker: Thinker, grid: ThoughtGrid, base: BasePass, thoughts: Tensor) -> Tensor:
-    """Return states [L, P, C, D] along whole branches, some columns at a time, each part recomputed for its gradient.
-
-    There are twice as many parts as layers: what one part keeps in all layers while its gradient is computed is half of
-    what all branches keep in one layer, however deep the model. Where weights are sharded, each part gathers all of
-    them again, so that there are SHARDED_PARTS, on every process.
-    """
-    trunk, cache = thinker.trunk, base.cache
+    """Return states [L, P, C, D] along whole branches, a part at a time (`n_parts`), recomputed for its gradient."""
+    trunk, cache, P = thinker.trunk, base.cache, grid.n_passes
     embeds = branch_embeds(thinker, grid, thoughts, base.embeds)
 
     def states(part: ThoughtGrid, rows: slice, embeds: Tensor) -> Tensor:
         return finish_branches(trunk, part, embeds, trunk.branch_cache(cache, part, rows))
 
-    n_parts = SHARDED_PARTS if trunk.is_sharded else min(2 * len(cache.layers), grid.n_columns)
-    parts = [
-        checkpoint(states, part, rows, embeds[:, :, columns], use_reentrant=False)
-        for columns, rows, part in grid.parts(n_parts)
-    ]
+    n, n_groups = n_parts(grid.n_columns, P, grid.branch_length, len(cache.layers), trunk.is_sharded)
+    parts = []
+    for columns, rows, part in grid.parts(n):
+        some = [
+            checkpoint(states, replace(part, n_passes=each.shape[1]), rows, each, use_reentrant=False)
+            for each in embeds[:, :, columns].tensor_split(n_groups, dim=1)
+        ]
+        parts.append(torch.cat(some, dim=1))
     if not parts:
         return embeds
     hidden, C = torch.cat(parts, dim=2), grid.n_columns

@@ -124,7 +124,7 @@ def _moments(shape: Shape, step: Step, numbers: Numbers, held: Held, kept: Kept,
             gradients=gradients + held.early_gradients + held.layer_gradients,
             optimizer=held.optimizer,
             text=text,
-            branches=sampled + flow + block_of_scores(shape, step, step.C, step.M + 1, device),
+            branches=sampled + flow + block_of_scores(shape, step, step.P * step.C, step.M + 1, device),
             head=0.0,
         ),
         _last_moment(shape, step, held, kept),
@@ -143,9 +143,9 @@ def _moments_in_parts(
     weights = held.weights + held.gathered + copies
     earlier = held.gradients + held.earlier_gradients
     gradients = earlier + held.early_gradients + held.layer_gradients
-    at_once = step.columns_at_once(n)
+    at_once = step.branches_at_once(n)
     sampled, block, block_kept = blocks_of_logits(shape, step, numbers, device)
-    part = at_once * step.P * step.L * (n * kept.layer + kept.rest)
+    part = at_once * step.L * (n * kept.layer + kept.rest)
     part_moves = gradients_of_keys(shape, kept, step.base_tokens) + block_of_scores(
         shape, step, at_once, step.L, device
     )
@@ -157,7 +157,7 @@ def _moments_in_parts(
             gradients=earlier,
             optimizer=held.optimizer,
             text=text,
-            branches=sampling + block_of_scores(shape, step, step.C, 1, device),
+            branches=sampling + block_of_scores(shape, step, step.P * step.C, 1, device),
             head=sampled,
         ),
         MemoryUse(
@@ -284,7 +284,7 @@ def blocks_of_logits(shape: Shape, step: Step, numbers: Numbers, device: str) ->
     return in_sampling, max(kept + block * beside + added, grown), kept
 
 
-def block_of_scores(shape: Shape, step: Step, n_columns: int, n_steps: int, device: str) -> float:
-    """Return the bytes of float32 scores of a block of columns and their gradients; see `attention.two_parts`."""
-    all_scores = shape.config.num_attention_heads * step.P * n_columns * n_steps * step.S
+def block_of_scores(shape: Shape, step: Step, n_branches: int, n_steps: int, device: str) -> float:
+    """Return the bytes of float32 scores of a block of branches and their gradients; see `attention.two_parts`."""
+    all_scores = shape.config.num_attention_heads * n_branches * n_steps * step.S
     return 2.0 * FLOAT * min(all_scores, SCORES_AT_ONCE.get(device, SCORES_AT_ONCE["cpu"]))

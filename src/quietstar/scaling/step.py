@@ -7,7 +7,8 @@ all sequences together, n layers, D hidden size, V vocabulary.
 from dataclasses import dataclass
 
 from quietstar.scaling.shape import Shape
-from quietstar.talk import SHARDED_PARTS
+from quietstar.talk import n_parts
+from quietstar.think import GRAPH_AT_MOST
 
 BACKWARD = 2.5
 """cost of attention's backward pass relative to its forward pass: scores are recomputed, then four products, not two"""
@@ -30,7 +31,7 @@ class Step:
     checkpointing: bool = False
     """gradient checkpointing"""
     sharded: bool = False
-    """whether weights are sharded over GPUs; branches are then recomputed in SHARDED_PARTS"""
+    """whether weights are sharded over GPUs"""
 
     @property
     def K(self) -> int:  # noqa: N802
@@ -71,7 +72,12 @@ class Step:
     @property
     def branch_tokens(self) -> int:
         """Branch tokens in forward passes with gradient."""
-        return self.whole_tokens if self.checkpointing else self.sampled_tokens + self.last_tokens
+        return self.whole_tokens if self.grows_whole else self.sampled_tokens + self.last_tokens
+
+    @property
+    def grows_whole(self) -> bool:
+        """Whether thoughts are sampled without gradient, and whole branches then grow with it."""
+        return self.checkpointing or self.K > GRAPH_AT_MOST
 
     @property
     def base_states(self) -> int:
@@ -90,14 +96,16 @@ class Step:
         return round(REINFORCED * self.P * self.C * self.K * max(self.S - self.M, 0) / (self.S - 1))
 
     def n_parts(self, n_layers: int) -> int:
-        """Return the number of parts of the columns under gradient checkpointing: up to two for each layer."""
+        """Return the number of parts of the branches under gradient checkpointing; see `quietstar.talk.n_parts`."""
         if self.C == 0 or not self.checkpointing:
             return 0
-        return SHARDED_PARTS if self.sharded else min(2 * n_layers, self.C)
+        of_columns, of_passes = n_parts(self.C, self.P, self.L, n_layers, self.sharded)
+        return of_columns * of_passes
 
-    def columns_at_once(self, n_layers: int) -> int:
-        """Return the number of columns of the largest part."""
-        return -(-self.C // max(1, self.n_parts(n_layers)))
+    def branches_at_once(self, n_layers: int) -> int:
+        """Return the number of branches of the largest part."""
+        of_columns, of_passes = n_parts(self.C, self.P, self.L, n_layers, self.sharded)
+        return -(-self.C // of_columns) * -(-self.P // of_passes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +131,7 @@ def flops(shape: Shape, step: Step) -> Flops:
 
     For each token, a matrix of m numbers takes 2 m in the forward pass, 2 m for the gradient of its input, and 2 m for
     its own gradient if it trains; with low-rank adapters only they train. Gradient checkpointing adds a second forward
-    pass over text and branches, and one over the sampling steps.
+    pass over text and branches, and one over the sampling steps, as long thoughts do.
     """
     forward = 2.0 * (shape.n_matrices + shape.n_adapters)
     once = 2 * forward + 2.0 * (shape.n_adapters or shape.n_matrices)
@@ -131,7 +139,7 @@ def flops(shape: Shape, step: Step) -> Flops:
     with_gradient = step.base_tokens + step.branch_tokens
     layers = with_gradient * (once + (again - 1) * forward)
     attention = attention_forward(shape, step) * (again + BACKWARD)
-    if step.checkpointing:
+    if step.grows_whole:
         layers += step.sampled_tokens * forward
         attention += attention_of_branches(shape, step, step.sampled_tokens, step.K)
     head = 2.0 * shape.n_table
