@@ -132,9 +132,9 @@ def test_mixed_states_stand_where_a_thought_was_written(n_kept: int) -> None:
     [
         ((100, 2, 11, 6), (12, 1)),  # twice as many as layers
         ((5, 2, 11, 6), (5, 1)),  # a column each, short ones with all their passes
-        ((4, 4, 514, 6), (4, 3)),
+        ((4, 4, 514, 6), (4, 4)),
         ((1, 16, 514, 30), (1, 16)),
-        ((1, 16, 64, 30), (1, 4)),  # not less than 256 tokens
+        ((1, 16, 64, 30), (1, 2)),  # not less than 512 tokens
         ((0, 2, 11, 6), (1, 1)),
     ],
 )

@@ -19,22 +19,22 @@ from quietstar.think import Thinker, Thoughts
 SHARDED_PARTS = 4
 """parts in which branches are recomputed under gradient checkpointing where weights are sharded"""
 
-TOKENS_AT_LEAST = 256
-"""tokens of such a part of a few columns, below which their passes are not separated: tiny parts take longer"""
+TOKENS_AT_LEAST = 512
+"""tokens of such a part, below which the passes of its columns stay together: tiny parts take longer"""
 
 
 def n_parts(n_columns: int, n_passes: int, branch_length: int, n_layers: int, is_sharded: bool) -> tuple[int, int]:
     """Return into how many parts columns, and passes of each of them, are divided under gradient checkpointing.
 
-    There are up to twice as many parts as layers: what one part keeps in all layers while its gradient is computed is
-    half of what all branches keep in one layer, however deep the model. Where weights are sharded, each part gathers
-    all of them again, so that there are SHARDED_PARTS, on every process.
+    There are up to twice as many parts of columns as layers: what one part keeps in all layers while its gradient is
+    computed is half of what all branches keep in one layer, however deep the model. Long branches are divided further.
+    Where weights are sharded, each part gathers all of them again, so that there are SHARDED_PARTS, on every process.
     """
     if is_sharded:
         return SHARDED_PARTS, 1
     of_columns = max(1, min(2 * n_layers, n_columns))
     largest = -(-n_columns // of_columns) * n_passes * branch_length
-    return of_columns, max(1, min(n_passes, 2 * n_layers // of_columns, largest // TOKENS_AT_LEAST))
+    return of_columns, max(1, min(n_passes, largest // TOKENS_AT_LEAST))
 
 
 @dataclass(slots=True)
