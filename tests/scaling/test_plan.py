@@ -72,3 +72,18 @@ def test_gradients_of_earlier_batches_take_memory():
         each = {"ZeRO-3": 4 / 8, "DDP": 4}.get(few.strategy.name, 2)
         more_bytes = more.moment.total - few.moment.total
         assert more_bytes == pytest.approx(each * one.shape.n_base, rel=0.3), few.strategy.name
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_a_moving_average_takes_memory_for_what_trains(lora, device):
+    """Four bytes for each weight that trains, on each GPU or a share of them, or on the host."""
+    pytest.importorskip("peft", reason="peft is not installed (extra: lora)")
+    args = PlanArguments(model=QWEN, gpus=4, lora=lora)
+    found = plan(args), plan(replace(args, reference="ema", ema_device=device))
+    n_trained = found[0].shape.n_trained
+    for without, beside in zip(found[0].ways, found[1].ways, strict=True):
+        size = 4 * n_trained / (4 if without.strategy.shards else 1)
+        on_host = without.strategy.offloads or device == "cpu"
+        assert beside.host - without.host == pytest.approx(size if on_host else 0)
+        assert beside.moment.optimizer - without.moment.optimizer == pytest.approx(0 if on_host else size)

@@ -12,6 +12,7 @@ from quietstar.runs.fields import option
 from quietstar.scaling.memory import Numbers
 from quietstar.scaling.shape import Shape
 from quietstar.scaling.step import Step
+from quietstar.training.arguments import check_reference
 
 MODEL = "model"
 METHOD = "method (arXiv 2403.09629)"
@@ -55,6 +56,8 @@ class PlanArguments:
     n_ahead_talk: int | None = option(None, "true tokens that each thought is rewarded for (default: 4)", METHOD)
     n_passes: int | None = option(None, "thoughts sampled for each position (default: 2)", METHOD)
     think_fraction: float = option(1.0, "fraction of the positions to think at", METHOD)
+    reference: str = option("self", "self, or ema for a moving average of the weights that train", METHOD)
+    ema_device: str | None = option(None, "cpu keeps the moving average there (default: where the model is)", METHOD)
 
     max_length: int = option(256, "tokens of a sequence", RECIPE)
     per_device_train_batch_size: int = option(1, "sequences in a batch on each device", RECIPE)
@@ -84,6 +87,7 @@ class PlanArguments:
                 raise SettingsError(f"{name} is {value}; give a number above 0")
         if not 0 <= self.think_fraction <= 1:
             raise SettingsError(f"think_fraction is {self.think_fraction}; give a share from 0 to 1")
+        check_reference(self.reference, self.ema_device)
         if self.dtype not in DTYPES:
             raise SettingsError(f"dtype is {self.dtype!r}; choose from {', '.join(DTYPES)}")
         if self.load_in_4bit and not self.lora:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from quietstar.scaling.arguments import PlanArguments
-from quietstar.scaling.memory import MemoryUse, highest
+from quietstar.scaling.memory import FLOAT, MemoryUse, highest
 from quietstar.scaling.shape import Shape, read_config, shape_of
 from quietstar.scaling.step import Flops, Step, flops
 from quietstar.scaling.strategies import Strategy, Traffic, held_by, strategies, traffic
@@ -125,6 +125,10 @@ def way_of(args: PlanArguments, shape: Shape, strategy: Strategy, checkpointing:
     step = replace(args.step(checkpointing), sharded=strategy.shards)
     accumulation = args.gradient_accumulation_steps
     held, host = held_by(shape, given, strategy, args.n_gpus, args.load_in_4bit, accumulation)
+    if args.reference == "ema":  # the moving average, in float32; it waits beside the optimizer's states
+        average = FLOAT * shape.n_trained / (args.n_gpus if strategy.shards else 1)
+        on_host = strategy.offloads or args.ema_device == "cpu"
+        held, host = (held, host + average) if on_host else (replace(held, optimizer=held.optimizer + average), host)
     moment = highest(shape, step, strategy.numbers(given), held)
     moved = traffic(shape, step, given, strategy, args.n_gpus, accumulation, args.load_in_4bit)
     arithmetic = Flops(**{name: value * accumulation for name, value in asdict(flops(shape, step)).items()})

@@ -234,15 +234,11 @@ class QuietStarTrainingArguments(TrainingArguments):
             self.accelerator_config.dispatch_batches = False  # Rows of different lengths cannot be dispatched as one.
 
     def _check_objective(self) -> None:
-        if self.reference not in REFERENCES:
-            raise SettingsError(f"reference is {shown(self.reference)}; choose from {', '.join(REFERENCES)}")
+        check_reference(self.reference, self.ema_device)
         if not 0 <= self.ema_decay <= 1:
             raise SettingsError(f"ema_decay is {self.ema_decay}; give a share from 0 to 1")
-        if self.ema_device not in (None, "cpu"):
-            raise SettingsError(f"ema_device is {shown(self.ema_device)}; give cpu, or leave it out")
-        if self.reference != "ema" and (self.kl_weight or self.ema_device):
-            needs = "ema_device is cpu" if self.ema_device else f"kl_weight is {self.kl_weight}"
-            raise SettingsError(f"{needs}, and there is no moving average; add --reference ema")
+        if self.reference != "ema" and self.kl_weight:
+            raise SettingsError(f"kl_weight is {self.kl_weight}, and there is no moving average; add --reference ema")
         if self.policy_epochs == 1 and self.clip_ratio is not None:
             raise SettingsError(
                 f"clip_ratio is {self.clip_ratio}, and policy_epochs 1: the first step of a set of thoughts is never "
@@ -272,6 +268,16 @@ class QuietStarTrainingArguments(TrainingArguments):
         """Return the settings of the method that were given, by their names in QuietStarConfig."""
         given = {name: getattr(self, name) for name in METHOD_SETTINGS}
         return {name: value for name, value in given.items() if value is not None}
+
+
+def check_reference(reference: str, ema_device: str | None) -> None:
+    """Raise SettingsError if there is no such reference, or its moving average cannot lie there."""
+    if reference not in REFERENCES:
+        raise SettingsError(f"reference is {shown(reference)}; choose from {', '.join(REFERENCES)}")
+    if ema_device not in (None, "cpu"):
+        raise SettingsError(f"ema_device is {shown(ema_device)}; give cpu, or leave it out")
+    if ema_device is not None and reference != "ema":
+        raise SettingsError("ema_device is cpu, and there is no moving average; add --reference ema")
 
 
 METHOD_SETTINGS = (
