@@ -50,16 +50,14 @@ class QuietStarTrainingArguments(TrainingArguments):
     n_passes: int | None = option(None, "thoughts sampled for each position in training (default: 2)", METHOD)
     mixing: str | None = option(
         None,
-        "head mixes the predictions without and with a thought; thought uses the one with it alone (default: head)",
+        "head mixes predictions without and with a thought; thought: only with (default: head)",
         METHOD,
     )
     think_fraction: float = option(
         1.0, "share of positions to think at, redrawn each step so that long texts fit", METHOD
     )
     think_tokens: int | None = option(None, "think at so many positions of each row instead of a share of them", METHOD)
-    think: str | None = option(
-        None, "think where a policy would, such as entropy:2.5 (docs/generation.md), or at a share of these", METHOD
-    )
+    think: str | None = option(None, "think where a policy would, such as entropy:2.5, or at a share of these", METHOD)
     thought_source: str | None = option(
         None,
         "what thoughts consist of: sampled, or a control: filler, random, copy (default: sampled)",
@@ -71,46 +69,40 @@ class QuietStarTrainingArguments(TrainingArguments):
     )
     reinforce_temperature: float | None = option(
         None,
-        "temperature of the log-probabilities in the policy loss (default: 1, as sampled; the paper's 3 makes thoughts "
-        "more certain whatever their rewards)",
+        "temperature of the log-probabilities in the policy loss (default: 1; the paper's is 3)",
         METHOD,
     )
     advantage: str | None = option(
         None,
-        "how the rewards of a position's thoughts are compared: positive (the paper's), centered, leave_one_out or "
-        "standardized (default: positive)",
+        "positive (the paper's, the default), centered, leave_one_out or standardized",
         METHOD,
     )
     reference: str = option(
         "self",
-        "whose prediction without a thought rewards compare with: self, or ema, a moving average of the weights",
+        "what rewards compare with: self, or ema, a moving average of the weights",
         METHOD,
     )
-    ema_decay: float = option(
-        0.999, "share of the moving average that stays in a step; 1 keeps the first weights", METHOD
-    )
+    ema_decay: float = option(0.999, "share of the moving average that a step leaves as it is", METHOD)
     ema_device: str | None = option(None, "cpu keeps the moving average there (default: where the model is)", METHOD)
-    kl_weight: float = option(
-        0.0, "weight in the policy loss of the thoughts' divergence from what the moving average would think", METHOD
-    )
+    kl_weight: float = option(0.0, "weight of the thoughts' divergence from those of the moving average", METHOD)
     policy_epochs: int = option(1, "steps that learn from one set of thoughts, on the same rows", METHOD)
     clip_ratio: float | None = option(
-        None, "how far such steps may move a thought token's probability: ratios beyond 1 +- this teach nothing", METHOD
+        None, "how far these steps may move a token's probability: a ratio of 1 +- this", METHOD
     )
     nll_weight: float | None = option(
         None, "weight of the nll beside the policy loss; 0 learns from rewards alone (default: 1)", METHOD
     )
     policy_weight: str | None = option(
         None,
-        "weight of the policy loss beside the nll: a number, or balanced:R, which makes its gradient R times as long "
-        "as the nll's (default: balanced:0.1; the paper's is 1e6, see recipes/quietstar.yaml)",
+        "weight of the policy loss beside the nll: a number, or balanced:R, for a gradient R times the nll's (default: "
+        "balanced:0.1; the paper's is 1e6)",
         METHOD,
     )
     base_loss_weight: float | None = option(
         None, "share of the base model's own nll in the loss; the talk loss has the rest (default: 0.5)", METHOD
     )
     initial_thought_text: str | None = option(
-        None, "start and end of a thought begin as the embedding of this text's first token (default: ---)", METHOD
+        None, "start and end of a thought begin as this text's first token (default: ---)", METHOD
     )
 
     learning_rate: float = option(1e-6, "peak learning rate of AdamW", RECIPE)
@@ -123,8 +115,7 @@ class QuietStarTrainingArguments(TrainingArguments):
     max_grad_norm: float = option(1.0, "gradient norm is clipped to this", RECIPE)
     clip_heads_apart: bool = option(
         True,
-        "clip the gradients of mixing head and thought embeddings apart from the model's: the embeddings are scaled by "
-        "100, and their gradients would otherwise set the length of every step",
+        "clip the gradients of mixing head and thought embeddings apart from the model's, which are far smaller",
         RECIPE,
     )
     max_steps: int = option(100, "optimizer steps; -1 trains for num_train_epochs instead", RECIPE)
@@ -142,18 +133,14 @@ class QuietStarTrainingArguments(TrainingArguments):
     eval_tasks: list[str] = option([], f"tasks to answer at every evaluation: {', '.join(TASKS)}", RUN)
     eval_data: list[str] = option([], "local files of --eval_tasks instead of the hub's, such as gsm8k=FILE", RUN)
     eval_limit: int | None = option(200, "items of each of --eval_tasks at most", RUN)
-    eval_report_rows: int = option(
-        0, "held-out rows in a report of thoughts that each evaluation writes into reports/; 0 writes none", RUN
-    )
+    eval_report_rows: int = option(0, "held-out rows in the report of thoughts of each evaluation; 0 writes none", RUN)
     logging_steps: float = option(10, "steps between lines of figures", RUN)
     save_steps: float = option(100, "steps between checkpoints", RUN)
     save_total_limit: int | None = option(1, "checkpoints to keep, the latest", RUN)
     dry_run: bool = option(
         False, "take three steps on full rows, report their memory and time, save nothing, and stop", RUN
     )
-    resume: bool = option(
-        False, "resume from the latest complete checkpoint in output_dir, bit by bit; begin if there is none", RUN
-    )
+    resume: bool = option(False, "resume bit by bit from output_dir's latest complete checkpoint, or begin", RUN)
     allow_changes: bool = option(False, "resume with other settings than the run had, as another run", RUN)
     max_bad_steps: int = option(
         5, "stop after this many skipped steps in a row: those whose loss or gradient is not finite", RUN

@@ -34,9 +34,7 @@ class ModelArguments:
         "bfloat16 (small updates are lost)",
         MODEL,
     )
-    attention_backend: str = option(
-        "auto", f"how branches attend: auto (the fastest that the model takes), {', '.join(BACKENDS)}", MODEL
-    )
+    attention_backend: str = option("auto", f"how branches attend: auto (the fastest), {', '.join(BACKENDS)}", MODEL)
     trust_remote_code: bool = option(False, "run code that lies beside the model on the hub", MODEL)
     load_in_4bit: bool = option(
         False, "keep the base model's frozen weights in 4 bits (QLoRA, arXiv 2305.14314), beside --lora", LORA

@@ -44,9 +44,7 @@ class DataArguments:
     template: str | None = option(None, r'text built from several columns, such as "Q: {question}\nA: {answer}"', TEXT)
     assistant_only_loss: bool = option(False, "train only on the assistant's tokens of conversations", TEXT)
     sample_by: str = option("line", "unit of text in a .txt file: line, paragraph or document", TEXT)
-    max_length: int = option(
-        256, "tokens of a sequence: a random window of longer texts; shorter ones are padded", TEXT
-    )
+    max_length: int = option(256, "tokens of a sequence: a random window of longer texts; others are padded", TEXT)
     packing: bool = option(False, "concatenate texts to full sequences instead of padding", TEXT)
     streaming: bool | None = option(None, "read data while training; default: yes for hub datasets, no for files", TEXT)
     shuffle_block: int = option(1000, "texts of a stream in a shuffle block; 1 keeps the order", TEXT)
