@@ -5,6 +5,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -199,12 +200,17 @@ def log_counts(train_dataset: TextWindows | StreamedTextWindows, eval_dataset: T
 _SKIPPED = "{:,} texts too short for one prediction were skipped"
 
 
+OF_THOUGHTS = """
+think_fraction think_tokens think n_ahead_min reference ema_device kl_weight policy_epochs clip_ratio eval_report_rows
+head_learning_rate
+"""
+"""arguments besides the method's settings that are about thoughts"""
+
+
 def turn_thoughts_off(args: QuietStarTrainingArguments) -> None:
     """Set arguments under which a thinking model learns exactly as its base model would."""
-    given = sorted(args.method_settings()) + ["think_fraction"] * (args.think_fraction != 1)
-    given += ["n_ahead_min"] * (args.n_ahead_min is not None)
-    given += ["eval_report_rows"] * (args.eval_report_rows > 0)
-    given += ["head_learning_rate"] * (args.head_learning_rate is not None)
+    others = {field.name: field.default for field in fields(args) if field.name in OF_THOUGHTS.split()}
+    given = sorted(args.method_settings()) + [name for name, value in others.items() if getattr(args, name) != value]
     if given:
         raise SettingsError(f"original trains without thoughts, but {', '.join(given)} was given; leave one out")
     args.think_fraction, args.base_loss_weight, args.n_ahead_talk, args.thoughts_shown = 0.0, 1.0, 1, 0
