@@ -10,19 +10,6 @@ from quietstar.demo.story import tell
 
 SWITCH = "--discover"
 
-
-def main(argv: list[str]) -> None:
-    """Parse the command line and run the demo, or the other one that `--discover` stands for."""
-    is_discovery = SWITCH in argv
-    options: Any = DiscoverArguments if is_discovery else DemoArguments
-    parser = make_parser("quietstar demo", DISCOVERY if is_discovery else STORY, options)
-    parser.add_argument(
-        SWITCH, action="store_true", help=f"can the reward find a thought? quietstar demo {SWITCH} --help"
-    )
-    (args,) = parse(parser, argv, options)
-    discover(args) if is_discovery else tell(args)
-
-
 STORY = (
     "A tiny base model learns a small language, Quiet-STaR teaches it to think, and a table shows how much better it "
     "answers with its thoughts. Every figure is measured in the run, on held-out problems."
@@ -32,3 +19,18 @@ DISCOVERY = (
     "lines spell out, and thoughts begin with something else. Arms with two advantages and without the policy loss "
     "start from the same base models; the share of right answers is measured over steps, on held-out problems."
 )
+
+
+def main(argv: list[str]) -> None:
+    """Parse the command line and run the demo, or with `--discover` the comparison of arms."""
+    is_discovery = SWITCH in argv
+    options: Any = DiscoverArguments if is_discovery else DemoArguments
+    parser = make_parser("quietstar demo", DISCOVERY if is_discovery else STORY, options)
+    parser.add_argument(
+        SWITCH, action="store_true", help=f"can the reward find a thought? quietstar demo {SWITCH} --help"
+    )
+    (args,) = parse(parser, argv, options)
+    if is_discovery:
+        discover(args)
+    else:
+        tell(args)

@@ -54,11 +54,12 @@ class Findings:
 def introduction(world: World, args: DiscoverArguments) -> str:
     """Return a description of the language and of what is asked."""
     short, spelled = (world.language.line(world.known[0], spelled=spelled) for spelled in (False, True))
-    parts = f"{len(world.known)} problems for pretraining, {len(world.fresh)} to think about, {len(world.held_out)}"
     return (
-        f"A line of the language:             [bold]{short}[/]  (start, two moves, the letter where they end)\n"
-        f"with its scratch letter spelled:    [bold]{spelled}[/]  (1 line of pretraining in {args.spelled_one_in})\n"
-        f"{parts} held out; a thought is one token, starts as {args.start_text} and ends as {args.end_text}"
+        f"A line of the language:       [bold]{short}[/]  (start, two moves, end)\n"
+        f"its scratch letter spelled:   [bold]{spelled}[/]  (1 line of pretraining in {args.spelled_one_in})\n"
+        f"{len(world.known)} problems for pretraining, {len(world.fresh)} to think about, "
+        f"{len(world.held_out)} held out\n"
+        f"A thought is one token; its start begins as {args.start_text}, its end as {args.end_text}"
     )
 
 

@@ -24,6 +24,9 @@ from quietstar.model import QuietStarForCausalLM
 from quietstar.reporting.tables import json_lines
 from quietstar.runs.folders import check_output_folder, claim, versions, write_whole
 
+MEASURED = ("step", "own_thoughts", "base_pass", "scratch_letters")
+"""what a curve has of a line of the diary"""
+
 
 def discover(args: DiscoverArguments, console: Console | None = None) -> dict[str, Any]:
     """Run all arms, show their figures, and write them and a picture to `args.output_dir`.
@@ -95,7 +98,9 @@ def one_seed(run: Run, found: Findings) -> None:
         with run.clock.time(arm):
             lines = one_arm(run, arm, copy.deepcopy(base_lm))
         found.diary += lines
-        found.curves.setdefault(arm, {})[seed] = [line for line in lines if "own_thoughts" in line]
+        found.curves.setdefault(arm, {})[seed] = [
+            {name: line[name] for name in MEASURED} for line in lines if "own_thoughts" in line
+        ]
 
 
 def one_arm(run: Run, arm: str, base_lm: PreTrainedModel) -> list[Line]:
