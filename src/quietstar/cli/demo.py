@@ -1,16 +1,36 @@
 """`quietstar demo`: the whole method in minutes, on a CPU."""
 
+from typing import Any
+
 from quietstar.cli.options import make_parser, parse
-from quietstar.demo.story import DemoArguments, tell
+from quietstar.demo.arguments import DemoArguments
+from quietstar.demo.discover.arguments import DiscoverArguments
+from quietstar.demo.discover.story import discover
+from quietstar.demo.story import tell
+
+SWITCH = "--discover"
+
+STORY = (
+    "A tiny base model learns a small language, Quiet-STaR teaches it to think, and a table shows how much better it "
+    "answers with its thoughts. Every figure is measured in the run, on held-out problems."
+)
+DISCOVERY = (
+    "Can the reward find a thought that pretraining has hardly shown? The language needs one scratch letter, which few "
+    "lines spell out, and thoughts begin with something else. Arms with two advantages and without the policy loss "
+    "start from the same base models; the share of right answers is measured over steps, on held-out problems."
+)
 
 
 def main(argv: list[str]) -> None:
-    """Parse the command line and run the demo."""
-    parser = make_parser(
-        "quietstar demo",
-        "A tiny base model learns a small language, Quiet-STaR teaches it to think, and a table shows how much "
-        "better it answers with its thoughts. Every figure is measured in the run, on held-out problems.",
-        DemoArguments,
+    """Parse the command line and run the demo, or with `--discover` the comparison of arms."""
+    is_discovery = SWITCH in argv
+    options: Any = DiscoverArguments if is_discovery else DemoArguments
+    parser = make_parser("quietstar demo", DISCOVERY if is_discovery else STORY, options)
+    parser.add_argument(
+        SWITCH, action="store_true", help=f"can the reward find a thought? quietstar demo {SWITCH} --help"
     )
-    (args,) = parse(parser, argv, DemoArguments)
-    tell(args)
+    (args,) = parse(parser, argv, options)
+    if is_discovery:
+        discover(args)
+    else:
+        tell(args)

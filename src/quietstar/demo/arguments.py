@@ -5,6 +5,7 @@ from typing import Any
 
 from quietstar.config import QuietStarConfig
 from quietstar.demo.language import DASH, N_STOPS
+from quietstar.demo.lessons import Course
 from quietstar.errors import SettingsError
 from quietstar.runs.fields import option
 
@@ -56,6 +57,26 @@ class DemoArguments:
         if not 0.01 <= self.held_out <= 0.9:
             raise SettingsError(f"held_out is {self.held_out}; give a fraction from 0.01 to 0.9")
         QuietStarConfig(**self.method_settings())
+
+    def language_course(self) -> Course:
+        """Return how the base model is trained."""
+        return Course(
+            output_dir=self.output_dir,
+            seed=self.seed,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+        )
+
+    def thought_course(self) -> Course:
+        """Return how it is then taught to think."""
+        return Course(
+            output_dir=self.output_dir,
+            seed=self.seed,
+            steps=self.thought_steps,
+            batch_size=self.thought_batch_size,
+            learning_rate=self.thought_learning_rate,
+        )
 
     def method_settings(self) -> dict[str, Any]:
         """Return the settings of the thinking model."""

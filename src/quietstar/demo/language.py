@@ -1,7 +1,8 @@
-"""The demo's language: walks over twelve letters, in which each of three moves is a permutation of the letters.
+"""The demo's language: walks over twelve letters, in which each move is a permutation of the letters.
 
-A line is a start letter, five moves and the letter where the walk ends, `cxzyyx=h`; or the same with its way, the
-stops between start and end, spelled out between dashes: `cxzyyx=~aekd~h`.
+A line is a start letter, moves and the letter where the walk ends, `cxzyyx=h`; or the same with its way, the stops
+between start and end, spelled out between dashes: `cxzyyx=~aekd~h`. By default there are three kinds of moves, and a
+walk has five.
 """
 
 import random
@@ -36,10 +37,10 @@ class Language:
     moves: Mapping[str, Mapping[str, str]]
 
     @classmethod
-    def sample(cls, seed: int) -> "Language":
+    def sample(cls, seed: int, moves: str = MOVES) -> "Language":
         """Return a language with random permutations, determined by the seed."""
         source = random.Random(f"moves {seed}")
-        return cls({move: dict(zip(LETTERS, source.sample(LETTERS, len(LETTERS)), strict=True)) for move in MOVES})
+        return cls({move: dict(zip(LETTERS, source.sample(LETTERS, len(LETTERS)), strict=True)) for move in moves})
 
     def walk(self, problem: str) -> str:
         """`cxzyyx` -> `aekdh`: the letter after each move."""
@@ -68,22 +69,24 @@ def question(problem: str) -> str:
     return problem + EQUALS
 
 
-def every_problem() -> list[str]:
-    """Return all combinations of a start letter and five moves."""
-    return ["".join(problem) for problem in product(LETTERS, *[MOVES] * N_MOVES)]
+def every_problem(moves: str = MOVES, n_moves: int = N_MOVES) -> list[str]:
+    """Return all combinations of a start letter and that many moves."""
+    return ["".join(problem) for problem in product(LETTERS, *[moves] * n_moves)]
 
 
-def split_problems(seed: int, held_out_share: float) -> tuple[list[str], list[str]]:
+def split_problems(
+    seed: int, held_out_share: float, moves: str = MOVES, n_moves: int = N_MOVES
+) -> tuple[list[str], list[str]]:
     """Shuffle all problems and split them into training and held-out problems."""
-    problems = every_problem()
+    problems = every_problem(moves, n_moves)
     random.Random(f"split {seed}").shuffle(problems)
     n_held_out = round(held_out_share * len(problems))
     return problems[n_held_out:], problems[:n_held_out]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(moves: str = MOVES) -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per character; its eos token is the end of a line."""
-    characters = [PADDING, END, *LETTERS, *MOVES, EQUALS, DASH]
+    characters = [PADDING, END, *LETTERS, *moves, EQUALS, DASH]
     tokenizer = Tokenizer(WordLevel({character: i for i, character in enumerate(characters)}, unk_token=PADDING))
     tokenizer.pre_tokenizer = Split(Regex("."), behavior="isolated")
     tokenizer.decoder = Fuse()

@@ -1,6 +1,6 @@
 """The demo's two trainings: a tiny base model learns the language, then Quiet-STaR teaches it to think."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import (
@@ -15,12 +15,11 @@ from transformers import (
     set_seed,
 )
 
-from quietstar.demo.arguments import DemoArguments
-from quietstar.demo.language import Language, Lines
+from quietstar.demo.language import Lines
 from quietstar.model import QuietStarForCausalLM
 from quietstar.training import QuietStarTrainer, QuietStarTrainingArguments, TextCollator
 
-SIZE = {
+SIZE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,
     "num_hidden_layers": 2,
@@ -31,39 +30,44 @@ SIZE = {
 """size of the base model: too shallow to compute five moves between a question and its answer"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How long and how fast to train."""
+
+    output_dir: str
+    seed: int
+    steps: int
+    batch_size: int
+    """lines in each step"""
+    learning_rate: float
+    """at its peak, after a tenth of the steps"""
+    schedule: str = "linear"
+    """how it moves from there, as transformers names it"""
+
+
 def learn_language(
-    args: DemoArguments,
-    language: Language,
-    problems: list[str],
+    course: Course,
+    lines: list[str],
     tokenizer: PreTrainedTokenizerFast,
     watch: TrainerCallback,
+    n_layers: int = SIZE["num_hidden_layers"],
 ) -> PreTrainedModel:
-    """Return a base model, trained on two lines per problem: one with its way spelled out, one without."""
-    set_seed(args.seed)
+    """Return a base model, trained on the lines."""
+    set_seed(course.seed)
     base_lm = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            **SIZE,
+            **SIZE | {"num_hidden_layers": n_layers},
         )
     )
-    if args.steps == 0:
+    if course.steps == 0:
         return base_lm
-    lines = [language.line(problem, spelled=spelled) for problem in problems for spelled in (True, False)]
     trainer = Trainer(
         model=base_lm,
-        args=TrainingArguments(
-            max_steps=args.steps,
-            per_device_train_batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
-            warmup_steps=0.1,
-            adam_beta2=0.98,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            **common_settings(args),
-        ),
+        args=TrainingArguments(adam_beta2=0.98, remove_unused_columns=False, **settings(course)),
         train_dataset=Lines(lines, tokenizer),
         data_collator=TextCollator(tokenizer.pad_token_id),
         callbacks=[watch],
@@ -73,50 +77,47 @@ def learn_language(
 
 
 def learn_to_think(
-    args: DemoArguments,
-    base_lm: PreTrainedModel,
-    language: Language,
-    problems: list[str],
+    course: Course,
+    model: QuietStarForCausalLM,
+    lines: list[str],
     tokenizer: PreTrainedTokenizerFast,
-    watch: Callable[[QuietStarForCausalLM], TrainerCallback],
-) -> QuietStarForCausalLM:
-    """Return a thinking model around the base model, trained on unspelled lines, thinking after every token.
-
-    `watch` returns a callback for the training of the model that it is given.
-    """
-    model = QuietStarForCausalLM.from_base(base_lm, tokenizer=tokenizer, **args.method_settings())
-    if args.thought_steps == 0:
-        return model
+    watch: TrainerCallback,
+    *,
+    clip_heads_apart: bool,
+) -> None:
+    """Train a thinking model on the lines, thinking after every token."""
+    if course.steps == 0:
+        return
     trainer = QuietStarTrainer(
         model=model,
         args=QuietStarTrainingArguments(
-            max_steps=args.thought_steps,
-            per_device_train_batch_size=args.thought_batch_size,
-            learning_rate=args.thought_learning_rate,
-            warmup_steps=0.1,
             gradient_accumulation_steps=1,
-            clip_heads_apart=False,  # the demo trains as the paper does
+            clip_heads_apart=clip_heads_apart,
             health_checks=False,  # they warn of the paper's policy weight, and the demo itself tells what comes of it
             eval_strategy="no",
-            **common_settings(args),
+            **settings(course),
         ),
-        train_dataset=Lines([language.line(problem, spelled=False) for problem in problems], tokenizer),
+        train_dataset=Lines(lines, tokenizer),
         processing_class=tokenizer,
-        callbacks=[watch(model)],
+        callbacks=[watch],
     )
     train(trainer)
-    return model
 
 
-def common_settings(args: DemoArguments) -> dict[str, Any]:
+def settings(course: Course) -> dict[str, Any]:
     """Return the arguments that both trainers share. A GPU would not make a model this small any faster."""
     return {
-        "output_dir": args.output_dir,
-        "lr_scheduler_type": "linear",
-        "seed": args.seed,
+        "output_dir": course.output_dir,
+        "max_steps": course.steps,
+        "per_device_train_batch_size": course.batch_size,
+        "learning_rate": course.learning_rate,
+        "warmup_steps": 0.1,
+        "lr_scheduler_type": course.schedule,
+        "seed": course.seed,
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": [],
+        "dataloader_pin_memory": False,
         "disable_tqdm": True,
         "use_cpu": True,
     }

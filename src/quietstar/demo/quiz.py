@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from quietstar.base.loading import evaluating
-from quietstar.demo.language import DASH, LETTERS, N_STOPS, Language, question
+from quietstar.demo.language import DASH, LETTERS, Language, question
 from quietstar.model import QuietStarForCausalLM
 from quietstar.reporting.interval import Share
 
@@ -68,7 +68,7 @@ class Quiz:
         """Let an ordinary language model continue after a dash, and take the letter where the answer belongs."""
         dash = self.tokenizer.convert_tokens_to_ids(DASH)
         prompts = torch.nn.functional.pad(self.questions, (0, 1), value=dash)
-        n_new = N_STOPS + len(DASH) + 1
+        n_new = len(self.ways[0]) + len(DASH) + 1
         with evaluating(base_lm):
             written = base_lm.generate(
                 prompts,

@@ -62,13 +62,16 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
     with silence(), one_thread(), progress_bar(console) as progress:
         with clock.time("base_model"):
             watch = Watch("base", diary, progress, "base model learns the language", args.steps)
-            base_lm = learn_language(args, language, problems, tokenizer, watch)
+            corpus = [language.line(problem, spelled=spelled) for problem in problems for spelled in (True, False)]
+            base_lm = learn_language(args.language_course(), corpus, tokenizer, watch)
         with clock.time("quiz"):
             figures["base"] = quiz.without_thoughts(base_lm).right
             figures["spelled_out"] = quiz.spelled_out(base_lm).right
 
-        def watch_thinking(model: QuietStarForCausalLM) -> Watch:
-            return Watch(
+        untouched = copy.deepcopy(base_lm)
+        model = QuietStarForCausalLM.from_base(base_lm, tokenizer=tokenizer, **args.method_settings())
+        with clock.time("quiet_star"):
+            watch = Watch(
                 "thoughts",
                 diary,
                 progress,
@@ -82,10 +85,9 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
                 every=MEASURE_EVERY,
                 shown=("held_out_own_thoughts", "{:.0%} right"),
             )
-
-        untouched = copy.deepcopy(base_lm)
-        with clock.time("quiet_star"):
-            model = learn_to_think(args, base_lm, language, problems, tokenizer, watch_thinking)
+            unspelled = [language.line(problem, spelled=False) for problem in problems]
+            # The heads' gradients are clipped with all others, as the paper does.
+            learn_to_think(args.thought_course(), model, unspelled, tokenizer, watch, clip_heads_apart=False)
         with clock.time("quiz"):
             random_thoughts = quiz.random_thoughts(model.config.n_thought_tokens, args.seed)
             own = quiz.with_thoughts(model)

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 Line = dict[str, Any]
-Measure = Callable[[], dict[str, float]]
+Measure = Callable[[], Line]
 
 
 def progress_bar(console: Console) -> Progress:

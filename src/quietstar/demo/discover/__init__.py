@@ -1,0 +1,1 @@
+"""`quietstar demo --discover`: can the reward find a thought that pretraining has hardly shown?"""
