@@ -58,19 +58,8 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
     def policy_loss(thought_logprob: Tensor, shares: Tensor) -> Tensor:
         return learn.policy_loss(thought_logprob, output.advantage, shares, rollout)
 
-    is_scored = is_real.any(-1, keepdim=True).expand_as(tokens)
-    if loss_only or not is_sampled:
-        is_scored = is_scored & _at_branches(grid, shares * ((output.advantage != 0) | (rollout.kl_weight != 0))).bool()
-    h_sampled, suppressed = predicted.said.branches.h_sampled, request.sampling.suppressed
-    sampled = Scored(h_sampled, tokens, is_scored, torch.zeros(()), config.reinforce_temperature, suppressed)
-    logprob = torch.zeros(tokens.shape, device=tokens.device)  # where the policy loss is linear, any will do
-    if rollout.bends:
-        with torch.no_grad():
-            logprob = masked_logprob(head, sampled)
-    token_weights = learn.token_weights(grid.scatter_columns(logprob), output.advantage, shares, rollout)
-    sampled = replace(sampled, weights=_at_branches(grid, token_weights))  # [P, C, K]
-
     # the policy loss: find the weight of each row, then score the sampled tokens with it
+    sampled = _sampled_tokens(output, predicted, request, shares, is_real.any(-1))
     policy_weight = PolicyWeight.parse(config.policy_weight if request.is_training else 0.0)
     if policy_weight.is_balanced:
         if eager is None:
@@ -98,6 +87,37 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
         output.drawn_logprob = rollout.drawn_logprob
     # a mixing weight that no loss uses is 0
     output.mixing_weight = output.mixing_weight * labels.talk[:, None]
+
+
+def _sampled_tokens(
+    output: QuietStarOutput, predicted: Predictions, request: Request, shares: Tensor, has_label: Tensor
+) -> Scored:
+    """Return the sampled tokens to score, with their weights in the policy loss.
+
+    Args:
+        output: with advantages.
+        predicted: states that the tokens were sampled from.
+        request: the config of the method, and what the policy loss compares with.
+        shares: [B, 1, S] of each token in the policy loss.
+        has_label: [P, C] where a label follows the thought.
+    """
+    grid, tokens, rollout = predicted.grid, predicted.thoughts.tokens, request.rollout
+    matters = _at_branches(grid, shares * ((output.advantage != 0) | (rollout.kl_weight != 0))).bool()
+    scores_all = not request.loss_only and request.config.thought_source == "sampled"
+    sampled = Scored(
+        predicted.said.branches.h_sampled,
+        tokens,
+        (has_label[..., None] & (matters | scores_all)).expand_as(tokens),
+        torch.zeros(()),
+        request.config.reinforce_temperature,
+        request.sampling.suppressed,
+    )
+    logprob = torch.zeros(tokens.shape, device=tokens.device)  # any will do, unless the policy loss bends
+    if rollout.bends:
+        with torch.no_grad():
+            logprob = masked_logprob(predicted.trunk.head, sampled)
+    weights = learn.token_weights(grid.scatter_columns(logprob), output.advantage, shares, rollout)
+    return replace(sampled, weights=_at_branches(grid, weights))
 
 
 def _score(head: LMHead, scored: Scored, eager: EagerGradients | None) -> tuple[Tensor, Any]:

@@ -97,7 +97,7 @@ def test_rewards_compare_with_the_first_weights_if_all_of_them_stay(tmp_path: Pa
         run = trained_once_more(tmp_path, ema_decay=1.0)
     model, batch = run.model, run.data_collator(rows(9, 6, seed=4))
     batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    run.parts.rollouts.begin_step([batch], 0, model, model)
+    run.parts.rollouts.score([batch], model, model)
     base_nll = untouched(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).base_nll
     torch.testing.assert_close(batch["rollout"].reference_nll, base_nll)
     output = model(**batch)
@@ -115,7 +115,7 @@ RESUMED = {
     "average": EMA,
     "divergence": EMA | dict(kl_weight=0.3),
     "policy epochs": dict(policy_epochs=3, clip_ratio=0.1),
-    "all": EMA | dict(kl_weight=0.3, policy_epochs=3, clip_ratio=0.1, think_fraction=0.5),
+    "all": EMA | dict(kl_weight=0.3, policy_epochs=3, clip_ratio=0.1, think="entropy:2.5", think_fraction=0.5),
 }
 
 

@@ -29,8 +29,12 @@ def seen_batches(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any)
     return seen
 
 
-def test_policy_epochs_learn_from_the_same_thoughts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, again, other, _ = seen_batches(tmp_path, monkeypatch, think_fraction=0.5, **EPOCHS)
+@pytest.mark.parametrize("policy", [False, True], ids=["drawn", "by a policy"])
+def test_policy_epochs_learn_from_the_same_thoughts(
+    policy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = dict(think="entropy:2.8") if policy else dict(think_fraction=0.5)
+    first, again, other, _ = seen_batches(tmp_path, monkeypatch, **where, **EPOCHS)
     for name in ("input_ids", "think_at"):
         assert torch.equal(first[0][name], again[0][name]), name
     for name in ("thoughts", "advantage", "drawn_logprob"):

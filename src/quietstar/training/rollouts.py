@@ -16,6 +16,9 @@ from quietstar.training.memory import Batch
 from quietstar.training.parts import Part
 from quietstar.training.reference import Reference
 
+OF_BATCH = ("thoughts", "think_at")
+"""what is a part of the batch itself"""
+
 
 class Rollouts(Part):
     """Gives each batch of a step its `rollout`, and its thoughts if these have been sampled before.
@@ -24,7 +27,8 @@ class Rollouts(Part):
     same thoughts and advantages. Without a reference and further epochs, batches are left as they are.
 
     Attributes:
-        earlier: of the step that thought: for each batch, or piece of one, its thoughts and the tensors of its rollout.
+        earlier: of the step that thought: for each batch, or piece of one, its thoughts, where they are, and the
+            tensors of its rollout.
     """
 
     def __init__(self, args: QuietStarTrainingArguments, reference: Reference) -> None:
@@ -32,42 +36,48 @@ class Rollouts(Part):
         self.earlier: list[dict[str, Tensor]] = []
         self.is_first_epoch = True
 
-    def begin_step(
-        self, batches: list[Batch], n_before: int, model: QuietStarForCausalLM, run: Callable[..., QuietStarOutput]
-    ) -> None:
-        """Give the batches of a step what they bring from before, where the model is.
+    def restore(self, batches: list[Batch], n_before: int) -> bool:
+        """Give the batches of a further policy epoch what the first one left; return False if this is a first one.
 
         Args:
-            batches: with labels, and think_at where thoughts are not everywhere.
+            batches: of the step, with labels.
             n_before: steps before it.
+        """
+        is_same = _n_rows(self.earlier, "thoughts") == _n_rows(batches, "labels")
+        self.is_first_epoch = n_before % self.n_epochs == 0 or not is_same
+        if self.is_first_epoch:
+            self.earlier = []
+            return False
+        for batch, found in zip(batches, _in_batches(self.earlier, batches), strict=True):
+            self._add(batch, found)
+        return True
+
+    def score(self, batches: list[Batch], model: QuietStarForCausalLM, run: Callable[..., QuietStarOutput]) -> None:
+        """Give the batches of a first policy epoch what the reference says.
+
+        Args:
+            batches: of the step, with labels, and think_at where thoughts are not everywhere.
             model: whose weights train.
             run: its forward pass, as the run's processes share it.
         """
-        if self.n_epochs == 1 and not self.reference.is_used:
+        if not self.reference.is_used:
+            for batch in batches if self.n_epochs > 1 else ():
+                self._add(batch, {})
             return
         for batch in batches:
             batch |= send_to_device(batch, self.args.device)
-        self.is_first_epoch = n_before % self.n_epochs == 0 or _n_rows(self.earlier, "thoughts") != _n_rows(
-            batches, "labels"
-        )
-        self.earlier = [] if self.is_first_epoch else self.earlier
-        for batch, found in zip(batches, self._found(batches, model, run), strict=True):
-            batch |= {"thoughts": found.pop("thoughts")} if "thoughts" in found else {}
-            batch["rollout"] = Rollout(clip_ratio=self.args.clip_ratio, kl_weight=self.args.kl_weight, **found)
-
-    def _found(
-        self, batches: list[Batch], model: QuietStarForCausalLM, run: Callable[..., QuietStarOutput]
-    ) -> list[dict[str, Tensor]]:
-        if not self.is_first_epoch:
-            return _in_batches(self.earlier, batches)
-        if not self.reference.is_used:
-            return [{} for _ in batches]
         model.train()  # As the pass that learns from these thoughts, which comes later, will have it.
         with torch.no_grad():
             thought = [self._think(batch, run) if self.args.kl_weight else {} for batch in batches]
             with evaluating(model), self.reference.in_place(model):
                 scored = [self._score(batch | found, run) for batch, found in zip(batches, thought, strict=True)]
-        return [{**found, **scores} for found, scores in zip(thought, scored, strict=True)]
+        for batch, found, scores in zip(batches, thought, scored, strict=True):
+            self._add(batch, found | scores)
+
+    def _add(self, batch: Batch, found: dict[str, Tensor]) -> None:
+        batch |= {name: found[name] for name in OF_BATCH if name in found}
+        rollout = {name: value for name, value in found.items() if name not in OF_BATCH}
+        batch["rollout"] = Rollout(clip_ratio=self.args.clip_ratio, kl_weight=self.args.kl_weight, **rollout)
 
     def _think(self, batch: Batch, run: Callable[..., QuietStarOutput]) -> dict[str, Tensor]:
         """Sample the thoughts that the reference is to score."""
@@ -90,6 +100,7 @@ class Rollouts(Part):
         if self.n_epochs == 1 or not self.is_first_epoch:
             return
         own = {"thoughts": output.thoughts, "logprob": output.thought_logprob.detach(), "advantage": output.advantage}
+        own |= {"think_at": batch["think_at"]} if "think_at" in batch else {}
         own |= {} if output.drawn_logprob is None else {"drawn_logprob": output.drawn_logprob}
         self.earlier = [*self.earlier, batch["rollout"].tensors() | own]
 

@@ -74,9 +74,10 @@ class RunParts(Parts):
         if not batches:
             return None
         args, config, step = self.args, model.config, n_before // self.args.policy_epochs
-        add_think_at(batches, args, step=step, rank=self.processes.rank, run=run)
         add_n_ahead(batches, args.n_ahead_min, config.n_ahead, seed=args.seed, step=step)
-        self.rollouts.begin_step(batches, n_before, model, run)
+        if not self.rollouts.restore(batches, n_before):
+            add_think_at(batches, args, step=step, rank=self.processes.rank, run=run)
+            self.rollouts.score(batches, model, run)
         self.guard.begin(batches, n_before + 1)
         self._before_step = self.snapshot()
         return count_labels(batches, config.n_ahead_talk, self.processes)
