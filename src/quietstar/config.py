@@ -46,6 +46,8 @@ class QuietStarConfig(PreTrainedConfig):
         thought_temperature: temperature at which thought tokens are sampled in training.
         reinforce_temperature: temperature of the log-probabilities in the policy loss. If it is above the temperature
             that thoughts are sampled at, training makes thoughts more certain whatever their rewards; below, less.
+        learn_to_end: a thought may end before its last token, which is learned with its tokens; n_ahead is then the most.
+        length_price: nats that a reward loses for each sampled token of its thought.
         advantage: what a thought's reward is compared with: `positive`, `centered`, `leave_one_out` or `standardized`;
             see `quietstar.learn.ADVANTAGES`.
         policy_weight: weight of the policy loss: a number, or `balanced:R`; see `quietstar.learn.PolicyWeight`.
@@ -79,6 +81,8 @@ class QuietStarConfig(PreTrainedConfig):
     filler_token_id: int | None = None
     thought_temperature: float = 1.0
     reinforce_temperature: float = 1.0
+    learn_to_end: bool = False
+    length_price: float = 0.0
     advantage: str = "positive"
     policy_weight: float | str = "balanced:0.1"
     nll_weight: float = 1.0
@@ -164,6 +168,10 @@ class QuietStarConfig(PreTrainedConfig):
         for name, kinds in {"mixing": MIXING, "thought_source": THOUGHT_SOURCES, "advantage": ADVANTAGES}.items():
             if getattr(self, name) not in tuple(kinds):
                 raise SettingsError(f"{name} is {shown(getattr(self, name))}; choose from {', '.join(kinds)}")
+        if not isinstance(self.learn_to_end, bool):
+            raise SettingsError(f"learn_to_end is {shown(self.learn_to_end)}; give true or false")
+        if not (is_number(self.length_price) and 0 <= self.length_price < math.inf):
+            raise SettingsError(f"length_price is {shown(self.length_price)}; give a number of at least 0")
         if self.n_passes == 1 and self.advantage in ("leave_one_out", "standardized"):
             raise SettingsError(
                 f"advantage is {self.advantage}, which compares the thoughts of a position, and n_passes is 1; give an "

@@ -1,5 +1,6 @@
 """The parameters that Quiet-STaR adds to a base model: a mixing head and two thought embeddings."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -69,6 +70,23 @@ class ThoughtEmbeddings(nn.Module):
         """Set both so that this vector [D] is fed."""
         for parameter in (self.start_embedding, self.end_embedding):
             parameter.copy_(vector.to(parameter) / self.scale)
+
+
+class EndHead(nn.Module):
+    """Whether a thought ends before its next token: a decision of its own, beside the vocabulary's distribution.
+
+    p_end = sigmoid(w . h + b); a fresh head ends a thought of at most K tokens as likely after each of them.
+    """
+
+    def __init__(self, hidden_size: int, n_thought_tokens: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.layer.weight)
+        nn.init.constant_(self.layer.bias, -math.log(max(n_thought_tokens, 1)))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the logit of p_end [...], in float32, of states [..., D]."""
+        return self.layer(hidden.to(self.layer.weight.dtype)).float().squeeze(-1)
 
 
 def mix(h_base: Tensor, h_thought: Tensor, weight: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from quietstar.base.untrusted import check_complete, loading
 from quietstar.config import SETTINGS, QuietStarConfig, check_checkpoint
 from quietstar.errors import SettingsError
 from quietstar.generation import ThinkingGeneration
-from quietstar.heads import MIXING, ThoughtEmbeddings
+from quietstar.heads import MIXING, EndHead, ThoughtEmbeddings
 from quietstar.journal import Journal
 from quietstar.learn import Counts, Rollout
 from quietstar.objective import fill_in_losses
@@ -50,7 +50,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
     accepts_loss_kwargs = False  # a plain Trainer then divides by the accumulated batches; ours overrides it
     _supports_sdpa = True
     _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012  (how transformers declares it)
-    _keep_in_fp32_modules_strict = ["mixing_head", "thought_embeddings", "lora_A", "lora_B"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["mixing_head", "end_head", "thought_embeddings", "lora_A", "lora_B"]  # noqa: RUF012
 
     def __init__(self, config: QuietStarConfig, base_lm: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -65,6 +65,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         if config.branch_adapters is not None:
             config.branch_adapters = lora.add_branch_adapters(base_lm, config.branch_adapters)
         self.mixing_head = MIXING[config.mixing](config.hidden_size)
+        self.end_head = EndHead(config.hidden_size, config.n_thought_tokens) if config.learn_to_end else None
         self.thought_embeddings = ThoughtEmbeddings(config.hidden_size, config.embedding_scale)
         self.attention = attention_backend(default_backend(base_lm), base_lm)
         self.post_init()
@@ -165,7 +166,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         All embedding look-ups through it share one gradient.
         """
         trunk, n_ahead = Trunk(self.base_lm, self.attention), self.config.resolve_n_ahead(n_ahead)
-        return Thinker.of(trunk, self.thought_embeddings, self.mixing_head, self.config, n_ahead)
+        return Thinker.of(trunk, self.thought_embeddings, self.mixing_head, self.config, n_ahead, self.end_head)
 
     @property
     def suppressed(self) -> Tensor | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from quietstar import learn
 from quietstar.base.logprob import EagerGradients, Scored, masked_logprob, squared_gradient
@@ -18,6 +19,7 @@ from quietstar.learn import PolicyWeight
 from quietstar.output import QuietStarOutput
 from quietstar.predict import Predictions
 from quietstar.request import Request
+from quietstar.think import ENDED
 
 
 def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Request) -> None:
@@ -50,6 +52,9 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
 
     reference_nll = output.base_nll if rollout.reference_nll is None else rollout.reference_nll
     output.reward = learn.reward(reference_nll, output.talk_nll, labels)
+    if config.length_price:
+        lengths = grid.scatter_columns(predicted.thoughts.lengths)
+        output.reward = output.reward - config.length_price * lengths * labels.talk.any(-1)[:, None]
     advantage = learn.advantage(output.reward, config.advantage) if rollout.advantage is None else rollout.advantage
     is_sampled = config.thought_source == "sampled"
     output.advantage = advantage * is_sampled
@@ -59,7 +64,8 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
         return learn.policy_loss(thought_logprob, output.advantage, shares, rollout)
 
     # the policy loss: find the weight of each row, then score the sampled tokens with it
-    sampled = _sampled_tokens(output, predicted, request, shares, is_real.any(-1))
+    ends = _end_logprob(predicted, config.reinforce_temperature, is_real.any(-1))
+    sampled = _sampled_tokens(output, predicted, request, shares, is_real.any(-1), ends)
     policy_weight = PolicyWeight.parse(config.policy_weight if request.is_training else 0.0)
     if policy_weight.is_balanced:
         if eager is None:
@@ -70,14 +76,16 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
         row_weights = torch.full((len(labels.base),), policy_weight.value, device=output.nll.device)  # [B]
     sampled = replace(sampled, weights=sampled.weights * row_weights[grid.rows][:, None])
     thought_logprob, sampled_squared = _score(head, sampled, eager)
-    output.thought_logprob = grid.scatter_columns(thought_logprob)
+    output.thought_logprob = grid.scatter_columns(thought_logprob + ends)
     output.policy_loss = policy_loss(output.thought_logprob, shares)
     weighted_policy_loss = policy_loss(output.thought_logprob, shares * row_weights[:, None, None])
     output.loss = nll_weight * output.nll + weighted_policy_loss if nll_weight else weighted_policy_loss
     if eager is not None:
         output.nll_gradient = base_squared.sum() + talk_squared.sum()
         output.policy_gradient = sampled_squared.sum()
-        output.loss = eager.attach(output.loss)
+        # what ends a thought has its gradient by itself
+        of_ends = weighted_policy_loss - weighted_policy_loss.detach() if ends.requires_grad else 0.0
+        output.loss = eager.attach(output.loss) + of_ends
     if not nll_weight and predicted.trunk.is_sharded:
         # FSDP2 gathers a layer's weights for a backward pass when a gradient reaches the layer's output
         output.loss = output.loss + 0 * predicted.h_base.float().sum()
@@ -90,7 +98,7 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
 
 
 def _sampled_tokens(
-    output: QuietStarOutput, predicted: Predictions, request: Request, shares: Tensor, has_label: Tensor
+    output: QuietStarOutput, predicted: Predictions, request: Request, shares: Tensor, has_label: Tensor, ends: Tensor
 ) -> Scored:
     """Return the sampled tokens to score, with their weights in the policy loss.
 
@@ -100,14 +108,15 @@ def _sampled_tokens(
         request: the config of the method, and what the policy loss compares with.
         shares: [B, 1, S] of each token in the policy loss.
         has_label: [P, C] where a label follows the thought.
+        ends: [P, C, K] log-probabilities of ending there, or of not ending.
     """
     grid, tokens, rollout = predicted.grid, predicted.thoughts.tokens, request.rollout
     matters = _at_branches(grid, shares * ((output.advantage != 0) | (rollout.kl_weight != 0))).bool()
     scores_all = not request.loss_only and request.config.thought_source == "sampled"
     sampled = Scored(
         predicted.said.branches.h_sampled,
-        tokens,
-        (has_label[..., None] & (matters | scores_all)).expand_as(tokens),
+        tokens.clamp(min=0),
+        has_label[..., None] & (matters | scores_all) & (tokens != ENDED),
         torch.zeros(()),
         request.config.reinforce_temperature,
         request.sampling.suppressed,
@@ -115,9 +124,22 @@ def _sampled_tokens(
     logprob = torch.zeros(tokens.shape, device=tokens.device)  # any will do, unless the policy loss bends
     if rollout.bends:
         with torch.no_grad():
-            logprob = masked_logprob(predicted.trunk.head, sampled)
+            logprob = masked_logprob(predicted.trunk.head, sampled) + ends
     weights = learn.token_weights(grid.scatter_columns(logprob), output.advantage, shares, rollout)
     return replace(sampled, weights=_at_branches(grid, weights))
+
+
+def _end_logprob(predicted: Predictions, temperature: float, has_label: Tensor) -> Tensor:
+    """Return [P, C, K]: log-probabilities of what was decided in each token's place: that the thought ends, or not.
+
+    They are 0 after its end, and everywhere if all thoughts have K tokens.
+    """
+    tokens, logit = predicted.thoughts.tokens, predicted.said.branches.end_logit
+    if logit is None:
+        return torch.zeros(tokens.shape, device=tokens.device)
+    place, n = torch.arange(tokens.shape[-1], device=tokens.device), predicted.thoughts.lengths[..., None]
+    logprob = logsigmoid(torch.where(place < n, -logit, logit) / temperature)
+    return torch.where((place <= n) & has_label[..., None], logprob, 0.0)
 
 
 def _score(head: LMHead, scored: Scored, eager: EagerGradients | None) -> tuple[Tensor, Any]:

@@ -14,7 +14,7 @@ from quietstar.attention import BranchCache
 from quietstar.base.trunk import BasePass, Trunk
 from quietstar.grid import ThoughtGrid
 from quietstar.heads import mix
-from quietstar.think import Thinker, Thoughts
+from quietstar.think import ENDED, Thinker, Thoughts
 
 SHARDED_PARTS = 4
 """parts in which branches are recomputed under gradient checkpointing where weights are sharded"""
@@ -45,6 +45,8 @@ class Branches:
     """[P, C, K, D]: h from which each thought token is drawn (start, then all thought tokens but the last)."""
     h_thought: Tensor
     """[P, C, M, D]: h_k, at the end token and the true tokens after it."""
+    end_logit: Tensor | None = None
+    """[P, C, K]: logit of ending the thought in place of each token; None if all have K tokens."""
 
 
 @dataclass(slots=True)
@@ -61,7 +63,9 @@ class Talk:
 def talk(thinker: Thinker, grid: ThoughtGrid, base: BasePass, thoughts: Thoughts) -> Talk:
     """Return the predictions after each thought, mixed with the base model's own; uses up the thoughts' cache."""
     hidden = grow_branches(thinker, grid, base, thoughts)
-    branches = split_branches(hidden, thoughts.tokens.shape[-1])
+    branches = split_branches(hidden, thoughts, grid.branch_length - (thinker.n_thought_tokens + 1))
+    if thinker.end_head is not None:
+        branches.end_logit = thinker.end_head(branches.h_sampled)
     return mix_branches(grid, thinker.mixing_head, base.h_base, branches)
 
 
@@ -90,6 +94,8 @@ def branch_embeds(
         n_grown: first steps to leave out because think has run them: 0 or K.
     """
     P, C, K = thoughts.shape
+    if n_grown == 0 and bool((thoughts == ENDED).any()):
+        return _ragged_embeds(thinker, grid, thoughts, base_embeds)
     ends = (thinker.embeddings.start, thinker.embeddings.end)
     start, end = (vector.to(base_embeds.dtype).expand(1, P, C, -1) for vector in ends)
     # the first n_grown steps are start and n_grown - 1 sampled tokens
@@ -97,6 +103,22 @@ def branch_embeds(
     n_true = grid.branch_length - (K + 2)
     truth = [grid.gather_columns(base_embeds, ahead).expand(1, P, -1, -1) for ahead in range(1, n_true + 1)]
     return torch.cat([start, sampled, end, *truth] if n_grown == 0 else [sampled, end, *truth])
+
+
+def _ragged_embeds(thinker: Thinker, grid: ThoughtGrid, thoughts: Tensor, base_embeds: Tensor) -> Tensor:
+    """Return embeddings [L, P, C, D] of branches whose thoughts end at different steps, zero after their last token."""
+    K, L = thoughts.shape[-1], grid.branch_length
+    step = torch.arange(L, device=thoughts.device)[:, None, None]
+    end_step = 1 + (thoughts != ENDED).sum(-1)  # [P, C]
+    start, end = (x.to(base_embeds.dtype) for x in (thinker.embeddings.start, thinker.embeddings.end))
+    sampled = thinker.trunk.embed(thoughts.clamp(min=0).permute(2, 0, 1))  # [K, P, C, D]
+    embeds = torch.cat([start.expand(1, *sampled.shape[1:]), sampled, sampled.new_zeros(L - K - 1, *sampled.shape[1:])])
+    embeds = torch.where((step < end_step)[..., None], embeds, 0.0)
+    embeds = torch.where((step == end_step)[..., None], end, embeds)
+    for ahead in range(1, L - K - 1):
+        truth = grid.gather_columns(base_embeds, ahead)
+        embeds = torch.where((step == end_step + ahead)[..., None], truth, embeds)
+    return embeds
 
 
 def finish_branches(
@@ -135,11 +157,14 @@ def branches_in_parts(thinker: Thinker, grid: ThoughtGrid, base: BasePass, thoug
     return hidden[:, :, :C] + 0 * hidden[:, :, C:].sum(dim=2, keepdim=True) if hidden.shape[2] > C else hidden
 
 
-def split_branches(hidden: Tensor, n_thought_tokens: int) -> Branches:
-    """Split states [L, P, C, D] of whole branches into those that sample (the first K) and those that predict."""
-    by_column = hidden.permute(1, 2, 0, 3)
-    K = n_thought_tokens
-    return Branches(h_sampled=by_column[..., :K, :], h_thought=by_column[..., K + 1 :, :])
+def split_branches(hidden: Tensor, thoughts: Thoughts, n_ahead_talk: int) -> Branches:
+    """Split states [L, P, C, D] of whole branches into those that sample (the first K) and those that predict (M)."""
+    by_column, K, M = hidden.permute(1, 2, 0, 3), thoughts.tokens.shape[-1], n_ahead_talk
+    h_sampled, h_thought = by_column[..., :K, :], by_column[..., K + 1 :, :]
+    if bool((thoughts.tokens == ENDED).any()):
+        at = thoughts.lengths[..., None] + 1 + torch.arange(M, device=hidden.device)  # [P, C, M]
+        h_thought = by_column.gather(2, at[..., None].expand(-1, -1, -1, hidden.shape[-1]))
+    return Branches(h_sampled=h_sampled, h_thought=h_thought)
 
 
 def mix_branches(grid: ThoughtGrid, mixing_head: nn.Module, h_base: Tensor, branches: Branches) -> Talk:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 from transformers.cache_utils import Cache
 
 from quietstar.attention import BranchCache
@@ -17,6 +18,9 @@ from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
 from quietstar.heads import ThoughtEmbeddings
 from quietstar.thought_source import ThoughtSource
+
+ENDED = -1
+"""in place of a token id, after the end of a thought"""
 
 GRAPH_AT_MOST = 16
 """most sampled tokens of a thought whose graph is kept from step to step; see benchmarks/long_thoughts.py"""
@@ -31,14 +35,22 @@ class Thinker:
     mixing_head: nn.Module
     """[..., D] without and with a thought -> mixing weights [..., 1]"""
     source: ThoughtSource
+    end_head: nn.Module | None = None
+    """[..., D] -> logit [...] of the end of a thought, in place of its next token; None if all have K tokens"""
 
     @classmethod
     def of(
-        cls, trunk: Trunk, embeddings: ThoughtEmbeddings, mixing_head: nn.Module, config: QuietStarConfig, n_ahead: int
+        cls,
+        trunk: Trunk,
+        embeddings: ThoughtEmbeddings,
+        mixing_head: nn.Module,
+        config: QuietStarConfig,
+        n_ahead: int,
+        end_head: nn.Module | None = None,
     ) -> "Thinker":
         """Return the thinker of a model with that config, for thoughts of n_ahead tokens."""
         source = ThoughtSource(config.thought_source, n_ahead - 2, config.vocab_size, config.filler_token_id)
-        return cls(trunk, embeddings, mixing_head, source)
+        return cls(trunk, embeddings, mixing_head, source, end_head)
 
     @property
     def n_thought_tokens(self) -> int:
@@ -68,6 +80,18 @@ class Sampling:
         """Return tokens and their log-probabilities, [n, n_samples] each, sampled at states [n, D]."""
         return sample(trunk.head, states, self.temperature, self.suppressed, self.generator, n_samples, self.top_p)
 
+    def end(self, logit: Tensor) -> tuple[Tensor, Tensor]:
+        """Decide whether thoughts end, by the logit [...] of that.
+
+        Return the decisions [...], and the log-probability of each; 0 at temperature 0, which takes the likelier one.
+        """
+        if self.temperature == 0:
+            return logit > 0, torch.zeros_like(logit)
+        logit = logit / self.temperature
+        uniform = torch.rand(logit.shape, generator=self.generator, device=logit.device)
+        ends = uniform < logit.sigmoid()
+        return ends, logsigmoid(torch.where(ends, logit, -logit))
+
 
 def check_sampling(thought_temperature: float | None, thought_top_p: float | None) -> None:
     """Raise SettingsError for an invalid temperature or top-p of thoughts."""
@@ -82,7 +106,7 @@ class Thoughts:
     """Thoughts, and the states and cache from which `talk` continues."""
 
     tokens: Tensor
-    """[P, C, K]"""
+    """[P, C, K]; -1 after the end of a thought"""
     logprob: Tensor | None = None
     """[P, C, K]: log-probabilities under the distribution that the tokens were sampled from; None if greedy"""
     hidden: Tensor | None = None
@@ -90,19 +114,24 @@ class Thoughts:
     cache: BranchCache | None = None
     """keys and values of the base pass and of the steps in `hidden`"""
 
+    @property
+    def lengths(self) -> Tensor:
+        """[P, C]: sampled tokens of each thought."""
+        return (self.tokens != ENDED).sum(-1)
+
 
 def think(thinker: Thinker, grid: ThoughtGrid, text: Text, sampling: Sampling) -> Thoughts:
     """Write a thought of K tokens at every column, one token of all columns at a time.
 
     The base pass has read the text into its cache. The graph of short thoughts is kept, for `talk` to continue; each
-    of their steps has a graph of its own over all keys before it. Long ones, and those under gradient checkpointing,
-    are sampled without gradient and keep no states: `talk` grows the branches in one pass.
+    of their steps has a graph of its own over all keys before it. Long ones, those that may end early, and those under
+    gradient checkpointing are sampled without gradient and keep no states: `talk` grows the branches in one pass.
     """
     if not thinker.source.is_sampled:
         where = (grid.rows, grid.columns, grid.n_passes)
         return Thoughts(thinker.source.write(text, *where, sampling.suppressed, sampling.generator))
     is_long = torch.is_grad_enabled() and thinker.n_thought_tokens > GRAPH_AT_MOST
-    if not (is_long or thinker.trunk.grows_in_parts):
+    if not (is_long or thinker.trunk.grows_in_parts or thinker.end_head is not None):
         return _write(thinker, grid, text.cache, sampling)
     with torch.no_grad():
         thoughts = _write(thinker, grid, text.cache, sampling)
@@ -115,6 +144,7 @@ def _write(thinker: Thinker, grid: ThoughtGrid, base_cache: Cache, sampling: Sam
     cache = trunk.branch_cache(base_cache, replace(grid, n_passes=1) if K else grid, room=room)
     embeds = thinker.embeddings.start.to(trunk.dtype).expand(1, 1, C, -1)
     tokens, logprob, hidden = [], [], [embeds.new_zeros(0, P, C, embeds.shape[-1])]
+    has_ended = torch.zeros(P, C, dtype=torch.bool, device=embeds.device)
     for step in range(K):
         is_start = step == 0  # the same token in every pass: it goes through the trunk once
         one_or_all = replace(grid, n_passes=1) if is_start else grid
@@ -124,9 +154,19 @@ def _write(thinker: Thinker, grid: ThoughtGrid, base_cache: Cache, sampling: Sam
             cache.repeat(P)
             states, sampled = states.expand(-1, P, -1, -1), (sampled[0].T, sampled[1].T)
         hidden.append(states)
-        tokens.append(sampled[0].reshape(P, C))
-        logprob.append(sampled[1].reshape(P, C))
-        embeds = trunk.embed(tokens[-1])[None]
+        token, of_token = (each.reshape(P, C) for each in sampled)
+        if thinker.end_head is not None:
+            ends, of_end = sampling.end(thinker.end_head(states[0]))
+            of_token = torch.where(ends, of_end, of_token + of_end).masked_fill(has_ended, 0.0)
+            has_ended = has_ended | ends
+            token = token.masked_fill(has_ended, ENDED)
+        tokens.append(token)
+        logprob.append(of_token)
+        embeds = trunk.embed(token.clamp(min=0))[None]
+        if step + 1 < K and not trunk.is_sharded and thinker.end_head is not None and has_ended.all():
+            tokens += [torch.full_like(token, ENDED)] * (K - step - 1)
+            logprob += [torch.zeros_like(of_token)] * (K - step - 1)
+            break
     if K == 0:
         all_tokens, all_logprob = grid.columns.new_zeros(P, C, 0), embeds.new_zeros(P, C, 0)
     else:

@@ -12,7 +12,8 @@ from quietstar.model import QuietStarForCausalLM
 
 def added_parameters(model: QuietStarForCausalLM) -> list[nn.Parameter]:
     """Return the parameters of the mixing head and of the thought embeddings."""
-    return [*model.mixing_head.parameters(), *model.thought_embeddings.parameters()]
+    heads = [model.mixing_head, model.thought_embeddings, *([] if model.end_head is None else [model.end_head])]
+    return [parameter for head in heads for parameter in head.parameters()]
 
 
 def give_own_rate(
