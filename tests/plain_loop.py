@@ -71,7 +71,7 @@ def plain_loop(
     thoughts: Tensor,
     n_ahead_talk: int,
 ) -> Plain:
-    """Think, talk and learn with given thoughts [B, P, S, K]; a row's real tokens must stand together."""
+    """Think, talk and learn with given thoughts [B, P, S, K], -1 after an end; a row's real tokens stand together."""
     base_lm, config = model.base_lm, model.config
     embed = base_lm.get_input_embeddings()
     start = config.embedding_scale * model.thought_embeddings.start_embedding[None]
@@ -83,6 +83,8 @@ def plain_loop(
     talk_nll: dict[tuple, Tensor] = {}
     weights: dict[tuple, Tensor] = {}
     logprob: dict[tuple, Tensor] = {}
+    end_logit: dict[tuple, Tensor] = {}
+    written = {index: [token for token in thoughts[index].tolist() if token >= 0] for index in _indices((B, P, S))}
     for b in range(B):
         real = attention_mask[b].nonzero().flatten().tolist()
         assert real == list(range(real[0], real[0] + len(real)))
@@ -92,10 +94,14 @@ def plain_loop(
         for p in range(P):
             for n, i in enumerate(real):
                 truth = words[n + 1 : n + M]
-                thought = embed(thoughts[b, p, i])
+                thought = embed(torch.tensor(written[b, p, i], dtype=torch.long))
+                length = len(thought)
                 branch = states(base_lm, torch.cat([words[: n + 1], start, thought, end, truth]))[n + 1 :]
-                said |= {("sampling", p, n, j): branch[j] for j in range(K)}
-                h_thought = branch[K + 1 :]  # the end token is the first to predict
+                said |= {("sampling", p, n, j): branch[j] for j in range(length)}
+                if model.end_head is not None:
+                    layer = model.end_head.layer
+                    end_logit |= {(b, p, i, j): branch[j] @ layer.weight[0] + layer.bias[0] for j in range(length + 1)}
+                h_thought = branch[length + 1 :]  # the end token is the first to predict
                 without = h_base[n : n + len(h_thought)]
                 w = mixing_weight(model, without, h_thought)
                 mixed = (1 - w) * without + w * h_thought
@@ -114,9 +120,17 @@ def plain_loop(
                 for k in range(M):
                     if label(n + 1 + k) != -100:
                         talk_nll[b, p, i, k] = -said["mixed", p, n, k].log_softmax(-1)[label(n + 1 + k)]
-                for j in range(K if (b, p, i) in {index[:3] for index in talk_nll} else 0):
+                if (b, p, i) not in {index[:3] for index in talk_nll}:
+                    continue
+                for j, token in enumerate(written[b, p, i]):
                     over = (said["sampling", p, n, j] / config.reinforce_temperature).log_softmax(-1)
-                    logprob[b, p, i, j] = over[thoughts[b, p, i, j]]
+                    logprob[b, p, i, j] = over[token]
+                if model.end_head is not None:
+                    length = len(written[b, p, i])
+                    for j in range(min(length + 1, K)):
+                        p_end = torch.sigmoid(end_logit[b, p, i, j] / config.reinforce_temperature)
+                        decided = p_end.log() if j == length else (1 - p_end).log()
+                        logprob[b, p, i, j] = logprob.get((b, p, i, j), 0.0) + decided
     weights = {index: weights[index] for index in talk_nll}
 
     reward, advantage = torch.zeros(B, P, S), torch.zeros(B, P, S)
@@ -129,13 +143,15 @@ def plain_loop(
                     for k in range(M)
                     if (b, p, i, k) in talk_nll
                 )
+                - config.length_price * len(written[b, p, i]) * ((b, p, i, 0) in talk_nll)
                 for p in range(P)
             ]
             for p in range(P):
                 reward[b, p, i] = gains[p]
                 advantage[b, p, i] = max(0.0, gains[p] - (sum(gains) / P if P > 1 else 0.0))
                 if all((b, p, i, k) in talk_nll for k in range(M)):
-                    policy_terms += [-advantage[b, p, i] * logprob[b, p, i, j] for j in range(K)]
+                    nothing = torch.zeros(())
+                    policy_terms += [-advantage[b, p, i] * logprob.get((b, p, i, j), nothing) for j in range(K)]
     talk_means = [
         torch.stack([value for key, value in talk_nll.items() if key[-1] == k]).mean()
         for k in range(M)
@@ -203,6 +219,8 @@ def greedy_thought(model: QuietStarForCausalLM, tokens: Tensor) -> list[int]:
     start = model.config.embedding_scale * model.thought_embeddings.start_embedding[None]
     sequence, thought = torch.cat([embed(tokens), start]), []
     for _ in range(model.config.n_ahead - 2):
+        if model.end_head is not None and float(model.end_head(states(model.base_lm, sequence)[-1])) > 0:
+            break
         thought.append(int(own_logits(model.base_lm, states(model.base_lm, sequence)[-1:]).argmax()))
         sequence = torch.cat([sequence, embed(torch.tensor(thought[-1:]))])
     return thought

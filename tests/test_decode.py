@@ -48,6 +48,21 @@ def replayed(model: QuietStarForCausalLM, inputs: dict[str, Tensor], found: Any)
     )
 
 
+@pytest.mark.parametrize("n_ahead", [3, 6])
+@pytest.mark.parametrize("how", [{}, {"do_sample": True}, {"num_beams": 2}, {"thought_temperature": 1.0}], ids=str)
+@pytest.mark.parametrize("family", ASKED)
+def test_thoughts_that_end_early_are_decoded_as_over_a_grid(family: str, how: dict[str, Any], n_ahead: int) -> None:
+    """Rows end at different steps; one that has ended is read no further."""
+    model, inputs = tiny_model(family, n_ahead=n_ahead, learn_to_end=True), prompts(7, 3, 9)
+    torch.manual_seed(0)
+    found = model.generate(**inputs, **FREE | {"do_sample": False} | how, max_new_tokens=6)
+    lengths = (found.thoughts.tokens >= 0).sum(-1)
+    assert n_ahead == 3 or len(lengths.unique()) > 1
+    assert ((found.thoughts.tokens >= 0) == (torch.arange(n_ahead - 2) < lengths[..., None])).all()
+    if "num_beams" not in how:
+        assert replayed(model, inputs, found) < 1
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_train_and_inference_think_the_same_thought(family: str) -> None:
     """What `generate` predicted equals what the grid predicts with the same thoughts, in one pass over the text."""

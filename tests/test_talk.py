@@ -20,7 +20,7 @@ from quietstar.talk import (
     n_parts,
     split_branches,
 )
-from quietstar.think import Thinker
+from quietstar.think import Thinker, Thoughts
 from tests.plain_loop import mismatches, plain_loop
 from tests.tiny import random_thoughts, texts, tiny_model
 
@@ -36,6 +36,44 @@ def test_every_shape_of_thought_equals_the_plain_loop(
     with torch.no_grad():
         plain = plain_loop(model, **inputs, n_ahead_talk=n_ahead_talk)
         assert mismatches(model(**inputs), plain, inputs["attention_mask"]) == {}
+
+
+@st.composite
+def thoughts_that_end(draw: st.DrawFn, P: int, S: int, K: int) -> Tensor:
+    """[2, P, S, K]: any length, from none to K tokens."""
+    lengths = torch.tensor(draw(st.lists(st.integers(0, K), min_size=2 * P * S, max_size=2 * P * S)))
+    tokens = torch.randint(3, 61, (2 * P * S, K), generator=torch.Generator().manual_seed(draw(st.integers(0, 9))))
+    return tokens.masked_fill(torch.arange(K) >= lengths[:, None], -1).view(2, P, S, K)
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 6), st.integers(1, 3), st.integers(1, 3), st.booleans(), st.booleans(), st.data())
+def test_thoughts_of_unequal_length_equal_the_plain_loop(
+    n_ahead: int, n_ahead_talk: int, n_passes: int, learns: bool, in_parts: bool, data: st.DataObject
+) -> None:
+    """Given ones, for a model that ends them itself, at a price for each token, and for one that does not."""
+    how = dict(learn_to_end=True, length_price=0.3) if learns else {}
+    model = tiny_model(n_ahead=n_ahead, n_ahead_talk=n_ahead_talk, policy_weight=1.0, **how).train(in_parts)
+    if in_parts:
+        model.gradient_checkpointing_enable()
+    inputs = texts(5, 3)
+    inputs["thoughts"] = data.draw(thoughts_that_end(n_passes, 5, n_ahead - 2))
+    plain = plain_loop(model, **inputs, n_ahead_talk=n_ahead_talk)
+    output = model(**inputs)
+    assert mismatches(output, plain, inputs["attention_mask"]) == {}
+    expected, found = (
+        torch.autograd.grad(each.nll + each.policy_loss, list(model.parameters()), allow_unused=True)
+        for each in (plain, output)
+    )
+    if model.training:
+        eager = model(**inputs, loss_only=True)
+        torch.testing.assert_close(eager.loss, output.loss)
+        found = torch.autograd.grad(eager.loss, list(model.parameters()), allow_unused=True)
+    for (name, _), ours, theirs in zip(model.named_parameters(), found, expected, strict=True):
+        size = 0.0 if theirs is None else float(theirs.abs().max())
+        zero = torch.zeros(())
+        difference = float(((zero if ours is None else ours) - (zero if theirs is None else theirs)).abs().max())
+        assert difference <= 1e-3 * size + 1e-4, name
 
 
 def grown(n_ahead_talk: int = 3) -> tuple:
@@ -68,7 +106,7 @@ def test_a_branch_is_start_thought_end_and_true_tokens() -> None:
 def test_states_that_sample_and_states_that_predict() -> None:
     """Start and all thought tokens but the last draw; the last draws nothing; end and true tokens predict."""
     hidden = torch.arange(6.0).reshape(6, 1, 1, 1)
-    branches = split_branches(hidden, n_thought_tokens=2)
+    branches = split_branches(hidden, Thoughts(torch.zeros(1, 1, 2)), n_ahead_talk=3)
     assert branches.h_sampled.flatten().tolist() == [0, 1]
     assert branches.h_thought.flatten().tolist() == [3, 4, 5]
 

@@ -118,6 +118,8 @@ _MADE: dict[str, QuietStarForCausalLM] = {}
 def make_thoughtful(model: QuietStarForCausalLM, seed: int = 0) -> None:
     """Give a fresh model a random mixing head and random thought embeddings, as loud as the rest."""
     loud(model.mixing_head, seed + 1)
+    if model.end_head is not None:
+        loud(model.end_head, seed + 3)
     generator = torch.Generator().manual_seed(seed + 2)
     with torch.no_grad():
         for parameter in model.thought_embeddings.parameters():

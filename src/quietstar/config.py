@@ -46,7 +46,7 @@ class QuietStarConfig(PreTrainedConfig):
         thought_temperature: temperature at which thought tokens are sampled in training.
         reinforce_temperature: temperature of the log-probabilities in the policy loss. If it is above the temperature
             that thoughts are sampled at, training makes thoughts more certain whatever their rewards; below, less.
-        learn_to_end: a thought may end before its last token, which is learned with its tokens; n_ahead is then the most.
+        learn_to_end: a thought may end early, which is learned with its tokens; n_ahead is then the most that it has.
         length_price: nats that a reward loses for each sampled token of its thought.
         advantage: what a thought's reward is compared with: `positive`, `centered`, `leave_one_out` or `standardized`;
             see `quietstar.learn.ADVANTAGES`.

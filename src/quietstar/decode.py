@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from quietstar.attention.fork import ForkedCache
 from quietstar.base.trunk import Text
 from quietstar.policy import Decision
-from quietstar.think import Sampling, Thinker
+from quietstar.think import ENDED, Sampling, Thinker
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class Decoded:
     decision: Decision
     """[B], of the policy"""
     thoughts: Tensor
-    """[R, K]"""
+    """[R, K]; -1 after the end of a thought"""
     h_thought: Tensor
     """[R, D]: state at the end token."""
 
@@ -102,10 +102,34 @@ def decode(
             fork.select(rows)
             hidden, mask, positions, opening, end = (each[rows] for each in (hidden, mask, positions, opening, end))
         state = hidden[:, -1] if start_in_first_pass else read(opening, n_opening)[:, -1]
+        h_thought = torch.zeros_like(state)
+        live = torch.arange(len(rows), device=rows.device)  # rows that are still read
+        has_ended = torch.zeros_like(live, dtype=torch.bool)
         for k in range(K):
             if source.is_sampled:
-                thoughts[:, k] = sampling.sample(trunk, state)[0].squeeze(1)
-            token = trunk.embed(thoughts[:, k])[:, None]
-            is_last = k == K - 1
-            state = read(torch.cat([token, end], dim=1) if is_last else token, k + 2 + is_last)[:, -1]
-        return Decoded(h_base, rows, decision, thoughts, state)
+                thoughts[live, k] = sampling.sample(trunk, state)[0].squeeze(1)
+            token, is_last = trunk.embed(thoughts[live, k])[:, None], k == K - 1
+            stops = has_ended
+            if thinker.end_head is not None:
+                decided, _ = sampling.end(thinker.end_head(state))
+                stops = decided & ~has_ended
+                token = torch.where(stops[:, None, None], end, token)
+                thoughts[live[stops | has_ended], k:] = ENDED
+            states = read(torch.cat([token, end], dim=1) if is_last else token, k + 2 + is_last)
+            state = states[:, -1]
+            if thinker.end_head is None:
+                continue
+            h_thought[live[stops]] = states[stops, 0]
+            has_ended = has_ended | stops
+            if is_last:
+                h_thought[live[~has_ended]] = state[~has_ended]
+            elif stops.any() and not trunk.is_sharded:  # processes that share weights make the same passes
+                some = (~has_ended).nonzero().flatten()
+                if len(some) == 0:
+                    break
+                fork.select(some)
+                live, state, mask, positions, end = (each[some] for each in (live, state, mask, positions, end))
+                has_ended = has_ended[some]
+        if thinker.end_head is None or K == 0:
+            h_thought = state
+        return Decoded(h_base, rows, decision, thoughts, h_thought)

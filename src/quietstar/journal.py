@@ -85,7 +85,7 @@ class GeneratedThoughts:
         return TokenThought(
             thought=thought,
             reason=self.reason[n][t],
-            tokens=self.tokens[n, t].tolist() if thought else [],
+            tokens=[token for token in self.tokens[n, t].tolist() if token >= 0] if thought else [],
             mixing_weight=float(self.mixing_weight[n, t]),
             base=likeliest(self.base),
             thought_alone=likeliest(self.thought_alone) if thought else [],

@@ -120,6 +120,11 @@ class Thoughts:
         return (self.tokens != ENDED).sum(-1)
 
 
+def tokens_of(thoughts: Tensor) -> list[list[int]]:
+    """Return the tokens of each of n thoughts [n, K], up to its end."""
+    return [[token for token in thought if token != ENDED] for thought in thoughts.tolist()]
+
+
 def think(thinker: Thinker, grid: ThoughtGrid, text: Text, sampling: Sampling) -> Thoughts:
     """Write a thought of K tokens at every column, one token of all columns at a time.
 

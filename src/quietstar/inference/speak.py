@@ -24,6 +24,7 @@ from quietstar.runs.fields import option
 from quietstar.text.files import lines_of, read_lines
 from quietstar.text.pieces import Pieces, one_line
 from quietstar.text.unicode import check_text
+from quietstar.think import tokens_of
 
 TEXT = "text"
 
@@ -174,7 +175,7 @@ class Writer(BaseStreamer):
             self.pieces = Pieces(self.tokenizer, value.flatten().tolist(), skip_special_tokens=True)
             return
         if self.journal is not None and bool(self.journal.steps[-1].thought[0]):
-            thought = self.tokenizer.decode(self.journal.steps[-1].tokens[0])
+            thought = self.tokenizer.decode(tokens_of(self.journal.steps[-1].tokens)[0])
             self.console.print(Text(f"⟨{one_line(thought)}⟩", style="bright_black"), end="")
         for token in value.flatten().tolist():
             self._write(self.pieces.add(token))

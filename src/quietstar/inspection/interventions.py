@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.errors import SettingsError
+from quietstar.think import ENDED
 
 MOST_TRIES = 16
 """most random orders to try while some leave a thought unchanged"""
@@ -39,7 +40,7 @@ Replace = Callable[[Situation], Tensor | None]
 def filler(now: Situation) -> Tensor:
     """Replace each token by filler: the same computation without content (as in arXiv 2404.15758)."""
     assert now.filler is not None
-    return torch.full_like(now.thoughts, now.filler)
+    return torch.full_like(now.thoughts, now.filler).masked_fill(now.thoughts == ENDED, ENDED)
 
 
 def shuffled(now: Situation) -> Tensor:
@@ -49,7 +50,8 @@ def shuffled(now: Situation) -> Tensor:
         same = (mixed == now.thoughts).all(1)
         if not same.any():
             break
-        order = torch.argsort(torch.rand(now.thoughts[same].shape, generator=now.generator), dim=1)
+        place = torch.rand(now.thoughts[same].shape, generator=now.generator)
+        order = torch.argsort(place + (now.thoughts[same] == ENDED), dim=1)
         mixed[same] = now.thoughts[same].gather(1, order)
     return mixed
 
@@ -74,7 +76,8 @@ def swapped(now: Situation) -> Tensor | None:
 
 def random_tokens(now: Situation) -> Tensor:
     """Replace each token by one sampled uniformly from the vocabulary."""
-    return now.tokens[torch.randint(len(now.tokens), now.thoughts.shape, generator=now.generator)]
+    drawn = now.tokens[torch.randint(len(now.tokens), now.thoughts.shape, generator=now.generator)]
+    return drawn.masked_fill(now.thoughts == ENDED, ENDED)
 
 
 def given(now: Situation) -> Tensor | None:

@@ -35,7 +35,7 @@ from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
-from quietstar.think import Sampling
+from quietstar.think import ENDED, Sampling
 
 
 @torch.no_grad()
@@ -179,9 +179,11 @@ class _Tracing:
         """Return positions [C], thoughts [C, K] and reasons [S]."""
         if text.thoughts is not None:
             at = torch.tensor(sorted(text.thoughts), dtype=torch.long, device=reading.input_ids.device)
-            tokens = torch.tensor([text.thoughts[i] for i in at.tolist()], dtype=torch.long, device=at.device)
+            K = self.n_ahead - 2
+            padded = [[*text.thoughts[i], *[ENDED] * (K - len(text.thoughts[i]))] for i in at.tolist()]
+            tokens = torch.tensor(padded, dtype=torch.long, device=at.device)
             given = text.reasons or {}
-            return at, tokens.view(len(at), self.n_ahead - 2), [given.get(i, "") for i in range(len(reading))]
+            return at, tokens.view(len(at), K), [given.get(i, "") for i in range(len(reading))]
         may_think = torch.full_like(reading.input_ids, text.may_think is None, dtype=torch.bool)
         may_think[list(text.may_think or ())] = True
         at, reasons = reading.decide(self.policy, may_think, self.generator)

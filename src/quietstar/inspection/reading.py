@@ -138,7 +138,8 @@ class Reading:
             tokens = thoughts[some].to(device)[None]
             said = talk(self.thinker, grid, base, Thoughts(tokens))
             sampled = said.branches.h_sampled[0].flatten(0, 1)
-            logprob = token_logprob(self.trunk.head, sampled, tokens.flatten(), suppressed=self.model.suppressed)
+            some_tokens = tokens.flatten().clamp(min=0)
+            logprob = token_logprob(self.trunk.head, sampled, some_tokens, suppressed=self.model.suppressed)
             parts.append(
                 Said(
                     weight=said.weight[0].float(),

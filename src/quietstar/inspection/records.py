@@ -15,6 +15,7 @@ from quietstar.inspection.reading import Reading
 from quietstar.inspection.schema import EFFECTS
 from quietstar.reporting.tables import finite
 from quietstar.text.pieces import decoded, pieces_of, token_text
+from quietstar.think import tokens_of
 
 Columns = dict[str, list[Any]]
 
@@ -63,6 +64,7 @@ class Recorder:
             """Return the values of the next M tokens, as far as there are any."""
             return numbers(values[: min(M, S - 1 - position)])
 
+        own = tokens_of(thoughts)
         index_of = {position: index for index, position in enumerate(at.tolist())}
 
         def where_thought(values: list[Any]) -> list[Any]:
@@ -77,10 +79,12 @@ class Recorder:
             "next_token": [self.token(token) for token in next_ids],
             "thought": [i in index_of for i in range(S)],
             "reason": reasons,
-            "thought_ids": where_thought(thoughts.tolist()),
-            "thought_tokens": where_thought([self.tokens(thought) for thought in thoughts.tolist()]),
-            "thought_text": where_thought([decoded(self.tokenizer, thought) for thought in thoughts.tolist()]),
-            "thought_logprob": where_thought(numbers(said.thought_logprob)),
+            "thought_ids": where_thought(own),
+            "thought_tokens": where_thought([self.tokens(thought) for thought in own]),
+            "thought_text": where_thought([decoded(self.tokenizer, thought) for thought in own]),
+            "thought_logprob": where_thought(
+                [logprob[: len(thought)] for logprob, thought in zip(numbers(said.thought_logprob), own, strict=True)]
+            ),
             "mixing_weight": where_thought(numbers(said.weight[:, 0])),
             "reward": where_thought(numbers(reward)),
             "gain": where_thought(numbers(gain[:, 0])),
@@ -111,7 +115,7 @@ class Recorder:
 
     def intervene(self, name: str, records: list[int], effect: Effect, thoughts: Tensor | None) -> None:
         """Fill in what an intervention did to C records: thoughts [C, k] instead of the model's own, or none."""
-        ids = [None] * len(records) if thoughts is None else thoughts.tolist()
+        ids = [None] * len(records) if thoughts is None else tokens_of(thoughts)
         columns = {
             "delta": numbers(effect.delta),
             "kl": numbers(effect.kl),

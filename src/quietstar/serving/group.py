@@ -19,6 +19,7 @@ from quietstar.serving.prompts import Prompt
 from quietstar.serving.sampling import NO_TOKEN, TokenSampling, choose
 from quietstar.serving.text import StoppingText
 from quietstar.text.pieces import decoded, one_line, token_text
+from quietstar.think import tokens_of
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class Group:
     def _report(self, logits: Tensor, step: DecodingStep) -> list[int]:
         """Sample and report each row's next token; return the rows that continue."""
         tokens = choose(logits, [row.sampling for row in self.rows], self.served.suppressed)
-        has_thought, thoughts = step.thought.tolist(), step.tokens.tolist()
+        has_thought, thoughts = step.thought.tolist(), tokens_of(step.tokens)
         continuing = []
         for n, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
             if token == NO_TOKEN:

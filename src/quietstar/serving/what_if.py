@@ -19,6 +19,7 @@ from quietstar.serving.group import described
 from quietstar.serving.prompts import TOKENS_AT_ONCE
 from quietstar.serving.protocol import LONGEST_THOUGHT
 from quietstar.text.pieces import token_text
+from quietstar.think import tokens_of
 
 
 @dataclass(slots=True)
@@ -62,7 +63,7 @@ class Question:
             thoughts = torch.tensor([self.thought_ids], dtype=torch.long, device=model.device)
         predicted = reading.after(last, thoughts)
         states = {"base": reading.h_base[-1], "thought_alone": predicted.alone[0, 0], "mixed": predicted.mixed[0, 0]}
-        thought = thoughts[0].tolist()
+        thought = tokens_of(thoughts)[0]
         answer: dict[str, Any] = {
             "thought": {"ids": thought, "tokens": [token_text(tokenizer, token) for token in thought]},
             "mixing_weight": finite(float(predicted.weight[0, 0])),

@@ -15,6 +15,7 @@ from quietstar.base.loading import evaluating
 from quietstar.errors import SettingsError
 from quietstar.model import QuietStarForCausalLM
 from quietstar.reporting.tables import json_lines
+from quietstar.think import tokens_of
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.health import HealthChecks
 from quietstar.training.reports import WriteReports, first_of
@@ -220,7 +221,7 @@ def thought_table(
         context = tokenizer.decode(input_ids[0, max(0, i - 7) : i + 1])
         table.add_row(
             repr(context)[1:-1],
-            repr(tokenizer.decode(output.thoughts[0, 0, i]))[1:-1],
+            repr(tokenizer.decode(tokens_of(output.thoughts[:, 0, i])[0]))[1:-1],
             repr(tokenizer.decode(input_ids[0, i + 1 : i + 4]))[1:-1],
             f"{output.mixing_weight[0, 0, i, 0]:.2f}",
             f"{output.reward[0, 0, i]:+.2f}",

@@ -12,6 +12,7 @@ from torch import Tensor
 from quietstar.learn import NO_ROLLOUT, Counts, Labels, Rollout, policy_terms
 from quietstar.model import QuietStarOutput
 from quietstar.runs.processes import Processes
+from quietstar.think import ENDED
 
 EQUAL = 1e-5
 """nats: rewards of one position that differ by less are equal but for rounding"""
@@ -154,7 +155,8 @@ def _of_thoughts(output: QuietStarOutput, labels: Labels) -> dict[str, Tensor]:
         "distinct": torch.tensor(len(thoughts.unique(dim=0)) if n and K else 0, device=thoughts.device),
     }
     if output.drawn_logprob is not None:
-        sums |= {"surprise": -output.drawn_logprob[where].sum(), "drawn": torch.tensor(n * K, device=thoughts.device)}
+        n_drawn = ((thoughts != ENDED).sum(-1) + 1).clamp(max=K).sum()  # An end before the last place is drawn, too.
+        sums |= {"surprise": -output.drawn_logprob[where].sum(), "drawn": n_drawn}
     return sums
 
 
