@@ -10,10 +10,11 @@ from tests.tiny import VOCABULARY, seeded, texts, tiny_model
 # ---------------------------------------------------------------------- whole thoughts
 
 
+@pytest.mark.parametrize("ends", [False, True], ids=["all tokens", "may end"])
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 @pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma3_text", "gpt2"])
-def test_greedy_thoughts_are_what_the_plain_loop_would_write(family: str, left: bool) -> None:
-    model = tiny_model(family, n_ahead=5)
+def test_greedy_thoughts_are_what_the_plain_loop_would_write(family: str, left: bool, ends: bool) -> None:
+    model = tiny_model(family, n_ahead=5, learn_to_end=ends)
     batch = texts(7, 3, left=left)
     with torch.no_grad():
         output = model(batch["input_ids"], batch["attention_mask"])
@@ -22,10 +23,28 @@ def test_greedy_thoughts_are_what_the_plain_loop_would_write(family: str, left: 
         real = mask.nonzero().flatten()
         for n, i in enumerate(real):
             thought = greedy_thought(model, batch["input_ids"][b, real[: n + 1]])
-            assert output.thoughts[b, 0, i].tolist() == thought
+            assert output.thoughts[b, 0, i].tolist() == thought + [-1] * (3 - len(thought))
             written += 1
     assert written == 10
     assert (output.thoughts[1, 0, batch["attention_mask"][1] == 0] == 0).all(), "nothing is thought at padding"
+
+
+@pytest.mark.parametrize("mode", ["without gradient", "with", "in parts"])
+@pytest.mark.parametrize("backend", ["dense", "split"])
+def test_thoughts_end_as_likely_as_they_are_scored(backend: str, mode: str) -> None:
+    """What was drawn, tokens and ends, has the probability that learning gives it; some end at each place."""
+    model = tiny_model(n_ahead=6, n_ahead_talk=2, n_passes=3, learn_to_end=True)
+    model.set_attention_backend(backend)
+    if mode == "in parts":
+        model.train()
+        model.gradient_checkpointing_enable()
+    torch.manual_seed(0)
+    with torch.set_grad_enabled(mode != "without gradient"):
+        output = model(**texts(9, 4), thought_temperature=1.0, n_passes=3)
+    lengths = (output.thoughts[output.talk_nll[..., 0] != 0] >= 0).sum(-1)
+    assert set(lengths.tolist()) == {0, 1, 2, 3, 4}
+    scored = output.thought_logprob.detach() != 0
+    torch.testing.assert_close(output.drawn_logprob[scored], output.thought_logprob[scored], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("mode", ["without gradient", "cached", "in parts"])

@@ -39,26 +39,21 @@ class QuietStarConfig(PreTrainedConfig):
         n_ahead_talk: true tokens predicted after each thought when a loss is asked for.
         n_passes: thoughts sampled for each position in training.
         mixing: `head` mixes the predictions without and with a thought; `thought` uses the one with it alone.
-        thought_source: where thought tokens come from: `sampled` by the model, or a control, `filler`, `random` or
-            `copy`, which has no policy loss; see `quietstar.thought_source`.
+        thought_source: `sampled`, or a control: `filler`, `random` or `copy`; see `quietstar.thought_source`.
         filler_text: `filler` thoughts repeat this text's first token.
-        filler_token_id: its id; found when a model that has a tokenizer is given this source.
+        filler_token_id: its id; found where the model has a tokenizer.
         thought_temperature: temperature at which thought tokens are sampled in training.
-        reinforce_temperature: temperature of the log-probabilities in the policy loss. If it is above the temperature
-            that thoughts are sampled at, training makes thoughts more certain whatever their rewards; below, less.
+        reinforce_temperature: that of the log-probabilities in the policy loss; above it, thoughts grow more certain.
         learn_to_end: a thought may end early, which is learned with its tokens; n_ahead is then the most that it has.
         length_price: nats that a reward loses for each sampled token of its thought.
-        advantage: what a thought's reward is compared with: `positive`, `centered`, `leave_one_out` or `standardized`;
-            see `quietstar.learn.ADVANTAGES`.
+        advantage: what a thought's reward is compared with; see `quietstar.learn.ADVANTAGES`.
         policy_weight: weight of the policy loss: a number, or `balanced:R`; see `quietstar.learn.PolicyWeight`.
         nll_weight: weight of the nll beside it; 0 learns from rewards alone.
         base_loss_weight: share of the base model's own nll in the nll; the rest is the talk loss.
-        embedding_scale: start and end are fed as this many times their stored parameter, so that a step of
-            Adam moves them that much further.
+        embedding_scale: start and end are fed as this many times their stored parameter: Adam moves them further.
         initial_thought_text: start and end begin as the embedding of this text's first token.
         suppressed_token_ids: tokens that neither a thought nor `generate` may contain.
-        n_tokens: ids from this one on are suppressed, too, as the tokenizer has no tokens for them. None if it has
-            one for every row of the vocabulary, or is not known.
+        n_tokens: ids from this one on, which the tokenizer does not have, are suppressed, too; None suppresses none.
         lora: settings of the low-rank adapters in the base model, those of `peft.LoraConfig` that
             `quietstar.base.lora.LORA` lists; None without adapters.
         branch_adapters: the same, of adapters that act in branches alone.
@@ -170,15 +165,16 @@ class QuietStarConfig(PreTrainedConfig):
                 raise SettingsError(f"{name} is {shown(getattr(self, name))}; choose from {', '.join(kinds)}")
         if not isinstance(self.learn_to_end, bool):
             raise SettingsError(f"learn_to_end is {shown(self.learn_to_end)}; give true or false")
-        if not (is_number(self.length_price) and 0 <= self.length_price < math.inf):
-            raise SettingsError(f"length_price is {shown(self.length_price)}; give a number of at least 0")
+        if self.learn_to_end and self.thought_source != "sampled":
+            raise SettingsError(f"learn_to_end is for sampled thoughts, and thought_source is {self.thought_source}")
         if self.n_passes == 1 and self.advantage in ("leave_one_out", "standardized"):
             raise SettingsError(
                 f"advantage is {self.advantage}, which compares the thoughts of a position, and n_passes is 1; give an "
                 "n_passes of at least 2"
             )
-        if not (is_number(self.nll_weight) and 0 <= self.nll_weight < math.inf):
-            raise SettingsError(f"nll_weight is {shown(self.nll_weight)}; give a number of at least 0")
+        for name in ("nll_weight", "length_price"):
+            if not (is_number(value := getattr(self, name)) and 0 <= value < math.inf):
+                raise SettingsError(f"{name} is {shown(value)}; give a number of at least 0")
         if PolicyWeight.parse(self.policy_weight).is_balanced and self.nll_weight == 0:
             raise SettingsError(
                 f"policy_weight is {shown(self.policy_weight)}, relative to the gradient of the nll, and nll_weight is "

@@ -47,6 +47,10 @@ class QuietStarTrainingArguments(TrainingArguments):
         None, "draw each step's n_ahead from this one up, so that one model serves all lengths", METHOD
     )
     n_ahead_talk: int | None = option(None, "true tokens that judge each thought in training (default: 4)", METHOD)
+    learn_to_end: bool = option(False, "a thought may end early, which is learned with its tokens", METHOD)
+    length_price: float | None = option(
+        None, "nats that a reward loses for each sampled token of its thought (default: 0)", METHOD
+    )
     n_passes: int | None = option(None, "thoughts sampled for each position in training (default: 2)", METHOD)
     mixing: str | None = option(
         None,
@@ -254,7 +258,7 @@ class QuietStarTrainingArguments(TrainingArguments):
     def method_settings(self) -> dict[str, Any]:
         """Return the settings of the method that were given, by their names in QuietStarConfig."""
         given = {name: getattr(self, name) for name in METHOD_SETTINGS}
-        return {name: value for name, value in given.items() if value is not None}
+        return {name: value for name, value in given.items() if value is not None and value is not False}
 
 
 def check_reference(reference: str, ema_device: str | None) -> None:
@@ -270,6 +274,8 @@ def check_reference(reference: str, ema_device: str | None) -> None:
 METHOD_SETTINGS = (
     "n_ahead",
     "n_ahead_talk",
+    "learn_to_end",
+    "length_price",
     "n_passes",
     "mixing",
     "thought_source",

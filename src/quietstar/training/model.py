@@ -54,11 +54,12 @@ def thinking_model(
             f"initial_thought_text is {text!r}, but this model's thoughts began as "
             f"{model.config.initial_thought_text!r} and are trained from there; leave it out"
         )
-    if method.get("mixing", model.config.mixing) != model.config.mixing:
-        raise SettingsError(
-            f"mixing is {method['mixing']}, but this model was made with {model.config.mixing}; leave it out, or start "
-            "from a base model"
-        )
+    for name in ("mixing", "learn_to_end"):
+        if method.get(name, made := getattr(model.config, name)) != made:
+            raise SettingsError(
+                f"{name} is {method[name]}, but this model was made with {made}; leave it out, or start from a base "
+                "model"
+            )
     if "filler_text" in method:
         model.config.filler_token_id = None
     for name, value in method.items():
