@@ -106,7 +106,7 @@ def test_a_branch_is_start_thought_end_and_true_tokens() -> None:
 def test_states_that_sample_and_states_that_predict() -> None:
     """Start and all thought tokens but the last draw; the last draws nothing; end and true tokens predict."""
     hidden = torch.arange(6.0).reshape(6, 1, 1, 1)
-    branches = split_branches(hidden, Thoughts(torch.zeros(1, 1, 2)), n_ahead_talk=3)
+    branches = split_branches(hidden, Thoughts(torch.zeros(1, 1, 2)))
     assert branches.h_sampled.flatten().tolist() == [0, 1]
     assert branches.h_thought.flatten().tolist() == [3, 4, 5]
 

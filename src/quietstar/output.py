@@ -34,7 +34,7 @@ class QuietStarOutput(ModelOutput):
         nll_gradient: [] squared norm of the nll's gradient at the hidden states, of a training step's `loss_only`.
         policy_gradient: [] the same of the weighted policy term.
         think_at: [B, S] bool, where a thought was written.
-        thoughts: [B, P, S, K] token ids, sampled or as given; 0 where no thought was written.
+        thoughts: [B, P, S, K] token ids, sampled or as given, -1 after an early end; 0 where no thought was written.
         hidden_states: [B, S, D] each, where asked for: the base pass's embeddings, and states after each layer.
         cache: keys and values of the base tokens only; `past_key_values` is the same.
     """

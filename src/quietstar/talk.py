@@ -63,7 +63,7 @@ class Talk:
 def talk(thinker: Thinker, grid: ThoughtGrid, base: BasePass, thoughts: Thoughts) -> Talk:
     """Return the predictions after each thought, mixed with the base model's own; uses up the thoughts' cache."""
     hidden = grow_branches(thinker, grid, base, thoughts)
-    branches = split_branches(hidden, thoughts, grid.branch_length - (thinker.n_thought_tokens + 1))
+    branches = split_branches(hidden, thoughts)
     if thinker.end_head is not None:
         branches.end_logit = thinker.end_head(branches.h_sampled)
     return mix_branches(grid, thinker.mixing_head, base.h_base, branches)
@@ -157,12 +157,12 @@ def branches_in_parts(thinker: Thinker, grid: ThoughtGrid, base: BasePass, thoug
     return hidden[:, :, :C] + 0 * hidden[:, :, C:].sum(dim=2, keepdim=True) if hidden.shape[2] > C else hidden
 
 
-def split_branches(hidden: Tensor, thoughts: Thoughts, n_ahead_talk: int) -> Branches:
-    """Split states [L, P, C, D] of whole branches into those that sample (the first K) and those that predict (M)."""
-    by_column, K, M = hidden.permute(1, 2, 0, 3), thoughts.tokens.shape[-1], n_ahead_talk
+def split_branches(hidden: Tensor, thoughts: Thoughts) -> Branches:
+    """Split states [L, P, C, D] of whole branches into those that sample (the first K) and those that predict."""
+    by_column, K = hidden.permute(1, 2, 0, 3), thoughts.tokens.shape[-1]
     h_sampled, h_thought = by_column[..., :K, :], by_column[..., K + 1 :, :]
     if bool((thoughts.tokens == ENDED).any()):
-        at = thoughts.lengths[..., None] + 1 + torch.arange(M, device=hidden.device)  # [P, C, M]
+        at = thoughts.lengths[..., None] + 1 + torch.arange(len(hidden) - K - 1, device=hidden.device)  # [P, C, M]
         h_thought = by_column.gather(2, at[..., None].expand(-1, -1, -1, hidden.shape[-1]))
     return Branches(h_sampled=h_sampled, h_thought=h_thought)
 

@@ -12,6 +12,7 @@ from quietstar.inspection import interventions
 from quietstar.inspection.interventions import (
     CHOICES,
     Situation,
+    filler,
     filler_token,
     interventions_of,
     plain_tokens,
@@ -30,6 +31,17 @@ def situation(n: int, k: int, seed: int = 0, n_words: int = 37, **more: object) 
     generator = torch.Generator().manual_seed(seed)
     thoughts = torch.randint(3, 3 + n_words, (n, k), generator=generator)
     return Situation(thoughts=thoughts, tokens=WORDS, filler=2, generator=generator, **more)
+
+
+@given(n=st.integers(1, 9), k=st.integers(1, 6), seed=st.integers(0, 99))
+def test_what_replaces_a_thought_ends_where_it_ended(n: int, k: int, seed: int) -> None:
+    now = situation(n, k, seed)
+    lengths = torch.randint(0, k + 1, (n, 1), generator=now.generator)
+    has_ended = torch.arange(k) >= lengths
+    now.thoughts.masked_fill_(has_ended, -1)
+    for replace in (filler, random_tokens, shuffled):
+        assert torch.equal(replace(now) == -1, has_ended), replace.__name__
+    assert torch.equal(shuffled(now).sort(1).values, now.thoughts.sort(1).values)
 
 
 @given(n=st.integers(0, 9), k=st.integers(0, 6), seed=st.integers(0, 99), n_words=st.sampled_from([2, 37]))

@@ -120,12 +120,15 @@ RESUMED = {
 
 
 @pytest.mark.parametrize("case", RESUMED)
-def test_a_run_resumes_bit_by_bit(tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize("ends", [False, True], ids=["all tokens", "may end"])
+def test_a_run_resumes_bit_by_bit(tmp_path: Path, case: str, ends: bool) -> None:
     """In the middle of the policy epochs of a set of thoughts, and of a line of figures."""
     how = RESUMED[case] | dict(max_steps=7, logging_steps=3, save_strategy="steps", save_steps=4, save_total_limit=9)
     how |= dict(per_device_train_batch_size=2, gradient_accumulation_steps=2)
-    straight = trained(tmp_path / "straight", rows(*LENGTHS), **how)
-    resumed = QuietStarTrainer(model_of(), arguments(tmp_path / "resumed", **how), train_dataset=rows(*LENGTHS))
+    straight = trained(tmp_path / "straight", rows(*LENGTHS), model_of(learn_to_end=ends), **how)
+    resumed = QuietStarTrainer(
+        model_of(learn_to_end=ends), arguments(tmp_path / "resumed", **how), train_dataset=rows(*LENGTHS)
+    )
     resumed.train(str(tmp_path / "straight" / "checkpoint-4"))
     ours, theirs = parameters_of(resumed), parameters_of(straight)
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())

@@ -107,6 +107,7 @@ CASES: dict[str, dict[str, Any]] = {
     "rewards alone, lora": dict(
         model=dict(advantage="leave_one_out", nll_weight=0.0, mixing="thought", lora={"r": 4}), reference="ema"
     ),
+    "thoughts that may end": dict(model=dict(learn_to_end=True, length_price=0.1)),
     "checkpointing": dict(gradient_checkpointing=True),
     "checkpointing, tied, lora": dict(
         gradient_checkpointing=True, base=dict(tie_word_embeddings=True), model=dict(lora={"r": 4})
@@ -125,6 +126,7 @@ CASES: dict[str, dict[str, Any]] = {
             ("balanced, adapters of branches", "ddp"),
             ("a reference, policy epochs", "ddp"),
             ("a reference, policy epochs", "fsdp2"),
+            ("thoughts that may end", "fsdp2"),
             ("checkpointing, tied, lora", "fsdp2"),
         ],
     ),

@@ -741,3 +741,16 @@ def test_impossible_settings_of_the_method_are_refused_for_a_loaded_model(tmp_pa
     for name in ("n_ahead", "n_ahead_talk", "n_passes"):
         with pytest.raises(SettingsError, match=f"^{name} is 0"):
             QuietStarTrainer(model_of(), arguments(tmp_path, **{name: 0}))
+
+
+def test_a_price_for_each_token_makes_thoughts_shorter(tmp_path):
+    """A run with it resumes, too; without a price, thoughts keep some length."""
+
+    def length_after(**settings):
+        how = dict(max_steps=40, advantage="leave_one_out", policy_weight="3", head_learning_rate=0.05, **settings)
+        run = trained(tmp_path, rows(*LENGTHS), model_of(n_ahead=6, learn_to_end=True), **how)
+        with torch.no_grad():
+            found = run.model.eval()(torch.tensor([[5, 6, 7, 8, 9, 10]]), thought_temperature=1.0, n_passes=30)
+        return float((found.thoughts >= 0).sum(-1).float().mean())
+
+    assert length_after(length_price=2.0) < 0.5 * length_after(length_price=0.0)
