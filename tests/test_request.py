@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from quietstar.errors import SettingsError
+from quietstar.learn import Rollout
 from tests.tiny import VOCABULARY, texts, tiny_model
 
 
@@ -91,3 +92,20 @@ def test_a_mask_must_span_what_was_read_before() -> None:
     model(**unlabelled(6), cache=cache)
     with pytest.raises(SettingsError, match=r"give \[1, 7\]"):
         model(torch.full((1, 1), 5), torch.ones(1, 1), cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "told"),
+    [
+        (dict(kl_weight=0.1), "kl_weight is 0.1 in a rollout without reference_logprob; give both"),
+        (dict(logprob=torch.zeros(1, 1, 4, 2)), r"logprob in a rollout is \[1, 1, 4, 2\]; give the thoughts"),
+        (dict(reference_nll=torch.zeros(1, 3)), r"reference_nll in a rollout is \[1, 3\]; give the shape \[1, 4\]"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_rollout_fits_the_pass_that_it_is_given_to(rollout: dict, told: str) -> None:
+    model, ids = tiny_model(n_ahead=4), torch.tensor([[5, 6, 7, 8]])
+    with pytest.raises(SettingsError, match=told):
+        model(ids, labels=ids, rollout=Rollout(**rollout))
+    with pytest.raises(SettingsError, match="a rollout was given without labels"):
+        model(ids, rollout=Rollout())

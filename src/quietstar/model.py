@@ -123,7 +123,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             journal: follows the rows of one call of `generate`, and says where to think instead of `think`.
             generator: source of random numbers, on the model's device.
             counts: denominators of the losses if they span several batches; None counts this one.
-            rollout: what rewards and the policy loss compare with, beside this pass; None compares with this pass.
+            rollout: what rewards and the policy loss compare with, in place of this pass; None for the pass itself.
             loss_only: skip what training does not use: logits, thoughts without a label, and `thought_logprob` where
                 nothing is reinforced (0). Only `loss` has a gradient, computed with its value, for one backward pass.
             output_hidden_states: return those of the base pass; None does as the config says.

@@ -124,6 +124,8 @@ class Request:
             thought_temperature = config.thought_temperature if is_training else 0.0
         if thoughts is not None:
             n_passes = thoughts.shape[1]
+        if rollout is not None:
+            _check_rollout(rollout, labels, thoughts)
         text = _text(input_ids, attention_mask, position_ids, cache)
         if journal is not None and journal.all_ids is not None:
             text.past_ids = journal.all_ids[:, : -text.n_new]
@@ -213,6 +215,22 @@ class Request:
                     "from; give thoughts without it"
                 )
         return Thoughts(tokens)
+
+
+def _check_rollout(rollout: Rollout, labels: Tensor | None, thoughts: Tensor | None) -> None:
+    if labels is None:
+        raise SettingsError("a rollout was given without labels, and is what losses compare with; give both")
+    if rollout.kl_weight and rollout.reference_logprob is None:
+        raise SettingsError(f"kl_weight is {rollout.kl_weight} in a rollout without reference_logprob; give both")
+    of_thoughts = {"logprob": rollout.logprob, "reference_logprob": rollout.reference_logprob}
+    for name, given in of_thoughts.items():
+        if given is not None and (thoughts is None or given.shape != thoughts.shape):
+            wanted = "the thoughts that it belongs to, too" if thoughts is None else f"the shape {list(thoughts.shape)}"
+            raise SettingsError(f"{name} in a rollout is {list(given.shape)}; give {wanted}")
+    if rollout.reference_nll is not None and rollout.reference_nll.shape != labels.shape:
+        raise SettingsError(
+            f"reference_nll in a rollout is {list(rollout.reference_nll.shape)}; give the shape {list(labels.shape)}"
+        )
 
 
 def _check_ignored(ignored: dict[str, Any]) -> None:

@@ -123,6 +123,7 @@ IMPOSSIBLE = [
     ("kl_weight", math.inf),
     ("policy_epochs", 0),
     ("clip_ratio", -0.1),
+    ("clip_ratio", 1.0),
     ("thoughts_shown", -1),
     ("per_device_train_batch_size", 0),
     ("per_device_eval_batch_size", 0),
@@ -168,6 +169,8 @@ def test_impossible_values_are_refused_by_name_and_value(name, value):
     ("settings", "told"),
     [
         (dict(kl_weight=0.1), "kl_weight is 0.1, and there is no moving average; add --reference ema"),
+        (dict(ema_decay=0.9), "ema_decay is 0.9, and there is no moving average; add --reference ema"),
+        (dict(kl_weight=0.1, reference="ema", thought_source="filler"), "filler thoughts have no policy loss"),
         (dict(ema_device="cpu"), "ema_device is cpu, and there is no moving average; add --reference ema"),
         (
             dict(clip_ratio=0.2),

@@ -97,7 +97,7 @@ def test_rewards_compare_with_the_first_weights_if_all_of_them_stay(tmp_path: Pa
         run = trained_once_more(tmp_path, ema_decay=1.0)
     model, batch = run.model, run.data_collator(rows(9, 6, seed=4))
     batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    run.parts.rollouts.score([batch], model, model)
+    run.parts.rollouts.score([batch], model, model, [0])
     base_nll = untouched(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).base_nll
     torch.testing.assert_close(batch["rollout"].reference_nll, base_nll)
     output = model(**batch)
@@ -115,21 +115,22 @@ RESUMED = {
     "average": EMA,
     "divergence": EMA | dict(kl_weight=0.3),
     "policy epochs": dict(policy_epochs=3, clip_ratio=0.1),
+    "a random policy": dict(think="probability:0.4"),
     "all": EMA | dict(kl_weight=0.3, policy_epochs=3, clip_ratio=0.1, think="entropy:2.5", think_fraction=0.5),
 }
 
 
 @pytest.mark.parametrize("case", RESUMED)
-@pytest.mark.parametrize("ends", [False, True], ids=["all tokens", "may end"])
-def test_a_run_resumes_bit_by_bit(tmp_path: Path, case: str, ends: bool) -> None:
-    """In the middle of the policy epochs of a set of thoughts, and of a line of figures."""
-    how = RESUMED[case] | dict(max_steps=7, logging_steps=3, save_strategy="steps", save_steps=4, save_total_limit=9)
+@pytest.mark.parametrize(("stop", "ends"), [(1, False), (3, False), (4, False), (5, True)])
+def test_a_run_resumes_bit_by_bit(tmp_path: Path, case: str, stop: int, ends: bool) -> None:
+    """Within an epoch of the texts and at its end, within the policy epochs of a set of thoughts and at their end."""
+    how = RESUMED[case] | dict(max_steps=7, logging_steps=3, save_strategy="steps", save_steps=1, save_total_limit=9)
     how |= dict(per_device_train_batch_size=2, gradient_accumulation_steps=2)
     straight = trained(tmp_path / "straight", rows(*LENGTHS), model_of(learn_to_end=ends), **how)
     resumed = QuietStarTrainer(
         model_of(learn_to_end=ends), arguments(tmp_path / "resumed", **how), train_dataset=rows(*LENGTHS)
     )
-    resumed.train(str(tmp_path / "straight" / "checkpoint-4"))
+    resumed.train(str(tmp_path / "straight" / f"checkpoint-{stop}"))
     ours, theirs = parameters_of(resumed), parameters_of(straight)
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert losses_of(resumed) == losses_of(straight)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """What rewards and the policy loss compare with, beside this pass; None where they compare with the pass itself.
+    """What rewards and the policy loss compare with, in place of this pass; None where that is the pass itself.
 
     A pass that is given `logprob` or `reference_logprob` is given the thoughts that these belong to.
     """

@@ -19,13 +19,14 @@ METHOD = "method (arXiv 2403.09629)"
 RECIPE = "recipe"
 RUN = "run"
 AT_LEAST_0 = """
-thoughts_shown eval_report_rows learning_rate head_learning_rate weight_decay skip_spikes kl_weight clip_ratio
+thoughts_shown eval_report_rows learning_rate head_learning_rate weight_decay skip_spikes kl_weight
 """
 AT_LEAST_1 = """
 max_bad_steps eval_limit per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps
 policy_epochs think_tokens
 """
 REFERENCES = ("self", "ema")
+EMA_DECAY = 0.999
 GROUPS = (MODEL, "text", METHOD, LORA, RECIPE, RUN)
 """the order in which `--help` lists our own options"""
 
@@ -60,7 +61,7 @@ class QuietStarTrainingArguments(TrainingArguments):
     think_fraction: float = option(
         1.0, "share of positions to think at, redrawn each step so that long texts fit", METHOD
     )
-    think_tokens: int | None = option(None, "think at so many positions of each row instead of a share of them", METHOD)
+    think_tokens: int | None = option(None, "positions of each row to think at, instead of --think_fraction", METHOD)
     think: str | None = option(None, "think where a policy would, such as entropy:2.5, or at a share of these", METHOD)
     thought_source: str | None = option(
         None,
@@ -83,15 +84,15 @@ class QuietStarTrainingArguments(TrainingArguments):
     )
     reference: str = option(
         "self",
-        "what rewards compare with: self, or ema, a moving average of the weights",
+        "whose prediction rewards subtract: self, or ema, a moving average",
         METHOD,
     )
-    ema_decay: float = option(0.999, "share of the moving average that a step leaves as it is", METHOD)
+    ema_decay: float = option(EMA_DECAY, "share of the moving average that a step leaves as it is", METHOD)
     ema_device: str | None = option(None, "cpu keeps the moving average there (default: where the model is)", METHOD)
     kl_weight: float = option(0.0, "weight of the thoughts' divergence from those of the moving average", METHOD)
     policy_epochs: int = option(1, "steps that learn from one set of thoughts, on the same rows", METHOD)
     clip_ratio: float | None = option(
-        None, "how far these steps may move a token's probability: a ratio of 1 +- this", METHOD
+        None, "PPO's clipping: the ratio of a token's probabilities earns nothing beyond 1 +- this", METHOD
     )
     nll_weight: float | None = option(
         None, "weight of the nll beside the policy loss; 0 learns from rewards alone (default: 1)", METHOD
@@ -228,8 +229,15 @@ class QuietStarTrainingArguments(TrainingArguments):
         check_reference(self.reference, self.ema_device)
         if not 0 <= self.ema_decay <= 1:
             raise SettingsError(f"ema_decay is {self.ema_decay}; give a share from 0 to 1")
-        if self.reference != "ema" and self.kl_weight:
-            raise SettingsError(f"kl_weight is {self.kl_weight}, and there is no moving average; add --reference ema")
+        for name, default in {"kl_weight": 0, "ema_decay": EMA_DECAY}.items():
+            if self.reference != "ema" and (value := getattr(self, name)) != default:
+                raise SettingsError(f"{name} is {value}, and there is no moving average; add --reference ema")
+        if self.clip_ratio is not None and not 0 < self.clip_ratio < 1:
+            raise SettingsError(f"clip_ratio is {self.clip_ratio}; give a number above 0, below 1")
+        if self.kl_weight and self.thought_source not in (None, "sampled"):
+            raise SettingsError(
+                f"kl_weight is {self.kl_weight}, and {self.thought_source} thoughts have no policy loss"
+            )
         if self.policy_epochs == 1 and self.clip_ratio is not None:
             raise SettingsError(
                 f"clip_ratio is {self.clip_ratio}, and policy_epochs 1: the first step of a set of thoughts is never "

@@ -33,10 +33,12 @@ def add_think_at(
             allowed = None
             if args.think is not None:
                 with torch.no_grad():  # The shortest thoughts: they are not needed.
-                    output = run(**batch, think=args.think, n_ahead=2, n_passes=1, loss_only=True, use_cache=False)
+                    own = torch.Generator(batch["labels"].device).manual_seed(generator.initial_seed())
+                    how = {"think": args.think, "n_passes": 1, "loss_only": True, "use_cache": False, "generator": own}
+                    output = run(**batch | how | {"n_ahead": 2})
                 allowed = output.think_at
-            how = args.think_fraction, generator, args.think_tokens
-            batch["think_at"] = draw_positions(batch["labels"], *how, allowed=allowed)
+            share = args.think_fraction, generator, args.think_tokens
+            batch["think_at"] = draw_positions(batch["labels"], *share, allowed=allowed)
 
 
 def add_n_ahead(batches: list[dict[str, Any]], lowest: int | None, highest: int, *, seed: int, step: int) -> None:

@@ -19,7 +19,7 @@ from quietstar.base.ids import n_embeddings
 from quietstar.base.loading import load_tokenizer
 from quietstar.base.sharding import is_sharded
 from quietstar.base.trunk import check_reach
-from quietstar.errors import CheckpointError, SettingsError, first_line
+from quietstar.errors import CheckpointError, QuietStarError, SettingsError, first_line
 from quietstar.inference.loading import name_of
 from quietstar.model import QuietStarForCausalLM
 from quietstar.reporting.tables import json_lines
@@ -145,6 +145,8 @@ def prepare(
         trainer = QuietStarTrainer(
             model, args, processing_class=tokenizer, train_dataset=train_dataset, eval_dataset=eval_dataset
         )
+    except QuietStarError:
+        raise
     except (ValueError, RuntimeError, ImportError) as error:  # A tracker that is not installed, for instance.
         raise SettingsError(f"transformers' Trainer refuses these options: {first_line(error)}") from error
     trainer.add_callback(KeepLog(trainer.folder))

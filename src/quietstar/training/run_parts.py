@@ -77,7 +77,8 @@ class RunParts(Parts):
         add_n_ahead(batches, args.n_ahead_min, config.n_ahead, seed=args.seed, step=step)
         if not self.rollouts.restore(batches, n_before):
             add_think_at(batches, args, step=step, rank=self.processes.rank, run=run)
-            self.rollouts.score(batches, model, run)
+            seeds = [mixed_seed(args.seed, step, index, self.processes.rank) for index in range(len(batches))]
+            self.rollouts.score(batches, model, run, seeds)
         self.guard.begin(batches, n_before + 1)
         self._before_step = self.snapshot()
         return count_labels(batches, config.n_ahead_talk, self.processes)
