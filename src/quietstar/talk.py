@@ -27,13 +27,15 @@ def n_parts(n_columns: int, n_passes: int, branch_length: int, n_layers: int, is
     """Return into how many parts columns, and passes of each of them, are divided under gradient checkpointing.
 
     There are up to twice as many parts of columns as layers: what one part keeps in all layers while its gradient is
-    computed is half of what all branches keep in one layer, however deep the model. Long branches are divided further.
+    computed is half of what all branches keep in one layer, however deep the model. Long branches at fewer columns are divided further.
     Where weights are sharded, each part gathers all of them again, so that there are SHARDED_PARTS, on every process.
     """
     if is_sharded:
         return SHARDED_PARTS, 1
     of_columns = max(1, min(2 * n_layers, n_columns))
-    largest = -(-n_columns // of_columns) * n_passes * branch_length
+    if n_columns >= 2 * n_layers:
+        return of_columns, 1
+    largest = n_passes * branch_length  # a column each
     return of_columns, max(1, min(n_passes, largest // TOKENS_AT_LEAST))
 
 
