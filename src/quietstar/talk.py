@@ -27,7 +27,8 @@ def n_parts(n_columns: int, n_passes: int, branch_length: int, n_layers: int, is
     """Return into how many parts columns, and passes of each of them, are divided under gradient checkpointing.
 
     There are up to twice as many parts of columns as layers: what one part keeps in all layers while its gradient is
-    computed is half of what all branches keep in one layer, however deep the model. Long branches at fewer columns are divided further.
+    computed is half of what all branches keep in one layer, however deep the model.
+    Long branches at few columns are divided further.
     Where weights are sharded, each part gathers all of them again, so that there are SHARDED_PARTS, on every process.
     """
     if is_sharded:
