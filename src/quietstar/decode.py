@@ -21,8 +21,9 @@ from torch.nn.functional import pad
 
 from quietstar.attention.fork import ForkedCache
 from quietstar.base.trunk import Text
+from quietstar.output import ENDED
 from quietstar.policy import Decision
-from quietstar.think import ENDED, Sampling, Thinker
+from quietstar.think import Sampling, Thinker
 
 
 @dataclass(slots=True)

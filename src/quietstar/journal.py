@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from quietstar.output import tokens_of
 from quietstar.policy import Decision, ThinkPolicy
 
 FINISHED = "the sequence has ended"
@@ -85,7 +86,7 @@ class GeneratedThoughts:
         return TokenThought(
             thought=thought,
             reason=self.reason[n][t],
-            tokens=[token for token in self.tokens[n, t].tolist() if token >= 0] if thought else [],
+            tokens=tokens_of(self.tokens[n, t : t + 1])[0] if thought else [],
             mixing_weight=float(self.mixing_weight[n, t]),
             base=likeliest(self.base),
             thought_alone=likeliest(self.thought_alone) if thought else [],

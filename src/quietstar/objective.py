@@ -16,10 +16,9 @@ from quietstar.base.logprob import EagerGradients, Scored, masked_logprob, squar
 from quietstar.base.vocabulary import LMHead
 from quietstar.grid import ThoughtGrid
 from quietstar.learn import PolicyWeight
-from quietstar.output import QuietStarOutput
+from quietstar.output import ENDED, QuietStarOutput
 from quietstar.predict import Predictions
 from quietstar.request import Request
-from quietstar.think import ENDED
 
 
 def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Request) -> None:
@@ -121,7 +120,7 @@ def _sampled_tokens(
         request.config.reinforce_temperature,
         request.sampling.suppressed,
     )
-    logprob = torch.zeros(tokens.shape, device=tokens.device)  # any will do, unless the policy loss bends
+    logprob = torch.zeros(tokens.shape, device=tokens.device)  # matters only if the policy loss bends
     if rollout.bends:
         with torch.no_grad():
             logprob = masked_logprob(predicted.trunk.head, sampled) + ends

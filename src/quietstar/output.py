@@ -7,6 +7,9 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
+ENDED = -1
+"""in place of a token id in thoughts, after an early end"""
+
 ABSENT: Any = None
 """value of a field that was not asked for"""
 
@@ -64,3 +67,8 @@ class QuietStarOutput(ModelOutput):
         def cache(self) -> Cache | None:
             """The same by its newer name."""
             return self.past_key_values
+
+
+def tokens_of(thoughts: Tensor) -> list[list[int]]:
+    """Return the tokens of each of n thoughts [n, K], up to its end."""
+    return [[token for token in thought if token != ENDED] for thought in thoughts.tolist()]

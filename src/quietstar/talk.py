@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache
 
 from quietstar.attention import BranchCache
 from quietstar.base.trunk import BasePass, Trunk
 from quietstar.grid import ThoughtGrid
 from quietstar.heads import mix
-from quietstar.think import ENDED, Thinker, Thoughts
+from quietstar.think import Thinker, Thoughts
 
 SHARDED_PARTS = 4
 """parts in which branches are recomputed under gradient checkpointing where weights are sharded"""
@@ -24,20 +25,18 @@ TOKENS_AT_LEAST = 512
 
 
 def n_parts(n_columns: int, n_passes: int, branch_length: int, n_layers: int, is_sharded: bool) -> tuple[int, int]:
-    """Return into how many parts columns, and passes of each of them, are divided under gradient checkpointing.
+    """Return the number of parts of the columns, and of the passes of each, under gradient checkpointing.
 
-    There are up to twice as many parts of columns as layers: what one part keeps in all layers while its gradient is
-    computed is half of what all branches keep in one layer, however deep the model.
-    Long branches at few columns are divided further.
-    Where weights are sharded, each part gathers all of them again, so that there are SHARDED_PARTS, on every process.
+    There are twice as many parts as layers: what one part keeps in all layers while its gradient is computed is half of
+    what all branches keep in one layer, however deep the model. With fewer columns, each is a part, and its passes are
+    divided, too, if they are long. Where weights are sharded, each part gathers all of them again, so that there are
+    SHARDED_PARTS, on every process.
     """
     if is_sharded:
         return SHARDED_PARTS, 1
-    of_columns = max(1, min(2 * n_layers, n_columns))
     if n_columns >= 2 * n_layers:
-        return of_columns, 1
-    largest = n_passes * branch_length  # a column each
-    return of_columns, max(1, min(n_passes, largest // TOKENS_AT_LEAST))
+        return 2 * n_layers, 1
+    return max(1, n_columns), max(1, min(n_passes, n_passes * branch_length // TOKENS_AT_LEAST))
 
 
 @dataclass(slots=True)
@@ -76,11 +75,14 @@ def grow_branches(thinker: Thinker, grid: ThoughtGrid, base: BasePass, thoughts:
     """Return states [L, P, C, D] along whole branches, continued from where think left them."""
     cache, grown = thoughts.cache, thoughts.hidden
     thoughts.cache = thoughts.hidden = None  # they are large, and nobody else needs them
+    if thoughts.have_ended:
+        embeds = ragged_embeds(thinker, grid, thoughts, base.embeds)
+    else:
+        embeds = branch_embeds(thinker, grid, thoughts.tokens, base.embeds, 0 if grown is None else len(grown))
     if thinker.trunk.grows_in_parts:
-        return branches_in_parts(thinker, grid, base, thoughts.tokens)
+        return branches_in_parts(thinker.trunk, grid, base.cache, embeds)
     if cache is None:
         cache = thinker.trunk.branch_cache(base.cache, grid)
-    embeds = branch_embeds(thinker, grid, thoughts.tokens, base.embeds, 0 if grown is None else len(grown))
     return finish_branches(thinker.trunk, grid, embeds, cache, grown)
 
 
@@ -97,8 +99,6 @@ def branch_embeds(
         n_grown: first steps to leave out because think has run them: 0 or K.
     """
     P, C, K = thoughts.shape
-    if n_grown == 0 and bool((thoughts == ENDED).any()):
-        return _ragged_embeds(thinker, grid, thoughts, base_embeds)
     ends = (thinker.embeddings.start, thinker.embeddings.end)
     start, end = (vector.to(base_embeds.dtype).expand(1, P, C, -1) for vector in ends)
     # the first n_grown steps are start and n_grown - 1 sampled tokens
@@ -108,13 +108,13 @@ def branch_embeds(
     return torch.cat([start, sampled, end, *truth] if n_grown == 0 else [sampled, end, *truth])
 
 
-def _ragged_embeds(thinker: Thinker, grid: ThoughtGrid, thoughts: Tensor, base_embeds: Tensor) -> Tensor:
-    """Return embeddings [L, P, C, D] of branches whose thoughts end at different steps, zero after their last token."""
-    K, L = thoughts.shape[-1], grid.branch_length
-    step = torch.arange(L, device=thoughts.device)[:, None, None]
-    end_step = 1 + (thoughts != ENDED).sum(-1)  # [P, C]
+def ragged_embeds(thinker: Thinker, grid: ThoughtGrid, thoughts: Thoughts, base_embeds: Tensor) -> Tensor:
+    """Return `branch_embeds` [L, P, C, D] of thoughts that end at different steps, zero after a branch's last token."""
+    tokens, L = thoughts.tokens, grid.branch_length
+    K, step = tokens.shape[-1], torch.arange(L, device=tokens.device)[:, None, None]
+    end_step = 1 + thoughts.lengths  # [P, C]
     start, end = (x.to(base_embeds.dtype) for x in (thinker.embeddings.start, thinker.embeddings.end))
-    sampled = thinker.trunk.embed(thoughts.clamp(min=0).permute(2, 0, 1))  # [K, P, C, D]
+    sampled = thinker.trunk.embed(tokens.clamp(min=0).permute(2, 0, 1))  # [K, P, C, D]
     embeds = torch.cat([start.expand(1, *sampled.shape[1:]), sampled, sampled.new_zeros(L - K - 1, *sampled.shape[1:])])
     embeds = torch.where((step < end_step)[..., None], embeds, 0.0)
     embeds = torch.where((step == end_step)[..., None], end, embeds)
@@ -137,15 +137,16 @@ def finish_branches(
     return hidden if grown is None else torch.cat([grown, hidden])
 
 
-def branches_in_parts(thinker: Thinker, grid: ThoughtGrid, base: BasePass, thoughts: Tensor) -> Tensor:
-    """Return states [L, P, C, D] along whole branches, a part at a time (`n_parts`), recomputed for its gradient."""
-    trunk, cache, P = thinker.trunk, base.cache, grid.n_passes
-    embeds = branch_embeds(thinker, grid, thoughts, base.embeds)
+def branches_in_parts(trunk: Trunk, grid: ThoughtGrid, cache: Cache, embeds: Tensor) -> Tensor:
+    """Return states along whole branches from their embeddings, both [L, P, C, D], over the cache of a base pass.
+
+    Each part (`n_parts`) is recomputed for its gradient.
+    """
 
     def states(part: ThoughtGrid, rows: slice, embeds: Tensor) -> Tensor:
         return finish_branches(trunk, part, embeds, trunk.branch_cache(cache, part, rows))
 
-    n, n_groups = n_parts(grid.n_columns, P, grid.branch_length, len(cache.layers), trunk.is_sharded)
+    n, n_groups = n_parts(grid.n_columns, grid.n_passes, grid.branch_length, len(cache.layers), trunk.is_sharded)
     parts = []
     for columns, rows, part in grid.parts(n):
         some = [
@@ -164,7 +165,7 @@ def split_branches(hidden: Tensor, thoughts: Thoughts) -> Branches:
     """Split states [L, P, C, D] of whole branches into those that sample (the first K) and those that predict."""
     by_column, K = hidden.permute(1, 2, 0, 3), thoughts.tokens.shape[-1]
     h_sampled, h_thought = by_column[..., :K, :], by_column[..., K + 1 :, :]
-    if bool((thoughts.tokens == ENDED).any()):
+    if thoughts.have_ended:
         at = thoughts.lengths[..., None] + 1 + torch.arange(len(hidden) - K - 1, device=hidden.device)  # [P, C, M]
         h_thought = by_column.gather(2, at[..., None].expand(-1, -1, -1, hidden.shape[-1]))
     return Branches(h_sampled=h_sampled, h_thought=h_thought)

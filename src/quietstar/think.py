@@ -4,6 +4,7 @@ Legend: P thoughts of each position, C columns of all rows together, K sampled t
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,8 @@ from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid
 from quietstar.heads import ThoughtEmbeddings
+from quietstar.output import ENDED
 from quietstar.thought_source import ThoughtSource
-
-ENDED = -1
-"""in place of a token id, after the end of a thought"""
 
 GRAPH_AT_MOST = 16
 """most sampled tokens of a thought whose graph is kept from step to step; see benchmarks/long_thoughts.py"""
@@ -101,7 +100,7 @@ def check_sampling(thought_temperature: float | None, thought_top_p: float | Non
         raise SettingsError(f"thought_top_p is {thought_top_p}; give a number above 0, at most 1")
 
 
-@dataclass(slots=True)
+@dataclass
 class Thoughts:
     """Thoughts, and the states and cache from which `talk` continues."""
 
@@ -113,16 +112,18 @@ class Thoughts:
     """[K, P, C, D]: the state that each token was sampled from"""
     cache: BranchCache | None = None
     """keys and values of the base pass and of the steps in `hidden`"""
+    may_end: bool = True
+    """whether some may have ended early"""
+
+    @cached_property
+    def have_ended(self) -> bool:
+        """Whether some have ended early, so that branches differ in length."""
+        return self.may_end and bool((self.tokens == ENDED).any())
 
     @property
     def lengths(self) -> Tensor:
         """[P, C]: sampled tokens of each thought."""
         return (self.tokens != ENDED).sum(-1)
-
-
-def tokens_of(thoughts: Tensor) -> list[list[int]]:
-    """Return the tokens of each of n thoughts [n, K], up to its end."""
-    return [[token for token in thought if token != ENDED] for thought in thoughts.tolist()]
 
 
 def think(thinker: Thinker, grid: ThoughtGrid, text: Text, sampling: Sampling) -> Thoughts:
@@ -134,13 +135,13 @@ def think(thinker: Thinker, grid: ThoughtGrid, text: Text, sampling: Sampling) -
     """
     if not thinker.source.is_sampled:
         where = (grid.rows, grid.columns, grid.n_passes)
-        return Thoughts(thinker.source.write(text, *where, sampling.suppressed, sampling.generator))
+        return Thoughts(thinker.source.write(text, *where, sampling.suppressed, sampling.generator), may_end=False)
     is_long = torch.is_grad_enabled() and thinker.n_thought_tokens > GRAPH_AT_MOST
     if not (is_long or thinker.trunk.grows_in_parts or thinker.end_head is not None):
         return _write(thinker, grid, text.cache, sampling)
     with torch.no_grad():
         thoughts = _write(thinker, grid, text.cache, sampling)
-    return Thoughts(thoughts.tokens, thoughts.logprob)
+    return Thoughts(thoughts.tokens, thoughts.logprob, may_end=thoughts.may_end)
 
 
 def _write(thinker: Thinker, grid: ThoughtGrid, base_cache: Cache, sampling: Sampling) -> Thoughts:
@@ -168,7 +169,7 @@ def _write(thinker: Thinker, grid: ThoughtGrid, base_cache: Cache, sampling: Sam
         tokens.append(token)
         logprob.append(of_token)
         embeds = trunk.embed(token.clamp(min=0))[None]
-        if step + 1 < K and not trunk.is_sharded and thinker.end_head is not None and has_ended.all():
+        if thinker.end_head is not None and step + 1 < K and has_ended.all() and not trunk.is_sharded:
             tokens += [torch.full_like(token, ENDED)] * (K - step - 1)
             logprob += [torch.zeros_like(of_token)] * (K - step - 1)
             break
@@ -176,4 +177,5 @@ def _write(thinker: Thinker, grid: ThoughtGrid, base_cache: Cache, sampling: Sam
         all_tokens, all_logprob = grid.columns.new_zeros(P, C, 0), embeds.new_zeros(P, C, 0)
     else:
         all_tokens, all_logprob = torch.stack(tokens, dim=-1), torch.stack(logprob, dim=-1)
-    return Thoughts(all_tokens, all_logprob if sampling.temperature else None, torch.cat(hidden), cache)
+    known = all_logprob if sampling.temperature else None
+    return Thoughts(all_tokens, known, torch.cat(hidden), cache, may_end=thinker.end_head is not None)

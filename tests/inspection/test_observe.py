@@ -284,3 +284,18 @@ def test_bad_settings_are_said_in_one_line() -> None:
         trace(thinker(), TOKENIZER, mixed, TraceSettings())
     with pytest.raises(SettingsError, match="there is no text to trace"):
         trace(thinker(), TOKENIZER, [], TraceSettings())
+
+
+def test_generated_thoughts_that_ended_early_are_traced_as_they_were() -> None:
+    model = tiny_model(
+        base={"vocab_size": 300, "pad_token_id": None, "eos_token_id": None}, n_ahead=6, learn_to_end=True
+    )
+    torch.manual_seed(0)
+    found = model.inspect("some words", byte_tokenizer(), generate=8, thought_temperature=1.0)
+    lengths = [len(thought) for thought in found.columns["thought_ids"] if thought is not None]
+    assert len(set(lengths)) > 1
+    assert max(lengths) <= 4
+    assert [len(each) for each in found.columns["thought_logprob"] if each is not None] == lengths
+    refused = TextToTrace(ids=[5, 6, 7], thoughts={1: [5, 6]})
+    with pytest.raises(SettingsError, match="a thought has 2 tokens; give 3"):
+        trace(tiny_model(n_ahead=5), byte_tokenizer(), [refused], TraceSettings())

@@ -50,18 +50,19 @@ class BranchLayer(DynamicLayer):
             keys, values = zip(*self.pieces, strict=True)
             return torch.cat([self.keys, *keys], dim=2), torch.cat([self.values, *values], dim=2)
         new = [each[0].unflatten(1, self.shape).permute(0, 3, 2, 1, 4) for each in (key_states, value_states)]
-        if self.room:
-            self._append(new)
-        else:
-            self.pieces.append((new[0], new[1]))
-        self.n_steps += new[0].shape[3]
+        self._append(new)
         return key_states, value_states
 
     def _append(self, new: list[Tensor]) -> None:
+        """Append keys [J, C, P, l, d] and values, to the memory if there is room."""
+        first, self.n_steps = self.n_steps, self.n_steps + new[0].shape[3]
+        if not self.room:
+            self.pieces.append((new[0], new[1]))
+            return
         if not self.memory:
             self.memory = [each.new_empty(*each.shape[:3], self.room, each.shape[4]) for each in new]
         for memory, each in zip(self.memory, new, strict=True):
-            memory[..., self.n_steps : self.n_steps + each.shape[3], :] = each
+            memory[..., first : self.n_steps, :] = each
 
     def repeat(self, n_passes: int) -> None:
         """See BranchCache."""
@@ -69,12 +70,9 @@ class BranchLayer(DynamicLayer):
         if self.branches_in_rows:
             self.pieces = [tuple(x.repeat(1, 1, n_passes, 1) for x in piece) for piece in self.pieces]  # type: ignore[misc]
             return
-        self.pieces = [tuple(x.expand(-1, -1, n_passes, -1, -1) for x in piece) for piece in self.pieces]  # type: ignore[misc]
-        if self.memory:
-            own, self.memory = self.own[0], []
-            n_steps, self.n_steps = self.n_steps, 0
-            self._append([x.expand(-1, -1, n_passes, -1, -1) for x in own])
-            self.n_steps = n_steps
+        once, self.pieces, self.memory, self.n_steps = self.own, [], [], 0
+        for piece in once:
+            self._append([x.expand(-1, -1, n_passes, -1, -1) for x in piece])
 
     def get_seq_length(self) -> int:
         """Return the number of tokens of a row plus those of the branches so far."""

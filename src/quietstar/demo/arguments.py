@@ -7,7 +7,7 @@ from quietstar.config import QuietStarConfig
 from quietstar.demo.language import DASH, N_STOPS
 from quietstar.demo.lessons import Course
 from quietstar.errors import SettingsError
-from quietstar.runs.fields import option
+from quietstar.runs.fields import check_above_0, check_at_least, option
 
 DEMO = "demo"
 """the group of these options in `--help`"""
@@ -42,18 +42,9 @@ class DemoArguments:
     picture: bool = option(True, "draw the figures, which needs matplotlib", DEMO)
 
     def __post_init__(self) -> None:
-        for name, lowest in {
-            "steps": 0,
-            "thought_steps": 0,
-            "batch_size": 1,
-            "thought_batch_size": 1,
-            "inspected": 1,
-        }.items():
-            if getattr(self, name) < lowest:
-                raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least {lowest}")
-        for name in ("learning_rate", "thought_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise SettingsError(f"{name} is {getattr(self, name)}; give a number above 0")
+        lowest = {"steps": 0, "thought_steps": 0, "batch_size": 1, "thought_batch_size": 1, "inspected": 1}
+        check_at_least(self, lowest)
+        check_above_0(self, ("learning_rate", "thought_learning_rate"))
         if not 0.01 <= self.held_out <= 0.9:
             raise SettingsError(f"held_out is {self.held_out}; give a fraction from 0.01 to 0.9")
         QuietStarConfig(**self.method_settings())

@@ -19,12 +19,12 @@ from quietstar.inference.loading import UseArguments, context_length, load_model
 from quietstar.inference.text_settings import say_what_is_set_aside, text_settings
 from quietstar.journal import Journal
 from quietstar.model import QuietStarForCausalLM
+from quietstar.output import tokens_of
 from quietstar.policy import ThinkPolicy
 from quietstar.runs.fields import option
 from quietstar.text.files import lines_of, read_lines
 from quietstar.text.pieces import Pieces, one_line
 from quietstar.text.unicode import check_text
-from quietstar.think import tokens_of
 
 TEXT = "text"
 

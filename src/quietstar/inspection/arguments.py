@@ -9,7 +9,7 @@ from quietstar.inference.speak import TEXT, SpeakArguments
 from quietstar.inspection.interventions import CHOICES
 from quietstar.inspection.settings import TraceSettings
 from quietstar.inspection.trace import FORMATS
-from quietstar.runs.fields import option
+from quietstar.runs.fields import check_at_least, option
 from quietstar.text.unicode import check_text
 
 WHAT_IF = "are they used?"
@@ -76,10 +76,7 @@ class InspectArguments(SpeakArguments):
         for name in ("max_length", "limit"):
             if self.generate and getattr(self, name) is not None:
                 raise SettingsError(f"{name} was given with generate, which reads the whole prompt; leave one out")
-        for name, lowest in {"generate": 0, "max_length": 2, "limit": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise SettingsError(f"{name} is {value}; give a number of at least {lowest}")
+        check_at_least(self, {"generate": 0, "max_length": 2, "limit": 1})
         if self.format not in FORMATS:
             raise SettingsError(f"format is {self.format!r}; choose from {', '.join(FORMATS)}")
         if NONE in self.interventions and len(self.interventions) > 1:

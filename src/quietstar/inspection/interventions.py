@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.errors import SettingsError
-from quietstar.think import ENDED
+from quietstar.output import ENDED
 
 MOST_TRIES = 16
 """most random orders to try while some leave a thought unchanged"""

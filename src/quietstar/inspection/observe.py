@@ -34,8 +34,9 @@ from quietstar.inspection.schema import schema_of
 from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
 from quietstar.model import QuietStarForCausalLM
+from quietstar.output import ENDED
 from quietstar.policy import ThinkPolicy
-from quietstar.think import ENDED, Sampling
+from quietstar.think import Sampling
 
 
 @torch.no_grad()
@@ -250,5 +251,5 @@ def _check(model: QuietStarForCausalLM, text: TextToTrace, n_ahead: int) -> None
             raise SettingsError(f"a thought is asked for at position {position} of {S}; give one from 0 to {S - 1}")
     for thought in thoughts.values():
         check_ids(model, thought, "a thought")
-        if len(thought) != K:
+        if len(thought) > K or (len(thought) < K and model.end_head is None):
             raise SettingsError(f"a thought has {len(thought)} tokens; give {K}, as n_ahead is {n_ahead}")

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from quietstar.inspection.measure import NO_TARGET, Effect, Look, look, true_logprob
 from quietstar.inspection.reading import Reading
 from quietstar.inspection.schema import EFFECTS
+from quietstar.output import tokens_of
 from quietstar.reporting.tables import finite
 from quietstar.text.pieces import decoded, pieces_of, token_text
-from quietstar.think import tokens_of
 
 Columns = dict[str, list[Any]]
 

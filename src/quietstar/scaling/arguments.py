@@ -1,6 +1,5 @@
 """The options of `quietstar plan`: a model, settings of a run as in `quietstar train`, and GPUs."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,7 @@ import torch
 from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.inference.loading import DTYPES
-from quietstar.runs.fields import option
+from quietstar.runs.fields import check_above_0, check_at_least, option
 from quietstar.scaling.memory import Numbers
 from quietstar.scaling.shape import Shape
 from quietstar.scaling.step import Step
@@ -78,13 +77,8 @@ class PlanArguments:
     )
 
     def __post_init__(self) -> None:
-        for name, lowest in AT_LEAST.items():
-            if getattr(self, name) < lowest:
-                raise SettingsError(f"{name} is {getattr(self, name)}; give a whole number of at least {lowest}")
-        for name in ("memory", "tflops", "bandwidth"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise SettingsError(f"{name} is {value}; give a number above 0")
+        check_at_least(self, AT_LEAST, "whole number")
+        check_above_0(self, ("memory", "tflops", "bandwidth"))
         if not 0 <= self.think_fraction <= 1:
             raise SettingsError(f"think_fraction is {self.think_fraction}; give a share from 0 to 1")
         check_reference(self.reference, self.ema_device)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from quietstar.journal import DecodingStep
 from quietstar.model import QuietStarForCausalLM
+from quietstar.output import tokens_of
 from quietstar.reporting.tables import finite
 from quietstar.serving.batch import Batch, Thinking
 from quietstar.serving.faults import failed
@@ -19,7 +20,6 @@ from quietstar.serving.prompts import Prompt
 from quietstar.serving.sampling import NO_TOKEN, TokenSampling, choose
 from quietstar.serving.text import StoppingText
 from quietstar.text.pieces import decoded, one_line, token_text
-from quietstar.think import tokens_of
 
 logger = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerBase
 from quietstar.inspection.reading import Reading
 from quietstar.journal import TopTokens
 from quietstar.model import QuietStarForCausalLM
+from quietstar.output import tokens_of
 from quietstar.reporting.tables import finite
 from quietstar.serving.faults import RequestError
 from quietstar.serving.group import described
 from quietstar.serving.prompts import TOKENS_AT_ONCE
 from quietstar.serving.protocol import LONGEST_THOUGHT
 from quietstar.text.pieces import token_text
-from quietstar.think import tokens_of
 
 
 @dataclass(slots=True)

@@ -1,6 +1,5 @@
 """What a training run is: the method's settings, the recipe, and everything that transformers' Trainer takes."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from quietstar.errors import SettingsError, shown
 from quietstar.evaluation.tasks import TASKS, find_task, parse_data
 from quietstar.learn import PolicyWeight
 from quietstar.policy import ThinkPolicy
-from quietstar.runs.fields import option
+from quietstar.runs.fields import check_at_least, option
 from quietstar.training.model_arguments import LORA, MODEL
 
 METHOD = "method (arXiv 2403.09629)"
@@ -192,10 +191,7 @@ class QuietStarTrainingArguments(TrainingArguments):
             find_task(name)
         if unused := sorted(parse_data(self.eval_data).keys() - set(self.eval_tasks)):
             raise SettingsError(f"eval_data was given for {', '.join(unused)}, which is not among eval_tasks; add it")
-        for names, least in ((AT_LEAST_0, 0), (AT_LEAST_1, 1)):
-            for name in names.split():
-                if getattr(self, name) is not None and not least <= getattr(self, name) < math.inf:
-                    raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least {least}")
+        check_at_least(self, dict.fromkeys(AT_LEAST_0.split(), 0) | dict.fromkeys(AT_LEAST_1.split(), 1))
         self._check_objective()
         if self.think is not None:
             ThinkPolicy.parse(self.think)

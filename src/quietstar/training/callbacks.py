@@ -14,8 +14,8 @@ from transformers.trainer_utils import SaveStrategy
 from quietstar.base.loading import evaluating
 from quietstar.errors import SettingsError
 from quietstar.model import QuietStarForCausalLM
+from quietstar.output import tokens_of
 from quietstar.reporting.tables import json_lines
-from quietstar.think import tokens_of
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.health import HealthChecks
 from quietstar.training.reports import WriteReports, first_of

@@ -48,7 +48,7 @@ class Reference(Part):
 
         The weights wait where the average lies, and come back bit by bit.
         """
-        reshard(model)  # Parameters that are whole are others than their shares.
+        reshard(model)  # A parameter that is gathered is another tensor than its share.
         shares = {name: share_of(model.get_parameter(name)) for name in self.average}
         waiting = {name: share.to(self.device, copy=True) for name, share in shares.items()}
         _copy(self.average, shares)

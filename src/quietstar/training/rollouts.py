@@ -1,4 +1,4 @@
-"""What a step's batches bring from before: scores of the reference, and thoughts of an earlier policy epoch."""
+"""What batches are given beside their texts: scores of the reference, and the thoughts of an earlier policy epoch."""
 
 from collections.abc import Callable
 from typing import Any

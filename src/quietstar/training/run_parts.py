@@ -66,7 +66,7 @@ class RunParts(Parts):
 
         Args:
             batches: of the step on this process; without any there is no step, and None is returned. Each may get
-                think_at, and what it brings from before; see Rollouts.
+                think_at, n_ahead, thoughts and a rollout; see Rollouts.
             n_before: steps before it.
             model: whose weights train.
             run: its forward pass, as the run's processes share it.

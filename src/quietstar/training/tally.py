@@ -11,8 +11,8 @@ from torch import Tensor
 
 from quietstar.learn import NO_ROLLOUT, Counts, Labels, Rollout, policy_terms
 from quietstar.model import QuietStarOutput
+from quietstar.output import ENDED
 from quietstar.runs.processes import Processes
-from quietstar.think import ENDED
 
 EQUAL = 1e-5
 """nats: rewards of one position that differ by less are equal but for rounding"""

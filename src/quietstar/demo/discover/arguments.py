@@ -9,12 +9,24 @@ from quietstar.demo.language import DASH, EQUALS, LETTERS
 from quietstar.demo.lessons import Course
 from quietstar.errors import SettingsError
 from quietstar.learn import PolicyWeight
-from quietstar.runs.fields import option
+from quietstar.runs.fields import check_above_0, check_at_least, option
 
 DISCOVER = "demo --discover"
 """the group of these options in `--help`"""
 ARMS = ("positive", "leave_one_out", "no_policy")
 """two advantages, and no policy loss, under which all advantages are the same"""
+
+LOWEST = {
+    "n_seeds": 1,
+    "spelled_one_in": 3,
+    "layers": 1,
+    "steps": 0,
+    "batch_size": 1,
+    "thought_steps": 1,
+    "thought_batch_size": 1,
+    "measure_every": 1,
+}
+"""option -> lowest value"""
 
 
 @dataclass(kw_only=True)
@@ -58,21 +70,8 @@ class DiscoverArguments:
     picture: bool = option(True, "draw the figures, which needs matplotlib", DISCOVER)
 
     def __post_init__(self) -> None:
-        for name, lowest in {
-            "n_seeds": 1,
-            "spelled_one_in": 3,
-            "layers": 1,
-            "steps": 0,
-            "batch_size": 1,
-            "thought_steps": 1,
-            "thought_batch_size": 1,
-            "measure_every": 1,
-        }.items():
-            if getattr(self, name) < lowest:
-                raise SettingsError(f"{name} is {getattr(self, name)}; give a number of at least {lowest}")
-        for name in ("learning_rate", "thought_learning_rate", "thought_temperature"):
-            if not getattr(self, name) > 0:
-                raise SettingsError(f"{name} is {getattr(self, name)}; give a number above 0")
+        check_at_least(self, LOWEST)
+        check_above_0(self, ("learning_rate", "thought_learning_rate", "thought_temperature"))
         if not 0.01 <= self.held_out <= 0.9:
             raise SettingsError(f"held_out is {self.held_out}; give a fraction from 0.01 to 0.9")
         if not self.arms or not set(self.arms) <= set(ARMS) or len(set(self.arms)) < len(self.arms):

@@ -1,0 +1,38 @@
+"""Lowest values of options are checked by one function, with one message."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from quietstar.errors import SettingsError
+from quietstar.runs.fields import check_above_0, check_at_least
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (None, None),
+        (2, None),
+        (2.5, None),
+        (1, "rows is 1; give a number of at least 2"),
+        (math.nan, "rows is nan; give a number of at least 2"),
+        (math.inf, "rows is inf; give a number of at least 2"),
+    ],
+)
+def test_an_option_has_a_lowest_value(value: float | None, told: str | None) -> None:
+    options = SimpleNamespace(rows=value)
+    if told is None:
+        check_at_least(options, {"rows": 2})
+        return
+    with pytest.raises(SettingsError, match=f"^{told}$"):
+        check_at_least(options, {"rows": 2})
+    with pytest.raises(SettingsError, match="give a whole number of at least 2"):
+        check_at_least(options, {"rows": 2}, "whole number")
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf])
+def test_an_option_is_above_0(value: float) -> None:
+    check_above_0(SimpleNamespace(rate=None, other=0.1), ("rate", "other"))
+    with pytest.raises(SettingsError, match=f"^rate is {value}; give a number above 0$"):
+        check_above_0(SimpleNamespace(rate=value), ("rate",))
