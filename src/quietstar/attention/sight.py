@@ -98,6 +98,11 @@ class Sight:
         own = of.sees_own_branch(steps, window)
         return cls(grid.n_passes, grid.per_row, ~prefix.transpose(0, 1), ~own.permute(2, 0, 1))
 
+    @property
+    def is_in_steps(self) -> bool:
+        """Whether a column's steps are in several blocks."""
+        return self.own_hidden.shape[1] > STEPS_AT_ONCE
+
     def prefix_at(self, place: Place) -> Tensor:
         """Return which of a block's base tokens are hidden from its steps, [1, b, n, Q or 1, T]."""
         hidden = place.take(self.prefix_hidden[None])[..., place.keys]

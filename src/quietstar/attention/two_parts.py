@@ -230,7 +230,8 @@ class _TwoParts(torch.autograd.Function):
             d_outs, offsets = (parts.by_column(x.transpose(0, 1)) for x in (d_result[0], offset))
             d_query = torch.empty_like(query)
             d_key, d_value = (torch.zeros_like(x, dtype=torch.float32) for x in (parts.key, parts.value))
-            d_own = [torch.zeros(x.shape[1], C, sight.n_passes, L, x.shape[-1], device=x.device) for x in (key, value)]
+            make, write = (torch.zeros, Place.add) if sight.is_in_steps else (torch.empty, Place.put)
+            d_own = [make(x.shape[1], C, sight.n_passes, L, x.shape[-1], device=x.device) for x in (key, value)]
             sink, d_sinks = _sink(sinks, parts.heads), None
             for (place, block), lse in zip(parts, lses, strict=True):
                 d_out, off = (place.take(x[..., place.steps, :]) for x in (d_outs, offsets))
@@ -244,7 +245,7 @@ class _TwoParts(torch.autograd.Function):
                 d_own_k = _product(d_scores.transpose(1, 2), padded(q_own), 1 / BITS)
                 d_own_v = torch.bmm(p.transpose(1, 2), padded(own_rows))
                 for whole, part in zip(d_own, (d_own_k, d_own_v), strict=True):
-                    place.add(whole[..., place.own, :], part.view(*block.q.shape[:4], *part.shape[1:]))
+                    write(place, whole[..., place.own, :], part.view(*block.q.shape[:4], *part.shape[1:]))
 
                 d_p = block.from_row(torch.bmm(rows, block.v.transpose(1, 2).contiguous()).float())
                 p, d_scores = (by_row(x) for x in _through(prefix, lse, d_p, off, softcap, parts.dtype))
