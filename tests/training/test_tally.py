@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from quietstar import QuietStarOutput
+from quietstar.output import ENDED
 from quietstar.training.tally import Tally, labels_of
 from tests.tiny import texts, tiny_model
 
@@ -26,7 +27,7 @@ def tally_of(batches: list[dict], outputs: list[QuietStarOutput], n_ahead_talk: 
 
 def by_hand(batches: list[dict], outputs: list[QuietStarOutput], M: int, base_loss_weight: float) -> dict[str, float]:
     """Every entry that counts, one after another in lists, and then their means."""
-    at_columns, base, weights, rewards, spoken, surprise, equal, distinct, n_thoughts = [], [], [], [], [], [], [], 0, 0
+    at_columns, base, weights, rewards, spoken, surprise, equal, distinct, lengths = [], [], [], [], [], [], [], 0, []
     nll_gradient = policy_gradient = 0.0
     talk: list[list[float]] = [[] for _ in range(M)]
     for batch, output in zip(batches, outputs, strict=True):
@@ -51,10 +52,11 @@ def by_hand(batches: list[dict], outputs: list[QuietStarOutput], M: int, base_lo
                     for k in range(min(M, n - 1 - i)):
                         talk[k].append(float(output.talk_nll[b, p, i, k]))
                         weights.append(float(output.mixing_weight[b, p, i, k]))
-                    n_thoughts += 1
-                    different.add(tuple(output.thoughts[b, p, i].tolist()))
-                    if output.drawn_logprob is not None:
-                        surprise += (-output.drawn_logprob[b, p, i]).tolist()
+                    thought = tuple(output.thoughts[b, p, i].tolist())
+                    different.add(thought)
+                    lengths.append(K - thought.count(ENDED))
+                    if output.drawn_logprob is not None:  # an end before the last place is drawn, too
+                        surprise += (-output.drawn_logprob[b, p, i, : lengths[-1] + 1]).tolist()
                     if n - 1 - i >= M:
                         rewards.append(float(output.reward[b, p, i]))
                         advantage = float(output.advantage[b, p, i])
@@ -78,7 +80,8 @@ def by_hand(batches: list[dict], outputs: list[QuietStarOutput], M: int, base_lo
         "mixing_weight": mean(weights),
         "mixing_weight_rms": mean([weight**2 for weight in weights]) ** 0.5,
         "mixing_weight_std": mean([(weight - mean(weights)) ** 2 for weight in weights]) ** 0.5,
-        "distinct_thoughts": distinct / n_thoughts,
+        "distinct_thoughts": distinct / len(lengths),
+        "thought_length": mean(lengths),
         **({"thought_entropy": mean(surprise)} if surprise else {}),
         **({"policy_share": policy_gradient**0.5 / (nll_gradient**0.5 + policy_gradient**0.5)} if nll_gradient else {}),
     }
@@ -87,14 +90,16 @@ def by_hand(batches: list[dict], outputs: list[QuietStarOutput], M: int, base_lo
 @pytest.mark.parametrize("base_loss_weight", [0.5, 0.0, 1.0])
 @pytest.mark.parametrize("train", [True, False], ids=["two thoughts", "one thought"])
 @pytest.mark.parametrize("everywhere", [True, False], ids=["everywhere", "think_at"])
-def test_figures_are_means_over_all_labels(everywhere, train, base_loss_weight):
+@pytest.mark.parametrize("learn_to_end", [False, True], ids=["one length", "early ends"])
+def test_figures_are_means_over_all_labels(learn_to_end, everywhere, train, base_loss_weight):
     batches = [dict(batch) for batch in BATCHES]
     if not everywhere:
         for batch in batches:
             batch["think_at"] = batch["input_ids"] % 3 > 0
-    outputs = [forward(batch, train=train) for batch in batches]
+    outputs = [forward(batch, train=train, learn_to_end=learn_to_end, n_ahead=5) for batch in batches]
     tally = tally_of(batches, outputs)
     figures = tally.figures(base_loss_weight)
+    assert (figures["thought_length"] < 3) == learn_to_end
     expected = by_hand(batches, outputs, 3, base_loss_weight)
     assert figures == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert list(figures) == list(expected)

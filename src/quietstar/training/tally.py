@@ -106,10 +106,10 @@ class Tally:
             talk_nll_0 is than base_nll at the same positions), policy_loss, reward_mean,
             reward_std, thought_helped (share of positions with a reward above 0), equal_rewards (share of positions
             whose thoughts, if there are several, all have one reward), mixing_weight, its root mean square and its
-            standard deviation, distinct_thoughts (share of a batch's thoughts that differ from all before them); of
-            sampled thoughts thought_entropy (in nats a token, estimated from the tokens drawn); and of a training step
-            policy_share (norm of the policy term's gradient at the hidden states, as a share of the sum of this norm
-            and the nll's, if that has one).
+            standard deviation, distinct_thoughts (share of a batch's thoughts that differ from all before them),
+            thought_length (tokens of a thought, start and end excluded); of sampled thoughts thought_entropy (in nats a
+            token, estimated from the tokens drawn); and of a training step policy_share (norm of the policy term's
+            gradient at the hidden states, as a share of the sum of this norm and the nll's, if that has one).
         """
         names = list(self.sums)
         sizes = [self.sums[name].numel() for name in names]
@@ -146,13 +146,14 @@ class Tally:
 
 
 def _of_thoughts(output: QuietStarOutput, labels: Labels) -> dict[str, Tensor]:
-    """Return sums over the thoughts whose next tokens have labels: how many thoughts differ, and their entropy."""
+    """Return sums over the thoughts whose next tokens have labels: different ones, their tokens and entropy."""
     where = labels.talk.any(-1)[:, None].expand(output.thoughts.shape[:3])  # [B, P, S]
     thoughts = output.thoughts[where]
     n, K = thoughts.shape
     sums = {
         "thoughts": torch.tensor(n if K else 0, device=thoughts.device),
         "distinct": torch.tensor(len(thoughts.unique(dim=0)) if n and K else 0, device=thoughts.device),
+        "length": (thoughts != ENDED).sum(),
     }
     if output.drawn_logprob is not None:
         n_drawn = ((thoughts != ENDED).sum(-1) + 1).clamp(max=K).sum()  # An end before the last place is drawn, too.
@@ -164,6 +165,7 @@ def _figures_of_thoughts(total: dict[str, Tensor]) -> dict[str, float]:
     figures = {}
     if total["thoughts"]:
         figures["distinct_thoughts"] = _ratio(total["distinct"], total["thoughts"])
+        figures["thought_length"] = _ratio(total["length"], total["thoughts"])
     if total.get("drawn"):
         figures["thought_entropy"] = _ratio(total["surprise"], total["drawn"])
     if total.get("nll_gradient"):
