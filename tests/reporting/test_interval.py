@@ -72,8 +72,8 @@ def simulated(n_seeds: int, n_texts: int, spread: tuple[float, float, float], ge
 @pytest.mark.parametrize("n_seeds", [2, 3, 4, 5])
 @pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)
 def test_intervals_over_seeds_and_texts_hold_the_effect_in_92_to_98_of_100_studies(spread, n_seeds):
-    generator = torch.Generator().manual_seed(n_seeds)
-    found = [over_seeds_and_texts(simulated(n_seeds, 64, spread, generator)) for _ in range(1000)]
+    generator = torch.Generator().manual_seed(0)
+    found = [over_seeds_and_texts(simulated(n_seeds, 64, spread, generator)) for _ in range(2000)]
     held = sum(each.low <= EFFECT <= each.high for each in found) / len(found)
     assert 0.92 <= held <= 0.98, held
 

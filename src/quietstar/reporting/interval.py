@@ -115,8 +115,8 @@ def over_seeds_and_texts(values: Tensor, weights: Tensor | None = None) -> Estim
     The variance of the mean is that of two crossed random effects, seeds and texts, estimated from mean squares. Its
     part between seeds has R - 1 degrees of freedom, which a bootstrap ignores: with two seeds that differ, a bootstrap
     over seeds and, within them, texts holds the true mean in 55 of 100 cases, this interval in 92 to 98
-    (tests/reporting/test_interval.py). Student's quantile is a mean of those of the two parts, weighted by their shares
-    of the variance. With one seed the interval is for other texts alone.
+    (tests/reporting/test_interval.py). Student's quantile is a mean of those of the two parts, weighted by their
+    standard errors. With one seed the interval is for other texts alone.
 
     Args:
         values: [R, n]
@@ -142,10 +142,10 @@ def over_seeds_and_texts(values: Tensor, weights: Tensor | None = None) -> Estim
         between_seeds = (squares_of_seeds - noise).clamp(min=0) / (R * n)
         squares_of_texts = torch.maximum(squares_of_texts, noise)
     between_texts = squares_of_texts / (R * n)
-    variance = float(between_seeds + between_texts)
-    share = float(between_seeds) / variance if variance else 0.0
+    errors = sqrt(between_seeds), sqrt(between_texts)
+    share = errors[0] / sum(errors) if sum(errors) else 0.0
     quantile = (1 - share) * student_975(n - 1) + (share * student_975(R - 1) if share else 0.0)
-    reach = quantile * sqrt(variance)
+    reach = quantile * sqrt(between_seeds + between_texts)
     return Estimate(value=float(mean), low=float(mean) - reach, high=float(mean) + reach, n=n)
 
 
