@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from quietstar.cli.options import INHERITED, make_parser, parse
+from quietstar.runs.options import INHERITED, make_parser, parse
 from quietstar.cli.train import CLASSES
 from quietstar.training import DataArguments, QuietStarTrainingArguments
 from quietstar.training.arguments import GROUPS
