@@ -217,10 +217,12 @@ def greedy_thought(model: QuietStarForCausalLM, tokens: Tensor) -> list[int]:
     """The likeliest thought after these tokens [n], one token at a time, each by reading everything anew."""
     embed = model.base_lm.get_input_embeddings()
     start = model.config.embedding_scale * model.thought_embeddings.start_embedding[None]
-    sequence, thought = torch.cat([embed(tokens), start]), []
+    sequence, thought, lasting = torch.cat([embed(tokens), start]), [], 1.0
     for _ in range(model.config.n_ahead - 2):
-        if model.end_head is not None and float(model.end_head(states(model.base_lm, sequence)[-1])) > 0:
-            break
+        if model.end_head is not None:
+            lasting *= float((-model.end_head(states(model.base_lm, sequence)[-1])).sigmoid())
+            if lasting <= 0.5:  # of all thoughts that would be sampled, half have ended by now
+                break
         thought.append(int(own_logits(model.base_lm, states(model.base_lm, sequence)[-1:]).argmax()))
         sequence = torch.cat([sequence, embed(torch.tensor(thought[-1:]))])
     return thought

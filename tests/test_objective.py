@@ -288,3 +288,38 @@ def test_evaluation_weighs_the_nll_once() -> None:
     model = tiny_model(n_ahead=4, n_ahead_talk=2, policy_weight=1.0, nll_weight=0.0).eval()
     output = model(**texts(9, 4))
     assert torch.equal(output.loss, output.nll)
+
+
+@pytest.mark.parametrize("loss_only", [True, False], ids=["gradients with the loss", "by autograd"])
+@pytest.mark.parametrize("winner", ["none", "one"])
+def test_a_balanced_weight_counts_the_decision_to_end(winner: str, loss_only: bool) -> None:
+    """Two thoughts, one of no token and one of one: whichever wins, the end head learns, at the balance asked for."""
+    found = {}
+    for policy_weight in (1.0, "balanced:0.5"):
+        model = tiny_model(n_ahead=4, n_ahead_talk=2, learn_to_end=True, policy_weight=policy_weight).train()
+        inputs = texts(6)
+        inputs["think_at"] = torch.zeros_like(inputs["input_ids"]).index_fill(1, torch.tensor([2]), 1)
+        inputs["thoughts"] = torch.tensor([[-1, -1], [7, -1]])[None, :, None].expand(1, 2, 6, 2)
+        advantage = torch.zeros(1, 2, 6)
+        advantage[0, int(winner == "one"), 2] = 0.4
+        output = model(**inputs, loss_only=loss_only, rollout=learn.Rollout(advantage=advantage))
+        output.loss.backward()
+        found[policy_weight] = model.end_head.layer.bias.grad.clone(), output
+    (at_1, _), (balanced, output) = found.values()
+    assert at_1.abs() > 1e-4
+    assert torch.sign(at_1) == (-1 if winner == "none" else 1), "a larger logit ends more thoughts"
+    assert torch.sign(balanced) == torch.sign(at_1)
+    if loss_only:
+        assert float(output.policy_gradient / output.nll_gradient) == pytest.approx(0.5**2, rel=1e-3)
+
+
+def test_what_is_not_reinforced_is_not_scored() -> None:
+    """Neither its tokens nor its end."""
+    model = tiny_model(n_ahead=4, n_ahead_talk=2, learn_to_end=True, policy_weight=1.0).train()
+    inputs = texts(6)
+    inputs["thoughts"] = torch.tensor([[5, -1], [7, 8]])[None, :, None].expand(1, 2, 6, 2)
+    advantage = torch.zeros(1, 2, 6)
+    advantage[0, 0] = 0.4
+    output = model(**inputs, loss_only=True, rollout=learn.Rollout(advantage=advantage))
+    assert (output.thought_logprob[0, 0, :4] != 0).all()
+    assert (output.thought_logprob[0, 1] == 0).all()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from quietstar.errors import SettingsError
 from quietstar.output import CACHE
 from tests.tiny import VOCABULARY, texts, tiny_model
 
@@ -83,3 +84,29 @@ def test_a_cache_has_two_names() -> None:
     }
     assert torch.equal(by_name["cache"], by_name["past_key_values"])
     assert not torch.allclose(by_name["cache"], model(tokens[:, 4:]).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("thought", "message"),
+    [
+        ([5, -1, 7], "a token after -1"),
+        ([-1, 5, 7], "a token after -1"),
+        ([5, -2, 7], r"thoughts hold -2; give token ids from 0 to \d+, and -1 in every place after its last token"),
+        ([5, VOCABULARY, 7], f"thoughts hold {VOCABULARY}; give token ids from 0 to {VOCABULARY - 1}"),
+        ([5.0, 6.0, 7.0], "thoughts are of torch.float32; give token ids"),
+        ([True, False, True], "thoughts are of torch.bool; give token ids"),
+    ],
+)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_thoughts_that_are_none_are_refused(thought: list, message: str, labelled: bool) -> None:
+    model, inputs = tiny_model(n_ahead=5, learn_to_end=True), texts(4) if labelled else unlabelled(4)
+    with pytest.raises(SettingsError, match=message):
+        model(**inputs, thoughts=torch.tensor(thought).expand(1, 1, 4, 3))
+
+
+@pytest.mark.parametrize("thought", [[-1, -1, -1], [5, -1, -1], [5, 6, -1]])
+def test_thoughts_end_early_only_in_a_model_that_learned_to_end_them(thought: list) -> None:
+    given = torch.tensor(thought).expand(1, 1, 4, 3)
+    tiny_model(n_ahead=5, learn_to_end=True)(**texts(4), thoughts=given)
+    with pytest.raises(SettingsError, match=r"thoughts hold -1; .*only thoughts of a model made with learn_to_end end"):
+        tiny_model(n_ahead=5)(**texts(4), thoughts=given)

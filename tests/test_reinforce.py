@@ -31,7 +31,9 @@ BASE = {"vocab_size": V, "pad_token_id": None}
 ROW = torch.tensor([[0, 2, 1, 2]])
 
 
-def three_token_model(n_ahead: int, n_passes: int, thought_temperature: float = 1.0) -> QuietStarForCausalLM:
+def three_token_model(
+    n_ahead: int, n_passes: int, thought_temperature: float = 1.0, **settings: object
+) -> QuietStarForCausalLM:
     """Sampling and policy term at temperature 1: what is sampled is what is scored."""
     return tiny_model(
         base=BASE,
@@ -40,6 +42,7 @@ def three_token_model(n_ahead: int, n_passes: int, thought_temperature: float = 
         n_passes=n_passes,
         reinforce_temperature=1.0,
         thought_temperature=thought_temperature,
+        **settings,
     ).train()
 
 
@@ -51,7 +54,15 @@ def watched(model: QuietStarForCausalLM) -> list[Tensor]:
         base.model.layers[0].self_attn.q_proj.weight,
         base.model.layers[1].mlp.down_proj.weight,
         base.model.embed_tokens.weight,
+        *([] if model.end_head is None else model.end_head.parameters()),
     ]
+
+
+def every_thought(model: QuietStarForCausalLM) -> list[tuple[int, ...]]:
+    """Of K tokens, and if thoughts may end early, of fewer: with -1 after their last token."""
+    K = model.config.n_thought_tokens
+    lengths = [K] if model.end_head is None else range(K + 1)
+    return [tokens + (-1,) * (K - n) for n in lengths for tokens in product(range(V), repeat=n)]
 
 
 def flat(gradients: tuple[Tensor, ...]) -> Tensor:
@@ -61,7 +72,7 @@ def flat(gradients: tuple[Tensor, ...]) -> Tensor:
 def expected_gradient(model: QuietStarForCausalLM) -> Tensor:
     """Of the policy loss over every combination of P thoughts, each weighted by its exact probability."""
     K, P = model.config.n_thought_tokens, model.config.n_passes
-    combinations = torch.tensor(list(product(range(V), repeat=K * P))).reshape(-1, P, 1, K)
+    combinations = torch.tensor(list(product(every_thought(model), repeat=P))).reshape(-1, P, 1, K)
     n, S = len(combinations), ROW.shape[1]
     rows = ROW.expand(n, -1)
     output = model(rows, labels=rows, thoughts=combinations.expand(-1, -1, S, -1).contiguous())
@@ -88,7 +99,7 @@ def sampled_gradients(model: QuietStarForCausalLM, n_batches: int, batch_size: i
 def true_gradient(model: QuietStarForCausalLM) -> Tensor:
     """Of minus the expected reward of a thought, divided by its tokens as the policy loss is; rewards are numbers."""
     K = model.config.n_thought_tokens
-    thoughts = torch.tensor(list(product(range(V), repeat=K))).reshape(-1, 1, 1, K)
+    thoughts = torch.tensor(every_thought(model)).reshape(-1, 1, 1, K)
     n, S = len(thoughts), ROW.shape[1]
     rows = ROW.expand(n, -1)
     output = model(rows, labels=rows, thoughts=thoughts.expand(-1, -1, S, -1).contiguous())
@@ -98,10 +109,13 @@ def true_gradient(model: QuietStarForCausalLM) -> Tensor:
     return flat(torch.autograd.grad(loss, watched(model)))
 
 
-@pytest.mark.parametrize(("n_ahead", "n_passes"), [(3, 2), (4, 2), (3, 3)])
-def test_the_policy_gradient_is_that_of_the_expected_reward(n_ahead: int, n_passes: int) -> None:
+@pytest.mark.parametrize(
+    ("n_ahead", "n_passes", "settings"),
+    [(3, 2, {}), (4, 2, {}), (3, 3, {}), (4, 2, {"learn_to_end": True, "length_price": 0.7})],
+)
+def test_the_policy_gradient_is_that_of_the_expected_reward(n_ahead: int, n_passes: int, settings: dict) -> None:
     """Leave-one-out exactly, centered (P - 1) / P of it; the paper's advantage points elsewhere."""
-    model = three_token_model(n_ahead, n_passes)
+    model = three_token_model(n_ahead, n_passes, **settings)
     true, found = true_gradient(model), {}
     for kind in learn.ADVANTAGES:
         model.config.advantage = kind
@@ -150,9 +164,11 @@ def worst_deviation(expected: Tensor, sampled: Tensor) -> float:
     return float(((sampled.mean(0) - expected).abs() / (error + floor)).max())
 
 
-@pytest.mark.parametrize(("n_ahead", "n_passes"), [(3, 1), (4, 2)])
-def test_sampled_policy_gradients_average_to_the_exact_one(n_ahead: int, n_passes: int) -> None:
-    model = three_token_model(n_ahead, n_passes)
+@pytest.mark.parametrize(
+    ("n_ahead", "n_passes", "settings"), [(3, 1, {}), (4, 2, {}), (4, 2, {"learn_to_end": True, "length_price": 0.7})]
+)
+def test_sampled_policy_gradients_average_to_the_exact_one(n_ahead: int, n_passes: int, settings: dict) -> None:
+    model = three_token_model(n_ahead, n_passes, **settings)
     expected = expected_gradient(model)
     sampled = sampled_gradients(model, n_batches=30, batch_size=100)
     error = sampled.std(0).norm() / len(sampled) ** 0.5

@@ -174,3 +174,9 @@ def test_a_folder_of_a_base_model_makes_a_thinking_one(tmp_path: Path) -> None:
     assert {p.dtype for p in half.base_lm.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in half.mixing_head.parameters()} == {torch.float32}
     assert own_implementation(half.base_lm) == "eager"
+
+
+def test_early_ends_are_chosen_when_a_model_is_given_thoughts(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"saved by a model without learn_to_end, .*; leave learn_to_end out"):
+        QuietStarForCausalLM.from_pretrained(tmp_path, learn_to_end=True)

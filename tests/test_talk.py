@@ -47,12 +47,11 @@ def thoughts_that_end(draw: st.DrawFn, P: int, S: int, K: int) -> Tensor:
 
 
 @settings(max_examples=40)
-@given(st.integers(2, 6), st.integers(1, 3), st.integers(1, 3), st.booleans(), st.booleans(), st.data())
+@given(st.integers(2, 6), st.integers(1, 3), st.integers(1, 3), st.sampled_from([0.0, 0.3]), st.booleans(), st.data())
 def test_thoughts_of_unequal_length_equal_the_plain_loop(
-    n_ahead: int, n_ahead_talk: int, n_passes: int, learns: bool, in_parts: bool, data: st.DataObject
+    n_ahead: int, n_ahead_talk: int, n_passes: int, price: float, in_parts: bool, data: st.DataObject
 ) -> None:
-    """Given ones, for a model that ends them itself, at a price for each token, and for one that does not."""
-    how = dict(learn_to_end=True, length_price=0.3) if learns else {}
+    how = dict(learn_to_end=True, length_price=price)
     model = tiny_model(n_ahead=n_ahead, n_ahead_talk=n_ahead_talk, policy_weight=1.0, **how).train(in_parts)
     if in_parts:
         model.gradient_checkpointing_enable()

@@ -29,6 +29,24 @@ def test_greedy_thoughts_are_what_the_plain_loop_would_write(family: str, left: 
     assert (output.thoughts[1, 0, batch["attention_mask"][1] == 0] == 0).all(), "nothing is thought at padding"
 
 
+@pytest.mark.parametrize(
+    ("p_end", "n_tokens"), [(0.6, 0), (0.45, 1), (0.25, 2), (0.2, 3), (0.1, 6), (0.09, 7), (0.02, 8)]
+)
+def test_greedy_thoughts_have_the_median_length_of_sampled_ones(p_end: float, n_tokens: int) -> None:
+    """Not only where a single place ends more likely than not."""
+    model = tiny_model(n_ahead=10, learn_to_end=True)
+    torch.nn.init.zeros_(model.end_head.layer.weight)
+    torch.nn.init.constant_(model.end_head.layer.bias, torch.tensor(p_end).logit().item())
+    batch = texts(6)
+    with torch.no_grad():
+        greedy = model(batch["input_ids"]).thoughts
+        decoded = model.generate(batch["input_ids"], max_new_tokens=1, do_sample=False, output_thoughts=True).thoughts
+        sampled = model(batch["input_ids"].expand(400, -1), thought_temperature=1.0).thoughts
+    assert ((greedy >= 0).sum(-1) == n_tokens).all()
+    assert int((decoded.tokens >= 0).sum()) == n_tokens
+    assert abs(float((sampled >= 0).sum(-1).float().quantile(0.5)) - n_tokens) <= 1
+
+
 @pytest.mark.parametrize("mode", ["without gradient", "with", "in parts"])
 @pytest.mark.parametrize("backend", ["dense", "split"])
 def test_thoughts_end_as_likely_as_they_are_scored(backend: str, mode: str) -> None:

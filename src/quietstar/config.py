@@ -166,7 +166,7 @@ class QuietStarConfig(PreTrainedConfig):
         if not isinstance(self.learn_to_end, bool):
             raise SettingsError(f"learn_to_end is {shown(self.learn_to_end)}; give true or false")
         if self.learn_to_end and self.thought_source != "sampled":
-            raise SettingsError(f"learn_to_end is for sampled thoughts, not {self.thought_source}; leave one out")
+            raise SettingsError(f"learn_to_end needs sampled thoughts, not {self.thought_source} ones; leave one out")
         if self.n_passes == 1 and self.advantage in ("leave_one_out", "standardized"):
             raise SettingsError(
                 f"advantage is {self.advantage}, which compares the thoughts of a position, and n_passes is 1; give an "

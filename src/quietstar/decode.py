@@ -105,14 +105,14 @@ def decode(
         state = hidden[:, -1] if start_in_first_pass else read(opening, n_opening)[:, -1]
         h_thought = torch.zeros_like(state)
         live = torch.arange(len(rows), device=rows.device)  # rows that are still read
-        has_ended = torch.zeros_like(live, dtype=torch.bool)
+        has_ended, log_lasting = torch.zeros_like(live, dtype=torch.bool), torch.zeros_like(live, dtype=torch.float)
         for k in range(K):
             if source.is_sampled:
                 thoughts[live, k] = sampling.sample(trunk, state)[0].squeeze(1)
             token, is_last = trunk.embed(thoughts[live, k])[:, None], k == K - 1
             stops = has_ended
             if thinker.end_head is not None:
-                decided, _ = sampling.end(thinker.end_head(state))
+                decided, _, log_lasting = sampling.end(thinker.end_head(state), log_lasting)
                 stops = decided & ~has_ended
                 token = torch.where(stops[:, None, None], end, token)
                 thoughts[live[stops | has_ended], k:] = ENDED
@@ -128,9 +128,11 @@ def decode(
                 some = (~has_ended).nonzero().flatten()
                 if len(some) == 0:
                     break
+                if 2 * len(some) > len(live):  # dropping rows copies the keys of the others
+                    continue
                 fork.select(some)
-                live, state, mask, positions, end = (each[some] for each in (live, state, mask, positions, end))
-                has_ended = has_ended[some]
+                of_rows = (live, state, mask, positions, end, has_ended, log_lasting)
+                live, state, mask, positions, end, has_ended, log_lasting = (each[some] for each in of_rows)
         if thinker.end_head is None or K == 0:
             h_thought = state
         return Decoded(h_base, rows, decision, thoughts, h_thought)

@@ -75,7 +75,8 @@ class ThoughtEmbeddings(nn.Module):
 class EndHead(nn.Module):
     """Whether a thought ends before its next token: a decision of its own, beside the vocabulary's distribution.
 
-    p_end = sigmoid(w . h + b); a fresh head ends a thought of at most K tokens as likely after each of them.
+    p_end = sigmoid(w . h + b). A fresh head ends a thought of at most K tokens with probability 1 / (K + 1) in each
+    place.
     """
 
     def __init__(self, hidden_size: int, n_thought_tokens: int) -> None:

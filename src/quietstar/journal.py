@@ -45,7 +45,7 @@ class TokenThought:
     reason: str
     """why there was, or was not"""
     tokens: list[int]
-    """K token ids; empty without a thought"""
+    """at most K token ids; empty without a thought, or where it ended at once"""
     mixing_weight: float
     """0 without a thought"""
     base: list[tuple[int, float]]
@@ -65,7 +65,7 @@ class GeneratedThoughts:
     reason: list[list[str]]
     """[N][T]: why there was, or was not"""
     tokens: Tensor
-    """[N, T, K]"""
+    """[N, T, K]; -1 after the end of a thought"""
     mixing_weight: Tensor
     """[N, T]"""
     base: TopTokens

@@ -106,7 +106,8 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             input_ids: [B, S]
             attention_mask: [B, S] (with a cache: past tokens included), 0 at padding, on either side.
             labels: [B, S], the label of token i at i, -100 for none; with labels, losses and rewards are returned.
-            thoughts: [B, P, S, K] token ids to think instead of sampling; n_ahead is then K + 2.
+            thoughts: [B, P, S, K] token ids to think instead of sampling; n_ahead is then K + 2. With
+                learn_to_end, -1 in every place after a thought's last token.
             think_at: [B, S], true where to think; elsewhere logits are the base model's own. None thinks at every
                 position that is returned or has a label.
             position_ids: [B, S]; None counts from each row's first token that is not padding.
@@ -210,7 +211,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         self.config.branch_adapters = None
 
     def freeze_base(self) -> None:
-        """Train mixing head, thought embeddings and adapters of branches alone; the base pass does not change."""
+        """Train the heads, thought embeddings and adapters of branches alone; the base pass does not change."""
         lora.freeze_base(self.base_lm)
 
     @classmethod

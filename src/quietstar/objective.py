@@ -63,14 +63,17 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
         return learn.policy_loss(thought_logprob, output.advantage, shares, rollout)
 
     # the policy loss: find the weight of each row, then score the sampled tokens with it
-    ends = _end_logprob(predicted, config.reinforce_temperature, is_real.any(-1))
-    sampled = _sampled_tokens(output, predicted, request, shares, is_real.any(-1), ends)
+    matters = _at_branches(grid, shares * ((output.advantage != 0) | (rollout.kl_weight != 0))).bool()
+    is_scored = is_real.any(-1)[..., None] & (matters | (is_sampled and not loss_only))  # [P, C, 1]
+    ends, slope_of_ends = _ends(predicted, config.reinforce_temperature, is_scored)
+    sampled = _sampled_tokens(output, predicted, request, shares, is_scored, ends)
     policy_weight = PolicyWeight.parse(config.policy_weight if request.is_training else 0.0)
     if policy_weight.is_balanced:
         if eager is None:
             base_squared, talk_squared = squared_gradient(head, base), squared_gradient(head, talk)
         nll_gradient = base_squared.sum(1) + _per_row(grid, talk_squared)
-        row_weights = policy_weight.balance(nll_gradient, _per_row(grid, squared_gradient(head, sampled)))
+        policy_squared = squared_gradient(head, sampled) + (sampled.weights * slope_of_ends).square()
+        row_weights = policy_weight.balance(nll_gradient, _per_row(grid, policy_squared))
     else:
         row_weights = torch.full((len(labels.base),), policy_weight.value, device=output.nll.device)  # [B]
     sampled = replace(sampled, weights=sampled.weights * row_weights[grid.rows][:, None])
@@ -81,7 +84,7 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
     output.loss = nll_weight * output.nll + weighted_policy_loss if nll_weight else weighted_policy_loss
     if eager is not None:
         output.nll_gradient = base_squared.sum() + talk_squared.sum()
-        output.policy_gradient = sampled_squared.sum()
+        output.policy_gradient = sampled_squared.sum() + (sampled.weights * slope_of_ends).square().sum()
         # what ends a thought has its gradient by itself
         of_ends = weighted_policy_loss - weighted_policy_loss.detach() if ends.requires_grad else 0.0
         output.loss = eager.attach(output.loss) + of_ends
@@ -97,7 +100,7 @@ def fill_in_losses(output: QuietStarOutput, predicted: Predictions, request: Req
 
 
 def _sampled_tokens(
-    output: QuietStarOutput, predicted: Predictions, request: Request, shares: Tensor, has_label: Tensor, ends: Tensor
+    output: QuietStarOutput, predicted: Predictions, request: Request, shares: Tensor, is_scored: Tensor, ends: Tensor
 ) -> Scored:
     """Return the sampled tokens to score, with their weights in the policy loss.
 
@@ -106,16 +109,14 @@ def _sampled_tokens(
         predicted: states that the tokens were sampled from.
         request: the config of the method, and what the policy loss compares with.
         shares: [B, 1, S] of each token in the policy loss.
-        has_label: [P, C] where a label follows the thought.
+        is_scored: [P, C, 1] thoughts whose tokens are scored.
         ends: [P, C, K] log-probabilities of ending there, or of not ending.
     """
     grid, tokens, rollout = predicted.grid, predicted.thoughts.tokens, request.rollout
-    matters = _at_branches(grid, shares * ((output.advantage != 0) | (rollout.kl_weight != 0))).bool()
-    scores_all = not request.loss_only and request.config.thought_source == "sampled"
     sampled = Scored(
         predicted.said.branches.h_sampled,
         tokens.clamp(min=0),
-        has_label[..., None] & (matters | scores_all) & (tokens != ENDED),
+        is_scored & (tokens != ENDED),
         torch.zeros(()),
         request.config.reinforce_temperature,
         request.sampling.suppressed,
@@ -128,17 +129,21 @@ def _sampled_tokens(
     return replace(sampled, weights=_at_branches(grid, weights))
 
 
-def _end_logprob(predicted: Predictions, temperature: float, has_label: Tensor) -> Tensor:
-    """Return [P, C, K]: log-probabilities of what was decided in each token's place: that the thought ends, or not.
+def _ends(predicted: Predictions, temperature: float, is_scored: Tensor) -> tuple[Tensor, Tensor]:
+    """Return [P, C, K] each: log-probabilities of what was decided in each place, and their slopes in its end logit.
 
-    They are 0 after its end, and everywhere if all thoughts have K tokens.
+    In the place of each token, the thought did not end; in the next one it did. Both are 0 in later places, and
+    everywhere if all thoughts have K tokens. Slopes have no sign, and no gradient.
     """
     tokens, logit = predicted.thoughts.tokens, predicted.said.branches.end_logit
     if logit is None:
-        return torch.zeros(tokens.shape, device=tokens.device)
+        nothing = torch.zeros(tokens.shape, device=tokens.device)
+        return nothing, nothing
     place, n = torch.arange(tokens.shape[-1], device=tokens.device), predicted.thoughts.lengths[..., None]
-    logprob = logsigmoid(torch.where(place < n, -logit, logit) / temperature)
-    return torch.where((place <= n) & has_label[..., None], logprob, 0.0)
+    decided = torch.where(place < n, -logit, logit) / temperature
+    counts = (place <= n) & is_scored
+    slope = (-decided.detach()).sigmoid() / temperature
+    return torch.where(counts, logsigmoid(decided), 0.0), torch.where(counts, slope, 0.0)
 
 
 def _score(head: LMHead, scored: Scored, eager: EagerGradients | None) -> tuple[Tensor, Any]:

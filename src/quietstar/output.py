@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
+
+from quietstar.errors import SettingsError
 
 ENDED = -1
 """in place of a token id in thoughts, after an early end"""
@@ -29,7 +32,8 @@ class QuietStarOutput(ModelOutput):
         base_nll: [B, S] -log p_base of the label at i+1.
         talk_nll: [B, P, S, M] -log p_mixed of the label at i+1+k.
         mixing_weight: [B, P, S, M]
-        thought_logprob: [B, P, S, K] of each sampled token, at the reinforce temperature.
+        thought_logprob: [B, P, S, K] of each sampled token, and of going on or ending there, at the reinforce
+            temperature.
         reward: [B, P, S] in nats, no gradient.
         advantage: [B, P, S], no gradient.
         drawn_logprob: [B, P, S, K] of each sampled token in the distribution that it was drawn from, with labels; None
@@ -72,3 +76,19 @@ class QuietStarOutput(ModelOutput):
 def tokens_of(thoughts: Tensor) -> list[list[int]]:
     """Return the tokens of each of n thoughts [n, K], up to its end."""
     return [[token for token in thought if token != ENDED] for thought in thoughts.tolist()]
+
+
+def check_thoughts(thoughts: Tensor, vocab_size: int, *, may_end: bool) -> None:
+    """Raise SettingsError if thoughts [..., K] are not token ids, with ENDED after the last one where `may_end`."""
+    if thoughts.is_floating_point() or thoughts.dtype == torch.bool:
+        raise SettingsError(f"thoughts are of {thoughts.dtype}; give token ids, as whole numbers")
+    has_ended = thoughts == ENDED
+    wrong = thoughts[~((thoughts >= 0) & (thoughts < vocab_size) | (has_ended & may_end))]
+    if wrong.numel():
+        ends = f", and {ENDED} in every place after its last token where one ends early" if may_end else ""
+        alone = "; only thoughts of a model made with learn_to_end end early" if int(wrong[0]) == ENDED else ""
+        raise SettingsError(f"thoughts hold {int(wrong[0])}; give token ids from 0 to {vocab_size - 1}{ends}{alone}")
+    if (has_ended[..., :-1] & ~has_ended[..., 1:]).any():
+        raise SettingsError(
+            f"thoughts have a token after {ENDED}, which ends a thought; put {ENDED} in every place after the last one"
+        )

@@ -15,6 +15,7 @@ from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid, default_position_ids
 from quietstar.journal import Journal
 from quietstar.learn import NO_ROLLOUT, Counts, Labels, Rollout
+from quietstar.output import check_thoughts
 from quietstar.policy import Decider, ThinkPolicy
 from quietstar.think import Sampling, Thoughts, check_sampling
 
@@ -123,6 +124,7 @@ class Request:
         if thought_temperature is None:
             thought_temperature = config.thought_temperature if is_training else 0.0
         if thoughts is not None:
+            check_thoughts(thoughts, config.vocab_size, may_end=config.learn_to_end)
             n_passes = thoughts.shape[1]
         if rollout is not None:
             _check_rollout(rollout, labels, thoughts)

@@ -3,6 +3,7 @@
 Legend: P thoughts of each position, C columns of all rows together, K sampled tokens of a thought, D hidden size.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -79,17 +80,27 @@ class Sampling:
         """Return tokens and their log-probabilities, [n, n_samples] each, sampled at states [n, D]."""
         return sample(trunk.head, states, self.temperature, self.suppressed, self.generator, n_samples, self.top_p)
 
-    def end(self, logit: Tensor) -> tuple[Tensor, Tensor]:
+    def end(self, logit: Tensor, log_lasting: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Decide whether thoughts end, by the logit [...] of that.
 
-        Return the decisions [...], and the log-probability of each; 0 at temperature 0, which takes the likelier one.
+        At temperature 0 they have the median length: they end where the probability that they would have ended by now
+        reaches a half.
+
+        Args:
+            logit: [...]
+            log_lasting: [...] log-probability of not having ended before.
+
+        Returns:
+            The decisions, the log-probability of each (0 at temperature 0), and that of not having ended by now.
         """
+        temperature = self.temperature or 1.0
+        log_lasting = log_lasting + logsigmoid(-logit / temperature)
         if self.temperature == 0:
-            return logit > 0, torch.zeros_like(logit)
-        logit = logit / self.temperature
+            return log_lasting <= -math.log(2), torch.zeros_like(logit), log_lasting
+        logit = logit / temperature
         uniform = torch.rand(logit.shape, generator=self.generator, device=logit.device)
         ends = uniform < logit.sigmoid()
-        return ends, logsigmoid(torch.where(ends, logit, -logit))
+        return ends, logsigmoid(torch.where(ends, logit, -logit)), log_lasting
 
 
 def check_sampling(thought_temperature: float | None, thought_top_p: float | None) -> None:
@@ -138,19 +149,20 @@ def think(thinker: Thinker, grid: ThoughtGrid, text: Text, sampling: Sampling) -
         return Thoughts(thinker.source.write(text, *where, sampling.suppressed, sampling.generator), may_end=False)
     is_long = torch.is_grad_enabled() and thinker.n_thought_tokens > GRAPH_AT_MOST
     if not (is_long or thinker.trunk.grows_in_parts or thinker.end_head is not None):
-        return _write(thinker, grid, text.cache, sampling)
+        return _write(thinker, grid, text.cache, sampling, keeps_states=True)
     with torch.no_grad():
-        thoughts = _write(thinker, grid, text.cache, sampling)
-    return Thoughts(thoughts.tokens, thoughts.logprob, may_end=thoughts.may_end)
+        return _write(thinker, grid, text.cache, sampling, keeps_states=False)
 
 
-def _write(thinker: Thinker, grid: ThoughtGrid, base_cache: Cache, sampling: Sampling) -> Thoughts:
+def _write(
+    thinker: Thinker, grid: ThoughtGrid, base_cache: Cache, sampling: Sampling, *, keeps_states: bool
+) -> Thoughts:
     trunk, P, C, K = thinker.trunk, grid.n_passes, grid.n_columns, thinker.n_thought_tokens
     room = 0 if torch.is_grad_enabled() else grid.branch_length
     cache = trunk.branch_cache(base_cache, replace(grid, n_passes=1) if K else grid, room=room)
     embeds = thinker.embeddings.start.to(trunk.dtype).expand(1, 1, C, -1)
     tokens, logprob, hidden = [], [], [embeds.new_zeros(0, P, C, embeds.shape[-1])]
-    has_ended = torch.zeros(P, C, dtype=torch.bool, device=embeds.device)
+    has_ended, log_lasting = (torch.zeros(P, C, dtype=kind, device=embeds.device) for kind in (torch.bool, torch.float))
     for step in range(K):
         is_start = step == 0  # the same token in every pass: it goes through the trunk once
         one_or_all = replace(grid, n_passes=1) if is_start else grid
@@ -159,10 +171,11 @@ def _write(thinker: Thinker, grid: ThoughtGrid, base_cache: Cache, sampling: Sam
         if is_start:
             cache.repeat(P)
             states, sampled = states.expand(-1, P, -1, -1), (sampled[0].T, sampled[1].T)
-        hidden.append(states)
+        if keeps_states:
+            hidden.append(states)
         token, of_token = (each.reshape(P, C) for each in sampled)
         if thinker.end_head is not None:
-            ends, of_end = sampling.end(thinker.end_head(states[0]))
+            ends, of_end, log_lasting = sampling.end(thinker.end_head(states[0]), log_lasting)
             of_token = torch.where(ends, of_end, of_token + of_end).masked_fill(has_ended, 0.0)
             has_ended = has_ended | ends
             token = token.masked_fill(has_ended, ENDED)
@@ -177,5 +190,8 @@ def _write(thinker: Thinker, grid: ThoughtGrid, base_cache: Cache, sampling: Sam
         all_tokens, all_logprob = grid.columns.new_zeros(P, C, 0), embeds.new_zeros(P, C, 0)
     else:
         all_tokens, all_logprob = torch.stack(tokens, dim=-1), torch.stack(logprob, dim=-1)
-    known = all_logprob if sampling.temperature else None
-    return Thoughts(all_tokens, known, torch.cat(hidden), cache, may_end=thinker.end_head is not None)
+    thoughts = Thoughts(all_tokens, all_logprob if sampling.temperature else None)
+    thoughts.may_end = thinker.end_head is not None
+    if keeps_states:
+        thoughts.hidden, thoughts.cache = torch.cat(hidden), cache
+    return thoughts

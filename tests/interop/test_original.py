@@ -285,6 +285,12 @@ def test_the_released_code_needs_a_mixing_head(tmp_path: Path) -> None:
         model.save_original(tmp_path)
 
 
+def test_the_released_codes_thoughts_do_not_end_early(tmp_path: Path) -> None:
+    model = QuietStarForCausalLM.from_base(tiny_base("mistral"), n_ahead=4, learn_to_end=True)
+    with pytest.raises(UnsupportedModelError, match="do not end early"):
+        model.save_original(tmp_path)
+
+
 def test_adapters_are_merged_first(tmp_path: Path) -> None:
     model = QuietStarForCausalLM.from_base(tiny_base("mistral"), n_ahead=4, lora={"r": 2})
     with pytest.raises(UnsupportedModelError, match="merge_lora"):

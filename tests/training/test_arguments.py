@@ -83,6 +83,15 @@ def test_the_shortest_thoughts_are_no_longer_than_the_models():
     assert thinking_model(tiny_model(n_ahead=12), arguments(n_ahead_min=10)).config.n_ahead == 12
 
 
+def test_only_thoughts_of_different_lengths_have_a_price():
+    with pytest.raises(SettingsError, match=r"length_price is 0.5, and this model's thoughts are all equally long"):
+        thinking_model(tiny_base(), arguments(length_price=0.5))
+    with pytest.raises(SettingsError, match=r"length_price is 0.5.*--learn_to_end, for a model that is given thoughts"):
+        thinking_model(tiny_model(), arguments(length_price=0.5))
+    for model in (thinking_model(tiny_base(), arguments(learn_to_end=True)), tiny_model(learn_to_end=True)):
+        assert thinking_model(model, arguments(length_price=0.5)).config.length_price == 0.5
+
+
 def test_a_setting_that_is_not_given_leaves_the_model_as_it_is():
     model = thinking_model(tiny_base(), arguments(n_ahead=5, policy_weight=3.0))
     again = thinking_model(model, arguments(n_passes=4))

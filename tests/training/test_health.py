@@ -40,6 +40,7 @@ def training(step: int = 30, **changed: float) -> dict[str, float]:
         "distinct_thoughts": 0.99,
         "thought_gain": 0.0,
         "thought_entropy": 2.5,
+        "thought_length": 6.0,
         "policy_share": 0.1,
     }
     return {"step": step} | healthy | changed
@@ -92,6 +93,19 @@ def test_collapse_is_told_by_distinctness_or_entropy_beside_the_first_line(chang
     assert said_of([training(10, distinct_thoughts=0.8), training(20, **changed)]) == (
         {20: ["collapse"]} if collapses else {}
     )
+
+
+def test_short_thoughts_are_alike_by_nature() -> None:
+    """Those that end early, and those of a step that drew a small n_ahead."""
+    assert said_of([training(10), training(20, distinct_thoughts=0.3, thought_length=5.3)]) == {}
+    assert said_of([training(10), training(20, distinct_thoughts=0.3, thought_length=5.5)]) == {20: ["collapse"]}
+
+
+def test_thoughts_that_end_at_once_are_told() -> None:
+    short = {"distinct_thoughts": 0.02, "thought_gain": 0.1}
+    assert said_of([training(10), training(20, thought_length=0.11, **short)]) == {}
+    assert said_of([training(10), training(20, thought_length=0.09, **short)]) == {20: ["empty"]}
+    assert said_of([training(10, thought_length=0.0), training(20, thought_length=0.0)]) == {}
 
 
 @pytest.mark.parametrize(("share", "drowns"), [(0.89, False), (0.91, True)])

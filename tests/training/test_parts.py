@@ -25,7 +25,13 @@ STATES: dict[str, dict[str, Any]] = {
     "held_out": {"eval": torch.ones(3, 2), "eval_other": None},
     "place": {"places": [[3, 0, 1, 0]], "next_worker": 0},
     "schedule": {"owes_evaluation": True},
-    "health": {"warned": ["drift"], "first_entropy": 1.0, "first_distinct": 0.5, "reward_mean": -0.1},
+    "health": {
+        "warned": ["drift"],
+        "first_entropy": 1.0,
+        "first_distinct": 0.5,
+        "first_length": 6.0,
+        "reward_mean": -0.1,
+    },
     "reference": {},
     "rollouts": {"earlier": [{"thoughts": torch.ones(2, 2, 3, 1), "advantage": torch.ones(2, 2, 3)}]},
 }

@@ -182,6 +182,11 @@ def check_size(name: str, n_bytes: int, skeleton: Callable[[], nn.Module]) -> No
 
 def check_complete(name: str | Path, missing: Collection[str]) -> None:
     """Raise CheckpointError if weights of a thinking model, by their names, are missing from its checkpoint."""
+    if missing and all(weight.startswith("end_head.") for weight in missing):
+        raise CheckpointError(
+            f"{name} was saved by a model without learn_to_end, which is chosen when a model is given thoughts; leave "
+            "learn_to_end out, or start from a base model"
+        )
     if missing:
         raise CheckpointError(
             f"{name} lacks {len(missing)} of the model's weights, first {min(missing)}: give a folder that "

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from quietstar.errors import DataError
 from quietstar.evaluation.alphabet import Alphabet, digits, letters
-from quietstar.evaluation.scoring import Continuation, Scores, Speaker, Stopwatch, score
+from quietstar.evaluation.scoring import Continuation, Scores, Speaker, Stopwatch, mean_length, score
 from quietstar.evaluation.tasks import MARKER, Item, Task
 
 MAX_LENGTH = 256
@@ -31,6 +31,8 @@ class DirectScores:
     """bool"""
     share_thought: float
     """share of the scored positions with a thought"""
+    thought_length: float | None
+    """mean number of sampled tokens of a thought; None without thoughts"""
     seconds: float
     of_tokens: list[Scores]
     """scores of the tokens of each item"""
@@ -117,6 +119,7 @@ def score_items(
         answer_probability=torch.stack([each.within.double().sum().exp() for each in found]),
         exact_match=torch.stack([each.is_likeliest.all() for each in found]),
         share_thought=float(torch.cat([each.thought for each in found]).float().mean()),
+        thought_length=mean_length(found),
         seconds=seconds,
         of_tokens=found,
     )

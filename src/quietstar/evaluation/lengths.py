@@ -47,12 +47,15 @@ def swept_lengths(lengths: str) -> list[int]:
     return found
 
 
-def passes_a_token(policy: ThinkPolicy, n_ahead: int, share_thought: float, *, branches_differ: bool) -> float:
-    """Return how many forward passes decoding makes for a token of which some have thoughts; see `quietstar.decode`.
+def passes_a_token(policy: ThinkPolicy, n_ahead: int, scores: list[Scores], *, branches_differ: bool) -> float:
+    """Return how many forward passes decoding makes for a token on average, some with thoughts; see `quietstar.decode`.
 
-    Start is a pass of its own if the policy looks at the base prediction first, or branches have adapters of their own.
+    Start is a pass of its own if the policy looks at the base prediction first, or branches have adapters of their own;
+    and so is the end of a thought that ends early.
     """
-    return 1 + share_thought * (n_ahead - 2 + (policy.needs_base or branches_differ))
+    thought, length = (torch.cat([getattr(each, of) for each in scores]) for of in ("thought", "thought_length"))
+    further = length + (length < n_ahead - 2) + (policy.needs_base or branches_differ)
+    return 1 + float((thought * further).double().mean())
 
 
 def length_point(

@@ -51,6 +51,7 @@ def direct(
                     difference=None if base is None else bootstrap(values.double() - base.double()),
                     beside_baseline=run.beside_baseline(values, items, task.name, measure),
                     share_thought=scores[mode].share_thought,
+                    thought_length=scores[mode].thought_length,
                     seconds=scores[mode].seconds,
                     notes=notes,
                 )
@@ -80,8 +81,7 @@ def sweep_lengths(
         base = base or found
         passes = 1.0
         if n_ahead is not None:
-            share = float(torch.cat([each.thought for each in found]).float().mean())
-            passes = passes_a_token(policy, n_ahead, share, branches_differ=speaker.trunk.branches_differ)
+            passes = passes_a_token(policy, n_ahead, found, branches_differ=speaker.trunk.branches_differ)
         points.append(length_point(n_ahead, passes, found, base, is_task=scores is not None))
     return points
 
@@ -147,6 +147,7 @@ def text_perplexity(run: Evaluation, windows: list[Any]) -> perplexity.Perplexit
                     mode=mode if thinking else "original",
                     estimate=estimate,
                     difference=_negative(found.gain) if mode == "thinking" else None,
+                    thought_length=found.thought_length if mode == "thinking" else None,
                     seconds=found.seconds[mode],
                     notes=f"{mode}: perplexity {torch.tensor(estimate.value).exp():.3f} over {found.n_tokens:,} tokens",
                 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from quietstar.errors import DataError
-from quietstar.evaluation.scoring import Continuation, Scores, Speaker, Stopwatch, score
+from quietstar.evaluation.scoring import Continuation, Scores, Speaker, Stopwatch, mean_length, score
 from quietstar.evaluation.sweep import pyplot
 from quietstar.reporting.interval import Estimate, bootstrap
 from quietstar.text.tokens import token_ids
@@ -50,6 +50,8 @@ class Perplexity:
     by_entropy: list[Bin]
     seconds: dict[str, float]
     """time of scoring, without thoughts and with them"""
+    thought_length: float | None = None
+    """mean number of sampled tokens of a thought"""
 
 
 def windows(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int, limit: int | None) -> list[Continuation]:
@@ -107,6 +109,7 @@ def measure_perplexity(
         by_nll=_bins(base_nll, base_nll, thinking_nll),
         by_entropy=_bins(entropies, base_nll, thinking_nll),
         seconds=seconds,
+        thought_length=mean_length(after),
     )
 
 

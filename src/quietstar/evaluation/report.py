@@ -16,7 +16,8 @@ from quietstar.reporting.tables import finite, markdown
 from quietstar.runs.folders import write_whole
 
 HEADINGS = (
-    "task", "measure", "mode", "n", "value", "95 % interval", "vs base", "vs baseline", "with thoughts", "items/s",
+    "task", "measure", "mode", "n", "value", "95 % interval", "vs base", "vs baseline", "with thoughts",
+    "tokens a thought", "items/s",
 )  # fmt: skip
 
 
@@ -35,6 +36,8 @@ class Figure:
     """paired difference to an earlier evaluation"""
     share_thought: float | None = None
     """share of the scored positions with a thought"""
+    thought_length: float | None = None
+    """mean number of sampled tokens of a thought"""
     seconds: float | None = None
     notes: str = ""
 
@@ -55,6 +58,7 @@ class Figure:
             _difference(self.measure, self.difference),
             _difference(self.measure, self.beside_baseline),
             "" if self.share_thought is None else f"{100 * self.share_thought:.0f} %",
+            "" if self.thought_length is None else f"{self.thought_length:.3g}",
             "" if self.samples_per_second is None else _rate(self.samples_per_second),
         )
 

@@ -50,6 +50,8 @@ class Scores:
     """[n] bool: a thought was written before it"""
     measured: Tensor
     """[n]: what the policy's rule measured; 0 if none was asked for"""
+    thought_length: Tensor
+    """[n]: sampled tokens of that thought; 0 without one"""
 
 
 @dataclass(slots=True)
@@ -86,11 +88,12 @@ class Speaker:
         return self.trunk.device
 
     @torch.no_grad()
-    def states(self, input_ids: Tensor, attention_mask: Tensor, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def states(self, input_ids: Tensor, attention_mask: Tensor, asked: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the states that predict the token after each of n positions of a batch [B, S]: where `asked` is true.
 
         Returns:
-            [n, D] states with thoughts mixed in, [n, D] without, [n] bool: where a thought was written.
+            [n, D] states with thoughts mixed in, [n, D] without, [n] bool: where a thought was written, and [n]
+            how many tokens were sampled for it.
         """
         text = Text(
             input_ids=input_ids,
@@ -101,7 +104,8 @@ class Speaker:
         base = self.trunk.read(text)
         without = base.h_base[asked]
         if self.policy is None or self.thinker is None:
-            return without, without, torch.zeros(len(without), dtype=torch.bool, device=self.device)
+            none = torch.zeros(len(without), dtype=torch.long, device=self.device)
+            return without, without, none.bool(), none
         request = Request(
             config=self.model.config,
             text=text,
@@ -116,12 +120,20 @@ class Speaker:
             ),
         )
         grid = where_to_think(self.thinker, request, base)
-        said = talk(self.thinker, grid, base, think(self.thinker, grid, text, request.sampling))
-        return mixed_states(grid, base.h_base, said)[asked], without, grid.is_column[asked]
+        thoughts = think(self.thinker, grid, text, request.sampling)
+        lengths = grid.scatter_columns(thoughts.lengths)[:, 0]
+        said = talk(self.thinker, grid, base, thoughts)
+        return mixed_states(grid, base.h_base, said)[asked], without, grid.is_column[asked], lengths[asked]
 
     def logits(self, states: Tensor) -> Tensor:
         """Return logits [n, V] in float32 of states [n, D]."""
         return self.trunk.logits(states).float() * self.sharpness
+
+
+def mean_length(scores: Sequence[Scores]) -> float | None:
+    """Return the mean number of sampled tokens of a thought; None if there are no thoughts."""
+    lengths = torch.cat([each.thought_length[each.thought] for each in scores])
+    return float(lengths.double().mean()) if len(lengths) else None
 
 
 def by_length(sequences: Sequence[Continuation], batch_size: int) -> Iterator[list[int]]:
@@ -165,7 +177,7 @@ def _score_batch(speaker: Speaker, batch: list[Continuation], measure: str | Non
     mask = index < lengths[:, None]
     first = torch.tensor([sequence.first - 1 for sequence in batch], device=speaker.device)
     asked = mask & (index >= first[:, None])
-    states, base, thought = speaker.states(input_ids, mask.long(), asked)
+    states, base, thought, length = speaker.states(input_ids, mask.long(), asked)
     targets = torch.cat([row[sequence.first :] for row, sequence in zip(rows, batch, strict=True)]).to(speaker.device)
     sequence_of = asked.nonzero()[:, 0]
 
@@ -185,7 +197,7 @@ def _score_batch(speaker: Speaker, batch: list[Continuation], measure: str | Non
     if measure is not None:
         measured = _measured(speaker, measure, base, asked)
     parts = asked.sum(1).tolist()
-    split = [values.cpu().split(parts) for values in (logprob, likeliest, within, thought, measured)]
+    split = [values.cpu().split(parts) for values in (logprob, likeliest, within, thought, measured, length)]
     return [Scores(*values) for values in zip(*split, strict=True)]
 
 

@@ -121,5 +121,5 @@ def _by_plain_model(before: PreTrainedModel, input_ids: Tensor, targets: Tensor)
     with evaluating(before):
         speaker = Speaker(before)
         ids = input_ids[None].to(speaker.device)
-        states, _, _ = speaker.states(ids, torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool))
+        states, *_ = speaker.states(ids, torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool))
         return true_logprob(speaker, states, targets.to(states.device))

@@ -41,11 +41,14 @@ COLUMNS: dict[str, Column] = {
     "thought_ids": Column("ints", "the K thought tokens"),
     "thought_tokens": Column("texts", "their texts"),
     "thought_text": Column("text", "the thought as text"),
-    "thought_logprob": Column("floats", "log-probability of each thought token at temperature 1, in nats"),
+    "thought_logprob": Column(
+        "floats", "log-probability of each thought token in the vocabulary at temperature 1, in nats"
+    ),
     "mixing_weight": Column("float", "how much the thought counts in the prediction of the next token"),
     "reward": Column(
         "float",
-        "nats by which the thought made the next M true tokens likelier, as in training; null if fewer follow",
+        "nats by which the thought made the next M true tokens likelier, as in training before any length_price; null "
+        "if fewer follow",
     ),
     "gain": Column("float", "the same for the next token alone: mixed_logprob[0] - base_logprob[0]"),
     "base_logprob": Column(

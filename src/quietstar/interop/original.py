@@ -145,6 +145,8 @@ def save_original(
         raise UnsupportedModelError(
             f"the released code always has a mixing head (mixing is {config.mixing}); use save_pretrained"
         )
+    if config.learn_to_end:
+        raise UnsupportedModelError("the released code's thoughts do not end early (learn_to_end); use save_pretrained")
     if config.lora is not None:
         raise UnsupportedModelError("the released code has no adapters; call merge_lora() first")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

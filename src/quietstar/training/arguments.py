@@ -204,6 +204,8 @@ class QuietStarTrainingArguments(TrainingArguments):
         if self.policy_weight is not None:
             self.policy_weight = PolicyWeight.parse(self.policy_weight).setting  # type: ignore[assignment]
         QuietStarConfig(**self.method_settings())  # raises if a setting is impossible
+        if self.n_ahead_min is not None:
+            check_n_ahead(self.n_ahead_min, "n_ahead_min")
         if self.n_ahead is not None:
             self.check_n_ahead_min(self.n_ahead)
         if self.stop_when_unhealthy and not self.health_checks:
@@ -253,10 +255,7 @@ class QuietStarTrainingArguments(TrainingArguments):
 
     def check_n_ahead_min(self, n_ahead: int) -> None:
         """Raise SettingsError if n_ahead_min is not a length of thoughts from 2 to a model's n_ahead."""
-        if self.n_ahead_min is None:
-            return
-        check_n_ahead(self.n_ahead_min, "n_ahead_min")
-        if self.n_ahead_min > n_ahead:
+        if self.n_ahead_min is not None and self.n_ahead_min > n_ahead:
             raise SettingsError(f"n_ahead_min is {self.n_ahead_min}, above n_ahead {n_ahead}; give 2 to {n_ahead}")
 
     def method_settings(self) -> dict[str, Any]:

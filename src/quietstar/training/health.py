@@ -4,6 +4,7 @@ Each check reads the figures that a run logs, and warns once, at the step where 
 recorded runs of a real model, healthy and unhealthy ones; see docs/training.md.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,6 +12,10 @@ from quietstar.training.parts import Part
 
 FEWEST_DISTINCT = 0.5
 """share of the distinct thoughts in the run's first line below which they have collapsed"""
+AS_LONG = 0.9
+"""share of the first line's length of thoughts below which they are shorter: short ones repeat in a healthy run"""
+EMPTY = 0.1
+"""tokens of a thought on average below which thoughts are empty"""
 LOWEST_ENTROPY = 0.2
 """share of the entropy of thought tokens in the run's first line below which they have collapsed"""
 HELPFUL = 0.05
@@ -27,7 +32,7 @@ LOWEST_MIXING_WEIGHT = 1e-3
 class HealthChecks(Part):
     """Looks at lines of figures, and remembers which checks have warned."""
 
-    kept: ClassVar[tuple[str, ...]] = ("warned", "first_entropy", "first_distinct", "reward_mean")
+    kept: ClassVar[tuple[str, ...]] = ("warned", "first_entropy", "first_distinct", "first_length", "reward_mean")
 
     warned: list[str] = field(default_factory=list)
     """names of the checks that have warned"""
@@ -35,6 +40,8 @@ class HealthChecks(Part):
     """entropy of thought tokens in the run's first line"""
     first_distinct: float | None = None
     """share of distinct thoughts there: thoughts of one token repeat in a healthy run, too"""
+    first_length: float | None = None
+    """tokens of a thought there"""
     reward_mean: float | None = None
     """of the latest line of training figures that had any reward"""
 
@@ -49,6 +56,7 @@ class HealthChecks(Part):
         found = {
             "drift": self.drift(figures),
             "collapse": self.collapse(figures),
+            "empty": self.empty(figures),
             "drowning": self.drowning(figures),
             "shut_head": self.shut_head(figures) if step >= OPENED_BY + warmup_steps else None,
             "no_rewards": self.no_rewards(figures) if step > warmup_steps + 1 else None,
@@ -59,6 +67,7 @@ class HealthChecks(Part):
             self.reward_mean = figures["reward_mean"]
         if self.first_entropy is None and "thought_entropy" in figures:
             self.first_entropy, self.first_distinct = figures["thought_entropy"], figures["distinct_thoughts"]
+            self.first_length = figures.get("thought_length")
         return [f"step {step}: {words}" for words in new.values()]
 
     def drift(self, figures: dict[str, float]) -> str | None:
@@ -81,7 +90,8 @@ class HealthChecks(Part):
         distinct, entropy = figures.get("distinct_thoughts"), figures.get("thought_entropy")
         if distinct is None or entropy is None or self.first_entropy is None or self.first_distinct is None:
             return None
-        are_alike = distinct < FEWEST_DISTINCT * self.first_distinct
+        are_shorter = figures.get("thought_length", math.inf) < AS_LONG * (self.first_length or 0.0)
+        are_alike = distinct < FEWEST_DISTINCT * self.first_distinct and not are_shorter
         is_certain = entropy < LOWEST_ENTROPY * self.first_entropy and figures["thought_gain"] < HELPFUL
         if not (are_alike or is_certain):
             return None
@@ -91,6 +101,16 @@ class HealthChecks(Part):
             "--policy_weight (balanced:0.1 holds its gradient to a tenth of the nll's) or --learning_rate, score "
             "thoughts as they are sampled (--reinforce_temperature 1), weaken bad ones, too (--advantage "
             "leave_one_out), or hold them near those of a moving average (--reference ema --kl_weight 0.1)"
+        )
+
+    def empty(self, figures: dict[str, float]) -> str | None:
+        """Return a warning if thoughts end before their first token, and did not at first."""
+        length = figures.get("thought_length")
+        if length is None or self.first_length is None or not length < EMPTY <= self.first_length:
+            return None
+        return (
+            f"thoughts end at once: they have {length:.2g} tokens on average ({self.first_length:.3g} at first), and "
+            "are worth less than their price. Lower --length_price"
         )
 
     def drowning(self, figures: dict[str, float]) -> str | None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from quietstar.base.ids import set_token_ids
 from quietstar.base.loading import holds_thinking_model
 from quietstar.base.precision import HALVES, train_in_float32
+from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.model import QuietStarForCausalLM
 from quietstar.training.arguments import QuietStarTrainingArguments
@@ -46,7 +47,7 @@ def thinking_model(
         model = _by_name(str(model), tokenizer, method, settings, freeze_base)
     if not isinstance(model, QuietStarForCausalLM):
         model = QuietStarForCausalLM.from_base(model, tokenizer=tokenizer, **method)
-        args.check_n_ahead_min(model.config.n_ahead)
+        check_lengths(model.config, args)
         return model
     text = method.pop("initial_thought_text", model.config.initial_thought_text)
     if text != model.config.initial_thought_text:
@@ -65,10 +66,20 @@ def thinking_model(
     for name, value in method.items():
         setattr(model.config, name, value)
     model.config.check()
-    args.check_n_ahead_min(model.config.n_ahead)
+    check_lengths(model.config, args)
     if tokenizer is not None:
         set_token_ids(model.config, model, tokenizer)
     return model
+
+
+def check_lengths(config: QuietStarConfig, args: QuietStarTrainingArguments) -> None:
+    """Raise SettingsError if settings of the length of thoughts do not fit a model's config."""
+    args.check_n_ahead_min(config.n_ahead)
+    if config.length_price and not config.learn_to_end:
+        raise SettingsError(
+            f"length_price is {config.length_price}, and this model's thoughts are all equally long; leave it out, or "
+            "add --learn_to_end, for a model that is given thoughts now"
+        )
 
 
 OF_BASE_MODELS = {"lora": "lora", "branch_adapters": "branch_adapters", "quantization_config": "load_in_4bit"}

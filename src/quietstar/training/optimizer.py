@@ -1,4 +1,4 @@
-"""The optimizer: mixing head and thought embeddings may have their own learning rate, and are clipped separately."""
+"""The optimizer: the heads and thought embeddings may have their own learning rate, and are clipped separately."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from quietstar.model import QuietStarForCausalLM
 
 
 def added_parameters(model: QuietStarForCausalLM) -> list[nn.Parameter]:
-    """Return the parameters of the mixing head and of the thought embeddings."""
+    """Return the parameters of the mixing head, the thought embeddings and the end head, where there is one."""
     heads = [model.mixing_head, model.thought_embeddings, *([] if model.end_head is None else [model.end_head])]
     return [parameter for head in heads for parameter in head.parameters()]
 
