@@ -10,8 +10,8 @@ def main(argv: list[str]) -> None:
     """Parse the command line, and run the study or a part of it."""
     parser = make_parser(
         "quietstar study",
-        "Do thoughts pay? Train every arm of a recipe on the same text, with several seeds, and compare them on the same "
-        "held-out tokens.",
+        "Do thoughts pay? Train every arm of a recipe on the same text, with several seeds, and compare them on the "
+        "same held-out tokens.",
         StudyArguments,
         groups=(WHAT, RUN),
         positional={"recipe": "YAML file of the study, such as recipes/study/smollm2-gsm8k.yaml"},

@@ -111,7 +111,7 @@ def measure_predictions(
         thinker = thinking.thinker
         assert thinker is not None
         record.passes_a_token = passes_a_token(
-            ALWAYS, thinker.n_ahead, 1.0, branches_differ=thinker.trunk.branches_differ
+            ALWAYS, thinker.n_ahead, found, branches_differ=thinker.trunk.branches_differ
         )
 
 

@@ -10,7 +10,33 @@ from quietstar.runs.options import OneLineParser, as_flags, read_yaml
 from quietstar.study.arms import BASE, READY, THINKING, UNTOUCHED, Arm
 
 SET_BY_STUDY = frozenset(
-    ["model", "dataset", "eval_dataset", "eval_size", "output_dir", "overwrite", "resume", "resume_from_checkpoint", "seed", "data_seed", "dry_run", "config", "original", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "save_strategy", "save_steps", "eval_strategy", "eval_steps", "eval_on_start", "stop_when_unhealthy", "streaming", "assistant_only_loss", "eval_tasks"]
+    [
+        "model",
+        "dataset",
+        "eval_dataset",
+        "eval_size",
+        "output_dir",
+        "overwrite",
+        "resume",
+        "resume_from_checkpoint",
+        "seed",
+        "data_seed",
+        "dry_run",
+        "config",
+        "original",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "greater_is_better",
+        "save_strategy",
+        "save_steps",
+        "eval_strategy",
+        "eval_steps",
+        "eval_on_start",
+        "stop_when_unhealthy",
+        "streaming",
+        "assistant_only_loss",
+        "eval_tasks",
+    ]
 )
 """options of `quietstar train` that a study gives itself, or that would break its comparisons"""
 

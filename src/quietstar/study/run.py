@@ -42,7 +42,7 @@ RECORD = "measured.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ArmRun:
     """One arm and seed."""
 
     arm: Arm
@@ -73,24 +73,24 @@ class Run:
         return self.record.is_file()
 
 
-def runs_of(recipe: Recipe, folder: Path, parser: OneLineParser) -> list[Run]:
+def runs_of(recipe: Recipe, folder: Path, parser: OneLineParser) -> list[ArmRun]:
     """Return every run of a recipe, seed by seed, so that a study that is stopped has whole seeds.
 
     Raises:
         SettingsError: an option of an arm is impossible.
         UnsupportedModelError: the model cannot be counted.
     """
-    found: list[Run] = []
+    found: list[ArmRun] = []
     for arm in recipe.arms.values():
         if arm.kind == UNTOUCHED:
-            found.append(Run(arm, None, folder / "runs" / arm.name, None))
+            found.append(ArmRun(arm, None, folder / "runs" / arm.name, None))
     for seed in recipe.seeds:
         of_seed = []
         for arm in recipe.arms.values():
             if arm.kind != UNTOUCHED:
                 where = folder / "runs" / arm.name / f"seed-{seed}"
                 command = command_of(recipe, arm, seed, where, parser)
-                of_seed.append(Run(arm, seed, where, command, step_flops(command)))
+                of_seed.append(ArmRun(arm, seed, where, command, step_flops(command)))
         dearest = max(run.n_steps * run.step_flops for run in of_seed if run.arm.kind == THINKING)
         for run in of_seed:
             if run.arm.matches_compute:
@@ -126,19 +126,8 @@ class Study:
             raise SettingsError(f"{name} has {len(rows)} rows, and an interval needs at least two; give more text")
         return rows
 
-    def chosen(self, args: StudyArguments) -> list[Run]:
-        """Return the runs that the options ask for.
-
-        Raises:
-            SettingsError: the recipe has no such arm or seed.
-        """
-        for what, asked, known in (
-            ("arms", args.arms, list(self.recipe.arms)),
-            ("seeds", args.seeds, self.recipe.seeds),
-        ):
-            for each in asked:
-                if each not in known:
-                    raise SettingsError(f"{what} has {each}; choose from {', '.join(map(str, known))}")
+    def chosen(self, args: StudyArguments) -> list[ArmRun]:
+        """Return the runs that the options ask for; the untouched base is always among them."""
         return [
             run
             for run in self.runs
@@ -146,7 +135,7 @@ class Study:
             or ((not args.arms or run.arm.name in args.arms) and (not args.seeds or run.seed in (None, *args.seeds)))
         ]
 
-    def carry_out(self, run: Run, *, keep_model: bool) -> None:
+    def carry_out(self, run: ArmRun, *, keep_model: bool) -> None:
         """Train and measure a run, unless that is done; checkpoints of the training go."""
         if run.is_done:
             return
@@ -168,7 +157,7 @@ class Study:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def measure(self, run: Run, results: dict[str, Any]) -> Measured:
+    def measure(self, run: ArmRun, results: dict[str, Any]) -> Measured:
         """Return the figures of a trained run, or of an untouched model."""
         arm, recipe = run.arm, self.recipe
         record = Measured(arm=arm.name, seed=run.seed, nll=[], step_flops=run.step_flops, n_steps=run.n_steps)
@@ -192,7 +181,7 @@ class Study:
         measure_thoughts(record, model, tokenizer, self.texts, recipe, run.folder)
         return record
 
-    def _load(self, run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def _load(self, run: ArmRun) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         name = self.recipe.model if run.command is None else run.folder
         how = UseArguments(dtype="float32", device=str(self.device))
         return load_model(name, how, original=run.arm.kind != THINKING)
@@ -230,12 +219,12 @@ def refuse_other(folder: Path, recipe: Recipe) -> None:
     now = settings_of(recipe)["study"]
     for name in (key for key in now if before.get(key) != now[key]):
         raise SettingsError(
-            f"{folder} holds a study with {name} {before.get(name)!r}, and the recipe has {now[name]!r}; figures of two "
-            "recipes do not mix: give the old recipe, or another output_dir"
+            f"{folder} holds a study with {name} {before.get(name)!r}, and the recipe has {now[name]!r}; two recipes "
+            "do not mix: give the old recipe, or another output_dir"
         )
 
 
-def progress_of(runs: list[Run]) -> Iterator[tuple[Run, str]]:
+def progress_of(runs: list[ArmRun]) -> Iterator[tuple[ArmRun, str]]:
     """Yield the runs that are not done, each with a line that says where the study is and how long it may take.
 
     The time left follows from the operations of the runs so far and the time that they took.

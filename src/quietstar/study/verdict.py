@@ -1,5 +1,6 @@
-"""The verdict in plain words, from the figures alone: beside which controls thoughts help, by how much, and where not."""
+"""The verdict in plain words, from the figures alone: beside which controls thoughts help, and by how much."""
 
+from quietstar.inspection.interventions import REMOVED
 from quietstar.reporting.interval import Estimate
 from quietstar.study.arms import THINKING
 from quietstar.study.comparison import ALL_TOKENS, Comparison, Difference, Replaced
@@ -21,37 +22,38 @@ def verdict(found: Comparison, differences: list[Difference], replaced: list[Rep
 def of_arm(arm: str, differences: list[Difference], found: Comparison) -> list[str]:
     """Return the sentences about one arm; it helps only if it is better than every control."""
     controls = [each for each in differences if found.recipe.arms[each.control].is_control]
-    better = [each for each in controls if each.estimate.low > 0]
-    worse = [each for each in controls if each.estimate.high < 0]
-    open_ = [each for each in controls if each not in better and each not in worse]
-    missing = [name for name in NEEDED if name not in {each.control for each in controls}]
     if not controls:
         return [f"{arm}: there is no control to compare it with."]
-    if len(better) == len(controls) and not missing:
-        first = f"{arm}: thoughts help. Held-out text is likelier than with every control."
-    elif len(better) == len(controls):
-        first = f"{arm}: better than every control that was run, but {_and(missing)} {_was(missing)} not: nobody can say yet that thoughts help."
-    elif not better:
-        first = f"{arm}: thoughts do not help: it is better than no control."
+    better = [each for each in controls if each.estimate.low > 0]
+    worse = [each for each in controls if each.estimate.high < 0]
+    undecided = [each for each in controls if each not in better and each not in worse]
+    missing = [name for name in NEEDED if name not in {each.control for each in controls}]
+    if not better:
+        first = "thoughts do not help: it is better than no control"
+    elif len(better) < len(controls):
+        names = [each.control for each in worse + undecided]
+        first = f"thoughts have not been shown to help: {_and(names)} {_do(names)} as well or better"
+    elif missing:
+        first = f"better than every control that was run, but without {_and(missing)} nobody can say that thoughts help"
     else:
-        first = f"{arm}: thoughts have not been shown to help: {_and([each.control for each in worse + open_])} {_does(worse + open_)} as well or better."
-    lines = [first]
-    for words, some in (("better than", better), ("no difference shown beside", open_), ("worse than", worse)):
-        if some:
-            lines.append(f"{arm}: {words} {'; '.join(f'{each.control} ({nats(each.estimate)})' for each in some)}.")
-    return lines
+        first = "thoughts help: it is better than every control"
+    kinds = {"better than": better, "no difference shown beside": undecided, "worse than": worse}
+    return [f"{arm}: {first}."] + [
+        f"{arm}: {words} {'; '.join(f'{each.control} {nats(each.estimate)}' for each in some)}."
+        for words, some in kinds.items()
+        if some
+    ]
 
 
 def _content(arm: str, replaced: list[Replaced]) -> list[str]:
-    """Return a sentence about what the content of an arm's own thoughts is worth."""
+    """Return a sentence about what an arm's own thoughts are worth once it is trained."""
     if not replaced:
         return []
-    by_name = {each.intervention: each.estimate for each in replaced}
-    matters = [name for name, each in by_name.items() if each.low > 0]
-    no = [name for name in by_name if name not in matters]
-    worth = "; ".join(f"{name} ({nats(by_name[name])})" for name in by_name)
-    said = "matter" if not no else "do not matter" if not matters else "matter in part"
-    return [f"{arm}: the trained model's own thoughts {said}: what they are worth beside thoughts that are {worth}."]
+    worth = "; ".join(f"{each.intervention} {nats(each.estimate)}" for each in replaced)
+    others = [each for each in replaced if each.intervention != REMOVED]
+    matters = all(each.estimate.low > 0 for each in others)
+    said = "matters" if matters else "has not been shown to matter"
+    return [f"{arm}: what its trained model thinks {said}. Nats a token lost with other thoughts in place: {worth}."]
 
 
 def _limits(found: Comparison, differences: list[Difference]) -> list[str]:
@@ -68,16 +70,12 @@ def _limits(found: Comparison, differences: list[Difference]) -> list[str]:
 
 def nats(estimate: Estimate) -> str:
     """Return a difference in nats a token with its interval."""
-    return f"{estimate.value:+.4f}, {estimate.low:+.4f} to {estimate.high:+.4f}"
+    return f"{estimate.value:+.4f} ({estimate.low:+.4f} to {estimate.high:+.4f})"
 
 
 def _and(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _was(names: list[str]) -> str:
-    return "was" if len(names) == 1 else "were"
-
-
-def _does(some: list[Difference]) -> str:
-    return "does" if len(some) == 1 else "do"
+def _do(names: list[str]) -> str:
+    return "does" if len(names) == 1 else "do"

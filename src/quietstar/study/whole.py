@@ -1,4 +1,4 @@
-"""`quietstar study` from its options to its files: a whole study, a part of one, a plan of one, or parts put together."""
+"""`quietstar study` from its options to its files: a whole study, a part of one, its plan, or parts put together."""
 
 import json
 from collections.abc import Iterator
@@ -33,6 +33,7 @@ def study(file: str, args: StudyArguments, parser: OneLineParser) -> list[str]:
         )
     overrides = {name: getattr(args, name) for name in ("model", "dataset", "selection", "test")}
     recipe = read_recipe(file, parser, overrides)
+    check_chosen(recipe, args)
     folder = Path(args.output_dir or f"runs/study-{Path(file).stem}")
     if args.report:
         return put_together(recipe, folder, args)
@@ -52,6 +53,14 @@ def study(file: str, args: StudyArguments, parser: OneLineParser) -> list[str]:
     return [*findings["verdict"], f"wrote {folder}/study.md"]
 
 
+def check_chosen(recipe: Recipe, args: StudyArguments) -> None:
+    """Raise SettingsError if an arm or a seed was asked for that the recipe does not have."""
+    for name, asked, known in (("arms", args.arms, recipe.arms), ("seeds", args.seeds, recipe.seeds)):
+        for each in asked:
+            if each not in known:
+                raise SettingsError(f"{name} has {each}; choose from {', '.join(map(str, known))}")
+
+
 def put_together(recipe: Recipe, folder: Path, args: StudyArguments) -> list[str]:
     """Write the report of runs that were carried out in several folders.
 
@@ -66,8 +75,11 @@ def put_together(recipe: Recipe, folder: Path, args: StudyArguments) -> list[str
             if record.seed is not None and (record.arm, record.seed) in records:
                 raise SettingsError(f"{file} is a second run of {record.arm}, seed {record.seed}; give each part once")
             records[record.arm, record.seed] = record
-    order = list(recipe.arms)
-    ordered = sorted(records.values(), key=lambda record: (order.index(record.arm), record.seed or 0))
+    order = [*recipe.arms]
+    of_run = {
+        record: place for place, record in enumerate((arm, seed) for seed in (None, *recipe.seeds) for arm in order)
+    }
+    ordered = [records[key] for key in sorted(records, key=of_run.__getitem__)]
     findings = findings_of(recipe, ordered)
     claim(folder, settings_of(recipe), overwrite=args.overwrite)
     write_report(folder, findings)
