@@ -57,13 +57,8 @@ def test_hard_tokens_are_the_fifth_with_the_highest_entropy() -> None:
     flat = sorted(itertools.chain(*entropy), reverse=True)
     n = round(0.2 * len(flat))
     assert sum(int(mask.sum()) for mask in masks) == n
-    hard = [
-        value
-        for row, mask in zip(entropy, masks, strict=True)
-        for value, is_hard in zip(row, mask, strict=True)
-        if is_hard
-    ]
-    assert sorted(hard, reverse=True) == flat[:n]
+    hard = torch.cat([torch.tensor(row, dtype=torch.float64)[mask] for row, mask in zip(entropy, masks, strict=True)])
+    assert hard.sort(descending=True).values.tolist() == flat[:n]
 
 
 def test_a_difference_is_that_of_means_over_tokens_seed_by_seed() -> None:
@@ -100,7 +95,7 @@ def test_a_planted_effect_is_called_help() -> None:
     levels = dict.fromkeys(CONTROLS, 1.0) | {"quietstar": 0.95}
     sentences = said(study_of(levels))
     assert sentences[0] == "quietstar: thoughts help: it is better than every control."
-    assert "better than base" in sentences[1] and "+0.05" in sentences[1]
+    assert "better than base +0.05" in sentences[1]
     assert sentences[2].startswith("quietstar: what its trained model thinks matters.")
 
 

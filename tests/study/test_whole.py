@@ -131,13 +131,8 @@ def test_what_cannot_be_run_is_refused_and_changes_nothing(where: Path, how: dic
 
 def test_a_plan_says_what_each_arm_costs_and_runs_nothing(where: Path, tmp_path: Path) -> None:
     lines = run(where, output_dir=str(tmp_path / "none"), dry_run=True)
-    assert [line.split(":")[0] for line in lines[:-1]] == [
-        "base",
-        "base-sharpened",
-        "finetune-compute",
-        "filler",
-        "quietstar",
-    ]
+    arms = ["base", "base-sharpened", "finetune-compute", "filler", "quietstar"]
+    assert [line.split(":")[0] for line in lines[:-1]] == arms
     assert "for each of 2 seeds" in lines[-2]
     assert not (tmp_path / "none").exists()
 

@@ -75,12 +75,8 @@ def put_together(recipe: Recipe, folder: Path, args: StudyArguments) -> list[str
             if record.seed is not None and (record.arm, record.seed) in records:
                 raise SettingsError(f"{file} is a second run of {record.arm}, seed {record.seed}; give each part once")
             records[record.arm, record.seed] = record
-    order = [*recipe.arms]
-    of_run = {
-        record: place for place, record in enumerate((arm, seed) for seed in (None, *recipe.seeds) for arm in order)
-    }
-    ordered = [records[key] for key in sorted(records, key=of_run.__getitem__)]
-    findings = findings_of(recipe, ordered)
+    order = [(arm, seed) for seed in (None, *recipe.seeds) for arm in recipe.arms]
+    findings = findings_of(recipe, [records[run] for run in order if run in records])
     claim(folder, settings_of(recipe), overwrite=args.overwrite)
     write_report(folder, findings)
     return [*findings["verdict"], f"wrote {folder}/study.md"]
