@@ -8,10 +8,10 @@ import pytest
 
 from quietstar.study.page import curves_of, study_html
 from quietstar.study.report import findings_of, study_markdown
-from tests.study.test_comparison import record, recipe_of
+from tests.study.test_comparison import recipe_of, record
 
 LEVELS = {"base": 1.0, "finetune-compute": 0.97, "filler": 0.99, "quietstar": 0.95}
-NASTY = "<script>alert(1)</script> & \"it\" '"
+NASTY = '<script>alert(1)</script> & "it" \''
 
 
 def findings(seeds: tuple[int, ...] = (0, 1)) -> dict[str, Any]:
@@ -22,7 +22,9 @@ def findings(seeds: tuple[int, ...] = (0, 1)) -> dict[str, Any]:
             each.n_steps, each.chosen_step, each.step_flops, each.train_seconds = 40, 20, 2e12, 30.0
             each.curve = [[0, 2.0], [20, 1.9 - seed / 50], [40, 1.95]]
             each.passes_a_token = 1.0 if arm == "finetune-compute" else 7.0
-            each.samples = [{"before": NASTY, "thought": NASTY, "next": NASTY, "gain": 0.5}] if arm == "quietstar" else []
+            each.samples = (
+                [{"before": NASTY, "thought": NASTY, "next": NASTY, "gain": 0.5}] if arm == "quietstar" else []
+            )
             records.append(each)
     for each in records:
         each.seconds_a_token = 0.01

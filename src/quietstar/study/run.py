@@ -2,10 +2,7 @@
 
 import gc
 import json
-import logging
 import shutil
-import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,11 +28,10 @@ from quietstar.study.measure import (
     measure_thoughts,
     sharpest,
 )
+from quietstar.study.progress import StudyProgress
 from quietstar.study.recipe import Recipe
 from quietstar.training.data.datasets import build_datasets
 from quietstar.training.run import run_training
-
-logger = logging.getLogger(__name__)
 
 RECORD = "measured.json"
 """file of a run's figures; a run that has it is finished"""
@@ -135,15 +131,14 @@ class Study:
             or ((not args.arms or run.arm.name in args.arms) and (not args.seeds or run.seed in (None, *args.seeds)))
         ]
 
-    def carry_out(self, run: ArmRun, *, keep_model: bool) -> None:
-        """Train and measure a run, unless that is done; checkpoints of the training go."""
-        if run.is_done:
-            return
+    def carry_out(self, run: ArmRun, progress: StudyProgress, *, keep_model: bool) -> None:
+        """Train and measure a run that is not done; checkpoints of the training go."""
+        progress.begin(run.name, run.n_steps, run.step_flops)
         results: dict[str, Any] = {}
         if run.command is not None:
             finished = run.folder / "results.json"
             if not finished.is_file():
-                run_training(run.command.model, run.command.data, run.command.args)
+                run_training(run.command.model, run.command.data, run.command.args, callbacks=[progress])
             results = json.loads(finished.read_text())
         record = self.measure(run, results)
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -222,22 +217,3 @@ def refuse_other(folder: Path, recipe: Recipe) -> None:
             f"{folder} holds a study with {name} {before.get(name)!r}, and the recipe has {now[name]!r}; two recipes "
             "do not mix: give the old recipe, or another output_dir"
         )
-
-
-def progress_of(runs: list[ArmRun]) -> Iterator[tuple[ArmRun, str]]:
-    """Yield the runs that are not done, each with a line that says where the study is and how long it may take.
-
-    The time left follows from the operations of the runs so far and the time that they took.
-    """
-    left = [run for run in runs if not run.is_done]
-    spent, begun = 0.0, time.perf_counter()
-    for index, run in enumerate(left):
-        to_do = sum(each.n_steps * each.step_flops for each in left[index:])
-        line = f"run {len(runs) - len(left) + index + 1} of {len(runs)}: {run.name}"
-        if run.n_steps:
-            line += f", {run.n_steps:,} steps of {run.step_flops / 1e12:.3g} TFLOP"
-        if spent:
-            minutes = (time.perf_counter() - begun) * to_do / spent / 60
-            line += f"; about {minutes:.0f} minutes left"
-        yield run, line
-        spent += run.n_steps * run.step_flops

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from quietstar.errors import SettingsError
 from quietstar.runs.folders import check_output_folder, claim
-from quietstar.runs.options import OneLineParser, say
+from quietstar.runs.options import OneLineParser
 from quietstar.runs.processes import Processes
 from quietstar.study.arguments import StudyArguments
 from quietstar.study.measure import Measured
+from quietstar.study.progress import StudyProgress, output_to
 from quietstar.study.recipe import Recipe, read_recipe
 from quietstar.study.report import findings_of, write_report
-from quietstar.study.run import RECORD, Study, open_folder, progress_of, refuse_other, settings_of
+from quietstar.study.run import RECORD, Study, open_folder, refuse_other, settings_of
 
 
 def study(file: str, args: StudyArguments, parser: OneLineParser) -> list[str]:
@@ -45,9 +46,12 @@ def study(file: str, args: StudyArguments, parser: OneLineParser) -> list[str]:
         if args.dry_run:
             return list(plan_of(whole))
         open_folder(stack, folder, recipe, args)
-        for run, line in progress_of(runs):
-            say(line)
-            whole.carry_out(run, keep_model=args.keep_models)
+        left = [run for run in runs if not run.is_done]
+        progress = StudyProgress(sum(run.n_steps * run.step_flops for run in left), len(runs), len(runs) - len(left))
+        with progress.showing():
+            for run in left:
+                with output_to(folder):
+                    whole.carry_out(run, progress, keep_model=args.keep_models)
         findings = findings_of(recipe, whole.records())
         write_report(folder, findings)
     return [*findings["verdict"], f"wrote {folder}/study.md"]
