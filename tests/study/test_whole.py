@@ -114,6 +114,16 @@ def test_parts_of_other_recipes_are_refused(where: Path, tmp_path: Path) -> None
         run(where, output_dir=str(tmp_path / "x"), report=[str(where / "base")])
 
 
+def test_texts_that_share_rows_are_refused(tmp_path: Path) -> None:
+    recipe_file(tmp_path)
+    shared = (tmp_path / "train.txt").read_text().splitlines()[3]
+    with (tmp_path / "test.txt").open("a") as file:
+        file.write(f"{shared}\n")
+    with pytest.raises(SettingsError, match=r"1 rows of .*test.txt are rows of .*train.txt, too"):
+        run(tmp_path, output_dir=str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [

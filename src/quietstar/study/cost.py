@@ -1,10 +1,9 @@
-"""What a training step of an arm costs, in floating-point operations, and how many steps another's cost pays for."""
+"""What a training step of an arm costs, in floating-point operations."""
 
 from quietstar.config import QuietStarConfig
 from quietstar.scaling.shape import read_config, shape_of
 from quietstar.scaling.step import Step, flops
 from quietstar.study.commands import Command
-from quietstar.study.recipe import Recipe
 
 
 def step_flops(command: Command) -> float:
@@ -30,8 +29,3 @@ def step_flops(command: Command) -> float:
     if args.reference == "ema" and not model.original:  # its base pass, forward only
         total += 2.0 * shape.n_matrices * step.base_tokens + 2.0 * shape.n_table * step.base_states
     return total * args.gradient_accumulation_steps * args.world_size
-
-
-def dearest(recipe: Recipe, costs: dict[str, tuple[int, float]]) -> float:
-    """Return the operations of the dearest run of a thinking arm, by arm -> steps and operations of one."""
-    return max(n * each for name, (n, each) in costs.items() if recipe.arms[name].kind == "thinking")

@@ -108,19 +108,29 @@ class Study:
         tokenizer = load_tokenizer(recipe.model)
         if tokenizer is None:
             raise CheckpointError(f"no tokenizer could be loaded from {recipe.model!r}; give a model that has one")
-        self.texts = Texts(
-            selection=self._rows(recipe.selection, tokenizer, None),
-            test=self._rows(recipe.test, tokenizer, recipe.test_rows),
-        )
+        self.texts = self._read(tokenizer)
 
-    def _rows(self, name: str, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[list[int]]:
-        """Return the rows of a held-out text, at least two."""
-        _, held_out = build_datasets(replace(self.data, eval_dataset=name), tokenizer, seed=0)
-        assert held_out is not None
-        rows = [list(held_out[index]["input_ids"]) for index in range(min(len(held_out), limit or len(held_out)))]
-        if len(rows) < 2:
-            raise SettingsError(f"{name} has {len(rows)} rows, and an interval needs at least two; give more text")
-        return rows
+    def _read(self, tokenizer: PreTrainedTokenizerBase) -> Texts:
+        """Return the rows of both held-out texts.
+
+        Raises:
+            SettingsError: one has fewer than two rows, or shares one with another text.
+        """
+        recipe, rows = self.recipe, {}
+        for name in (recipe.selection, recipe.test):
+            train, held_out = build_datasets(replace(self.data, eval_dataset=name), tokenizer, seed=0)
+            assert held_out is not None
+            rows[name] = rows_of(held_out)
+            if len(rows[name]) < 2:
+                raise SettingsError(f"{name} has {len(rows[name])} rows, and an interval needs at least two")
+        for first, second in ((recipe.dataset, recipe.selection), (recipe.dataset, recipe.test), tuple(rows)):
+            others = {tuple(row) for row in (rows_of(train) if first == recipe.dataset else rows[first])}
+            if n := sum(tuple(row) in others for row in rows[second]):
+                raise SettingsError(
+                    f"{n} rows of {second} are rows of {first}, too, and a study needs texts that share nothing; give "
+                    "another text"
+                )
+        return Texts(selection=rows[recipe.selection], test=rows[recipe.test][: recipe.test_rows])
 
     def chosen(self, args: StudyArguments) -> list[ArmRun]:
         """Return the runs that the options ask for; the untouched base is always among them."""
@@ -184,6 +194,11 @@ class Study:
     def records(self) -> list[Measured]:
         """Return what has been measured so far, in the order of the runs."""
         return [Measured.read(run.record) for run in self.runs if run.is_done]
+
+
+def rows_of(texts: Any) -> list[list[int]]:
+    """Return the tokens of each row of a dataset."""
+    return [list(texts[index]["input_ids"]) for index in range(len(texts))]
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
