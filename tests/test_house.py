@@ -33,6 +33,7 @@ LAYERS = [
     "inspection",
     "training",
     "demo scaling serving",
+    "study",
     "cli",
 ]
 """from the bottom up: a module imports from lower layers, or from its own room"""

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from quietstar.cli import main
+from tests.study.tiny_study import recipe_file
 from tests.tiny import tiny_model
 from tests.tiny_tokenizer import tiny_folder
 
@@ -52,6 +53,8 @@ def offline(words: list[str]) -> list[str]:
         words += QUICK.split()
     if words[0] == "evaluate":
         words += ["--data", *(f"{task}={task}.jsonl" for task in ("gsm8k", "csqa") if task in words)]
+    if words[0] == "study":
+        words[1] = str(recipe_file(Path.cwd()))
     return words
 
 
@@ -69,6 +72,7 @@ def test_every_command_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     for folder in ("runs/mine", "runs/released", "runs/mine-original", "runs/DIR-4-ahead", "runs/DIR-original"):
         assert (here / folder / "config.json").exists()
     assert (here / "runs/mine-thoughts/report.html").exists()
+    assert (here / "runs/study/study.html").exists()
     for folder in ("runs/mine-evaluation", "runs/mine-sweep", "runs/mine-lengths"):
         assert (here / folder / "results.md").exists()
 

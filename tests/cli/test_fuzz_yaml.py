@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quietstar.cli.options import LONGEST, from_yaml, make_parser
 from quietstar.cli.train import CLASSES
+from quietstar.runs.options import LONGEST, from_yaml, make_parser
 from tests.cli import call, no_progress_bars
 from tests.elsewhere import only_our_errors
 

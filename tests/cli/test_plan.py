@@ -46,8 +46,8 @@ def test_the_command_that_is_printed_is_one_that_train_takes(base, capsys):
     assert call("plan", "--model", "base", *options) == 0
     command = capsys.readouterr().out.strip().splitlines()[-1]
     assert command.startswith("quietstar train --model base ")
-    from quietstar.cli.options import make_parser
     from quietstar.cli.train import CLASSES
+    from quietstar.runs.options import make_parser
 
     parsed = make_parser("quietstar train", "", *CLASSES).parse_args(command.split()[2:])
     assert (parsed.lora, parsed.n_ahead, parsed.think_fraction) == (True, 5, 0.5)

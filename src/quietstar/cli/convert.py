@@ -1,7 +1,7 @@
 """`quietstar convert`: convert checkpoints from and to the released code's format, and unpack GGUF files."""
 
-from quietstar.cli.options import OneLineParser, say
 from quietstar.interop.convert import convert
+from quietstar.runs.options import OneLineParser, say
 
 WRITTEN = {
     "original": "a checkpoint of the released code",

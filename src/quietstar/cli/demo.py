@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from quietstar.cli.options import make_parser, parse
 from quietstar.demo.arguments import DemoArguments
 from quietstar.demo.discover.arguments import DiscoverArguments
 from quietstar.demo.discover.story import discover
 from quietstar.demo.story import tell
+from quietstar.runs.options import make_parser, parse
 
 SWITCH = "--discover"
 

@@ -1,9 +1,9 @@
 """`quietstar evaluate`: measure how much a model's thoughts help."""
 
-from quietstar.cli.options import make_parser, parse, say
 from quietstar.evaluation.arguments import RUN, VOTES, WHAT, EvaluateArguments
 from quietstar.evaluation.run import evaluate
 from quietstar.inference.loading import MODEL, THOUGHTS
+from quietstar.runs.options import make_parser, parse, say
 from quietstar.runs.processes import Processes, part_ways
 
 

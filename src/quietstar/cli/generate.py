@@ -1,8 +1,8 @@
 """`quietstar generate`: continue a prompt, thinking before each token."""
 
-from quietstar.cli.options import make_parser, parse
 from quietstar.inference.loading import MODEL, THOUGHTS
 from quietstar.inference.speak import TEXT, GenerateArguments, speak
+from quietstar.runs.options import make_parser, parse
 
 
 def main(argv: list[str]) -> None:

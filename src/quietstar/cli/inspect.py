@@ -1,10 +1,10 @@
 """`quietstar inspect`: record what a model thinks over a text, and measure whether it matters."""
 
-from quietstar.cli.options import make_parser, parse, say
 from quietstar.inference.loading import MODEL, THOUGHTS
 from quietstar.inference.speak import TEXT
 from quietstar.inspection.arguments import RUN, WHAT_IF, InspectArguments
 from quietstar.inspection.run import inspect
+from quietstar.runs.options import make_parser, parse, say
 
 
 def main(argv: list[str]) -> None:

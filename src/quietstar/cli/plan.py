@@ -4,7 +4,7 @@ import logging
 
 from rich.console import Console
 
-from quietstar.cli.options import make_parser, parse
+from quietstar.runs.options import make_parser, parse
 from quietstar.scaling.arguments import GROUPS, PlanArguments
 
 LONGEST = 1000

@@ -1,7 +1,7 @@
 """`quietstar serve`: serve a thinking model over HTTP."""
 
-from quietstar.cli.options import make_parser, parse, say
 from quietstar.inference.loading import MODEL, THOUGHTS
+from quietstar.runs.options import make_parser, parse, say
 from quietstar.serving.arguments import LIMITS, SERVER, ServeArguments
 
 

@@ -1,6 +1,6 @@
 """`quietstar train`: teach a model to think, from plain text."""
 
-from quietstar.cli.options import make_parser, parse, say
+from quietstar.runs.options import OneLineParser, make_parser, parse, say
 from quietstar.runs.processes import part_ways
 from quietstar.training.arguments import GROUPS, QuietStarTrainingArguments
 from quietstar.training.data.arguments import DataArguments
@@ -10,9 +10,9 @@ from quietstar.training.run import held_out_words, run_training
 CLASSES = (ModelArguments, DataArguments, QuietStarTrainingArguments)
 
 
-def main(argv: list[str]) -> None:
-    """Parse the command line and train."""
-    parser = make_parser(
+def train_parser() -> OneLineParser:
+    """Return the parser of `quietstar train`."""
+    return make_parser(
         "quietstar train",
         "Teach a language model to think before it speaks, from plain text. The paper's recipe is --config "
         "recipes/quietstar.yaml.",
@@ -20,7 +20,11 @@ def main(argv: list[str]) -> None:
         groups=GROUPS,
         config=True,
     )
-    model_args, data_args, args, given = parse(parser, argv, *CLASSES, rest=True)
+
+
+def main(argv: list[str]) -> None:
+    """Parse the command line and train."""
+    model_args, data_args, args, given = parse(train_parser(), argv, *CLASSES, rest=True)
     figures = run_training(model_args, data_args, args, config=given["config"])
     part_ways()
     if args.dry_run:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from quietstar.demo import picture, report
 from quietstar.demo.arguments import DemoArguments
+from quietstar.demo.for_study import write_for_study
 from quietstar.demo.language import CHANCE, EQUALS, Language, build_tokenizer, split_problems
 from quietstar.demo.lessons import learn_language, learn_to_think
 from quietstar.demo.quiz import Quiz
@@ -70,6 +71,7 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
 
         untouched = copy.deepcopy(base_lm)
         model = QuietStarForCausalLM.from_base(base_lm, tokenizer=tokenizer, **args.method_settings())
+        fresh = copy.deepcopy(model)
         with clock.time("quiet_star"):
             watch = Watch(
                 "thoughts",
@@ -108,6 +110,8 @@ def tell(args: DemoArguments, console: Console | None = None) -> dict[str, Any]:
             folder = claim(args.output_dir, asdict(args), overwrite=args.overwrite)
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            unheard = [language.line(problem, spelled=False) for problem in held_out]
+            write_for_study(folder, fresh, tokenizer, unspelled, unheard)
             write_results(thoughts, claim(folder / THOUGHTS, thoughts.about))
             if args.picture:
                 picture.draw(folder / "picture.png", figures, diary)

@@ -69,6 +69,8 @@ class Speaker:
     """they share the sequences"""
     n_ahead: int | None = None
     """tokens of a thought, start and end included; None is the model's"""
+    sharpness: float = 1.0
+    """logits are multiplied by this: 1 / a temperature of predictions"""
     thinker: Thinker | None = field(init=False, default=None)
     """None for a plain model"""
     trunk: Trunk = field(init=False)
@@ -125,7 +127,7 @@ class Speaker:
 
     def logits(self, states: Tensor) -> Tensor:
         """Return logits [n, V] in float32 of states [n, D]."""
-        return self.trunk.logits(states).float()
+        return self.trunk.logits(states).float() * self.sharpness
 
 
 def mean_length(scores: Sequence[Scores]) -> float | None:

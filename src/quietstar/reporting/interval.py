@@ -1,8 +1,8 @@
-"""Confidence intervals: Wilson's for a proportion, the bootstrap for a mean."""
+"""Confidence intervals: Wilson's for a proportion, the bootstrap for a mean, and one over seeds and texts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import sqrt
+from math import atan, cos, pi, sin, sqrt
 
 import torch
 from torch import Tensor
@@ -107,3 +107,65 @@ def share_of(right: Tensor) -> Estimate:
     share = Share(int(right.sum()), len(right))
     low, high = share.interval
     return Estimate(value=share.value, low=low, high=high, n=share.n)
+
+
+def over_seeds_and_texts(values: Tensor, weights: Tensor | None = None) -> Estimate:
+    """Return the mean of values [R, n] of R seeds on the same n texts, and its 95 % interval for other seeds and texts.
+
+    The variance of the mean is that of two crossed random effects, seeds and texts, estimated from mean squares. Its
+    part between seeds has R - 1 degrees of freedom, which a bootstrap ignores: with two seeds that differ, a bootstrap
+    over seeds and, within them, texts holds the true mean in 55 of 100 cases, this interval in 92 to 98
+    (tests/reporting/test_interval.py). Student's quantile is a mean of those of the two parts, weighted by their
+    standard errors. With one seed the interval is for other texts alone.
+
+    Args:
+        values: [R, n]
+        weights: [n] of the texts, such as their numbers of tokens; None for equal ones.
+
+    Raises:
+        ValueError: there are fewer than two texts.
+    """
+    R, n = values.shape
+    if n < 2:
+        raise ValueError(f"an interval over texts needs at least two, and there are {n}")
+    values = values.double()
+    weights = torch.ones(n, dtype=torch.float64) if weights is None else weights.double()
+    weights = weights / weights.mean()
+    mean = (values * weights).mean()
+    rest = (values - mean) * weights  # [R, n]: of a ratio of sums, to first order
+    of_seeds, of_texts = rest.mean(1), rest.mean(0)
+    squares_of_texts = R * of_texts.square().sum() / (n - 1)
+    between_seeds = torch.zeros((), dtype=torch.float64)
+    if R > 1:
+        squares_of_seeds = n * of_seeds.square().sum() / (R - 1)
+        noise = (rest - of_seeds[:, None] - of_texts).square().sum() / ((R - 1) * (n - 1))
+        between_seeds = (squares_of_seeds - noise).clamp(min=0) / (R * n)
+        squares_of_texts = torch.maximum(squares_of_texts, noise)
+    between_texts = squares_of_texts / (R * n)
+    errors = sqrt(between_seeds), sqrt(between_texts)
+    share = errors[0] / sum(errors) if sum(errors) else 0.0
+    quantile = (1 - share) * student_975(n - 1) + (share * student_975(R - 1) if share else 0.0)
+    reach = quantile * sqrt(between_seeds + between_texts)
+    return Estimate(value=float(mean), low=float(mean) - reach, high=float(mean) + reach, n=n)
+
+
+def student_975(freedom: int) -> float:
+    """Return the 97.5 % quantile of Student's t with a whole number of degrees of freedom, at least 1."""
+    low, high = 0.0, 13.0  # 12.71 with one degree of freedom
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < 0.95 else (low, middle)
+    return high
+
+
+def _within(t: float, freedom: int) -> float:
+    """Return the probability that Student's t lies between -t and t (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = atan(t / sqrt(freedom))
+    is_odd = freedom % 2 == 1
+    term = total = cos(angle) if is_odd else 1.0
+    for k in range(2 if is_odd else 1, freedom - 1, 2):
+        term *= k / (k + 1) * cos(angle) ** 2
+        total += term
+    if not is_odd:
+        return sin(angle) * total
+    return 2 / pi * (angle + (sin(angle) * total if freedom > 1 else 0.0))

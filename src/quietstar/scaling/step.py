@@ -32,6 +32,8 @@ class Step:
     """gradient checkpointing"""
     sharded: bool = False
     """whether weights are sharded over GPUs"""
+    samples: bool = True
+    """whether the model writes its thoughts; those of a control are given, and take no sampling steps"""
 
     @property
     def K(self) -> int:  # noqa: N802
@@ -57,7 +59,7 @@ class Step:
     @property
     def sampled_tokens(self) -> int:
         """Tokens of the K sampling steps; start counts once for each column, as all passes share it."""
-        return self.C * (1 + (self.K - 1) * self.P) if self.K else 0
+        return self.C * (1 + (self.K - 1) * self.P) if self.K and self.samples else 0
 
     @property
     def last_tokens(self) -> int:
@@ -76,8 +78,8 @@ class Step:
 
     @property
     def grows_whole(self) -> bool:
-        """Whether thoughts are sampled without gradient, and whole branches then grow with it."""
-        return self.checkpointing or self.K > GRAPH_AT_MOST
+        """Whether whole branches grow with gradient, after thoughts that were given or sampled without it."""
+        return self.checkpointing or self.K > GRAPH_AT_MOST or not self.samples
 
     @property
     def base_states(self) -> int:
@@ -93,7 +95,7 @@ class Step:
     @property
     def reinforced_states(self) -> int:
         """States whose sampled token is reinforced: those of the better thoughts at columns with all M labels."""
-        return round(REINFORCED * self.P * self.C * self.K * max(self.S - self.M, 0) / (self.S - 1))
+        return self.samples * round(REINFORCED * self.P * self.C * self.K * max(self.S - self.M, 0) / (self.S - 1))
 
     def n_parts(self, n_layers: int) -> int:
         """Return the number of parts of the branches under gradient checkpointing; see `quietstar.talk.n_parts`."""

@@ -3,7 +3,7 @@
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import quietstar
@@ -50,6 +50,7 @@ def run_training(
     args: QuietStarTrainingArguments,
     *,
     config: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
     """Train, evaluate and save.
 
@@ -58,6 +59,7 @@ def run_training(
         data_args: which text.
         args: how. Its output_dir, where None, is named after the model.
         config: the file that settings came from, which --overwrite must not delete.
+        callbacks: further ones for the trainer.
 
     Returns:
         The last figures: of training, and of held-out text under `eval_` names.
@@ -73,6 +75,8 @@ def run_training(
                 return {"dry_run": dry_run(trainer, data_args.max_length)}
     with ExitStack() as cleanup:
         trainer, tokenizer, checkpoint = prepare(model_args, data_args, args, config, cleanup)
+        for callback in callbacks:
+            trainer.add_callback(callback)
         # Signals are noted until the end: one that arrives after the last step does not interrupt the final save.
         trainer.parts.schedule.signals = cleanup.enter_context(StopSignals())
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

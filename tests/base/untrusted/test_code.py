@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from quietstar import QuietStarForCausalLM
-from quietstar.cli.options import make_parser, parse
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError
 from quietstar.inference.loading import UseArguments, load_model
+from quietstar.runs.options import make_parser, parse
 from quietstar.scaling.shape import read_config
 from tests.base.untrusted.models import CPU, LOADERS, VALUES, Copied, changed
 from tests.elsewhere import Surprise, only_our_errors, refused

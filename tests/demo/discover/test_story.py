@@ -49,7 +49,9 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 def test_a_run_leaves_its_files(short: tuple[Path, dict[str, Any], str]) -> None:
     folder, results, shown = short
-    assert {file.name for file in folder.iterdir()} == {
+    texts = {f"{kind}{name}.txt" for kind in ("", "noise-") for name in ("train", "selection", "test")}
+    assert {file.name for file in folder.iterdir()} == texts | {
+        "fresh",
         "log.jsonl",
         "metrics.json",
         "picture.png",

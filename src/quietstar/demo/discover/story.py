@@ -14,6 +14,7 @@ from quietstar.demo.discover import picture, report
 from quietstar.demo.discover.arguments import DiscoverArguments
 from quietstar.demo.discover.report import Findings
 from quietstar.demo.discover.world import MOVES, World
+from quietstar.demo.for_study import write_for_study
 from quietstar.demo.language import CHANCE, build_tokenizer
 from quietstar.demo.lessons import learn_language, learn_to_think
 from quietstar.demo.picture import require_matplotlib
@@ -47,10 +48,14 @@ def discover(args: DiscoverArguments, console: Console | None = None) -> dict[st
     clock, found = Clock(), Findings()
     console.print(report.introduction(World.sample(args.seed, args.held_out), args))
     with silence(), one_thread(), progress_bar(console) as progress:
-        for seed in range(args.seed, args.seed + args.n_seeds):
-            one_seed(Run(args, seed, progress, clock), found)
+        runs = [Run(args, args.seed + n, progress, clock) for n in range(args.n_seeds)]
+        bases = [one_seed(run, found) for run in runs]
     with clock.time("files"):
         folder = claim(args.output_dir, asdict(args), overwrite=args.overwrite)
+        first, world = runs[0], runs[0].world
+        fresh = fresh_model(first, args.arms[0], bases[0])
+        unheard = [world.language.line(problem, spelled=False) for problem in world.held_out]
+        write_for_study(folder, fresh, first.tokenizer, world.lessons(), unheard)
         if args.picture:
             picture.draw(folder / "picture.png", found)
     results = {
@@ -83,8 +88,11 @@ class Run:
         self.quiz = Quiz(self.world.held_out, self.world.language, self.tokenizer)
 
 
-def one_seed(run: Run, found: Findings) -> None:
-    """Train a base model, then a copy of it in each arm, and add what was measured to the findings."""
+def one_seed(run: Run, found: Findings) -> PreTrainedModel:
+    """Train a base model, then a copy of it in each arm, and add what was measured to the findings.
+
+    Return the base model.
+    """
     args, seed = run.args, run.seed
     with run.clock.time("base_model"):
         watch = Watch(f"base, seed {seed}", found.diary, run.progress, f"seed {seed}: the language", args.steps)
@@ -101,14 +109,21 @@ def one_seed(run: Run, found: Findings) -> None:
         found.curves.setdefault(arm, {})[seed] = [
             {name: line[name] for name in MEASURED} for line in lines if "own_thoughts" in line
         ]
+    return base_lm
+
+
+def fresh_model(run: Run, arm: str, base_lm: PreTrainedModel) -> QuietStarForCausalLM:
+    """Return the thinking model of an arm before it learns anything, around a base model."""
+    set_seed(run.seed)  # The mixing head begins at random, and the same in each arm.
+    model = QuietStarForCausalLM.from_base(base_lm, tokenizer=run.tokenizer, **run.args.method_settings(arm))
+    end_as(model, run.tokenizer.convert_tokens_to_ids(run.args.end_text))
+    return model
 
 
 def one_arm(run: Run, arm: str, base_lm: PreTrainedModel) -> list[Line]:
     """Teach a base model to think, and return the diary of it; every few lines have the quiz's shares."""
     args, diary = run.args, list[Line]()
-    set_seed(run.seed)  # The mixing head begins at random, and the same in each arm.
-    model = QuietStarForCausalLM.from_base(base_lm, tokenizer=run.tokenizer, **args.method_settings(arm))
-    end_as(model, run.tokenizer.convert_tokens_to_ids(args.end_text))
+    model = fresh_model(run, arm, base_lm)
 
     def measure() -> Line:
         own = run.quiz.with_thoughts(model)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from quietstar.cli.options import INHERITED, make_parser, parse
 from quietstar.cli.train import CLASSES
+from quietstar.runs.options import INHERITED, make_parser, parse
 from quietstar.training import DataArguments, QuietStarTrainingArguments
 from quietstar.training.arguments import GROUPS
 from quietstar.training.model_arguments import ModelArguments

@@ -6,6 +6,7 @@ import difflib
 import json
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -148,20 +149,48 @@ def from_yaml(file: str, parser: argparse.ArgumentParser) -> list[str]:
     Raises:
         SettingsError: the file cannot be read, is not a mapping, or has an unknown option or an invalid value.
     """
+    return as_flags(f"config {file}", read_yaml(f"config {file}", file, "n_ahead: 8"), parser)
+
+
+def read_yaml(name: str, file: str, example: str) -> dict[Any, Any]:
+    """Return the mapping in a YAML file.
+
+    Args:
+        name: what messages call the file.
+        file: its path.
+        example: a line that it could have, for messages.
+
+    Raises:
+        SettingsError: the file cannot be read, or is not a mapping.
+    """
     try:
         with Path(file).open("rb") as opened:
             text = opened.read(LONGEST + 1)
         if len(text) > LONGEST:
-            raise SettingsError(f"config {file} is longer than {LONGEST} bytes; give a YAML file of options")
+            raise SettingsError(f"{name} is longer than {LONGEST} bytes; give a YAML file of options")
         settings = yaml.load(text.decode(), UniqueKeys)
     except SettingsError:
         raise
     except OSError as error:
-        raise SettingsError(f"config {file} cannot be read: {error.strerror}; give a YAML file") from error
+        raise SettingsError(f"{name} cannot be read: {error.strerror}; give a YAML file") from error
     except Exception as error:  # the YAML library raises errors of many types, for example at unknown tags
-        raise SettingsError(f"config {file} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise SettingsError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
-        raise SettingsError(f"config {file} is a {type(settings).__name__}; give lines such as 'n_ahead: 8'")
+        raise SettingsError(f"{name} is a {type(settings).__name__}; give lines such as '{example}'")
+    return settings
+
+
+def as_flags(name: str, settings: Mapping[Any, Any], parser: argparse.ArgumentParser) -> list[str]:
+    """Return the flags that options, as YAML has them, are equivalent to.
+
+    Args:
+        name: where they come from, for messages.
+        settings: option -> value; None leaves an option out.
+        parser: knows the options.
+
+    Raises:
+        SettingsError: an option is unknown, or a value is not one that a command line can hold.
+    """
     by_name = {action.dest: action for action in parser._actions}
     known = set(by_name)
     flags = []
@@ -169,12 +198,12 @@ def from_yaml(file: str, parser: argparse.ArgumentParser) -> list[str]:
         if key not in known or key in ("config", "help"):
             near = difflib.get_close_matches(shown(key), known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise SettingsError(f"config {file} has unknown option {shown(key)}{hint}")
+            raise SettingsError(f"{name} has unknown option {shown(key)}{hint}")
         if value is None:
             continue
         if key in RUNS_CODE and value:
             raise SettingsError(
-                f"config {file} has {key}, which runs code from elsewhere; read that code first, and give --{key} on "
+                f"{name} has {key}, which runs code from elsewhere; read that code first, and give --{key} on "
                 "the command line"
             )
         try:
@@ -184,7 +213,7 @@ def from_yaml(file: str, parser: argparse.ArgumentParser) -> list[str]:
                 flags.append(f"--{key}={_as_flag(value, by_name[key])}")
         except (TypeError, ValueError) as error:
             raise SettingsError(
-                f"config {file} has {key} {shown(value)}, which is not a valid value of an option; fix the file"
+                f"{name} has {key} {shown(value)}, which is not a valid value of an option; fix the file"
             ) from error
     return flags
 

@@ -1,0 +1,206 @@
+"""A study's recipe: model, texts, arms, seeds and measures, read from YAML and checked before anything runs."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from quietstar.errors import SettingsError, shown
+from quietstar.runs.options import OneLineParser, as_flags, read_yaml
+from quietstar.study.arms import BASE, READY, THINKING, UNTOUCHED, Arm
+
+SET_BY_STUDY = frozenset(
+    [
+        "model",
+        "dataset",
+        "eval_dataset",
+        "eval_size",
+        "output_dir",
+        "overwrite",
+        "resume",
+        "resume_from_checkpoint",
+        "seed",
+        "data_seed",
+        "dry_run",
+        "config",
+        "original",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "greater_is_better",
+        "save_strategy",
+        "save_steps",
+        "eval_strategy",
+        "eval_steps",
+        "eval_on_start",
+        "stop_when_unhealthy",
+        "streaming",
+        "assistant_only_loss",
+        "eval_tasks",
+    ]
+)
+"""options of `quietstar train` that a study gives itself, or that would break its comparisons"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is compared on what.
+
+    Raises:
+        SettingsError: a value is impossible.
+    """
+
+    model: str
+    """base model, as `quietstar train --model` takes it"""
+    dataset: str
+    """text to train on"""
+    selection: str
+    """text on which the checkpoint of each run is chosen, named like `dataset`"""
+    test: str
+    """text that is reported"""
+    tasks: dict[str, str] = field(default_factory=dict)
+    """task -> local file of its items, or nothing for the hub's"""
+    task_items: int = 200
+    """items of each task"""
+    test_rows: int = 256
+    """rows of the test text at most"""
+    inspected_rows: int = 16
+    """rows of the test text on which thoughts are replaced"""
+    batch_size: int = 8
+    """rows that are measured at once"""
+    evaluations: int = 4
+    """evaluations of a run on the selection text, after the one before training; the best checkpoint is reported"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    options: dict[str, Any] = field(default_factory=dict)
+    """options of `quietstar train` for every arm that trains"""
+    thinking: dict[str, Any] = field(default_factory=dict)
+    """further options for every arm that thinks"""
+    arms: dict[str, Arm] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("task_items", "test_rows", "inspected_rows", "batch_size", "evaluations"):
+            value, least = getattr(self, name), 2 if name == "test_rows" else 0 if name == "inspected_rows" else 1
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise SettingsError(f"{name} is {shown(value)}; give a whole number of at least {least}")
+        if len({self.dataset, self.selection, self.test}) < 3:
+            raise SettingsError(
+                f"dataset is {self.dataset!r}, selection {self.selection!r} and test {self.test!r}; give three texts "
+                "that share nothing: what is reported may have chosen nothing"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return {
+            **asdict(self),
+            "seeds": list(self.seeds),
+            "arms": {name: asdict(arm) for name, arm in self.arms.items()},
+        }
+
+    def train_options(self, arm: Arm) -> dict[str, Any]:
+        """Return the options of `quietstar train` that a recipe gives an arm."""
+        return self.options | (self.thinking if arm.kind == THINKING else {}) | arm.options
+
+    @property
+    def candidates(self) -> list[str]:
+        """Arms whose thoughts are reinforced: those that the study is about."""
+        return [name for name, arm in self.arms.items() if not arm.is_control]
+
+
+def read_recipe(file: str, parser: OneLineParser, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Return the recipe in a YAML file.
+
+    Args:
+        file: the YAML file.
+        parser: of `quietstar train`, which knows its options.
+        overrides: values that replace the file's; None values do not.
+
+    Raises:
+        SettingsError: the file cannot be read, or a key, an arm or an option in it is unknown or impossible.
+    """
+    found = read_yaml(f"recipe {file}", file, "model: NAME") | {
+        name: value for name, value in (overrides or {}).items() if value is not None
+    }
+    names = [each.name for each in fields(Recipe)]
+    for key in found:
+        if key not in names:
+            raise SettingsError(f"recipe {file} has unknown key {shown(key)}{near(key, names)}")
+    for name in ("model", "dataset", "selection", "test"):
+        if not isinstance(found.get(name), str):
+            raise SettingsError(f"recipe {file} has {name} {shown(found.get(name))}; give a text, such as {name}: NAME")
+    for name in ("options", "thinking", "tasks"):
+        found[name] = found.get(name) or {}
+        if not isinstance(found[name], dict):
+            raise SettingsError(f"recipe {file} has {name} {shown(found[name])}; give lines such as 'n_ahead: 8'")
+    for name in ("options", "thinking"):
+        check_options(file, name, found[name], parser)
+    found["tasks"] = {str(name): str(path or "") for name, path in found["tasks"].items()}
+    found["seeds"] = seeds_in(file, found.get("seeds", [0, 1, 2]))
+    found["arms"] = arms_in(file, found.get("arms"), parser)
+    return Recipe(**found)
+
+
+def seeds_in(file: str, seeds: Any) -> tuple[int, ...]:
+    """Return the seeds of a recipe, or raise SettingsError."""
+    is_list = isinstance(seeds, list | tuple) and len(seeds) > 0
+    if not is_list or any(type(seed) is not int or not 0 <= seed < 2**32 for seed in seeds):
+        raise SettingsError(f"recipe {file} has seeds {shown(seeds)}; give a list of whole numbers, such as [0, 1, 2]")
+    if len(set(seeds)) < len(seeds):
+        raise SettingsError(f"recipe {file} has a seed twice: {shown(seeds)}; give each once")
+    return tuple(seeds)
+
+
+def arms_in(file: str, given: Any, parser: OneLineParser) -> dict[str, Arm]:
+    """Return the arms of a recipe: names of READY ones, or a mapping of names to options. The base comes first.
+
+    Raises:
+        SettingsError: there is no such arm, or an option of one is unknown.
+    """
+    if isinstance(given, list):
+        given = dict.fromkeys(given) if all(isinstance(name, str) for name in given) else None
+    if not isinstance(given, dict) or not given:
+        raise SettingsError(
+            f"recipe {file} has no arms; list some, such as arms: [finetune-compute, filler, quietstar]"
+        )
+    arms = {BASE: READY[BASE]}
+    for name, options in given.items():
+        if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
+            raise SettingsError(f"recipe {file} has an arm {shown(name)}; name it with letters, digits, - and _")
+        arms[name] = arm_of(file, name, options, parser)
+    if not any(arm.kind == THINKING for arm in arms.values()):
+        raise SettingsError(f"recipe {file} has no arm that thinks; add one, such as quietstar")
+    return arms
+
+
+def arm_of(file: str, name: str, given: Any, parser: OneLineParser) -> Arm:
+    """Return an arm: a READY one, or another like it, with further options if there are any.
+
+    Raises:
+        SettingsError: there is no such arm, or an option is unknown.
+    """
+    if given is not None and not isinstance(given, dict):
+        raise SettingsError(f"recipe {file} has arm {name} {shown(given)}; give lines such as 'n_ahead: 8'")
+    options = dict(given or {})
+    like, about = options.pop("like", name), options.pop("about", None)
+    if like not in READY:
+        raise SettingsError(
+            f"recipe {file} has arm {name}, which is none that comes ready, like {shown(like)}; give like: one of "
+            f"{', '.join(READY)}"
+        )
+    ready = READY[like]
+    if options and ready.kind == UNTOUCHED:
+        raise SettingsError(f"recipe {file} gives arm {name} options, but it does not train; leave them out")
+    check_options(file, f"arm {name}", options, parser)
+    return replace(ready, name=name, about=str(about or ready.about), options=ready.options | options)
+
+
+def check_options(file: str, where: str, options: dict[Any, Any], parser: OneLineParser) -> None:
+    """Raise SettingsError for options that `quietstar train` does not have, or that a study sets itself."""
+    for name in options:
+        if name in SET_BY_STUDY:
+            raise SettingsError(f"recipe {file} sets {name} in {where}, which a study sets itself; leave it out")
+    as_flags(f"recipe {file}, {where},", options, parser)
+
+
+def near(name: Any, names: Iterable[str]) -> str:
+    """Return a hint of the nearest name."""
+    found = difflib.get_close_matches(str(name), list(names), n=1)
+    return f"; did you mean {found[0]}?" if found else f"; choose from {', '.join(names)}"

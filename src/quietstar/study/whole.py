@@ -1,0 +1,103 @@
+"""`quietstar study` from its options to its files: a whole study, a part of one, its plan, or parts put together."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from quietstar.errors import SettingsError
+from quietstar.runs.folders import check_output_folder, claim
+from quietstar.runs.options import OneLineParser
+from quietstar.runs.processes import Processes
+from quietstar.study.arguments import StudyArguments
+from quietstar.study.measure import Measured
+from quietstar.study.progress import StudyProgress, output_to
+from quietstar.study.recipe import Recipe, read_recipe
+from quietstar.study.report import findings_of, write_report
+from quietstar.study.run import RECORD, Study, open_folder, refuse_other, settings_of
+
+
+def study(file: str, args: StudyArguments, parser: OneLineParser) -> list[str]:
+    """Carry out a study, and return what is to be said of it.
+
+    Args:
+        file: the recipe.
+        args: which parts of it, and where.
+        parser: of `quietstar train`.
+
+    Raises:
+        QuietStarError: the user must fix something in the recipe, the model, the text or the folder.
+    """
+    if Processes.launched().n > 1:
+        raise SettingsError(
+            "a study runs in one process; give each GPU a part of it with --arms or --seeds, and --report"
+        )
+    overrides = {name: getattr(args, name) for name in ("model", "dataset", "selection", "test")}
+    recipe = read_recipe(file, parser, overrides)
+    check_chosen(recipe, args)
+    folder = Path(args.output_dir or f"runs/study-{Path(file).stem}")
+    if args.report:
+        return put_together(recipe, folder, args)
+    with ExitStack() as stack:
+        if not args.dry_run:
+            check_output_folder(folder, overwrite=args.overwrite, resume=args.resume and folder.exists())
+        whole = Study(recipe, folder, parser)
+        runs = whole.chosen(args)
+        if args.dry_run:
+            return list(plan_of(whole))
+        open_folder(stack, folder, recipe, args)
+        left = [run for run in runs if not run.is_done]
+        progress = StudyProgress(sum(run.n_steps * run.step_flops for run in left), len(runs), len(runs) - len(left))
+        with progress.showing():
+            for run in left:
+                with output_to(folder):
+                    whole.carry_out(run, progress, keep_model=args.keep_models)
+        findings = findings_of(recipe, whole.records())
+        write_report(folder, findings)
+    return [*findings["verdict"], f"wrote {folder}/study.md"]
+
+
+def check_chosen(recipe: Recipe, args: StudyArguments) -> None:
+    """Raise SettingsError if an arm or a seed was asked for that the recipe does not have."""
+    for name, asked, known in (("arms", args.arms, recipe.arms), ("seeds", args.seeds, recipe.seeds)):
+        for each in asked:
+            if each not in known:
+                raise SettingsError(f"{name} has {each}; choose from {', '.join(map(str, known))}")
+
+
+def put_together(recipe: Recipe, folder: Path, args: StudyArguments) -> list[str]:
+    """Write the report of runs that were carried out in several folders.
+
+    Raises:
+        SettingsError: a folder holds runs of another recipe, or two have the same run.
+    """
+    records: dict[tuple[str, int | None], Measured] = {}
+    for name in args.report:
+        refuse_other(Path(name), recipe)
+        for file in sorted(Path(name).rglob(RECORD)):
+            record = Measured.read(file)
+            if record.seed is not None and (record.arm, record.seed) in records:
+                raise SettingsError(f"{file} is a second run of {record.arm}, seed {record.seed}; give each part once")
+            records[record.arm, record.seed] = record
+    order = [(arm, seed) for seed in (None, *recipe.seeds) for arm in recipe.arms]
+    findings = findings_of(recipe, [records[run] for run in order if run in records])
+    claim(folder, settings_of(recipe), overwrite=args.overwrite)
+    write_report(folder, findings)
+    return [*findings["verdict"], f"wrote {folder}/study.md"]
+
+
+def plan_of(whole: Study) -> Iterator[str]:
+    """Yield a line about each arm: its steps, their cost, and why."""
+    for run in whole.runs:
+        if run.seed not in (None, whole.recipe.seeds[0]):
+            continue
+        if run.command is None:
+            yield f"{run.arm.name}: {run.arm.about}; it does not train"
+        else:
+            cost = run.n_steps * run.step_flops / 1e15
+            yield (
+                f"{run.arm.name}: {run.arm.about}; {run.n_steps:,} steps of {run.step_flops / 1e12:.3g} TFLOP, "
+                f"{cost:.3g} PFLOP for each of {len(whole.recipe.seeds)} seeds"
+            )
+    total = sum(run.n_steps * run.step_flops for run in whole.runs) / 1e15
+    yield f"together {total:.4g} PFLOP of training; {json.dumps(whole.recipe.model)} on {whole.device}"

@@ -1,0 +1,96 @@
+"""The page of a study shows what study.json says, takes nothing from elsewhere, and fits narrow screens."""
+
+import re
+from html import unescape
+from typing import Any
+
+import pytest
+
+from quietstar.study.page import curves_of, study_html
+from quietstar.study.report import findings_of, study_markdown
+from tests.study.test_comparison import recipe_of, record
+
+LEVELS = {"base": 1.0, "finetune-compute": 0.97, "filler": 0.99, "quietstar": 0.95}
+NASTY = '<script>alert(1)</script> & "it" \''
+
+
+def findings(seeds: tuple[int, ...] = (0, 1)) -> dict[str, Any]:
+    records = [record("base", None, LEVELS["base"])]
+    for seed in seeds:
+        for arm in ("finetune-compute", "filler", "quietstar"):
+            each = record(arm, seed, LEVELS[arm])
+            each.n_steps, each.chosen_step, each.step_flops, each.train_seconds = 40, 20, 2e12, 30.0
+            each.curve = [[0, 2.0], [20, 1.9 - seed / 50], [40, 1.95]]
+            each.passes_a_token = 1.0 if arm == "finetune-compute" else 7.0
+            each.samples = (
+                [{"before": NASTY, "thought": NASTY, "next": NASTY, "gain": 0.5}] if arm == "quietstar" else []
+            )
+            records.append(each)
+    for each in records:
+        each.seconds_a_token = 0.01
+    return findings_of(recipe_of(*LEVELS), records)
+
+
+def words(page: str) -> str:
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", page)).split())
+
+
+def test_the_verdict_comes_first_and_every_figure_is_there() -> None:
+    found = findings()
+    page, text = words(study_html(found)), study_markdown(found)
+    for sentence in found["verdict"]:
+        assert sentence in page
+        assert f"- {sentence}\n" in text
+    assert page.index(found["verdict"][0]) < page.index("What training bought")
+    for each in found["differences"]:
+        value = f"{each['estimate']['value']:+.4f}"
+        assert value in page
+        assert value in text
+
+
+def test_curves_are_means_over_seeds_against_operations() -> None:
+    (*_, curve) = curves_of(findings())
+    assert curve.name == "quietstar"
+    assert curve.points == [
+        (0.0, 2.0, 2.0, 2.0),
+        (pytest.approx(0.04), pytest.approx(1.89), pytest.approx(1.88), 1.9),
+        (pytest.approx(0.08), 1.95, 1.95, 1.95),
+    ]
+
+
+def test_text_from_models_is_text() -> None:
+    page = study_html(findings())
+    assert "<script>alert" not in page
+    assert NASTY.replace("<", "&lt;").replace(">", "&gt;").split("&lt;/")[0] in page
+    assert "default-src 'none'; script-src 'none'" in page
+
+
+def test_runs_link_to_their_thoughts() -> None:
+    links = re.findall(r'href="([^"]+)"', study_html(findings()))
+    assert sorted(links) == [
+        f"runs/{arm}/seed-{seed}/thoughts/report.html" for arm in ("filler", "quietstar") for seed in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 768, 1440])
+def test_the_page_in_a_browser(browser: Any, tmp_path: Any, width: int, scheme: str) -> None:
+    """No script, no request, no complaint; nothing but tables scrolls sideways."""
+    file = tmp_path / "study.html"
+    file.write_text(study_html(findings()), encoding="utf-8")
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    complaints: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(file.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.locator("h1").inner_text() == "Do thoughts pay?"
+    assert page.locator("svg[role=img]").count() == 3
+    paper, ink = (page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("backgroundColor", "color"))
+    brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (paper, ink)]
+    assert (brightness[0] > brightness[1]) == (scheme == "light")
+    assert complaints == []
+    assert asked == [file.as_uri()]
+    page.close()

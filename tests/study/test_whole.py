@@ -1,0 +1,155 @@
+"""A whole tiny study: it can be stopped anywhere, run in parts, and put together, and no figure changes."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quietstar.cli.train import train_parser
+from quietstar.errors import SettingsError
+from quietstar.study.arguments import StudyArguments
+from quietstar.study.run import Study
+from quietstar.study.whole import study
+from tests.study.tiny_study import recipe_file
+
+TIMES = ("seconds_a_token", "train_seconds", "command", "figures")
+"""what differs from run to run, or names folders"""
+
+
+def run(where: Path, **how: Any) -> list[str]:
+    return study(str(where / "recipe.yaml"), StudyArguments(**how), train_parser())
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "study.json").read_text())
+    for each in found["runs"]:
+        for name in TIMES:
+            each.pop(name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def where(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe, and the whole study in `whole`."""
+    folder = tmp_path_factory.mktemp("study")
+    recipe_file(folder)
+    with pytest.MonkeyPatch.context() as patch:  # as for every single test
+        patch.setattr("quietstar.attention.split.FEW_BRANCHES", 0)
+        run(folder, output_dir=str(folder / "whole"))
+    return folder
+
+
+def test_a_study_has_every_run_and_every_file(where: Path) -> None:
+    found = figures(where / "whole")
+    runs = [(each["arm"], each["seed"]) for each in found["runs"]]
+    trained = ["finetune-compute", "filler", "quietstar"]
+    assert runs == [("base", None), ("base-sharpened", None), *((arm, seed) for seed in (0, 1) for arm in trained)]
+    assert {each["arm"]: each["passes_a_token"] for each in found["runs"]} == dict(
+        zip([*dict(runs)], [1.0, 1.0, 1.0, 3.0, 3.0], strict=True)
+    )
+    for name in ("study.md", "study.html"):
+        text = (where / "whole" / name).read_text()
+        assert all(sentence.split(":")[0] in text for sentence in found["verdict"])
+    assert not list((where / "whole").rglob("checkpoint-*"))
+
+
+def test_as_many_steps_as_the_dearest_thinking_arm_pays_for(where: Path) -> None:
+    by_arm = {each["arm"]: each for each in figures(where / "whole")["runs"]}
+    dearest = max(by_arm[arm]["n_steps"] * by_arm[arm]["step_flops"] for arm in ("filler", "quietstar"))
+    plain = by_arm["finetune-compute"]
+    assert abs(plain["n_steps"] * plain["step_flops"] - dearest) <= plain["step_flops"] / 2
+    assert plain["n_steps"] > 2
+
+
+def test_every_command_could_be_run_by_hand(where: Path) -> None:
+    for each in json.loads((where / "whole" / "study.json").read_text())["runs"]:
+        if each["seed"] is not None:
+            assert each["command"].startswith("quietstar train --model=")
+            assert f"--seed={each['seed']}" in each["command"]
+
+
+def test_a_study_that_was_stopped_goes_on_to_the_same_figures(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped between training and measuring, and again within a later run's training."""
+    measure, n = Study.measure, [0]
+
+    def stopped(self: Study, *given: Any) -> Any:
+        n[0] += 1
+        if n[0] in (4, 6):
+            raise KeyboardInterrupt
+        return measure(self, *given)
+
+    monkeypatch.setattr(Study, "measure", stopped)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(where, output_dir=str(where / "stopped"), resume=True)
+    unfinished = where / "stopped" / "runs" / "filler" / "seed-1"
+    assert not (unfinished / "measured.json").exists()
+    run(where, output_dir=str(where / "stopped"), resume=True)
+    assert figures(where / "stopped") == figures(where / "whole")
+
+
+def test_parts_put_together_are_the_whole(where: Path) -> None:
+    for seed in (0, 1):
+        run(where, output_dir=str(where / f"part-{seed}"), seeds=[seed])
+    run(where, output_dir=str(where / "together"), report=[str(where / "part-0"), str(where / "part-1")])
+    assert figures(where / "together") == figures(where / "whole")
+    with pytest.raises(SettingsError, match="is a second run of filler, seed 0; give each part once"):
+        run(where, output_dir=str(where / "twice"), report=[str(where / "part-0"), str(where / "whole")])
+
+
+def test_parts_of_other_recipes_are_refused(where: Path, tmp_path: Path) -> None:
+    recipe_file(where, batch_size=4)
+    try:
+        with pytest.raises(
+            SettingsError, match=r"holds a study with batch_size 3, and the recipe has 4; two recipes do"
+        ):
+            run(where, output_dir=str(tmp_path / "x"), report=[str(where / "whole")])
+        with pytest.raises(SettingsError, match="holds a study with batch_size 3"):
+            run(where, output_dir=str(where / "whole"), resume=True)
+    finally:
+        recipe_file(where)
+    with pytest.raises(SettingsError, match="does not hold a study"):
+        run(where, output_dir=str(tmp_path / "x"), report=[str(where / "base")])
+
+
+def test_texts_that_share_rows_are_refused(tmp_path: Path) -> None:
+    recipe_file(tmp_path)
+    shared = (tmp_path / "train.txt").read_text().splitlines()[3]
+    with (tmp_path / "test.txt").open("a") as file:
+        file.write(f"{shared}\n")
+    with pytest.raises(SettingsError, match=r"1 rows of .*test.txt are rows of .*train.txt, too"):
+        run(tmp_path, output_dir=str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"arms": ["nobody"]}, "arms has nobody; choose from base"),
+        ({"seeds": [7]}, "seeds has 7; choose from 0, 1"),
+        ({}, "already has a run; give another folder, or --overwrite"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_and_changes_nothing(where: Path, how: dict, message: str) -> None:
+    before = (where / "whole" / "study.json").read_bytes()
+    with pytest.raises(SettingsError, match=message):
+        run(where, output_dir=str(where / "whole"), **how)
+    assert (where / "whole" / "study.json").read_bytes() == before
+
+
+def test_a_plan_says_what_each_arm_costs_and_runs_nothing(where: Path, tmp_path: Path) -> None:
+    lines = run(where, output_dir=str(tmp_path / "none"), dry_run=True)
+    arms = ["base", "base-sharpened", "finetune-compute", "filler", "quietstar"]
+    assert [line.split(":")[0] for line in lines[:-1]] == arms
+    assert "for each of 2 seeds" in lines[-2]
+    assert not (tmp_path / "none").exists()
+
+
+def test_models_need_not_be_kept(where: Path, tmp_path: Path) -> None:
+    shutil.copytree(where / "whole", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "runs" / "quietstar" / "seed-1")
+    run(where, output_dir=str(tmp_path / "copy"), resume=True, keep_models=False)
+    kept = sorted((tmp_path / "copy" / "runs" / "quietstar").rglob("*.safetensors"))
+    assert [file.parent.name for file in kept] == ["seed-0"]
