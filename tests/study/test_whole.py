@@ -1,6 +1,7 @@
 """A whole tiny study: it can be stopped anywhere, run in parts, and put together, and no figure changes."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ TIMES = ("seconds_a_token", "train_seconds", "command", "figures")
 
 
 def run(where: Path, **how: Any) -> list[str]:
-    return study(str(where / "recipe.yaml"), StudyArguments(**how), train_parser())
+    return list(study(str(where / "recipe.yaml"), StudyArguments(**how), train_parser()))
 
 
 def figures(folder: Path) -> dict[str, Any]:
@@ -143,7 +144,12 @@ def test_a_plan_says_what_each_arm_costs_and_runs_nothing(where: Path, tmp_path:
     lines = run(where, output_dir=str(tmp_path / "none"), dry_run=True)
     arms = ["base", "base-sharpened", "finetune-compute", "filler", "quietstar"]
     assert [line.split(":")[0] for line in lines[:-1]] == arms
-    assert "for each of 2 seeds" in lines[-2]
+    assert re.search(
+        r"2 steps of [\d.e-]+ TFLOP and [\d.e-]+ s on full rows, [\d.e-]+ seconds for each of 2 seeds", lines[-2]
+    )
+    assert re.match(
+        r"together about [\d.e-]+ seconds of training, without evaluations and measuring, on cpu", lines[-1]
+    )
     assert not (tmp_path / "none").exists()
 
 

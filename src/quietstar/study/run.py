@@ -31,6 +31,7 @@ from quietstar.study.measure import (
 from quietstar.study.progress import StudyProgress
 from quietstar.study.recipe import Recipe
 from quietstar.training.data.datasets import build_datasets
+from quietstar.training.dry_run import DryRun
 from quietstar.training.run import run_training
 
 RECORD = "measured.json"
@@ -140,6 +141,13 @@ class Study:
             if run.arm.name == BASE
             or ((not args.arms or run.arm.name in args.arms) and (not args.seeds or run.seed in (None, *args.seeds)))
         ]
+
+    def try_out(self, run: ArmRun) -> DryRun:
+        """Return the time of a step of a run on full rows, of a few that are taken; nothing is kept."""
+        assert run.command is not None
+        args = replace(run.command.args, dry_run=True)
+        found: DryRun = run_training(run.command.model, run.command.data, args)["dry_run"]
+        return found
 
     def carry_out(self, run: ArmRun, progress: StudyProgress, *, keep_model: bool) -> None:
         """Train and measure a run that is not done; checkpoints of the training go."""

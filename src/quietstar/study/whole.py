@@ -1,7 +1,7 @@
 """`quietstar study` from its options to its files: a whole study, a part of one, its plan, or parts put together."""
 
-import json
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from quietstar.study.progress import StudyProgress, output_to
 from quietstar.study.recipe import Recipe, read_recipe
 from quietstar.study.report import findings_of, write_report
 from quietstar.study.run import RECORD, Study, open_folder, refuse_other, settings_of
+from quietstar.training.dry_run import in_words
 
 
-def study(file: str, args: StudyArguments, parser: OneLineParser) -> list[str]:
-    """Carry out a study, and return what is to be said of it.
+def study(file: str, args: StudyArguments, parser: OneLineParser) -> Iterable[str]:
+    """Carry out a study, and return what is to be said of it; lines of a dry run come as they are known.
 
     Args:
         file: the recipe.
@@ -38,13 +39,12 @@ def study(file: str, args: StudyArguments, parser: OneLineParser) -> list[str]:
     folder = Path(args.output_dir or f"runs/study-{Path(file).stem}")
     if args.report:
         return put_together(recipe, folder, args)
+    if args.dry_run:
+        return planned(recipe, folder, parser)
     with ExitStack() as stack:
-        if not args.dry_run:
-            check_output_folder(folder, overwrite=args.overwrite, resume=args.resume and folder.exists())
+        check_output_folder(folder, overwrite=args.overwrite, resume=args.resume and folder.exists())
         whole = Study(recipe, folder, parser)
         runs = whole.chosen(args)
-        if args.dry_run:
-            return list(plan_of(whole))
         open_folder(stack, folder, recipe, args)
         left = [run for run in runs if not run.is_done]
         progress = StudyProgress(sum(run.n_steps * run.step_flops for run in left), len(runs), len(runs) - len(left))
@@ -86,18 +86,25 @@ def put_together(recipe: Recipe, folder: Path, args: StudyArguments) -> list[str
     return [*findings["verdict"], f"wrote {folder}/study.md"]
 
 
-def plan_of(whole: Study) -> Iterator[str]:
-    """Yield a line about each arm: its steps, their cost, and why."""
+def planned(recipe: Recipe, folder: Path, parser: OneLineParser) -> Iterator[str]:
+    """Yield the lines of a dry run, which writes nothing that stays."""
+    with tempfile.TemporaryDirectory() as output:
+        yield from plan_of(Study(recipe, folder, parser), Path(output))
+
+
+def plan_of(whole: Study, folder: Path) -> Iterator[str]:
+    """Yield a line about each arm: its steps, what one costs, and how long one took, of a few that are tried."""
+    total = 0.0
     for run in whole.runs:
-        if run.seed not in (None, whole.recipe.seeds[0]):
-            continue
         if run.command is None:
             yield f"{run.arm.name}: {run.arm.about}; it does not train"
-        else:
-            cost = run.n_steps * run.step_flops / 1e15
+        elif run.seed == whole.recipe.seeds[0]:
+            with output_to(folder):
+                step = whole.try_out(run)
+            total += run.n_steps * step.seconds * len(whole.recipe.seeds)
             yield (
-                f"{run.arm.name}: {run.arm.about}; {run.n_steps:,} steps of {run.step_flops / 1e12:.3g} TFLOP, "
-                f"{cost:.3g} PFLOP for each of {len(whole.recipe.seeds)} seeds"
+                f"{run.arm.name}: {run.arm.about}; {run.n_steps:,} steps of {run.step_flops / 1e12:.3g} TFLOP and "
+                f"{step.seconds:.3g} s on full rows, {in_words(run.n_steps * step.seconds)} for each of "
+                f"{len(whole.recipe.seeds)} seeds"
             )
-    total = sum(run.n_steps * run.step_flops for run in whole.runs) / 1e15
-    yield f"together {total:.4g} PFLOP of training; {json.dumps(whole.recipe.model)} on {whole.device}"
+    yield f"together about {in_words(total)} of training, without evaluations and measuring, on {whole.device}"

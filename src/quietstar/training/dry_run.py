@@ -35,16 +35,21 @@ class DryRun:
 
     def words(self) -> str:
         """Return a sentence for the terminal."""
-        whole = self.seconds * self.n_steps
-        unit, size = next(((unit, size) for unit, size in UNITS if whole >= size), UNITS[-1])
         return (
             f"one step of {self.n_rows} rows of {self.n_tokens} tokens took {self.seconds:.3g} s and at most "
             f"{self.peak / 2**30:.3g} GiB of {'GPU memory' if self.on_gpu else 'memory (resident set)'} on a process; "
-            f"{self.n_steps:,} steps would take about {whole / size:.3g} {unit}, without evaluations and checkpoints"
+            f"{self.n_steps:,} steps would take about {in_words(self.seconds * self.n_steps)}, without evaluations and "
+            "checkpoints"
         )
 
 
 UNITS = (("days", 86_400), ("hours", 3_600), ("minutes", 60), ("seconds", 1))
+
+
+def in_words(seconds: float) -> str:
+    """Return a time in its largest unit, with three digits."""
+    unit, size = next(((unit, size) for unit, size in UNITS if seconds >= size), UNITS[-1])
+    return f"{seconds / size:.3g} {unit}"
 
 
 class _Full(Dataset[dict[str, list[int]]]):
