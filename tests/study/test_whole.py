@@ -144,11 +144,11 @@ def test_a_plan_says_what_each_arm_costs_and_runs_nothing(where: Path, tmp_path:
     lines = run(where, output_dir=str(tmp_path / "none"), dry_run=True)
     arms = ["base", "base-sharpened", "finetune-compute", "filler", "quietstar"]
     assert [line.split(":")[0] for line in lines[:-1]] == arms
-    assert re.search(
-        r"2 steps of [\d.e-]+ TFLOP and [\d.e-]+ s on full rows, [\d.e-]+ seconds for each of 2 seeds", lines[-2]
-    )
+    number = r"[\d.e-]+"
+    step = rf"2 steps of {number} TFLOP and {number} s on full rows, {number} seconds for each of 2 seeds"
+    assert re.search(step, lines[-2])
     assert re.match(
-        r"together about [\d.e-]+ seconds of training, without evaluations and measuring, on cpu", lines[-1]
+        rf"together about {number} seconds of training, without evaluations and measuring, on cpu", lines[-1]
     )
     assert not (tmp_path / "none").exists()
 
