@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from quietstar.errors import SettingsError
 from quietstar.study.arms import READY
 from quietstar.study.comparison import ALL_TOKENS, HARD_TOKENS, Comparison, hardest, paired
 from quietstar.study.measure import Measured
@@ -92,33 +93,58 @@ def test_only_seeds_that_both_arms_have_are_paired() -> None:
 
 
 def test_a_planted_effect_is_called_help() -> None:
-    levels = dict.fromkeys(CONTROLS, 1.0) | {"quietstar": 0.95}
-    sentences = said(study_of(levels))
-    assert sentences[0] == "quietstar: thoughts help: it is better than every control."
-    assert "better than base +0.05" in sentences[1]
-    assert sentences[2].startswith("quietstar: what its trained model thinks matters.")
+    first, better, worth = said(study_of(dict.fromkeys(CONTROLS, 1.0) | {"quietstar": 0.95}))
+    assert first == "quietstar: thoughts help: it is better than every control."
+    assert "better than base +0.05" in better
+    assert "with its own thoughts replaced: removed +0.1000" in worth
 
 
 def test_thoughts_never_help_where_filler_does_as_well() -> None:
     levels = dict.fromkeys(CONTROLS, 1.0) | {"filler": 0.95, "quietstar": 0.95}
     first, *others = said(study_of(levels))
-    assert first == "quietstar: thoughts have not been shown to help: filler does as well or better."
-    assert any("no difference shown beside filler" in each for each in others)
+    assert first == "quietstar: thoughts have not been shown to help: no difference shows beside filler."
+    assert any("no difference shows beside filler" in each for each in others)
 
 
-def test_a_null_is_called_null() -> None:
+def test_a_better_control_is_named() -> None:
+    first, *_ = said(study_of(dict.fromkeys(CONTROLS, 1.0) | {"finetune-compute": 0.9, "quietstar": 0.95}))
+    assert first == "quietstar: thoughts do not help: finetune-compute is better."
+
+
+def test_a_null_is_undecided_not_a_proof_of_nothing() -> None:
     first, *_ = said(study_of(dict.fromkeys(CONTROLS, 1.0) | {"quietstar": 1.0}, interventions=0.0))
-    assert first == "quietstar: thoughts do not help: it is better than no control."
+    assert first == "quietstar: undecided: no difference shows beside any control."
 
 
 def test_nobody_says_that_thoughts_help_without_the_controls() -> None:
-    first, *others = said(study_of({"base": 1.0, "filler": 1.0, "quietstar": 0.9}))
-    assert first.startswith(
-        "quietstar: better than every control that was run, but without no-policy and finetune-comp"
-    )
-    assert "No arm spent the same compute without thoughts." in others
+    first, *_ = said(study_of({"base": 1.0, "filler": 1.0, "quietstar": 0.9}))
+    assert "nobody can say that thoughts help without thoughts that nothing reinforces and the same compute" in first
+
+
+def test_a_gain_that_stays_when_thoughts_go_is_none_of_thoughts() -> None:
+    first, *_ = said(study_of(dict.fromkeys(CONTROLS, 1.0) | {"quietstar": 0.9}, interventions=0.0))
+    assert "not by what it thinks: it predicts as well when its thoughts are removed" in first
 
 
 def test_one_seed_is_said_to_be_one() -> None:
-    sentences = said(study_of({"base": 1.0, "filler": 1.0, "quietstar": 0.9}, seeds=(1,)))
-    assert "One seed was run: the intervals are over texts alone, and another seed may say otherwise." in sentences
+    levels = dict.fromkeys(CONTROLS, 1.0) | {"quietstar": 0.9}
+    first, *others = said(study_of(levels, seeds=(1,)))
+    assert "had one seed: another may say otherwise" in first
+    assert "with one seed, for other texts alone" in others[0]
+
+
+def test_records_of_other_texts_or_models_do_not_mix() -> None:
+    found = study_of({"base": 1.0, "filler": 1.0, "quietstar": 0.9})
+    records = [record for of_arm in found.by_arm.values() for record in of_arm]
+    records[-1].contents = {"test": "another"}
+    with pytest.raises(SettingsError, match="was measured on another text, or began as another model"):
+        Comparison(found.recipe, records)
+    records[-1].contents, records[-1].nll = {}, records[-1].nll[:-1]
+    with pytest.raises(SettingsError, match="was measured on another text"):
+        Comparison(found.recipe, records)
+
+
+def test_hard_tokens_of_a_single_row_have_no_interval() -> None:
+    found = study_of({"base": 1.0, "filler": 1.0, "quietstar": 0.9})
+    found.masks[HARD_TOKENS] = [mask & (index == 0) for index, mask in enumerate(found.masks[ALL_TOKENS])]
+    assert {each.where for each in found.differences()} == {ALL_TOKENS}

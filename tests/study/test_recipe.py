@@ -6,7 +6,7 @@ import pytest
 
 from quietstar.cli.train import train_parser
 from quietstar.errors import SettingsError
-from quietstar.study.arms import BASE, READY
+from quietstar.study.arms import BASE, CANDIDATE, NO_CONTENT, NOT_REINFORCED, OTHER, READY, SAME_COMPUTE
 from quietstar.study.recipe import read_recipe
 from tests.study.tiny_study import recipe_file, tiny_recipe
 
@@ -66,6 +66,21 @@ def test_command_lines_override_the_file(tmp_path: Path) -> None:
         ({"arms": {"quietstar": {"n_pases": 3}}}, "unknown option 'n_pases'; did you mean n_passes"),
         ({"arms": {"base-sharpened": {"n_ahead": 3}, "quietstar": None}}, "options, but it does not train"),
         ({"arms": {"../x": {"like": "quietstar"}}}, "name it with letters"),
+        (
+            {"arms": {"filler": {"like": "finetune"}, "quietstar": None}},
+            "filler like 'finetune', but filler comes",
+        ),
+        ({"arms": {"base": {"like": "finetune"}, "quietstar": None}}, "base like 'finetune', but base comes ready"),
+        ({"arms": {"mine": {"like": ["x"]}}}, r"like \['x'\]; give like: one of base"),
+        (
+            {"arms": {"quietstar": {"max_steps": 9}}},
+            "sets max_steps in arm quietstar, and arms that differ",
+        ),
+        ({"thinking": {"max_length": 12}}, "sets max_length in thinking, and arms that differ in it do not compare"),
+        ({"options": {"eval_delay": 5}}, "sets eval_delay in options, which a study sets itself"),
+        ({"task_items": 1}, "task_items is 1; give a whole number of at least 2"),
+        ({"tasks": {"nothing": None}}, "unknown task 'nothing'; choose from"),
+        ({"tasks": {"gsm8k": "none.jsonl"}}, "task file none.jsonl, which does not exist"),
         ({"selection": "same", "test": "same"}, "give three texts that share nothing"),
     ],
 )
@@ -93,4 +108,31 @@ def test_the_recipes_of_this_repository_are_recipes(file: Path) -> None:
 
 
 def test_arms_that_come_ready_are_what_they_say() -> None:
-    assert [name for name, arm in READY.items() if not arm.is_control] == ["quietstar", "rlp"]
+    roles = {name: arm.role(arm.options) for name, arm in READY.items()}
+    assert roles == {
+        "base": OTHER,
+        "base-sharpened": OTHER,
+        "finetune": OTHER,
+        "finetune-compute": SAME_COMPUTE,
+        "filler": NO_CONTENT,
+        "random": NO_CONTENT,
+        "no-policy": NOT_REINFORCED,
+        "quietstar": CANDIDATE,
+        "rlp": CANDIDATE,
+    }
+
+
+@pytest.mark.parametrize(
+    ("thinking", "role"),
+    [
+        ({}, CANDIDATE),
+        ({"thought_source": "copy"}, NO_CONTENT),
+        ({"policy_weight": 0}, NOT_REINFORCED),
+        ({"policy_weight": "balanced:0"}, NOT_REINFORCED),
+        ({"policy_weight": "0.0"}, NOT_REINFORCED),
+        ({"policy_weight": "balanced:0.1"}, CANDIDATE),
+    ],
+)
+def test_an_arm_is_what_all_of_its_options_make_it(thinking: dict, role: str, tmp_path: Path) -> None:
+    """Also those that all thinking arms have: dots by another name help nobody."""
+    assert tiny_recipe(tmp_path, thinking=thinking).role("quietstar") == role

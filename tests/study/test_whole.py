@@ -115,6 +115,41 @@ def test_parts_of_other_recipes_are_refused(where: Path, tmp_path: Path) -> None
         run(where, output_dir=str(tmp_path / "x"), report=[str(where / "base")])
 
 
+def test_a_text_that_changed_under_its_name_is_noticed(tmp_path: Path) -> None:
+    recipe_file(tmp_path, arms=["filler", "quietstar"])
+    run(tmp_path, output_dir=str(tmp_path / "x"), seeds=[0])
+    (tmp_path / "test.txt").write_text("".join(f"{n} and {n + 1} are {2 * n + 1}\n" for n in range(34, 40)))
+    with pytest.raises(SettingsError, match="was measured on another text"):
+        run(tmp_path, output_dir=str(tmp_path / "x"), resume=True)
+
+
+def test_seeds_can_be_added(tmp_path: Path) -> None:
+    recipe_file(tmp_path, arms=["filler", "quietstar"], seeds=[0])
+    run(tmp_path, output_dir=str(tmp_path / "x"))
+    recipe_file(tmp_path, arms=["filler", "quietstar"], seeds=[0, 1])
+    run(tmp_path, output_dir=str(tmp_path / "x"), resume=True)
+    assert [each["seed"] for each in figures(tmp_path / "x")["runs"]] == [None, 0, 0, 1, 1]
+
+
+def test_a_report_does_not_delete_what_it_reports(where: Path) -> None:
+    with pytest.raises(SettingsError, match="which this run reads; give another output_dir"):
+        run(where, output_dir=str(where / "whole"), report=[str(where / "whole")], overwrite=True)
+    assert (where / "whole" / "runs").is_dir()
+
+
+def test_the_base_alone_has_a_report(where: Path, tmp_path: Path) -> None:
+    run(where, output_dir=str(tmp_path / "x"), arms=["base"])
+    assert "No arm has been trained yet" in (tmp_path / "x" / "study.html").read_text()
+
+
+def test_thoughts_of_plain_arms_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    recipe = {"max_length": 24, "max_steps": 2, "use_cpu": True, "n_ahead": 4}
+    recipe_file(tmp_path, options=recipe)
+    with pytest.raises(SettingsError, match="finetune-compute trains without thoughts, but n_ahead is among"):
+        run(tmp_path, output_dir=str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+
+
 def test_texts_that_share_rows_are_refused(tmp_path: Path) -> None:
     recipe_file(tmp_path)
     shared = (tmp_path / "train.txt").read_text().splitlines()[3]

@@ -1,7 +1,10 @@
 """Arms of a study: ways to spend the same training on the same text, which are compared on the same held-out tokens."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from quietstar.learn import PolicyWeight
 
 UNTOUCHED, PLAIN, THINKING = "untouched", "plain", "thinking"
 """kinds of arms: the base model as it is, trained without thoughts, trained with them"""
@@ -24,19 +27,21 @@ class Arm:
     matches_compute: bool = False
     """whether it takes as many steps as the FLOPs of the dearest thinking arm pay for"""
 
-    @property
-    def is_control(self) -> bool:
-        """Whether its thoughts have no content, or none that was reinforced, or it has none at all."""
-        source = self.options.get("thought_source", "sampled")
-        return self.kind != THINKING or source != "sampled" or is_zero(self.options.get("policy_weight"))
+    def role(self, options: Mapping[str, Any]) -> str:
+        """Return what it is in a comparison, by all options that it trains with: one of the constants below."""
+        if self.kind != THINKING:
+            return SAME_COMPUTE if self.matches_compute else OTHER
+        if options.get("thought_source") not in (None, "sampled"):
+            return NO_CONTENT
+        weight = options.get("policy_weight")
+        return NOT_REINFORCED if weight is not None and PolicyWeight.parse(weight).value == 0 else CANDIDATE
 
 
-def is_zero(value: Any) -> bool:
-    """Whether an option, as a recipe or a command line has it, is the number 0."""
-    try:
-        return float(value) == 0
-    except (TypeError, ValueError):
-        return False
+CANDIDATE = "its thoughts are reinforced"
+NO_CONTENT = "thoughts without content"
+NOT_REINFORCED = "thoughts that nothing reinforces"
+SAME_COMPUTE = "the same compute without thoughts"
+OTHER = "another arm without thoughts"
 
 
 RLP = {

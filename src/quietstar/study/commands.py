@@ -11,6 +11,7 @@ from quietstar.study.recipe import Recipe
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.data.arguments import DataArguments
 from quietstar.training.model_arguments import ModelArguments
+from quietstar.training.run import thought_options
 
 METRIC = {THINKING: "eval_talk_nll_0", PLAIN: "eval_base_nll"}
 """kind of arm -> nll of the next token as it predicts, on the selection text"""
@@ -56,9 +57,15 @@ def command_of(recipe: Recipe, arm: Arm, seed: int, folder: Path, parser: OneLin
         "greater_is_better": False,
         "thoughts_shown": 0,
     }
-    own |= {"original": True} if arm.kind == PLAIN else {}
     argv = [*as_flags(name, own, parser), *as_flags(name, recipe.train_options(arm), parser)]
     command = Command.of(argv, parser)
+    if arm.kind == PLAIN:
+        if given := thought_options(command.args):
+            raise SettingsError(
+                f"arm {arm.name} trains without thoughts, but {', '.join(given)} is among its options; set it in "
+                "thinking, which is for the arms that think"
+            )
+        command = Command.of([*argv, "--original"], parser)
     if command.args.max_steps < 1:
         raise SettingsError(
             f"arm {arm.name} has max_steps {command.args.max_steps}, and a study compares numbers of steps; give one"
@@ -67,8 +74,8 @@ def command_of(recipe: Recipe, arm: Arm, seed: int, folder: Path, parser: OneLin
 
 
 def lengthened(command: Command, n_steps: int, evaluations: int, parser: OneLineParser) -> Command:
-    """Return a command of another number of steps, with as many evaluations."""
-    every = max(1, n_steps // evaluations)
+    """Return a command of another number of steps, evaluated as often, at most."""
+    every = -(-n_steps // evaluations)
     return Command.of(
         [*command.argv, f"--max_steps={n_steps}", f"--eval_steps={every}", f"--save_steps={every}"], parser
     )

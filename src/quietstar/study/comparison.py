@@ -67,6 +67,12 @@ class Comparison:
         base = self.by_arm.get(BASE)
         if not base or base[0].entropy is None:
             raise SettingsError("the study has no record of the untouched base; run it with --resume")
+        for record in records:
+            if record.contents != base[0].contents or list(map(len, record.nll)) != list(map(len, base[0].nll)):
+                raise SettingsError(
+                    f"{record.arm}, seed {record.seed}, was measured on another text, or began as another model, than "
+                    "the untouched base; run the study again in another output_dir"
+                )
         self.masks = {ALL_TOKENS: [torch.ones(len(row), dtype=torch.bool) for row in base[0].nll]}
         self.masks[HARD_TOKENS] = hardest(base[0].entropy)
 
@@ -102,6 +108,8 @@ class Comparison:
         for name, records in self.by_arm.items():
             for intervention in records[0].interventions:
                 rows = [[[-delta for delta in row] for row in each.interventions[intervention]] for each in records]
+                if not any(rows[0]):  # it could not be tried
+                    continue
                 values, weights = _means(rows, [torch.ones(len(row), dtype=torch.bool) for row in rows[0]])
                 if values.shape[1] > 1:
                     estimate = over_seeds_and_texts(values, weights)
@@ -111,7 +119,9 @@ class Comparison:
     def _views(self, records: list[Measured]) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Return values [R, n] and weights [n] of each thing that is compared."""
         found: dict[str, tuple[Tensor, Tensor | None]] = {
-            where: _means([record.nll for record in records], mask) for where, mask in self.masks.items()
+            where: _means([record.nll for record in records], mask)
+            for where, mask in self.masks.items()
+            if sum(bool(row.any()) for row in mask) > 1  # one row alone has no interval
         }
         for task, measures in records[0].tasks.items():
             for measure in measures:

@@ -64,6 +64,8 @@ class Measured:
     passes_a_token: float = 1.0
     """forward passes of decoding a token"""
     command: str = ""
+    contents: dict[str, str | None] = field(default_factory=dict)
+    """digests of the model that it began as, and of the tokens of the selection and test texts"""
 
     def write(self, file: Path) -> None:
         """Write it as JSON."""
@@ -158,7 +160,8 @@ def measure_thoughts(
         by_row: list[list[float]] = [[] for _ in rows]
         for index in known:
             delta = columns[f"{name}_delta"][index]
-            by_row[columns["row"][index]].append(0.0 if delta is None else delta)
+            if delta is not None:
+                by_row[columns["row"][index]].append(delta)
         record.interventions[name] = by_row
     for row in range(min(len(rows), SAMPLES)):
         of_row = [index for index in known if columns["row"][index] == row]

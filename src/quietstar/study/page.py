@@ -21,7 +21,9 @@ def study_html(findings: dict[str, Any]) -> str:
         "<h2>What training bought</h2>",
         f"<figure>{curves(drawn)}{legend(curve.name for curve in drawn)}<figcaption>nll of the selection text, as each "
         "arm predicts, against the floating-point operations of its training. Bands reach from the lowest seed to the "
-        "highest.</figcaption></figure>",
+        "highest.</figcaption></figure>"
+        if drawn
+        else "<p>No arm has been trained yet.</p>",
     ]
     for where in (ALL_TOKENS, HARD_TOKENS):
         for arm in dict.fromkeys(each["arm"] for each in findings["differences"]):

@@ -3,11 +3,14 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from quietstar.errors import SettingsError, shown
+from quietstar.evaluation.tasks import find_task
 from quietstar.runs.options import OneLineParser, as_flags, read_yaml
-from quietstar.study.arms import BASE, READY, THINKING, UNTOUCHED, Arm
+from quietstar.study.arms import BASE, CANDIDATE, READY, THINKING, UNTOUCHED, Arm
+from quietstar.training.data.arguments import DataArguments
 
 SET_BY_STUDY = frozenset(
     [
@@ -30,6 +33,7 @@ SET_BY_STUDY = frozenset(
         "save_strategy",
         "save_steps",
         "eval_strategy",
+        "eval_delay",
         "eval_steps",
         "eval_on_start",
         "stop_when_unhealthy",
@@ -39,6 +43,10 @@ SET_BY_STUDY = frozenset(
     ]
 )
 """options of `quietstar train` that a study gives itself, or that would break its comparisons"""
+
+
+OF_ALL = frozenset({field.name for field in fields(DataArguments)} | {"max_steps", "num_train_epochs", "dtype", "bf16"})
+"""options that all arms share: rows, steps and precision"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +86,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("task_items", "test_rows", "inspected_rows", "batch_size", "evaluations"):
-            value, least = getattr(self, name), 2 if name == "test_rows" else 0 if name == "inspected_rows" else 1
+            least = {"test_rows": 2, "task_items": 2, "inspected_rows": 0}.get(name, 1)
+            value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise SettingsError(f"{name} is {shown(value)}; give a whole number of at least {least}")
         if len({self.dataset, self.selection, self.test}) < 3:
@@ -102,7 +111,11 @@ class Recipe:
     @property
     def candidates(self) -> list[str]:
         """Arms whose thoughts are reinforced: those that the study is about."""
-        return [name for name, arm in self.arms.items() if not arm.is_control]
+        return [name for name in self.arms if self.role(name) == CANDIDATE]
+
+    def role(self, name: str) -> str:
+        """Return what an arm is in the comparison; see `Arm.role`."""
+        return self.arms[name].role(self.train_options(self.arms[name]))
 
 
 def read_recipe(file: str, parser: OneLineParser, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -130,9 +143,12 @@ def read_recipe(file: str, parser: OneLineParser, overrides: Mapping[str, Any] |
         found[name] = found.get(name) or {}
         if not isinstance(found[name], dict):
             raise SettingsError(f"recipe {file} has {name} {shown(found[name])}; give lines such as 'n_ahead: 8'")
-    for name in ("options", "thinking"):
-        check_options(file, name, found[name], parser)
-    found["tasks"] = {str(name): str(path or "") for name, path in found["tasks"].items()}
+    check_options(file, "options", found["options"], parser)
+    check_options(file, "thinking", found["thinking"], parser, OF_ALL)
+    found["tasks"] = {find_task(str(name)).name: str(path or "") for name, path in found["tasks"].items()}
+    for path in filter(None, found["tasks"].values()):
+        if not Path(path).exists():
+            raise SettingsError(f"recipe {file} has a task file {path}, which does not exist; give a file, or nothing")
     found["seeds"] = seeds_in(file, found.get("seeds", [0, 1, 2]))
     found["arms"] = arms_in(file, found.get("arms"), parser)
     return Recipe(**found)
@@ -180,7 +196,9 @@ def arm_of(file: str, name: str, given: Any, parser: OneLineParser) -> Arm:
         raise SettingsError(f"recipe {file} has arm {name} {shown(given)}; give lines such as 'n_ahead: 8'")
     options = dict(given or {})
     like, about = options.pop("like", name), options.pop("about", None)
-    if like not in READY:
+    if name in READY and like != name:
+        raise SettingsError(f"recipe {file} has arm {name} like {shown(like)}, but {name} comes ready; rename it")
+    if not isinstance(like, str) or like not in READY:
         raise SettingsError(
             f"recipe {file} has arm {name}, which is none that comes ready, like {shown(like)}; give like: one of "
             f"{', '.join(READY)}"
@@ -188,13 +206,19 @@ def arm_of(file: str, name: str, given: Any, parser: OneLineParser) -> Arm:
     ready = READY[like]
     if options and ready.kind == UNTOUCHED:
         raise SettingsError(f"recipe {file} gives arm {name} options, but it does not train; leave them out")
-    check_options(file, f"arm {name}", options, parser)
+    check_options(file, f"arm {name}", options, parser, OF_ALL)
     return replace(ready, name=name, about=str(about or ready.about), options=ready.options | options)
 
 
-def check_options(file: str, where: str, options: dict[Any, Any], parser: OneLineParser) -> None:
-    """Raise SettingsError for options that `quietstar train` does not have, or that a study sets itself."""
+def check_options(
+    file: str, where: str, options: dict[Any, Any], parser: OneLineParser, of_all: frozenset[str] = frozenset()
+) -> None:
+    """Raise SettingsError for options that `quietstar train` lacks, that a study sets, or that are for all arms."""
     for name in options:
+        if name in of_all:
+            raise SettingsError(
+                f"recipe {file} sets {name} in {where}, and arms that differ in it do not compare; set it in options"
+            )
         if name in SET_BY_STUDY:
             raise SettingsError(f"recipe {file} sets {name} in {where}, which a study sets itself; leave it out")
     as_flags(f"recipe {file}, {where},", options, parser)

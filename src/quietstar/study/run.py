@@ -1,6 +1,7 @@
 """A whole study: every arm and seed is trained and measured, one after the other, and then compared."""
 
 import gc
+import hashlib
 import json
 import shutil
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from quietstar.base.loading import load_tokenizer
 from quietstar.errors import CheckpointError, SettingsError
 from quietstar.inference.loading import UseArguments, load_model
+from quietstar.runs.contents import digest_of_model
 from quietstar.runs.folders import MARKER, alone_in, check_output_folder, claim, is_empty, versions
 from quietstar.runs.options import OneLineParser
 from quietstar.study.arguments import StudyArguments
@@ -110,6 +112,11 @@ class Study:
         if tokenizer is None:
             raise CheckpointError(f"no tokenizer could be loaded from {recipe.model!r}; give a model that has one")
         self.texts = self._read(tokenizer)
+        self.contents = {
+            "model": digest_of_model(recipe.model),
+            "selection": digest_of_rows(self.texts.selection),
+            "test": digest_of_rows(self.texts.test),
+        }
 
     def _read(self, tokenizer: PreTrainedTokenizerBase) -> Texts:
         """Return the rows of both held-out texts.
@@ -173,7 +180,14 @@ class Study:
     def measure(self, run: ArmRun, results: dict[str, Any]) -> Measured:
         """Return the figures of a trained run, or of an untouched model."""
         arm, recipe = run.arm, self.recipe
-        record = Measured(arm=arm.name, seed=run.seed, nll=[], step_flops=run.step_flops, n_steps=run.n_steps)
+        record = Measured(
+            arm=arm.name,
+            seed=run.seed,
+            nll=[],
+            step_flops=run.step_flops,
+            n_steps=run.n_steps,
+            contents=self.contents,
+        )
         if run.command is not None:
             record.command = run.command.line
             record.train_seconds = results["train_runtime"]
@@ -209,6 +223,11 @@ def rows_of(texts: Any) -> list[list[int]]:
     return [list(texts[index]["input_ids"]) for index in range(len(texts))]
 
 
+def digest_of_rows(rows: list[list[int]]) -> str:
+    """Return a digest of tokens."""
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """Return what a study's folder is recognised by."""
     return {"study": json.loads(json.dumps(recipe.to_dict())), "versions": versions()}
@@ -235,7 +254,7 @@ def refuse_other(folder: Path, recipe: Recipe) -> None:
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise SettingsError(f"{folder} does not hold a study; give a folder that quietstar study wrote") from error
     now = settings_of(recipe)["study"]
-    for name in (key for key in now if before.get(key) != now[key]):
+    for name in (key for key in now if key != "seeds" and before.get(key) != now[key]):  # seeds may be added
         raise SettingsError(
             f"{folder} holds a study with {name} {before.get(name)!r}, and the recipe has {now[name]!r}; two recipes "
             "do not mix: give the old recipe, or another output_dir"

@@ -2,70 +2,69 @@
 
 from quietstar.inspection.interventions import REMOVED
 from quietstar.reporting.interval import Estimate
-from quietstar.study.arms import THINKING
+from quietstar.study.arms import CANDIDATE, NO_CONTENT, NOT_REINFORCED, SAME_COMPUTE
 from quietstar.study.comparison import ALL_TOKENS, Comparison, Difference, Replaced
 
-NEEDED = ("filler", "no-policy", "finetune-compute")
-"""READY controls without which nobody can say that thoughts pay"""
+NEEDED = (NO_CONTENT, NOT_REINFORCED, SAME_COMPUTE)
+"""roles of arms without which nobody can say that thoughts pay"""
 
 
 def verdict(found: Comparison, differences: list[Difference], replaced: list[Replaced]) -> list[str]:
-    """Return sentences about every arm whose thoughts are reinforced, then about what the study cannot say."""
+    """Return sentences about every arm whose thoughts are reinforced, the one that matters most first."""
     sentences: list[str] = []
     for arm in (name for name in found.recipe.candidates if name in found.by_arm):
-        sentences += of_arm(arm, [each for each in differences if each.arm == arm and each.where == ALL_TOKENS], found)
-        sentences += _content(arm, [each for each in replaced if each.arm == arm])
-    sentences += _limits(found, differences)
+        of_arm = [each for each in differences if each.arm == arm and each.where == ALL_TOKENS]
+        controls = [each for each in of_arm if found.recipe.role(each.control) != CANDIDATE]
+        worth = [each for each in replaced if each.arm == arm]
+        sentences.append(f"{arm}: {headline(controls, worth, found)}.")
+        sentences += [f"{arm}: {line}." for line in _details(controls, worth)]
     return sentences
 
 
-def of_arm(arm: str, differences: list[Difference], found: Comparison) -> list[str]:
-    """Return the sentences about one arm; it helps only if it is better than every control."""
-    controls = [each for each in differences if found.recipe.arms[each.control].is_control]
+def headline(controls: list[Difference], replaced: list[Replaced], found: Comparison) -> str:
+    """Return what the study says of an arm: that thoughts help only where nothing speaks against it."""
+    better, undecided, worse = sorted_by_sign(controls)
+    roles = {found.recipe.role(each.control) for each in controls}
+    missing = [role for role in NEEDED if role not in roles]
+    single = [each.control for each in controls if each.n_seeds < 2]
+    removed = [each.estimate for each in replaced if each.intervention == REMOVED]
     if not controls:
-        return [f"{arm}: there is no control to compare it with."]
-    better = [each for each in controls if each.estimate.low > 0]
-    worse = [each for each in controls if each.estimate.high < 0]
-    undecided = [each for each in controls if each not in better and each not in worse]
-    missing = [name for name in NEEDED if name not in {each.control for each in controls}]
+        return "there is no control to compare it with"
+    if worse:
+        return f"thoughts do not help: {_and(worse)} {'is' if len(worse) == 1 else 'are'} better"
     if not better:
-        first = "thoughts do not help: it is better than no control"
-    elif len(better) < len(controls):
-        names = [each.control for each in worse + undecided]
-        first = f"thoughts have not been shown to help: {_and(names)} {_do(names)} as well or better"
-    elif missing:
-        first = f"better than every control that was run, but without {_and(missing)} nobody can say that thoughts help"
-    else:
-        first = "thoughts help: it is better than every control"
-    kinds = {"better than": better, "no difference shown beside": undecided, "worse than": worse}
-    return [f"{arm}: {first}."] + [
-        f"{arm}: {words} {'; '.join(f'{each.control} {nats(each.estimate)}' for each in some)}."
-        for words, some in kinds.items()
-        if some
-    ]
+        return "undecided: no difference shows beside any control"
+    if undecided:
+        return f"thoughts have not been shown to help: no difference shows beside {_and(undecided)}"
+    if missing:
+        return f"better than every control that was run, but nobody can say that thoughts help without {_and(missing)}"
+    if single:
+        return f"better than every control, but {_and(single)} had one seed: another may say otherwise"
+    if removed and removed[0].low <= 0:
+        return "better than every control, but not by what it thinks: it predicts as well when its thoughts are removed"
+    return "thoughts help: it is better than every control"
 
 
-def _content(arm: str, replaced: list[Replaced]) -> list[str]:
-    """Return a sentence about what an arm's own thoughts are worth once it is trained."""
-    if not replaced:
-        return []
-    worth = "; ".join(f"{each.intervention} {nats(each.estimate)}" for each in replaced)
-    others = [each for each in replaced if each.intervention != REMOVED]
-    matters = all(each.estimate.low > 0 for each in others)
-    said = "matters" if matters else "has not been shown to matter"
-    return [f"{arm}: what its trained model thinks {said}. Nats a token lost with other thoughts in place: {worth}."]
+def sorted_by_sign(controls: list[Difference]) -> tuple[list[str], list[str], list[str]]:
+    """Return the controls that an arm is better than, those beside which no difference shows, and better ones."""
+    better = [each.control for each in controls if each.estimate.low > 0]
+    worse = [each.control for each in controls if each.estimate.high < 0]
+    return better, [each.control for each in controls if each.control not in better + worse], worse
 
 
-def _limits(found: Comparison, differences: list[Difference]) -> list[str]:
-    """Return sentences about what the study cannot say."""
-    limits = []
-    n_seeds = {each.n_seeds for each in differences}
-    if n_seeds == {1}:
-        limits.append("One seed was run: the intervals are over texts alone, and another seed may say otherwise.")
-    base_moves = [name for name, arm in found.recipe.arms.items() if arm.kind == THINKING and name in found.by_arm]
-    if base_moves and "finetune-compute" not in found.by_arm:
-        limits.append("No arm spent the same compute without thoughts.")
-    return limits
+def _details(controls: list[Difference], replaced: list[Replaced]) -> list[str]:
+    """Return the differences behind a headline, and what own thoughts are worth once the model is trained."""
+    kinds = zip(("better than", "no difference shows beside", "worse than"), sorted_by_sign(controls), strict=True)
+    by_name = {each.control: each for each in controls}
+    lines = [f"{words} {'; '.join(_difference(by_name[name]) for name in names)}" for words, names in kinds if names]
+    if replaced:
+        worth = "; ".join(f"{each.intervention} {nats(each.estimate)}" for each in replaced)
+        lines.append(f"nats a token that the trained model loses with its own thoughts replaced: {worth}")
+    return lines
+
+
+def _difference(each: Difference) -> str:
+    return f"{each.control} {nats(each.estimate)}{' with one seed, for other texts alone' if each.n_seeds < 2 else ''}"
 
 
 def nats(estimate: Estimate) -> str:
@@ -75,7 +74,3 @@ def nats(estimate: Estimate) -> str:
 
 def _and(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _do(names: list[str]) -> str:
-    return "does" if len(names) == 1 else "do"

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from quietstar.errors import SettingsError
-from quietstar.runs.folders import check_output_folder, claim
+from quietstar.runs.folders import check_inputs, check_output_folder, claim
 from quietstar.runs.options import OneLineParser
 from quietstar.runs.processes import Processes
 from quietstar.study.arguments import StudyArguments
@@ -71,6 +71,8 @@ def put_together(recipe: Recipe, folder: Path, args: StudyArguments) -> list[str
     Raises:
         SettingsError: a folder holds runs of another recipe, or two have the same run.
     """
+    check_output_folder(folder, overwrite=args.overwrite)
+    check_inputs(folder, list(args.report))
     records: dict[tuple[str, int | None], Measured] = {}
     for name in args.report:
         refuse_other(Path(name), recipe)
@@ -78,7 +80,9 @@ def put_together(recipe: Recipe, folder: Path, args: StudyArguments) -> list[str
             record = Measured.read(file)
             if record.seed is not None and (record.arm, record.seed) in records:
                 raise SettingsError(f"{file} is a second run of {record.arm}, seed {record.seed}; give each part once")
-            records[record.arm, record.seed] = record
+            same = records.setdefault((record.arm, record.seed), record)
+            if same.contents != record.contents:
+                raise SettingsError(f"{file} is of another model or text than the other parts; give parts of one study")
     order = [(arm, seed) for seed in (None, *recipe.seeds) for arm in recipe.arms]
     findings = findings_of(recipe, [records[run] for run in order if run in records])
     claim(folder, settings_of(recipe), overwrite=args.overwrite)

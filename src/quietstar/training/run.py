@@ -213,11 +213,15 @@ head_learning_rate
 """arguments besides the method's settings that are about thoughts"""
 
 
+def thought_options(args: QuietStarTrainingArguments) -> list[str]:
+    """Return the options about thoughts that were given."""
+    others = {field.name: field.default for field in fields(args) if field.name in OF_THOUGHTS.split()}
+    return sorted(args.method_settings()) + [name for name, value in others.items() if getattr(args, name) != value]
+
+
 def turn_thoughts_off(args: QuietStarTrainingArguments) -> None:
     """Set arguments under which a thinking model learns exactly as its base model would."""
-    others = {field.name: field.default for field in fields(args) if field.name in OF_THOUGHTS.split()}
-    given = sorted(args.method_settings()) + [name for name, value in others.items() if getattr(args, name) != value]
-    if given:
+    if given := thought_options(args):
         raise SettingsError(f"original trains without thoughts, but {', '.join(given)} was given; leave one out")
     args.think_fraction, args.base_loss_weight, args.n_ahead_talk, args.thoughts_shown = 0.0, 1.0, 1, 0
 
