@@ -10,8 +10,8 @@ from quietstar.study.arms import PLAIN, THINKING, Arm
 from quietstar.study.recipe import Recipe
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.data.arguments import DataArguments
+from quietstar.training.model import thought_options
 from quietstar.training.model_arguments import ModelArguments
-from quietstar.training.run import thought_options
 
 METRIC = {THINKING: "eval_talk_nll_0", PLAIN: "eval_base_nll"}
 """kind of arm -> nll of the next token as it predicts, on the selection text"""

@@ -1,6 +1,7 @@
 """The model that a run trains: loaded by its name, given thoughts if it has none, with the run's settings."""
 
 import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,26 @@ def _by_name(
     if settings.get("dtype", "auto") == "auto":
         train_in_float32(model)
     return model
+
+
+OF_THOUGHTS = """
+think_fraction think_tokens think n_ahead_min reference ema_device kl_weight policy_epochs clip_ratio eval_report_rows
+head_learning_rate
+"""
+"""arguments besides the method's settings that are about thoughts"""
+
+
+def thought_options(args: QuietStarTrainingArguments) -> list[str]:
+    """Return the options about thoughts that were given."""
+    others = {field.name: field.default for field in fields(args) if field.name in OF_THOUGHTS.split()}
+    return sorted(args.method_settings()) + [name for name, value in others.items() if getattr(args, name) != value]
+
+
+def turn_thoughts_off(args: QuietStarTrainingArguments) -> None:
+    """Set arguments under which a thinking model learns exactly as its base model would."""
+    if given := thought_options(args):
+        raise SettingsError(f"original trains without thoughts, but {', '.join(given)} was given; leave one out")
+    args.think_fraction, args.base_loss_weight, args.n_ahead_talk, args.thoughts_shown = 0.0, 1.0, 1, 0
 
 
 def warn_of_lost_updates(model: nn.Module) -> None:

@@ -5,7 +5,6 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from quietstar.training.data.datasets import build_datasets
 from quietstar.training.data.stream import StreamedTextWindows
 from quietstar.training.data.windows import TextWindows
 from quietstar.training.dry_run import dry_run
-from quietstar.training.model import thinking_model
+from quietstar.training.model import thinking_model, turn_thoughts_off
 from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.signals import StopSignals
 from quietstar.training.trainer import QuietStarTrainer
@@ -204,26 +203,6 @@ def log_counts(train_dataset: TextWindows | StreamedTextWindows, eval_dataset: T
 
 
 _SKIPPED = "{:,} texts too short for one prediction were skipped"
-
-
-OF_THOUGHTS = """
-think_fraction think_tokens think n_ahead_min reference ema_device kl_weight policy_epochs clip_ratio eval_report_rows
-head_learning_rate
-"""
-"""arguments besides the method's settings that are about thoughts"""
-
-
-def thought_options(args: QuietStarTrainingArguments) -> list[str]:
-    """Return the options about thoughts that were given."""
-    others = {field.name: field.default for field in fields(args) if field.name in OF_THOUGHTS.split()}
-    return sorted(args.method_settings()) + [name for name, value in others.items() if getattr(args, name) != value]
-
-
-def turn_thoughts_off(args: QuietStarTrainingArguments) -> None:
-    """Set arguments under which a thinking model learns exactly as its base model would."""
-    if given := thought_options(args):
-        raise SettingsError(f"original trains without thoughts, but {', '.join(given)} was given; leave one out")
-    args.think_fraction, args.base_loss_weight, args.n_ahead_talk, args.thoughts_shown = 0.0, 1.0, 1, 0
 
 
 def check_fit(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
