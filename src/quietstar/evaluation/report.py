@@ -87,7 +87,7 @@ def _difference(measure: str, estimate: Estimate | None) -> str:
     if estimate is None:
         return ""
     if not _is_share(measure):
-        return f"{estimate.value:+.4f} ({estimate.low:+.4f} to {estimate.high:+.4f})"
+        return estimate.signed()
     return f"{100 * estimate.value:+.2f} ({100 * estimate.low:+.2f} to {100 * estimate.high:+.2f})"
 
 
@@ -120,8 +120,13 @@ def perplexity_markdown(found: Perplexity) -> str:
 
 def _bin_cells(each: Bin) -> tuple[str, ...]:
     high = "up" if math.isinf(each.high) else f"- {each.high:g}"
-    gain = f"{each.gain.value:+.4f} ({each.gain.low:+.4f} to {each.gain.high:+.4f})"
-    return f"{each.low:g} {high}", f"{each.n:,}", f"{each.base_nll:.4f}", f"{each.thinking_nll:.4f}", gain
+    return (
+        f"{each.low:g} {high}",
+        f"{each.n:,}",
+        f"{each.base_nll:.4f}",
+        f"{each.thinking_nll:.4f}",
+        each.gain.signed(),
+    )
 
 
 def sweep_markdown(points: list[Point]) -> str:

@@ -58,6 +58,10 @@ class Estimate:
     high: float
     n: int
 
+    def signed(self) -> str:
+        """Return it as a difference: +0.0123 (+0.0052 to +0.0195)."""
+        return f"{self.value:+.4f} ({self.low:+.4f} to {self.high:+.4f})"
+
 
 N_RESAMPLES = 2000
 ITEMS_AT_ONCE = 1 << 20

@@ -6,7 +6,7 @@ import difflib
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -55,9 +55,14 @@ class OneLineParser(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         message = " ".join(message.split())
         wrong = next((word.split("=")[0] for word in message.split() if word.startswith("--")), "")
-        near = difflib.get_close_matches(wrong, known, n=1) if "unrecognized" in message else []
-        hint = f"; did you mean {near[0]}?" if near else f"; see {self.prog} --help"
-        self.exit(2, f"{self.prog}: {message}{hint}\n")
+        hint = did_you_mean(wrong, known) if "unrecognized" in message else ""
+        self.exit(2, f"{self.prog}: {message}{hint or f'; see {self.prog} --help'}\n")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a hint of the known word that is nearest, to end a message with; empty if none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def make_parser(
@@ -196,9 +201,7 @@ def as_flags(name: str, settings: Mapping[Any, Any], parser: argparse.ArgumentPa
     flags = []
     for key, value in settings.items():
         if key not in known or key in ("config", "help"):
-            near = difflib.get_close_matches(shown(key), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise SettingsError(f"{name} has unknown option {shown(key)}{hint}")
+            raise SettingsError(f"{name} has unknown option {shown(key)}{did_you_mean(shown(key), known)}")
         if value is None:
             continue
         if key in RUNS_CODE and value:

@@ -10,8 +10,6 @@ UNTOUCHED, PLAIN, THINKING = "untouched", "plain", "thinking"
 """kinds of arms: the base model as it is, trained without thoughts, trained with them"""
 
 BASE = "base"
-SHARPENED = "base-sharpened"
-COMPUTE = "finetune-compute"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +60,14 @@ READY: dict[str, Arm] = {
     for arm in (
         Arm(name=BASE, about="the model as it is", kind=UNTOUCHED),
         Arm(
-            name=SHARPENED,
+            name="base-sharpened",
             about="the model as it is, its logits divided by one temperature chosen on the selection text",
             kind=UNTOUCHED,
             is_sharpened=True,
         ),
         Arm(name="finetune", about="plain training on the same text, as many steps", kind=PLAIN),
         Arm(
-            name=COMPUTE,
+            name="finetune-compute",
             about="plain training on the same text, for the FLOPs of the dearest thinking arm",
             kind=PLAIN,
             matches_compute=True,

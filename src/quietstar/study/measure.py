@@ -57,7 +57,7 @@ class Measured:
     curve: list[list[float]] = field(default_factory=list)
     """[step, nll of the selection text] of each evaluation"""
     figures: dict[str, float] = field(default_factory=dict)
-    """of thoughts on the selection text at the chosen step, as training logs them"""
+    """of the selection text at the chosen step, as training logs them; the entropy of thoughts is training's last"""
     train_seconds: float = 0.0
     seconds_a_token: float = 0.0
     """of scoring a test token"""

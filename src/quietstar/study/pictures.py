@@ -44,7 +44,7 @@ def curves(drawn: list[Curve]) -> str:
         above = [f"{x(f):.1f} {y(high):.1f}" for f, _, _, high in curve.points]
         below = [f"{x(f):.1f} {y(low):.1f}" for f, _, low, _ in reversed(curve.points)]
         line = [f"{x(f):.1f} {y(mean):.1f}" for f, mean, _, _ in curve.points]
-        look = f"arm-{index % N_COLOURS}{' dashed' if index >= N_COLOURS else ''}"
+        look = _look(index)
         parts.append(f'<path class="band {look}" d="M{" L".join([*above, *below])}Z"/>')
         parts.append(
             f'<path class="curve {look}" d="M{" L".join(line)}"><title>{html.escape(curve.name)}</title></path>'
@@ -55,8 +55,8 @@ def curves(drawn: list[Curve]) -> str:
 def legend(names: Iterable[str]) -> str:
     """Return the names of the curves beside their colours."""
     items = "".join(
-        f'<li><svg class="key" viewBox="0 0 24 10" aria-hidden="true"><path class="curve arm-{index % N_COLOURS}'
-        f'{" dashed" if index >= N_COLOURS else ""}" d="M0 5H24"/></svg>{html.escape(name)}</li>'
+        f'<li><svg class="key" viewBox="0 0 24 10" aria-hidden="true"><path class="curve {_look(index)}" d="M0 5H24"/>'
+        f"</svg>{html.escape(name)}</li>"
         for index, name in enumerate(names)
     )
     return f'<ul class="keys">{items}</ul>'
@@ -119,6 +119,11 @@ def _around(values: list[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     room = 0.05 * (high - low) or 0.05
     return low - room, high + room
+
+
+def _look(index: int) -> str:
+    """Return the classes of an arm's curve: its colour, and dashes for those beyond the colours."""
+    return f"arm-{index % N_COLOURS}{' dashed' if index >= N_COLOURS else ''}"
 
 
 def _grid(x: Scale, y: Scale, x_label: str, y_label: str) -> str:

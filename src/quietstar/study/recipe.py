@@ -1,14 +1,13 @@
 """A study's recipe: model, texts, arms, seeds and measures, read from YAML and checked before anything runs."""
 
-import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from quietstar.errors import SettingsError, shown
 from quietstar.evaluation.tasks import find_task
-from quietstar.runs.options import OneLineParser, as_flags, read_yaml
+from quietstar.runs.options import OneLineParser, as_flags, did_you_mean, read_yaml
 from quietstar.study.arms import BASE, CANDIDATE, READY, THINKING, UNTOUCHED, Arm
 from quietstar.training.data.arguments import DataArguments
 
@@ -96,14 +95,6 @@ class Recipe:
                 "that share nothing: what is reported may have chosen nothing"
             )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
-        return {
-            **asdict(self),
-            "seeds": list(self.seeds),
-            "arms": {name: asdict(arm) for name, arm in self.arms.items()},
-        }
-
     def train_options(self, arm: Arm) -> dict[str, Any]:
         """Return the options of `quietstar train` that a recipe gives an arm."""
         return self.options | (self.thinking if arm.kind == THINKING else {}) | arm.options
@@ -135,7 +126,8 @@ def read_recipe(file: str, parser: OneLineParser, overrides: Mapping[str, Any] |
     names = [each.name for each in fields(Recipe)]
     for key in found:
         if key not in names:
-            raise SettingsError(f"recipe {file} has unknown key {shown(key)}{near(key, names)}")
+            hint = did_you_mean(str(key), names) or f"; choose from {', '.join(names)}"
+            raise SettingsError(f"recipe {file} has unknown key {shown(key)}{hint}")
     for name in ("model", "dataset", "selection", "test"):
         if not isinstance(found.get(name), str):
             raise SettingsError(f"recipe {file} has {name} {shown(found.get(name))}; give a text, such as {name}: NAME")
@@ -222,9 +214,3 @@ def check_options(
         if name in SET_BY_STUDY:
             raise SettingsError(f"recipe {file} sets {name} in {where}, which a study sets itself; leave it out")
     as_flags(f"recipe {file}, {where},", options, parser)
-
-
-def near(name: Any, names: Iterable[str]) -> str:
-    """Return a hint of the nearest name."""
-    found = difflib.get_close_matches(str(name), list(names), n=1)
-    return f"; did you mean {found[0]}?" if found else f"; choose from {', '.join(names)}"

@@ -29,7 +29,7 @@ def findings_of(recipe: Recipe, records: list[Measured]) -> dict[str, Any]:
     findings: dict[str, Any] = finite(
         {
             "verdict": verdict(found, differences, replaced),
-            "recipe": recipe.to_dict(),
+            "recipe": asdict(recipe),
             "versions": versions(),
             "n_test_tokens": sum(map(len, found.masks[ALL_TOKENS])),
             "n_hard_tokens": int(sum(mask.sum() for mask in found.masks[HARD_TOKENS])),

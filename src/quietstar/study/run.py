@@ -5,7 +5,8 @@ import hashlib
 import json
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,10 @@ class Study:
             rows[name] = rows_of(held_out)
             if len(rows[name]) < 2:
                 raise SettingsError(f"{name} has {len(rows[name])} rows, and an interval needs at least two")
-        for first, second in ((recipe.dataset, recipe.selection), (recipe.dataset, recipe.test), tuple(rows)):
-            others = {tuple(row) for row in (rows_of(train) if first == recipe.dataset else rows[first])}
+        rows[recipe.dataset] = rows_of(train)
+        texts = (recipe.dataset, recipe.selection, recipe.test)
+        for first, second in combinations(texts, 2):
+            others = set(map(tuple, rows[first]))
             if n := sum(tuple(row) in others for row in rows[second]):
                 raise SettingsError(
                     f"{n} rows of {second} are rows of {first}, too, and a study needs texts that share nothing; give "
@@ -230,7 +233,7 @@ def digest_of_rows(rows: list[list[int]]) -> str:
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """Return what a study's folder is recognised by."""
-    return {"study": json.loads(json.dumps(recipe.to_dict())), "versions": versions()}
+    return {"study": json.loads(json.dumps(asdict(recipe))), "versions": versions()}
 
 
 def open_folder(stack: ExitStack, folder: Path, recipe: Recipe, args: StudyArguments) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from quietstar.reporting.interval import Estimate
 from quietstar.study.measure import THOUGHTS
 
 Cells = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -51,7 +52,7 @@ def arms(findings: dict[str, Any]) -> Cells:
 def differences(findings: dict[str, Any]) -> Cells:
     """By how much each candidate is better than each other arm."""
     rows: list[tuple[str, ...]] = [
-        (each["arm"], each["control"], each["where"], nats(each["estimate"]), str(each["n_seeds"]))
+        (each["arm"], each["control"], each["where"], Estimate(**each["estimate"]).signed(), str(each["n_seeds"]))
         for each in findings["differences"]
     ]
     return ("arm", "beside", "where", "better by", "seeds"), rows
@@ -60,7 +61,7 @@ def differences(findings: dict[str, Any]) -> Cells:
 def replaced(findings: dict[str, Any]) -> Cells:
     """What trained models' own thoughts are worth beside replacements."""
     rows: list[tuple[str, ...]] = [
-        (each["arm"], each["intervention"], nats(each["estimate"]), str(each["n_seeds"]))
+        (each["arm"], each["intervention"], Estimate(**each["estimate"]).signed(), str(each["n_seeds"]))
         for each in findings["replaced"]
     ]
     return ("arm", "in their place", "worth", "seeds"), rows
@@ -100,8 +101,8 @@ def _report(row: tuple[str, ...]) -> str | None:
 TABLES = (
     Table(
         title="Arms",
-        about="nll in nats a token and shares of right answers, with 95 % intervals for other seeds and other texts; "
-        "figures of thoughts are of the selection text, but the entropy of training.",
+        about="nll in nats a token and shares of right answers, with 95 % intervals for other seeds and other texts. "
+        "Figures of thoughts are those of the selection text, except the entropy, which is training's at its end.",
         of=arms,
         n_left=2,
     ),
@@ -137,11 +138,6 @@ def about(findings: dict[str, Any]) -> str:
         f"{recipe['selection']}; figures are from {recipe['test']}: {findings['n_test_tokens']:,} tokens, "
         f"{findings['n_hard_tokens']:,} of them hard, the fifth with the highest entropy under the untouched base."
     )
-
-
-def nats(estimate: dict[str, float]) -> str:
-    """Return a difference with its interval."""
-    return f"{estimate['value']:+.4f} ({estimate['low']:+.4f} to {estimate['high']:+.4f})"
 
 
 def _level(estimate: dict[str, float]) -> str:

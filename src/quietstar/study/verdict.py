@@ -1,7 +1,6 @@
 """The verdict in plain words, from the figures alone: beside which controls thoughts help, and by how much."""
 
 from quietstar.inspection.interventions import REMOVED
-from quietstar.reporting.interval import Estimate
 from quietstar.study.arms import CANDIDATE, NO_CONTENT, NOT_REINFORCED, SAME_COMPUTE
 from quietstar.study.comparison import ALL_TOKENS, Comparison, Difference, Replaced
 
@@ -58,18 +57,15 @@ def _details(controls: list[Difference], replaced: list[Replaced]) -> list[str]:
     by_name = {each.control: each for each in controls}
     lines = [f"{words} {'; '.join(_difference(by_name[name]) for name in names)}" for words, names in kinds if names]
     if replaced:
-        worth = "; ".join(f"{each.intervention} {nats(each.estimate)}" for each in replaced)
+        worth = "; ".join(f"{each.intervention} {each.estimate.signed()}" for each in replaced)
         lines.append(f"nats a token that the trained model loses with its own thoughts replaced: {worth}")
     return lines
 
 
 def _difference(each: Difference) -> str:
-    return f"{each.control} {nats(each.estimate)}{' with one seed, for other texts alone' if each.n_seeds < 2 else ''}"
-
-
-def nats(estimate: Estimate) -> str:
-    """Return a difference in nats a token with its interval."""
-    return f"{estimate.value:+.4f} ({estimate.low:+.4f} to {estimate.high:+.4f})"
+    return (
+        f"{each.control} {each.estimate.signed()}{' with one seed, for other texts alone' if each.n_seeds < 2 else ''}"
+    )
 
 
 def _and(names: list[str]) -> str:
