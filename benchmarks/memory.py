@@ -84,7 +84,10 @@ def thinking_model(case: Case, config: PreTrainedConfig) -> QuietStarForCausalLM
     """Return the model of a case in training mode, its mixing head random (zeros would hide gradients of thoughts)."""
     base_lm = AutoModelForCausalLM.from_config(config, dtype=case.dtype)
     settings = {"n_ahead": case.n_ahead, "n_ahead_talk": case.n_ahead_talk, "n_passes": case.n_passes}
-    model = QuietStarForCausalLM(QuietStarConfig(base_config=config, lora=case.lora, **settings), base_lm).train()
+    adapters = {"branch_adapters" if case.frozen_base else "lora": case.lora}
+    model = QuietStarForCausalLM(QuietStarConfig(base_config=config, **adapters, **settings), base_lm).train()
+    if case.frozen_base:
+        model.freeze_base()
     torch.nn.init.normal_(model.mixing_head.layers[-1].weight, std=0.02)
     if case.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -82,6 +82,8 @@ class Case:
     checkpointing: bool = False
     lora_r: int = 0
     """rank of adapters; 0 trains all weights"""
+    frozen_base: bool = False
+    """the adapters act in branches alone; `computed` does not know it, and the arithmetic does"""
     bfloat16: bool = False
     """bfloat16 autocast over float32 weights"""
     bfloat16_weights: bool = False
@@ -100,6 +102,7 @@ class Case:
             P=self.n_passes,
             fraction=self.fraction,
             checkpointing=self.checkpointing,
+            frozen_base=self.frozen_base,
         )
 
     @property

@@ -77,9 +77,9 @@ def memory(monkeypatch):
 
 
 def case_of(memory, family, change):
-    if "lora" in change:
+    if "lora" in change or change in FROZEN:
         pytest.importorskip("peft", reason="peft is not installed (extra: lora)")
-    return replace(memory.Case(family, batch=2, length=64, n_ahead=5, n_ahead_talk=2), **CHANGES[change])
+    return replace(memory.Case(family, batch=2, length=64, n_ahead=5, n_ahead_talk=2), **(CHANGES | FROZEN)[change])
 
 
 @pytest.mark.parametrize(("family", "change"), mostly_long(CASES, is_one_change))
@@ -89,8 +89,16 @@ def test_the_peak_is_the_computed_one(memory, family, change):
     assert memory.computed(case).total == pytest.approx(memory.measure_tensors(case), rel=0.05)
 
 
+FROZEN = {
+    "frozen": dict(lora_r=4, fraction=0.1, frozen_base=True),
+    "frozen-checkpointing": dict(lora_r=4, fraction=0.1, frozen_base=True, checkpointing=True),
+}
+
+
 @pytest.mark.parametrize(
-    ("family", "change"), mostly_long([case for case in CASES if not re.search(OTHERWISE, case[1])], is_one_change)
+    ("family", "change"),
+    mostly_long([case for case in CASES if not re.search(OTHERWISE, case[1])], is_one_change)
+    + [("wide", change) for change in FROZEN],
 )
 def test_the_arithmetic_is_the_computed_one(memory, family, change):
     """The products of a forward and backward pass match within 10 %."""

@@ -2,6 +2,7 @@
 
 import re
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ LEVELS = {"base": 1.0, "finetune-compute": 0.97, "filler": 0.99, "quietstar": 0.
 NASTY = '<script>alert(1)</script> & "it" \''
 
 
-def findings(seeds: tuple[int, ...] = (0, 1)) -> dict[str, Any]:
+def findings(where: Path = Path("nowhere"), seeds: tuple[int, ...] = (0, 1)) -> dict[str, Any]:
     records = [record("base", None, LEVELS["base"])]
     for seed in seeds:
         for arm in ("finetune-compute", "filler", "quietstar"):
@@ -28,7 +29,8 @@ def findings(seeds: tuple[int, ...] = (0, 1)) -> dict[str, Any]:
             records.append(each)
     for each in records:
         each.seconds_a_token = 0.01
-    return findings_of(recipe_of(*LEVELS), records)
+    files = {where / "part" / "runs" / each.arm / f"seed-{each.seed}" / "measured.json": each for each in records}
+    return findings_of(recipe_of(*LEVELS), files, where / "study")
 
 
 def words(page: str) -> str:
@@ -65,11 +67,14 @@ def test_text_from_models_is_text() -> None:
     assert "default-src 'none'; script-src 'none'" in page
 
 
-def test_runs_link_to_their_thoughts() -> None:
-    links = re.findall(r'href="([^"]+)"', study_html(findings()))
-    assert sorted(links) == [
-        f"runs/{arm}/seed-{seed}/thoughts/report.html" for arm in ("filler", "quietstar") for seed in (0, 1)
-    ]
+def test_runs_link_to_their_thoughts_from_the_folder_of_the_report(tmp_path: Path) -> None:
+    paths = [f"runs/{arm}/seed-{seed}/thoughts/report.html" for arm in ("filler", "quietstar") for seed in (0, 1)]
+    for path in paths:
+        file = tmp_path / "part" / path
+        file.parent.mkdir(parents=True)
+        file.touch()
+    links = re.findall(r'href="([^"]+)">(\w+)</a>', study_html(findings(tmp_path)))
+    assert sorted(links) == [(f"../part/{path}", path.split("/")[1]) for path in paths]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from quietstar.cli.train import train_parser
-from quietstar.errors import SettingsError
+from quietstar.errors import DataError, QuietStarError, SettingsError
 from quietstar.study.arguments import StudyArguments
 from quietstar.study.run import Study
 from quietstar.study.whole import study
@@ -28,6 +28,7 @@ def figures(folder: Path) -> dict[str, Any]:
     for each in found["runs"]:
         for name in TIMES:
             each.pop(name)
+        each["report"] = each["report"] and each["report"].split("runs/")[-1]
     return found
 
 
@@ -121,6 +122,31 @@ def test_a_text_that_changed_under_its_name_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "test.txt").write_text("".join(f"{n} and {n + 1} are {2 * n + 1}\n" for n in range(34, 40)))
     with pytest.raises(SettingsError, match="was measured on another text"):
         run(tmp_path, output_dir=str(tmp_path / "x"), resume=True)
+
+
+def test_a_run_that_fails_leaves_the_others_and_is_tried_again(tmp_path: Path) -> None:
+    wild = {"like": "quietstar", "learning_rate": 1e38, "max_grad_norm": 0}
+    recipe_file(tmp_path, arms={"wild": wild, "filler": None, "quietstar": None}, seeds=[0])
+    told: list[str] = []
+    for _ in range(2):
+        with pytest.raises(QuietStarError, match="1 of the runs failed, and the report is of the others; change their"):
+            told += study(
+                str(tmp_path / "recipe.yaml"),
+                StudyArguments(output_dir=str(tmp_path / "x"), resume=True),
+                train_parser(),
+            )
+    found = figures(tmp_path / "x")
+    assert [each["arm"] for each in found["runs"]] == ["base", "filler", "quietstar"]
+    assert found["verdict"][-1].startswith("wild, seed 0: failed: ")
+    assert found["verdict"][-1] in (tmp_path / "x" / "study.md").read_text()
+
+
+def test_a_task_that_cannot_be_read_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_text('{"question": "1 + 1?", "answer": "no marker"}\n')
+    recipe_file(tmp_path, tasks={"gsm8k": str(tmp_path / "items.jsonl")})
+    with pytest.raises(DataError):
+        run(tmp_path, output_dir=str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
 
 
 def test_seeds_can_be_added(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ class Step:
     """whether weights are sharded over GPUs"""
     samples: bool = True
     """whether the model writes its thoughts; those of a control are given, and take no sampling steps"""
+    frozen_base: bool = False
+    """whether only heads, thought embeddings and adapters of branches train"""
 
     @property
     def K(self) -> int:  # noqa: N802
@@ -80,6 +82,11 @@ class Step:
     def grows_whole(self) -> bool:
         """Whether whole branches grow with gradient, after thoughts that were given or sampled without it."""
         return self.checkpointing or self.K > GRAPH_AT_MOST or not self.samples
+
+    @property
+    def reads_without_gradient(self) -> bool:
+        """Whether no gradient passes the text. Checkpointed layers compute one all the same."""
+        return self.frozen_base and not self.checkpointing
 
     @property
     def base_states(self) -> int:
@@ -138,28 +145,35 @@ def flops(shape: Shape, step: Step) -> Flops:
     forward = 2.0 * (shape.n_matrices + shape.n_adapters)
     once = 2 * forward + 2.0 * (shape.n_adapters or shape.n_matrices)
     again = 2 if step.checkpointing else 1
-    with_gradient = step.base_tokens + step.branch_tokens
-    layers = with_gradient * (once + (again - 1) * forward)
-    attention = attention_forward(shape, step) * (again + BACKWARD)
+    layers = step.branch_tokens * (once + (again - 1) * forward)
+    attention = attention_of_branches(shape, step, step.branch_tokens, step.L) * (again + BACKWARD)
+    if step.reads_without_gradient:
+        layers += step.base_tokens * 2.0 * shape.n_matrices
+        attention += attention_of_text(shape, step)
+    else:
+        layers += step.base_tokens * (once + (again - 1) * forward)
+        attention += attention_of_text(shape, step) * (again + BACKWARD)
     if step.grows_whole:
         layers += step.sampled_tokens * forward
         attention += attention_of_branches(shape, step, step.sampled_tokens, step.K)
     head = 2.0 * shape.n_table
-    scored = step.base_states + step.talk_states + step.reinforced_states
-    vocabulary = head * (step.sampled_tokens + scored * (2 if shape.lora else 3))
-    vocabulary += (
-        head * 2 * step.reinforced_states
-    )  # a balanced policy weight measures the policy term's gradient first
+    learned, read = step.talk_states + step.reinforced_states, step.sampled_tokens
+    if step.reads_without_gradient:
+        read += step.base_states
+    else:
+        learned += step.base_states
+    vocabulary = head * (read + learned * (2 if shape.lora else 3))
+    # A balanced policy weight measures the policy term's gradient first.
+    vocabulary += head * 2 * step.reinforced_states
     mixing = 6.0 * step.P * step.C * step.M * (3 * shape.D**2 + shape.D)
     return Flops(layers=layers, attention=attention, vocabulary=vocabulary, mixing=mixing)
 
 
-def attention_forward(shape: Shape, step: Step) -> float:
-    """Return the operations of attention of text and branches in the forward pass."""
-    text = 4.0 * shape.n_layers * shape.query_width * step.base_tokens * step.S / 2
-    return text + attention_of_branches(shape, step, step.branch_tokens, step.L)
+def attention_of_text(shape: Shape, step: Step) -> float:
+    """Return the operations of the text's attention in the forward pass."""
+    return 4.0 * shape.n_layers * shape.query_width * step.base_tokens * step.S / 2
 
 
 def attention_of_branches(shape: Shape, step: Step, n_tokens: int, length: int) -> float:
-    """Return the operations of branch tokens' attention: on average to half the text and half of their own branch."""
+    """Return the operations of branch tokens' attention in a forward pass: on average to half of text and branch."""
     return 4.0 * shape.n_layers * shape.query_width * n_tokens * (step.S + length) / 2

@@ -24,6 +24,7 @@ def step_flops(command: Command) -> float:
         fraction=0.0 if model.original else fraction,
         checkpointing=bool(args.gradient_checkpointing),
         samples=method.thought_source == "sampled",
+        frozen_base=model.freeze_base,
     )
     total = flops(shape, step).total
     if args.reference == "ema" and not model.original:  # its base pass, forward only

@@ -9,10 +9,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.errors import CheckpointError
-from quietstar.evaluation.direct import alphabet_of, encode, score_items
+from quietstar.evaluation.direct import score_items
 from quietstar.evaluation.lengths import passes_a_token
 from quietstar.evaluation.scoring import Continuation, Scores, Speaker, Stopwatch, score
-from quietstar.evaluation.tasks import find_task, load_items
 from quietstar.inspection.observe import trace
 from quietstar.inspection.results import write_results
 from quietstar.inspection.settings import TextToTrace, TraceSettings
@@ -92,6 +91,8 @@ class Texts:
 
     selection: list[list[int]]
     test: list[list[int]]
+    tasks: dict[str, list[Continuation]] = field(default_factory=dict)
+    """task -> its questions and answers"""
 
 
 def measure_predictions(
@@ -121,17 +122,13 @@ def _nll(scores: list[Scores]) -> list[list[float]]:
     return [(-each.logprob).tolist() for each in scores]
 
 
-def measure_tasks(record: Measured, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
+def measure_tasks(record: Measured, model: PreTrainedModel, texts: Texts, batch_size: int) -> None:
     """Add each task's exact match and answer probability, item by item."""
     speaker = Speaker(model, sharpness=record.sharpness)
     if speaker.thinker is not None:
         speaker = Speaker(model, ALWAYS)
-    for name, path in recipe.tasks.items():
-        task = find_task(name)
-        sequences, _ = encode(
-            load_items(task, path or None, recipe.task_items), tokenizer, alphabet_of(task, tokenizer)
-        )
-        scores = score_items(speaker, sequences, recipe.batch_size)
+    for name, items in texts.tasks.items():
+        scores = score_items(speaker, items, batch_size)
         record.tasks[name] = {
             "exact_match": scores.exact_match.double().tolist(),
             "answer_probability": scores.answer_probability.double().tolist(),

@@ -80,15 +80,14 @@ def _section(table: Table, findings: dict[str, Any]) -> str:
     head = "".join(
         f'<th scope="col"{_number(index, table.n_left)}>{escape(text)}</th>' for index, text in enumerate(headings)
     )
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{_number(index, table.n_left)}>{_link(text, row, table) if index == 0 else escape(text)}</td>"
-            for index, text in enumerate(row)
+    reports = [run["report"] for run in findings["runs"]] if table.is_of_runs else [None] * len(rows)
+    body = ""
+    for row, report in zip(rows, reports, strict=True):
+        first, *others = (escape(text) for text in row)
+        cells = [first if report is None else f'<a href="{escape(report)}">{first}</a>', *others]
+        body += "".join(
+            ["<tr>", *(f"<td{_number(i, table.n_left)}>{cell}</td>" for i, cell in enumerate(cells)), "</tr>"]
         )
-        + "</tr>"
-        for row in rows
-    )
     return (
         f"<h2>{escape(table.title)}</h2><p>{escape(table.about)}</p>"
         f"{_scrolled(table.title)}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
@@ -102,12 +101,6 @@ def _scrolled(label: str) -> str:
 
 def _number(index: int, n_left: int) -> str:
     return "" if index < n_left else ' class="number"'
-
-
-def _link(text: str, row: tuple[str, ...], table: Table) -> str:
-    """Return an arm's name, with a link to a run's report of thoughts where the row is about one that has it."""
-    folder = table.folder_of(row) if table.folder_of is not None else None
-    return escape(text) if folder is None else f'<a href="{escape(folder)}">{escape(text)}</a>'
 
 
 def _samples(runs: list[dict[str, Any]]) -> str:

@@ -14,7 +14,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.base.loading import load_tokenizer
-from quietstar.errors import CheckpointError, SettingsError
+from quietstar.errors import BadStepsError, CheckpointError, SettingsError
+from quietstar.evaluation.direct import alphabet_of, encode
+from quietstar.evaluation.tasks import find_task, load_items
 from quietstar.inference.loading import UseArguments, load_model
 from quietstar.runs.contents import digest_of_model
 from quietstar.runs.folders import MARKER, alone_in, check_output_folder, claim, is_empty, versions
@@ -120,9 +122,10 @@ class Study:
         }
 
     def _read(self, tokenizer: PreTrainedTokenizerBase) -> Texts:
-        """Return the rows of both held-out texts.
+        """Return the rows of both held-out texts, and the items of tasks.
 
         Raises:
+            DataError: a text or a task cannot be read.
             SettingsError: one has fewer than two rows, or shares one with another text.
         """
         recipe, rows = self.recipe, {}
@@ -141,7 +144,12 @@ class Study:
                     f"{n} rows of {second} are rows of {first}, too, and a study needs texts that share nothing; give "
                     "another text"
                 )
-        return Texts(selection=rows[recipe.selection], test=rows[recipe.test][: recipe.test_rows])
+        tasks = {}
+        for name, path in recipe.tasks.items():
+            task = find_task(name)
+            items = load_items(task, path or None, recipe.task_items)
+            tasks[name], _ = encode(items, tokenizer, alphabet_of(task, tokenizer))
+        return Texts(selection=rows[recipe.selection], test=rows[recipe.test][: recipe.test_rows], tasks=tasks)
 
     def chosen(self, args: StudyArguments) -> list[ArmRun]:
         """Return the runs that the options ask for; the untouched base is always among them."""
@@ -160,7 +168,11 @@ class Study:
         return found
 
     def carry_out(self, run: ArmRun, progress: StudyProgress, *, keep_model: bool) -> None:
-        """Train and measure a run that is not done; checkpoints of the training go."""
+        """Train and measure a run that is not done; checkpoints of the training go.
+
+        Raises:
+            QuietStarError: it cannot be trained or measured; it may have diverged.
+        """
         progress.begin(run.name, run.n_steps, run.step_flops)
         results: dict[str, Any] = {}
         if run.command is not None:
@@ -170,9 +182,9 @@ class Study:
             results = json.loads(finished.read_text())
         record = self.measure(run, results)
         run.folder.mkdir(parents=True, exist_ok=True)
-        record.write(run.record)
         for checkpoint in run.folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
+        record.write(run.record)
         if not keep_model:
             for file in run.folder.glob("model*.safetensors*"):
                 file.unlink()
@@ -196,7 +208,9 @@ class Study:
             record.train_seconds = results["train_runtime"]
             metric = str(run.command.args.metric_for_best_model)
             lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
-            held_out = [line for line in lines if metric in line]
+            held_out = [line for line in lines if line.get(metric) is not None]  # JSON's null is what was not finite
+            if not held_out:
+                raise BadStepsError(f"no evaluation on {recipe.selection} gave a finite {metric}: training diverged")
             record.curve = [[line["step"], line[metric]] for line in held_out]
             best = min(held_out[1:] or held_out, key=lambda line: line[metric])
             record.chosen_step = best["step"]
@@ -207,7 +221,7 @@ class Study:
         if arm.is_sharpened:
             record.sharpness = sharpest(model, self.texts.selection, recipe.batch_size)
         measure_predictions(record, model, self.texts, recipe, with_entropy=arm.name == BASE)
-        measure_tasks(record, model, tokenizer, recipe)
+        measure_tasks(record, model, self.texts, recipe.batch_size)
         measure_thoughts(record, model, tokenizer, self.texts, recipe, run.folder)
         return record
 
@@ -216,9 +230,9 @@ class Study:
         how = UseArguments(dtype="float32", device=str(self.device))
         return load_model(name, how, original=run.arm.kind != THINKING)
 
-    def records(self) -> list[Measured]:
-        """Return what has been measured so far, in the order of the runs."""
-        return [Measured.read(run.record) for run in self.runs if run.is_done]
+    def records(self) -> dict[Path, Measured]:
+        """Return what has been measured so far, by file, in the order of the runs."""
+        return {run.record: Measured.read(run.record) for run in self.runs if run.is_done}
 
 
 def rows_of(texts: Any) -> list[list[int]]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from quietstar.reporting.interval import Estimate
-from quietstar.study.measure import THOUGHTS
 
 Cells = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """headings, and rows"""
@@ -23,8 +22,8 @@ class Table:
     of: Callable[[dict[str, Any]], Cells]
     n_left: int
     """columns that are aligned to the left"""
-    folder_of: Callable[[tuple[str, ...]], str | None] | None = None
-    """row -> the report of thoughts that it is about"""
+    is_of_runs: bool = False
+    """whether its rows are the runs, in order"""
 
 
 def arms(findings: dict[str, Any]) -> Cells:
@@ -93,11 +92,6 @@ def cost(findings: dict[str, Any]) -> Cells:
     ), rows  # fmt: skip
 
 
-def _report(row: tuple[str, ...]) -> str | None:
-    arm, seed, *_, passes, _ = row
-    return f"runs/{arm}/seed-{seed}/{THOUGHTS}/report.html" if seed and float(passes) > 1 else None
-
-
 TABLES = (
     Table(
         title="Arms",
@@ -125,7 +119,7 @@ TABLES = (
         "Afterwards, the forward passes of a token in decoding, and the time to score one beside the base's.",
         of=cost,
         n_left=1,
-        folder_of=_report,
+        is_of_runs=True,
     ),
 )
 

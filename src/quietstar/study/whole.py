@@ -4,12 +4,14 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from quietstar.errors import SettingsError
+from quietstar.errors import InterruptedRunError, QuietStarError, SettingsError
 from quietstar.runs.folders import check_inputs, check_output_folder, claim
 from quietstar.runs.options import OneLineParser
 from quietstar.runs.processes import Processes
 from quietstar.study.arguments import StudyArguments
+from quietstar.study.arms import BASE
 from quietstar.study.measure import Measured
 from quietstar.study.progress import StudyProgress, output_to
 from quietstar.study.recipe import Recipe, read_recipe
@@ -47,14 +49,38 @@ def study(file: str, args: StudyArguments, parser: OneLineParser) -> Iterable[st
         runs = whole.chosen(args)
         open_folder(stack, folder, recipe, args)
         left = [run for run in runs if not run.is_done]
+        failed: list[str] = []
         progress = StudyProgress(sum(run.n_steps * run.step_flops for run in left), len(runs), len(runs) - len(left))
         with progress.showing():
             for run in left:
-                with output_to(folder):
-                    whole.carry_out(run, progress, keep_model=args.keep_models)
-        findings = findings_of(recipe, whole.records())
+                try:
+                    with output_to(folder):
+                        whole.carry_out(run, progress, keep_model=args.keep_models)
+                except InterruptedRunError:
+                    raise
+                except QuietStarError as error:
+                    if run.arm.name == BASE:  # nothing compares without it
+                        raise
+                    failed.append(f"{run.name}: failed: {error}")
+        findings = findings_of(recipe, whole.records(), folder)
+        findings["verdict"] += failed
         write_report(folder, findings)
-    return [*findings["verdict"], f"wrote {folder}/study.md"]
+    return told(findings, folder, len(failed))
+
+
+def told(findings: dict[str, Any], folder: Path, n_failed: int = 0) -> Iterator[str]:
+    """Yield what is said of a study that has ended.
+
+    Raises:
+        QuietStarError: some of its runs failed.
+    """
+    yield from findings["verdict"]
+    yield f"wrote {folder}/study.md"
+    if n_failed:
+        raise QuietStarError(
+            f"{n_failed} of the runs failed, and the report is of the others; change their arms' options, or try them "
+            "again with --resume"
+        )
 
 
 def check_chosen(recipe: Recipe, args: StudyArguments) -> None:
@@ -65,7 +91,7 @@ def check_chosen(recipe: Recipe, args: StudyArguments) -> None:
                 raise SettingsError(f"{name} has {each}; choose from {', '.join(map(str, known))}")
 
 
-def put_together(recipe: Recipe, folder: Path, args: StudyArguments) -> list[str]:
+def put_together(recipe: Recipe, folder: Path, args: StudyArguments) -> Iterable[str]:
     """Write the report of runs that were carried out in several folders.
 
     Raises:
@@ -73,21 +99,21 @@ def put_together(recipe: Recipe, folder: Path, args: StudyArguments) -> list[str
     """
     check_output_folder(folder, overwrite=args.overwrite)
     check_inputs(folder, list(args.report))
-    records: dict[tuple[str, int | None], Measured] = {}
+    runs: dict[tuple[str, int | None], tuple[Path, Measured]] = {}
     for name in args.report:
         refuse_other(Path(name), recipe)
         for file in sorted(Path(name).rglob(RECORD)):
             record = Measured.read(file)
-            if record.seed is not None and (record.arm, record.seed) in records:
+            if record.seed is not None and (record.arm, record.seed) in runs:
                 raise SettingsError(f"{file} is a second run of {record.arm}, seed {record.seed}; give each part once")
-            same = records.setdefault((record.arm, record.seed), record)
+            _, same = runs.setdefault((record.arm, record.seed), (file, record))
             if same.contents != record.contents:
                 raise SettingsError(f"{file} is of another model or text than the other parts; give parts of one study")
     order = [(arm, seed) for seed in (None, *recipe.seeds) for arm in recipe.arms]
-    findings = findings_of(recipe, [records[run] for run in order if run in records])
+    findings = findings_of(recipe, dict(runs[run] for run in order if run in runs), folder)
     claim(folder, settings_of(recipe), overwrite=args.overwrite)
     write_report(folder, findings)
-    return [*findings["verdict"], f"wrote {folder}/study.md"]
+    return told(findings, folder)
 
 
 def planned(recipe: Recipe, folder: Path, parser: OneLineParser) -> Iterator[str]:
