@@ -2,6 +2,7 @@
 # make real   a real model learns to think, in under 20 minutes
 # make test   set up and run the tests, in minutes      make bench   time and memory beside a plain step, in minutes
 # make test-all  the tests and then their long tail: whole products of cases, every launcher's recipe, a real model
+# make study-small  do thoughts pay in the demo's language? a whole study, from its recipe to its report, in minutes
 # make browser  Chromium, for the 40 tests of report and page that are skipped without it (Debian, as root)
 # make clean  remove the virtual environment
 #
@@ -19,7 +20,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # A shell that forbids byte code would have every process compile torch and its like anew, for 13 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo real test test-all check bench browser format clean
+.PHONY: demo real study-small test test-all check bench browser format clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/quietstar demo $(DEMO_OPTIONS)
@@ -29,6 +30,12 @@ real: $(VENV)/installed-real
 	HF_HUB_OFFLINE=1 $(BIN)/quietstar train --config recipes/real.yaml --resume $(REAL_OPTIONS)
 	HF_HUB_OFFLINE=1 $(BIN)/quietstar inspect runs/real --text recipes/gsm8k/held_out.txt --max_length 128 --limit 256 \
 		--interventions removed filler random --output_dir runs/real-thoughts --overwrite
+
+# Resumes where it was stopped.
+study-small: $(VENV)/installed-real
+	@test -d runs/demo/fresh || $(MAKE) demo
+	HF_HUB_OFFLINE=1 $(BIN)/quietstar study recipes/study/demo.yaml --arms finetune-compute filler no-policy quietstar \
+		--output_dir runs/study-small --resume
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(TEST_OPTIONS)

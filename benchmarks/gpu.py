@@ -3,6 +3,7 @@
     python benchmarks/gpu.py --minutes 12 --out gpu                      on a machine with one GPU
     python benchmarks/gpu.py --minutes 12 --out gpu --parts speed memory --smollm2 DIR
     python benchmarks/gpu.py --minutes 2 --out gpu --dry_run             every part, tiny, on a CPU
+    python benchmarks/gpu.py --minutes 9 --out gpu --parts study         do thoughts pay? see gpu_study.py
 
 Each part of `gpu_parts.PARTS` runs in a separate process with a time limit; unused time goes to later parts. OUT
 contains results.json and gpu.md, both rewritten after each figure, and log.txt with the output of all parts. A part
@@ -29,6 +30,8 @@ from typing import Any
 from gpu_setting import MARK
 
 HERE = Path(__file__).resolve().parent
+PATHS = [str(HERE.parent), str(HERE.parent / "src")]
+"""where `tests` and `quietstar` are, which need not be installed"""
 LEAST = 1.0
 """least seconds left to begin a part"""
 
@@ -103,7 +106,7 @@ def run_part(outcome: Outcome, command: list[str], seconds: float, report: Repor
         log: receives all output of the part.
     """
     began = time.monotonic()
-    paths = [str(HERE.parent), str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")]
+    paths = [*PATHS, os.environ.get("PYTHONPATH", "")]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -163,6 +166,7 @@ def about_the_machine(dry_run: bool) -> dict[str, str]:
 
 def main() -> int:
     """Run all parts, and return the exit code."""
+    sys.path += PATHS
     from gpu_parts import PARTS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,6 +174,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of results.json, gpu.md and log.txt")
     parser.add_argument("--parts", nargs="+", help="names of parts (default: all)")
     parser.add_argument("--smollm2", type=Path, help="folder or GGUF file of SmolLM2-135M, for the part of that name")
+    parser.add_argument("--gsm8k", type=Path, help="folder of the published train.jsonl and test.jsonl, for the study")
     parser.add_argument("--dry_run", action="store_true", help="every part tiny, on a CPU")
     options = parser.parse_args()
     began = time.monotonic()
@@ -181,7 +186,7 @@ def main() -> int:
     about = about_the_machine(options.dry_run) if options.dry_run or _has_gpu() else None
     if about is None:
         parser.error("no CUDA device found; add --dry_run to try every part on a CPU")
-    parts = [part for part in PARTS if part.name in (options.parts or chosen)]
+    parts = [part for part in PARTS if (part.name in options.parts if options.parts else not part.if_named)]
     report = Report(options.out, about)
     whole, ends = sum(part.seconds for part in parts), 0.0
     with (options.out / "log.txt").open("w") as log:
@@ -198,7 +203,9 @@ def main() -> int:
                 log.write(f"\n===== {part.name}\n")
                 command = [sys.executable, str(HERE / "gpu_parts.py"), part.name]
                 command += ["--dry_run"] * options.dry_run
-                command += ["--smollm2", str(options.smollm2)] if options.smollm2 else []
+                for name in ("smollm2", "gsm8k"):
+                    command += [f"--{name}", str(getattr(options, name))] if getattr(options, name) else []
+                command += ["--out", str(options.out), "--seconds", str(left)]
                 run_part(outcome, command, left, report, log)
             print(f"{part.name}: {outcome.state}, {outcome.seconds:.0f} s {outcome.why}", flush=True)
             report.write()

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from gpu_setting import MARK, Setting, figure
+from gpu_study import study
 from gpu_training import lora_on_smollm2, memory, out_of_memory, qlora, resuming
 
 HERE = Path(__file__).resolve().parent
@@ -186,6 +187,8 @@ class Part:
     seconds: float
     """time limit within 12 minutes"""
     says: str
+    if_named: bool = False
+    """whether it runs only if it is named"""
 
 
 PARTS = (
@@ -200,6 +203,7 @@ PARTS = (
     Part("lora_on_smollm2", lora_on_smollm2, 70, "the README's LoRA line on SmolLM2-135M"),
     Part("serve", serve, 40, "the server under 32 clients"),
     Part("qlora", qlora, 20, "one step over 4-bit weights"),
+    Part("study", study, 540, "do thoughts pay? all arms on SmolLM2-135M, three seeds", if_named=True),
 )
 """most valuable first"""
 
@@ -210,9 +214,13 @@ def main() -> None:
     parser.add_argument("part", choices=[part.name for part in PARTS])
     parser.add_argument("--dry_run", action="store_true")
     parser.add_argument("--smollm2", type=Path)
-    options = parser.parse_args()
-    (part,) = [part for part in PARTS if part.name == options.part]
-    for found in part.run(Setting(dry_run=options.dry_run, smollm2=options.smollm2)):
+    parser.add_argument("--gsm8k", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seconds", type=float, default=math.inf)
+    options = vars(parser.parse_args())
+    (part,) = [part for part in PARTS if part.name == options["part"]]
+    del options["part"]
+    for found in part.run(Setting(**options)):
         print(MARK + json.dumps(found), flush=True)
 
 

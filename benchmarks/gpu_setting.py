@@ -1,5 +1,6 @@
 """How a part of benchmarks/gpu.py runs, and how it reports a figure."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ class Setting:
 
     dry_run: bool
     smollm2: Path | None = None
+    gsm8k: Path | None = None
+    out: Path | None = None
+    """folder for files that a part leaves"""
+    seconds: float = math.inf
+    """until the part is killed"""
 
     @property
     def device(self) -> str:

@@ -194,6 +194,13 @@ def test_where_only_dense_masks_are_right_they_are_used_and_it_is_said(caplog: p
     assert model.attention.name == "dense"
 
 
+def test_a_model_whose_weights_are_not_finite_is_not_said_to_be_unsupported() -> None:
+    base_lm = tiny_base()
+    base_lm.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="predictions are NaN: its weights are damaged, or its training diverged"):
+        best_backend(base_lm)
+
+
 def test_a_model_with_logits_of_its_own_is_refused() -> None:
     """Whatever it does to logits after its head, and that we do not know of."""
     base_lm = tiny_base()

@@ -137,7 +137,7 @@ def test_a_run_that_fails_leaves_the_others_and_is_tried_again(tmp_path: Path) -
             )
     found = figures(tmp_path / "x")
     assert [each["arm"] for each in found["runs"]] == ["base", "filler", "quietstar"]
-    assert found["verdict"][-1].startswith("wild, seed 0: failed: ")
+    assert found["verdict"][-1].startswith("wild, seed 0: failed: the base model's own predictions are NaN")
     assert found["verdict"][-1] in (tmp_path / "x" / "study.md").read_text()
 
 

@@ -28,7 +28,7 @@ from quietstar.base.sources import find_source, hub_arguments
 from quietstar.base.trunk import Trunk
 from quietstar.base.untrusted import check_alone, check_config, check_folder, loading
 from quietstar.config import QuietStarConfig
-from quietstar.errors import QuietStarError, UnsupportedModelError, first_line
+from quietstar.errors import CheckpointError, QuietStarError, UnsupportedModelError, first_line
 from quietstar.grid import ThoughtGrid
 
 logger = logging.getLogger(__name__)
@@ -154,6 +154,7 @@ def check_base(base_lm: PreTrainedModel, backend: str) -> None:
 
     Raises:
         UnsupportedModelError: they differ, or the model does not accept what a grid needs.
+        CheckpointError: the base model's own predictions are NaN.
     """
     family = base_lm.config.model_type
     cannot = f"base model family {family!r} cannot be served with {backend} attention"
@@ -230,6 +231,11 @@ def _grid_differences(base_lm: PreTrainedModel, backend: str) -> dict[str, float
 
     loop = torch.stack([plain(n) for n in range(grid.n_columns)], 1)[:, None]
     own_logits = base_lm(input_ids=input_ids, attention_mask=attention_mask).logits[0]
+    if own_logits.isnan().any():
+        raise CheckpointError(
+            "the base model's own predictions are NaN: its weights are damaged, or its training diverged; load an "
+            "earlier checkpoint, or train with a lower learning rate"
+        )
     return {
         "a branch grown step by step": _relative(cached, loop),
         "a branch grown in one pass": _relative(at_once, loop),
