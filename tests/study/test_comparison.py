@@ -118,7 +118,7 @@ def test_a_null_is_undecided_not_a_proof_of_nothing() -> None:
 
 def test_nobody_says_that_thoughts_help_without_the_controls() -> None:
     first, *_ = said(study_of({"base": 1.0, "filler": 1.0, "quietstar": 0.9}))
-    assert "nobody can say that thoughts help without thoughts that nothing reinforces and the same compute" in first
+    assert "no control has thoughts that nothing reinforces or the same compute without thoughts" in first
 
 
 def test_a_gain_that_stays_when_thoughts_go_is_none_of_thoughts() -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from quietstar.errors import CheckpointError
-from quietstar.study.measure import Measured, Texts, measure_predictions, sharpest
+from quietstar.study.measure import Measured, measure_predictions, sharpest
 from quietstar.study.recipe import Recipe
+from quietstar.study.texts import Texts
 from tests.study.test_comparison import recipe_of
 from tests.tiny import tiny_base, tiny_model
 

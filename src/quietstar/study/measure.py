@@ -20,6 +20,7 @@ from quietstar.policy import ThinkPolicy
 from quietstar.reporting.tables import finite
 from quietstar.runs.folders import claim, write_whole
 from quietstar.study.recipe import Recipe
+from quietstar.study.texts import Texts
 
 ALWAYS = ThinkPolicy.parse("always")
 INTERVENTIONS = ("removed", "filler", "swapped", "random")
@@ -83,16 +84,6 @@ class Measured:
             raise CheckpointError(
                 f"{file} is not a study's record of a run; delete it, and the run is measured again"
             ) from error
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """Rows of tokens that every arm is measured on."""
-
-    selection: list[list[int]]
-    test: list[list[int]]
-    tasks: dict[str, list[Continuation]] = field(default_factory=dict)
-    """task -> its questions and answers"""
 
 
 def measure_predictions(

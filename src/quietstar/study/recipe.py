@@ -1,5 +1,6 @@
 """A study's recipe: model, texts, arms, seeds and measures, read from YAML and checked before anything runs."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -170,8 +171,8 @@ def arms_in(file: str, given: Any, parser: OneLineParser) -> dict[str, Arm]:
         )
     arms = {BASE: READY[BASE]}
     for name, options in given.items():
-        if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
-            raise SettingsError(f"recipe {file} has an arm {shown(name)}; name it with letters, digits, - and _")
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+            raise SettingsError(f"recipe {file} has an arm {shown(name)}; name it with letters, digits, ., - and _")
         arms[name] = arm_of(file, name, options, parser)
     if not any(arm.kind == THINKING for arm in arms.values()):
         raise SettingsError(f"recipe {file} has no arm that thinks; add one, such as quietstar")

@@ -1,12 +1,10 @@
 """A whole study: every arm and seed is trained and measured, one after the other, and then compared."""
 
 import gc
-import hashlib
 import json
 import shutil
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.base.loading import load_tokenizer
 from quietstar.errors import BadStepsError, CheckpointError, SettingsError
-from quietstar.evaluation.direct import alphabet_of, encode
-from quietstar.evaluation.tasks import find_task, load_items
 from quietstar.inference.loading import UseArguments, load_model
 from quietstar.runs.contents import digest_of_model
 from quietstar.runs.folders import MARKER, alone_in, check_output_folder, claim, is_empty, versions
@@ -25,17 +21,10 @@ from quietstar.study.arguments import StudyArguments
 from quietstar.study.arms import BASE, THINKING, UNTOUCHED, Arm
 from quietstar.study.commands import Command, command_of, lengthened
 from quietstar.study.cost import step_flops
-from quietstar.study.measure import (
-    Measured,
-    Texts,
-    measure_predictions,
-    measure_tasks,
-    measure_thoughts,
-    sharpest,
-)
+from quietstar.study.measure import Measured, measure_predictions, measure_tasks, measure_thoughts, sharpest
 from quietstar.study.progress import StudyProgress
 from quietstar.study.recipe import Recipe
-from quietstar.training.data.datasets import build_datasets
+from quietstar.study.texts import digest_of_rows, read_texts
 from quietstar.training.dry_run import DryRun
 from quietstar.training.run import run_training
 
@@ -114,42 +103,12 @@ class Study:
         tokenizer = load_tokenizer(recipe.model)
         if tokenizer is None:
             raise CheckpointError(f"no tokenizer could be loaded from {recipe.model!r}; give a model that has one")
-        self.texts = self._read(tokenizer)
+        self.texts = read_texts(recipe, self.data, tokenizer)
         self.contents = {
             "model": digest_of_model(recipe.model),
             "selection": digest_of_rows(self.texts.selection),
             "test": digest_of_rows(self.texts.test),
         }
-
-    def _read(self, tokenizer: PreTrainedTokenizerBase) -> Texts:
-        """Return the rows of both held-out texts, and the items of tasks.
-
-        Raises:
-            DataError: a text or a task cannot be read.
-            SettingsError: one has fewer than two rows, or shares one with another text.
-        """
-        recipe, rows = self.recipe, {}
-        for name in (recipe.selection, recipe.test):
-            train, held_out = build_datasets(replace(self.data, eval_dataset=name), tokenizer, seed=0)
-            assert held_out is not None
-            rows[name] = rows_of(held_out)
-            if len(rows[name]) < 2:
-                raise SettingsError(f"{name} has {len(rows[name])} rows, and an interval needs at least two")
-        rows[recipe.dataset] = rows_of(train)
-        texts = (recipe.dataset, recipe.selection, recipe.test)
-        for first, second in combinations(texts, 2):
-            others = set(map(tuple, rows[first]))
-            if n := sum(tuple(row) in others for row in rows[second]):
-                raise SettingsError(
-                    f"{n} rows of {second} are rows of {first}, too, and a study needs texts that share nothing; give "
-                    "another text"
-                )
-        tasks = {}
-        for name, path in recipe.tasks.items():
-            task = find_task(name)
-            items = load_items(task, path or None, recipe.task_items)
-            tasks[name], _ = encode(items, tokenizer, alphabet_of(task, tokenizer))
-        return Texts(selection=rows[recipe.selection], test=rows[recipe.test][: recipe.test_rows], tasks=tasks)
 
     def chosen(self, args: StudyArguments) -> list[ArmRun]:
         """Return the runs that the options ask for; the untouched base is always among them."""
@@ -233,16 +192,6 @@ class Study:
     def records(self) -> dict[Path, Measured]:
         """Return what has been measured so far, by file, in the order of the runs."""
         return {run.record: Measured.read(run.record) for run in self.runs if run.is_done}
-
-
-def rows_of(texts: Any) -> list[list[int]]:
-    """Return the tokens of each row of a dataset."""
-    return [list(texts[index]["input_ids"]) for index in range(len(texts))]
-
-
-def digest_of_rows(rows: list[list[int]]) -> str:
-    """Return a digest of tokens."""
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from quietstar.study.arms import CANDIDATE, NO_CONTENT, NOT_REINFORCED, SAME_COM
 from quietstar.study.comparison import ALL_TOKENS, Comparison, Difference, Replaced
 
 NEEDED = (NO_CONTENT, NOT_REINFORCED, SAME_COMPUTE)
-"""roles of arms without which nobody can say that thoughts pay"""
+"""roles of the controls that a study needs before it can say that thoughts help"""
 
 
 def verdict(found: Comparison, differences: list[Difference], replaced: list[Replaced]) -> list[str]:
@@ -36,7 +36,7 @@ def headline(controls: list[Difference], replaced: list[Replaced], found: Compar
     if undecided:
         return f"thoughts have not been shown to help: no difference shows beside {_and(undecided)}"
     if missing:
-        return f"better than every control that was run, but nobody can say that thoughts help without {_and(missing)}"
+        return f"undecided: better than every control that was run, but no control has {_and(missing, 'or')}"
     if single:
         return f"better than every control, but {_and(single)} had one seed: another may say otherwise"
     if removed and removed[0].low <= 0:
@@ -68,5 +68,5 @@ def _difference(each: Difference) -> str:
     )
 
 
-def _and(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _and(names: list[str], word: str = "and") -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
