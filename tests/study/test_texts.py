@@ -37,4 +37,4 @@ def test_a_test_text_that_training_shows_in_part_is_told(tmp_path: Path, caplog:
     assert caplog.text == "", "that row is not among those that are tested"
     with caplog.at_level(logging.WARNING, "quietstar"):
         read_texts(tiny_recipe(tmp_path, test_rows=50), data, tokenizer)
-    assert f"1 of 7 rows of {recipe.test} have 13 tokens in a row in common with {recipe.dataset}" in caplog.text
+    assert f"1 of 7 rows of {recipe.test} have 25 tokens in a row in common with {recipe.dataset}" in caplog.text
