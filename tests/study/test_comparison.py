@@ -83,6 +83,23 @@ def test_a_difference_is_that_of_means_over_tokens_seed_by_seed() -> None:
     assert {each.control for each in found.differences()} == {"base", "filler"}
 
 
+def test_shares_of_right_answers_lie_within_0_and_1_and_are_never_certain() -> None:
+    found = {}
+    for right in (0, 1, 64):
+        records = [record("base", None, 1.0), record("quietstar", 0, 1.0)]
+        for each in records:
+            each.tasks = {"gsm8k": {"exact_match": [1.0] * right + [0.0] * (64 - right)}}
+        levels = Comparison(recipe_of("base", "quietstar"), records).levels()
+        found[right] = next(level.estimate for level in levels if level.where == "gsm8k, exact match")
+    assert [estimate.value * 64 for estimate in found.values()] == [0, 1, 64]
+    assert found[0].low == 0
+    assert 0.05 < found[0].high < 0.06
+    assert found[1].low == 0
+    assert found[1].high < 0.06
+    assert 0.94 < found[64].low < 0.95
+    assert found[64].high == 1
+
+
 def test_only_seeds_that_both_arms_have_are_paired() -> None:
     ours, theirs = paired(
         [record("quietstar", seed, 1.0) for seed in (0, 2)], [record("filler", seed, 1.0) for seed in (2, 1)]

@@ -3,13 +3,13 @@
 Legend: R seeds, n rows of text that are resampled as wholes, since neighbouring tokens are not independent.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from quietstar.errors import SettingsError
-from quietstar.reporting.interval import Estimate, over_seeds_and_texts
+from quietstar.reporting.interval import Estimate, over_seeds_and_texts, wilson
 from quietstar.study.arms import BASE
 from quietstar.study.measure import Measured
 from quietstar.study.recipe import Recipe
@@ -82,6 +82,8 @@ class Comparison:
         for name, records in self.by_arm.items():
             for where, values in self._views(records).items():
                 estimate = over_seeds_and_texts(*values)
+                if where not in self.masks:
+                    estimate = within_0_and_1(estimate)
                 found.append(Level(arm=name, where=where, estimate=estimate, n_seeds=len(records)))
         return found
 
@@ -128,6 +130,14 @@ class Comparison:
                 values = [record.tasks[task][measure] for record in records]
                 found[f"{task}, {measure.replace('_', ' ')}"] = torch.tensor(values, dtype=torch.float64), None
         return found
+
+
+def within_0_and_1(estimate: Estimate) -> Estimate:
+    """Return the estimate of a share: within 0 and 1, and as wide as Wilson's where all answers are right or wrong."""
+    low, high = estimate.low, estimate.high
+    if estimate.value in (0.0, 1.0):
+        low, high = wilson(round(estimate.value * estimate.n), estimate.n)
+    return replace(estimate, low=max(0.0, low), high=min(1.0, high))
 
 
 def hardest(entropy: list[list[float]]) -> list[Tensor]:
