@@ -347,7 +347,7 @@ BAD_MODELS = [
     (no_weights, "cannot load a model from 'model'"),
     (torn_config, "'model'"),
     (encoder_decoder, "'model' is not a decoder-only language model"),
-    (not_finite, "nan"),
+    (not_finite, "predictions are NaN"),
     (torn_weights, "'model'"),
     (custom_code, "--trust_remote_code"),
     (thinking_without_weights, "'model'"),
