@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from quietstar.errors import SettingsError
 from quietstar.scaling import shape
 from quietstar.scaling.arguments import PlanArguments
 from quietstar.scaling.plan import easings, plan
+from quietstar.scaling.tables import choice, notes
 
 QWEN, LLAMA = "Qwen/Qwen3-0.6B-Base", "meta-llama/Meta-Llama-3-70B"
 
@@ -87,3 +89,23 @@ def test_a_moving_average_takes_memory_for_what_trains(lora, device):
         on_host = without.strategy.offloads or device == "cpu"
         assert beside.host - without.host == pytest.approx(size if on_host else 0)
         assert beside.moment.optimizer - without.moment.optimizer == pytest.approx(0 if on_host else size)
+
+
+def test_a_curriculum_is_planned_for_the_stage_that_takes_most():
+    found = plan(PlanArguments(model=QWEN, curriculum="8:4,16:8,12:4"))
+    alone = plan(PlanArguments(model=QWEN, n_ahead=16, n_ahead_talk=8))
+    assert found.nearest.moment.total == alone.nearest.moment.total
+    assert found.stages[1].total == max(each.total for each in found.stages)
+    said = " ".join(notes(found))
+    assert "the stage with n_ahead 16 and n_ahead_talk 8, which takes most memory" in said
+    assert "1.00" in said
+    line = list(choice(found))[-1]
+    assert "--curriculum 8:4,16:8,12:4" in line
+    assert "--n_ahead" not in line
+
+
+def test_lengths_beside_a_curriculum_are_refused():
+    with pytest.raises(SettingsError, match="n_ahead and n_ahead_talk are those of the curriculum's stages"):
+        PlanArguments(model=QWEN, curriculum="8:4", n_ahead=8)
+    with pytest.raises(SettingsError, match="curriculum has stage '8'"):
+        PlanArguments(model=QWEN, curriculum="8")

@@ -74,6 +74,23 @@ def test_a_sharded_run_from_its_command_to_its_model(inputs, tmp_path, recipe):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("recipe", ["ddp", "fsdp2"])
+def test_a_curriculum_on_two_processes(inputs, tmp_path, recipe):
+    """Its second stage begins with the optimizer of the first."""
+    folder = tmp_path / "run"
+    stages = ["--curriculum=5:2,4:2", "--curriculum_steps=2,3", "--curriculum_keep_optimizer", "--eval_strategy=steps"]
+    words = [word for word in command(inputs, folder) if not word.startswith("--n_ahead")]
+    done = launched(recipe, [*words, *stages, "--eval_steps=1", "--learning_rate=1e-2", "--resume"], tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "stage 2 of 2: n_ahead 4, n_ahead_talk 2, 3 steps" in done.stderr
+    assert done.stderr.count("stage 2 of 2") == 1
+    model = QuietStarForCausalLM.from_pretrained(folder)
+    assert model.config.n_ahead == 4
+    assert float(model.mixing_head.layers[-1].weight.detach().abs().max()) > 0
+    assert not list(folder.rglob("checkpoint-*"))
+
+
+@pytest.mark.long
 def test_a_run_under_zero3_from_its_command_to_its_model(inputs, tmp_path):
     """All weights, evaluations with thoughts and a report."""
     pytest.importorskip("deepspeed", reason="deepspeed is not installed (extra: deepspeed)")

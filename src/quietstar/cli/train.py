@@ -3,20 +3,23 @@
 from quietstar.runs.options import OneLineParser, make_parser, parse, say
 from quietstar.runs.processes import part_ways
 from quietstar.training.arguments import GROUPS, QuietStarTrainingArguments
+from quietstar.training.curriculum import CurriculumArguments
 from quietstar.training.data.arguments import DataArguments
 from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.run import held_out_words, run_training
+from quietstar.training.stages import dry_run_of_stages, run_curriculum
 
 CLASSES = (ModelArguments, DataArguments, QuietStarTrainingArguments)
 
 
-def train_parser() -> OneLineParser:
-    """Return the parser of `quietstar train`."""
+def train_parser(*more: type) -> OneLineParser:
+    """Return the parser of `quietstar train`, for a run of one stage, or with the options of more dataclasses."""
     return make_parser(
         "quietstar train",
         "Teach a language model to think before it speaks, from plain text. The paper's recipe is --config "
         "recipes/quietstar.yaml.",
         *CLASSES,
+        *more,
         groups=GROUPS,
         config=True,
     )
@@ -24,12 +27,16 @@ def train_parser() -> OneLineParser:
 
 def main(argv: list[str]) -> None:
     """Parse the command line and train."""
-    model_args, data_args, args, given = parse(train_parser(), argv, *CLASSES, rest=True)
-    figures = run_training(model_args, data_args, args, config=given["config"])
+    classes = (*CLASSES, CurriculumArguments)
+    model_args, data_args, args, curriculum, given = parse(train_parser(CurriculumArguments), argv, *classes, rest=True)
+    if curriculum.curriculum is None:
+        figures = run_training(model_args, data_args, args, config=given["config"])
+        lines = [figures["dry_run"].words()] if args.dry_run else []
+    elif args.dry_run:
+        lines = dry_run_of_stages(model_args, data_args, args, curriculum)
+    else:
+        figures, lines = run_curriculum(model_args, data_args, args, curriculum, config=given["config"]), []
     part_ways()
-    if args.dry_run:
-        if args.process_index == 0:
-            say(figures["dry_run"].words())
-        return
     if args.process_index == 0:
-        say("; ".join([f"saved to {args.output_dir}", *held_out_words(figures)]))
+        for line in lines or ["; ".join([f"saved to {args.output_dir}", *held_out_words(figures)])]:
+            say(line)

@@ -49,6 +49,15 @@ def claim(folder: str | Path, settings: dict[str, Any], *, overwrite: bool = Fal
     return folder
 
 
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """Return the settings that `claim` wrote for a folder's run; none if they cannot be read."""
+    try:
+        found = json.loads((Path(folder) / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def check_output_folder(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
     """Raise what `claim` would raise, without changing anything; call it before long work."""
     folder = Path(folder)

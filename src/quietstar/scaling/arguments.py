@@ -1,6 +1,6 @@
 """The options of `quietstar plan`: a model, settings of a run as in `quietstar train`, and GPUs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,6 +12,7 @@ from quietstar.scaling.memory import Numbers
 from quietstar.scaling.shape import Shape
 from quietstar.scaling.step import Step
 from quietstar.training.arguments import check_reference
+from quietstar.training.curriculum import CurriculumArguments
 
 MODEL = "model"
 METHOD = "method (arXiv 2403.09629)"
@@ -54,6 +55,9 @@ class PlanArguments:
     n_ahead: int | None = option(None, "tokens of a thought, start and end included (default: 8)", METHOD)
     n_ahead_talk: int | None = option(None, "true tokens that each thought is rewarded for (default: 4)", METHOD)
     n_passes: int | None = option(None, "thoughts sampled for each position (default: 2)", METHOD)
+    curriculum: str | None = option(
+        None, "stages as n_ahead:n_ahead_talk, such as 16:8,12:4,8:4, as quietstar train takes them", METHOD
+    )
     think_fraction: float = option(1.0, "fraction of the positions to think at", METHOD)
     reference: str = option("self", "self, or ema for a moving average of the weights that train", METHOD)
     ema_device: str | None = option(None, "cpu keeps the moving average there (default: where the model is)", METHOD)
@@ -87,12 +91,26 @@ class PlanArguments:
         if self.load_in_4bit and not self.lora:
             raise SettingsError("load_in_4bit was given without lora, but 4-bit weights cannot be trained; add --lora")
         QuietStarConfig(**self.method)  # raises for impossible values
+        if self.curriculum is not None and (self.n_ahead is not None or self.n_ahead_talk is not None):
+            raise SettingsError("n_ahead and n_ahead_talk are those of the curriculum's stages; leave one out")
+        CurriculumArguments(curriculum=self.curriculum)
 
     @property
     def method(self) -> dict[str, int]:
         """The method's settings that were given, by their names in QuietStarConfig."""
         names = ("n_ahead", "n_ahead_talk", "n_passes")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def stages(self) -> "list[PlanArguments]":
+        """The run of each stage of the curriculum; this run alone without one."""
+        if self.curriculum is None:
+            return [self]
+        lengths = CurriculumArguments(curriculum=self.curriculum).lengths
+        return [
+            replace(self, curriculum=None, n_ahead=n_ahead, n_ahead_talk=n_ahead_talk)
+            for n_ahead, n_ahead_talk in lengths
+        ]
 
     @property
     def n_gpus(self) -> int:

@@ -62,6 +62,10 @@ class Plan:
     """the way with the least memory"""
     own: frozenset[str] = frozenset()
     """settings that come from the thinking model's config"""
+    curriculum: str | None = None
+    """of the run; this plan is of the stage that takes most memory"""
+    stages: tuple[Flops, ...] = ()
+    """arithmetic of a step of each stage, in the nearest way"""
 
 
 def plan(args: PlanArguments) -> Plan:
@@ -82,7 +86,13 @@ def plan(args: PlanArguments) -> Plan:
             lora = replace(args, lora=True).lora_settings if adapted else None
             return self.setdefault(adapted, shape_of(config, args.model, lora))
 
-    return replace(compare(replace(args, **own), Shapes()), own=frozenset(own))
+    shapes = Shapes()
+    if args.curriculum is not None:
+        own = {name: value for name, value in own.items() if name == "n_passes"}
+    found = [replace(compare(replace(each, **own), shapes), own=frozenset(own)) for each in args.stages]
+    longest = max(found, key=lambda each: each.nearest.moment.total)
+    stages = tuple(each.nearest.flops for each in found)
+    return replace(longest, curriculum=args.curriculum, stages=stages) if args.curriculum else longest
 
 
 def compare(args: PlanArguments, shapes: Mapping[bool, Shape]) -> Plan:

@@ -106,6 +106,13 @@ def notes(found: Plan) -> Iterator[str]:
     """Yield what the figures leave out, and options that were given without effect."""
     args = found.args
 
+    if found.curriculum is not None:
+        highest = max(each.total for each in found.stages)
+        shares = ", ".join(f"{each.total / highest:.2f}" for each in found.stages)
+        yield (
+            f"The tables are of the stage with n_ahead {args.n_ahead} and n_ahead_talk {args.n_ahead_talk}, which "
+            f"takes most memory. Steps of {found.curriculum} take {shares} times the arithmetic of the most expensive."
+        )
     most = gib(USABLE * args.memory * GIB)
     yield f"A step fits if it needs at most {most} of {args.memory:g} GiB; CUDA and fragmentation take the rest."
     given = [f"--{name}" for name in ("tflops", "bandwidth") if getattr(args, name) is not None]
@@ -177,7 +184,10 @@ def flags(found: Plan, way: Way) -> list[str]:
     """Return the options of `quietstar train` for a way that differ from the defaults and from the model's config."""
     chosen, plain = found.chosen_args, PlanArguments()
     options = [f"--model {chosen.model}"]
+    options += [f"--curriculum {found.curriculum}"] if found.curriculum else []
     for name in GIVEN:
+        if name in ("n_ahead", "n_ahead_talk") and found.curriculum:
+            continue
         if getattr(chosen, name) != getattr(plain, name) and name not in found.own:
             options.append(f"--{name} {getattr(chosen, name)}")
     for name in ("trust_remote_code", "lora", "load_in_4bit"):

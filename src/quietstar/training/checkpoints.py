@@ -12,6 +12,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer import TRAINER_STATE_NAME
+
 from quietstar.errors import CheckpointError, SettingsError
 from quietstar.runs.folders import flush, write_whole
 
@@ -184,6 +186,16 @@ def keep_latest(run: Path, n: int | None, also: str | None = None) -> None:
     for checkpoint in run.glob(f"{PREFIX}-*"):
         if complete and 0 <= step_of(checkpoint) < step_of(complete[0]) and not (checkpoint / MARKER).exists():
             remove(checkpoint)
+
+
+def best_of(run: Path) -> Path:
+    """Return the complete checkpoint of the best step of a run, as its latest one knows it.
+
+    Raises:
+        CheckpointError: there is none, or it is not complete.
+    """
+    state = json.loads((find(run, True) / TRAINER_STATE_NAME).read_text())
+    return find(run, str(run / name_of(state["best_global_step"])))
 
 
 def remove(checkpoint: Path) -> None:

@@ -23,7 +23,16 @@ from quietstar.inference.loading import name_of
 from quietstar.model import QuietStarForCausalLM
 from quietstar.reporting.tables import json_lines
 from quietstar.runs.contents import digest_of_model
-from quietstar.runs.folders import alone_in, check_inputs, check_output_folder, claim, is_empty, versions, write_whole
+from quietstar.runs.folders import (
+    alone_in,
+    check_inputs,
+    check_output_folder,
+    claim,
+    is_empty,
+    read_settings,
+    versions,
+    write_whole,
+)
 from quietstar.training import checkpoints
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.callbacks import KeepLog
@@ -110,6 +119,8 @@ def prepare(
     settings = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
     settings = {"versions": versions()} | settings
     check_output_folder(args.output_dir, overwrite=args.overwrite, resume=resume)
+    if resume and "stages" in read_settings(args.output_dir):
+        raise SettingsError(f"output_dir {args.output_dir} has a curriculum; give it again, or another output_dir")
     if args.overwrite:
         check_inputs(args.output_dir, [model_args.model, data_args.dataset, data_args.eval_dataset, config])
     is_first, is_there = args.process_index == 0, Path(args.output_dir).is_dir()

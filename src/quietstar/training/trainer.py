@@ -293,7 +293,7 @@ class QuietStarTrainer(Trainer):
             if checkpoint is None or self.is_deepspeed_enabled:
                 super()._load_optimizer_and_scheduler(checkpoint)
             else:
-                weights.load_optimizer(self.model, self.optimizer, self.lr_scheduler, checkpoint, self.is_fsdp_enabled)
+                weights.load_optimizer(self.model, self.optimizer, self.lr_scheduler, checkpoint)
 
     _load_scaler = resuming.in_one_line(Trainer._load_scaler)
     _load_rng_state = resuming.in_one_line(Trainer._load_rng_state)

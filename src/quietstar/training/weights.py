@@ -117,13 +117,15 @@ def save_optimizer_shards(model: nn.Module, optimizer: Any, scheduler: Any, chec
         torch.save(scheduler.state_dict(), checkpoint / SCHEDULER)
 
 
-def load_optimizer(model: nn.Module, optimizer: Any, scheduler: Any, checkpoint: str | Path, sharded: bool) -> None:
-    """Load the optimizer and the scheduler: from shards, see `save_optimizer_shards`, or as transformers writes them.
+def load_optimizer(model: nn.Module, optimizer: Any, scheduler: Any | None, checkpoint: str | Path) -> None:
+    """Load the optimizer, and the scheduler if one is given.
+
+    They come from shards, see `save_optimizer_shards`, or from the files that transformers writes.
 
     What is not sharded is read on the CPU: transformers 5.17 reads it where the model is, and torch knows no `cpu:0`.
     """
     checkpoint = Path(checkpoint)
-    if sharded:
+    if (checkpoint / OPTIMIZER_SHARDS).is_dir():
         tensors, settings = _apart(get_optimizer_state_dict(model, optimizer.optimizer, options=FLAT))
         _load(tensors, checkpoint / OPTIMIZER_SHARDS)
         stored = json.loads((checkpoint / SETTINGS).read_text())
@@ -131,7 +133,8 @@ def load_optimizer(model: nn.Module, optimizer: Any, scheduler: Any, checkpoint:
         set_optimizer_state_dict(model, optimizer.optimizer, tensors | settings, options=FLAT)
     else:
         optimizer.load_state_dict(torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True))
-    scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER, map_location="cpu", weights_only=True))
+    if scheduler is not None:
+        scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER, map_location="cpu", weights_only=True))
 
 
 def _apart(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
