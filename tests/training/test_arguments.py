@@ -225,6 +225,25 @@ def test_adapters_are_what_peft_takes():
     assert both["branch_adapters"] == both["lora"]
 
 
+@pytest.mark.parametrize(
+    ("metric", "lowest"),
+    [
+        ("eval_base_nll", True),
+        ("talk_nll_0", True),
+        ("eval_nll", True),
+        ("loss", True),
+        ("eval_drift", True),
+        ("eval_gain", False),
+        ("eval_gsm8k_exact_match", False),
+    ],
+)
+def test_the_best_model_has_the_lowest_nll_and_the_highest_share_of_right_answers(metric, lowest):
+    best = dict(load_best_model_at_end=True, metric_for_best_model=metric, eval_steps=50, save_steps=50)
+    assert arguments(**best).greater_is_better is not lowest
+    assert dataclasses.replace(arguments(**best)).greater_is_better is not lowest
+    assert arguments(**best, greater_is_better=lowest).greater_is_better is lowest
+
+
 def test_bfloat16_where_a_gpu_can():
     assert arguments().bf16 is False
     assert arguments(bf16=True).bf16 is True

@@ -54,7 +54,6 @@ def command_of(recipe: Recipe, arm: Arm, seed: int, folder: Path, parser: OneLin
         "streaming": False,
         "load_best_model_at_end": True,
         "metric_for_best_model": METRIC[arm.kind],
-        "greater_is_better": False,
         "thoughts_shown": 0,
     }
     argv = [*as_flags(name, own, parser), *as_flags(name, recipe.train_options(arm), parser)]

@@ -40,7 +40,10 @@ def headline(controls: list[Difference], replaced: list[Replaced], found: Compar
     if single:
         return f"better than every control, but {_and(single)} had one seed: another may say otherwise"
     if removed and removed[0].low <= 0:
-        return "better than every control, but not by what it thinks: it predicts as well when its thoughts are removed"
+        return (
+            "undecided: better than every control, but no difference shows when its thoughts are removed, so that what "
+            "it thinks may not be why"
+        )
     return "thoughts help: it is better than every control"
 
 

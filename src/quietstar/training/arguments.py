@@ -1,5 +1,6 @@
 """What a training run is: the method's settings, the recipe, and everything that transformers' Trainer takes."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ AT_LEAST_1 = """
 max_bad_steps eval_limit per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps
 policy_epochs think_tokens
 """
+LOWER_IS_BETTER = re.compile(r"(^|_)(loss|nll|drift)(_|$)")
+"""names of figures of which a best model has the lowest; transformers knows loss alone"""
 REFERENCES = ("self", "ema")
 EMA_DECAY = 0.999
 GROUPS = (MODEL, "text", METHOD, LORA, RECIPE, RUN)
@@ -217,6 +220,8 @@ class QuietStarTrainingArguments(TrainingArguments):
             self.data_seed: int | None = self.seed
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better: bool | None = not LOWER_IS_BETTER.search(self.metric_for_best_model)
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # There is no memory to copy to, and torch would warn.
         super().__post_init__()

@@ -140,7 +140,6 @@ def arguments_of(stage: Stage, folder: Path, args: QuietStarTrainingArguments) -
         "overwrite": False,
         "load_best_model_at_end": True,
         "metric_for_best_model": CHOSEN_BY,
-        "greater_is_better": False,
         "eval_steps": every,
         "save_strategy": args.eval_strategy,
         "save_steps": every,
