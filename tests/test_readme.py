@@ -105,7 +105,16 @@ def test_the_map_is_the_tree() -> None:
     assert all((root / name).exists() for name in named[False])
 
 
-def test_every_link_leads_somewhere() -> None:
-    root = Path(__file__).parents[1]
-    for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (root / link).exists(), link
+PAGES = [Path(__file__).parents[1] / "README.md", *sorted((Path(__file__).parents[1] / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    """To a file, and to a heading in it."""
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text(encoding="utf-8")):
+        name, _, heading = link.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, link
