@@ -157,6 +157,23 @@ def test_seeds_can_be_added(tmp_path: Path) -> None:
     assert [each["seed"] for each in figures(tmp_path / "x")["runs"]] == [None, 0, 0, 1, 1]
 
 
+def test_arms_can_be_added(tmp_path: Path) -> None:
+    recipe_file(tmp_path, arms=["filler"], seeds=[0])
+    run(tmp_path, output_dir=str(tmp_path / "x"))
+    recipe_file(tmp_path, arms=["filler", "finetune-compute", "quietstar"], seeds=[0])
+    run(tmp_path, output_dir=str(tmp_path / "x"), resume=True)
+    assert [each["arm"] for each in figures(tmp_path / "x")["runs"]] == [
+        "base", "filler", "finetune-compute", "quietstar",
+    ]  # fmt: skip
+    more = {"filler": None, "finetune-compute": None, "quietstar": None, "long": {"like": "quietstar", "n_passes": 6}}
+    recipe_file(tmp_path, arms=more, seeds=[0])
+    with pytest.raises(SettingsError, match=r"finetune-compute, seed 0 took 11 steps, and with the arms that were"):
+        run(tmp_path, output_dir=str(tmp_path / "x"), resume=True, arms=["long"])
+    recipe_file(tmp_path, arms={"filler": {"n_ahead": 3}}, seeds=[0])
+    with pytest.raises(SettingsError, match="holds a study with arms"):
+        run(tmp_path, output_dir=str(tmp_path / "x"), resume=True)
+
+
 def test_a_report_does_not_delete_what_it_reports(where: Path) -> None:
     with pytest.raises(SettingsError, match="which this run reads; give another output_dir"):
         run(where, output_dir=str(where / "whole"), report=[str(where / "whole")], overwrite=True)

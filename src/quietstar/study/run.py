@@ -190,8 +190,19 @@ class Study:
         return load_model(name, how, original=run.arm.kind != THINKING)
 
     def records(self) -> dict[Path, Measured]:
-        """Return what has been measured so far, by file, in the order of the runs."""
-        return {run.record: Measured.read(run.record) for run in self.runs if run.is_done}
+        """Return what has been measured so far, by file, in the order of the runs.
+
+        Raises:
+            SettingsError: one took another number of steps than it now would.
+        """
+        found = {run.record: Measured.read(run.record) for run in self.runs if run.is_done}
+        for run in self.runs:
+            if run.is_done and (before := found[run.record].n_steps) != run.n_steps:
+                raise SettingsError(
+                    f"{run.name} took {before:,} steps, and with the arms that were added it takes {run.n_steps:,}; "
+                    f"delete {run.folder}, and it runs again"
+                )
+        return found
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
@@ -220,7 +231,10 @@ def refuse_other(folder: Path, recipe: Recipe) -> None:
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise SettingsError(f"{folder} does not hold a study; give a folder that quietstar study wrote") from error
     now = settings_of(recipe)["study"]
-    for name in (key for key in now if key != "seeds" and before.get(key) != now[key]):  # seeds may be added
+    arms = before.get("arms")
+    if isinstance(arms, dict) and all(now["arms"].get(name) == arm for name, arm in arms.items()):
+        before["arms"] = now["arms"]  # arms may be added, and so may seeds
+    for name in (key for key in now if key != "seeds" and before.get(key) != now[key]):
         raise SettingsError(
             f"{folder} holds a study with {name} {before.get(name)!r}, and the recipe has {now[name]!r}; two recipes "
             "do not mix: give the old recipe, or another output_dir"

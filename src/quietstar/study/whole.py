@@ -48,6 +48,7 @@ def study(file: str, args: StudyArguments, parser: OneLineParser) -> Iterable[st
         whole = Study(recipe, folder, parser)
         runs = whole.chosen(args)
         open_folder(stack, folder, recipe, args)
+        whole.records()  # what was measured before must fit
         left = [run for run in runs if not run.is_done]
         failed: list[str] = []
         progress = StudyProgress(sum(run.n_steps * run.step_flops for run in left), len(runs), len(runs) - len(left))
