@@ -8,7 +8,7 @@ Legend: n states, D hidden size, V vocabulary.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ class EagerGradients:
             for some in blocks:
                 softmax = _Softmax(blocks, some, tokens[some], scored.temperature, scored.suppressed)
                 logprob[some] = softmax.logprob
-                _add_(blocks, some, softmax, weights[some], d_hidden, self.d_weight, self.d_bias)
+                add_(blocks, some, softmax, weights[some], d_hidden, self.d_weight, self.d_bias)
         self.hidden.append(hidden)
         self.d_hidden.append(d_hidden)
         squared = torch.zeros_like(logprob) if d_hidden is None else d_hidden.float().square().sum(-1)
@@ -149,10 +149,22 @@ class _Softmax:
         return d_logits[:, : self.n_states]
 
 
-def _add_(
+class BlockGradient(Protocol):
+    """The gradients at the logits of a block of states."""
+
+    n_states: int
+    total: Tensor
+    """[1, at least n_states]: what the gradients are to be divided by"""
+
+    def d_logits_(self) -> Tensor:
+        """Return the gradients [V, n_states], times the total; called once."""
+        ...
+
+
+def add_(
     blocks: Blocks,
     some: slice,
-    softmax: _Softmax,
+    softmax: BlockGradient,
     weights: Tensor,
     d_hidden: Tensor | None,
     d_weight: Tensor | None,
@@ -213,7 +225,7 @@ class _TokenLogprob(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for some in blocks:
                 softmax = _Softmax(blocks, some, tokens[some], temperature, suppressed)
-                _add_(blocks, some, softmax, weights[some], *gradients)
+                add_(blocks, some, softmax, weights[some], *gradients)
         pairs = zip(gradients, (hidden, weight, bias), strict=True)
         return *(d if d is None else d.to(x.dtype) for d, x in pairs), None, None, None, None
 
