@@ -27,6 +27,7 @@ LAYERS = [
     "talk decode request",
     "predict",
     "objective generation",
+    "taught",
     "model",
     "inference interop",
     "evaluation",

@@ -27,12 +27,12 @@ from quietstar.generation import ThinkingGeneration
 from quietstar.heads import MIXING, EndHead, ThoughtEmbeddings
 from quietstar.journal import Journal
 from quietstar.learn import Counts, Rollout
-from quietstar.objective import fill_in_losses
 from quietstar.output import QuietStarOutput
 from quietstar.policy import Decider, ThinkPolicy
 from quietstar.predict import Predictions, predict_next, where_to_think
 from quietstar.request import Request
 from quietstar.talk import talk
+from quietstar.taught import fill_in
 from quietstar.think import Thinker, think
 
 
@@ -158,7 +158,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             predicted = Predictions(trunk=thinker.trunk, grid=grid, h_base=base.h_base, thoughts=thoughts, said=said)
         output = predicted.output(request)
         if request.labels is not None:
-            fill_in_losses(output, predicted, request)
+            fill_in(output, predicted, request)
         return output
 
     def thinker(self, n_ahead: int | None = None) -> Thinker:

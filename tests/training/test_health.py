@@ -156,6 +156,8 @@ def test_a_run_without_thoughts_can_only_drift() -> None:
         "eval_drift_high": 0.4,
     }
     assert said_of([line, {"step": 100} | ill]) == {100: ["drift"]}
+    (said,) = HealthChecks().look(100, ill)
+    assert said.endswith("Lower --learning_rate, or stop earlier")
 
 
 def test_each_check_warns_once_and_remembers_over_a_restart() -> None:

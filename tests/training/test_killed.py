@@ -15,8 +15,9 @@ import torch
 
 from quietstar.errors import CheckpointError, InterruptedRunError, SettingsError
 from quietstar.training import DataArguments, QuietStarTrainer, QuietStarTrainingArguments, checkpoints, signals
+from quietstar.training.end import save
 from quietstar.training.model_arguments import ModelArguments
-from quietstar.training.run import run_training, save
+from quietstar.training.run import run_training
 from tests.long import mostly_long
 from tests.processes import Command
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from quietstar import QuietStarForCausalLM
 from quietstar.interop.convert import convert
 from quietstar.training import checkpoints
+from tests.tiny import make_thoughtful
 from tests.training.test_killed import command
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +89,28 @@ def test_a_curriculum_on_two_processes(inputs, tmp_path, recipe):
     assert model.config.n_ahead == 4
     assert float(model.mixing_head.layers[-1].weight.detach().abs().max()) > 0
     assert not list(folder.rglob("checkpoint-*"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", ["ddp", "fsdp2"])
+def test_a_distillation_on_two_processes(inputs, tmp_path, recipe):
+    """Adapters of the teacher's own base model learn, and are merged into a plain model."""
+    model = QuietStarForCausalLM.from_base(str(inputs / "base"), n_ahead=4)
+    make_thoughtful(model)
+    model.save_pretrained(tmp_path / "thinking")
+    for file in (inputs / "base").glob("tokenizer*"):
+        (tmp_path / "thinking" / file.name).write_bytes(file.read_bytes())
+    folder, left_out = tmp_path / "run", ("--model", "--n_ahead", "--thoughts_shown")
+    flags = [word for word in command(inputs, folder)[3:] if not word.startswith(left_out)]
+    more = ["--lora", "--lora_r=4", "--max_steps=3", "--learning_rate=1e-2", "--eval_strategy=steps", "--eval_steps=3"]
+    words = ["", "", "distill", str(tmp_path / "thinking"), *flags, *more, f"--cache={tmp_path / 'cache'}"]
+    done = launched(recipe, words, tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stderr.count("a plain model") == 1
+    before, after = load_file(inputs / "base" / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert "quietstar" not in (folder / "config.json").read_text()
 
 
 @pytest.mark.long

@@ -46,13 +46,15 @@ class Spoken:
     head: LMHead
     hidden: Tensor
     """[P, n, D]"""
+    dtype: torch.dtype | None = None
+    """of the products of states and head; None for the head's own"""
 
     def logprob(self, some: slice) -> Tensor:
         """Return log-probabilities [V, m]."""
         P = len(self.hidden)
         found: Tensor | None = None
         for hidden in self.hidden:
-            logits = Blocks(self.head, hidden[some]).logits(slice(None))
+            logits = Blocks(self.head, hidden[some], dtype=self.dtype).logits(slice(None))
             each = logits.log_softmax(0)
             found = each if found is None else torch.logaddexp(found, each)
         assert found is not None
@@ -87,7 +89,7 @@ class Likeliest:
         """Return the k likeliest tokens of whole predictions."""
         n, V = target.hidden.shape[1], len(target.head.weight)
         found = []
-        for some in Blocks(target.head, target.hidden[0]):
+        for some in Blocks(target.head, target.hidden[0], dtype=target.dtype):
             logp = target.logprob(some)
             logprob, tokens = logp.topk(min(k, V - 1), dim=0)
             rest = logp.scatter_(0, tokens, -torch.inf).logsumexp(0)

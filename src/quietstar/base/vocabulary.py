@@ -79,11 +79,12 @@ class Blocks:
         head: the LM head.
         hidden: [n, D]
         multiple: blocks are padded to a multiple of this many states.
+        dtype: of the products; None for autocast's, or the head's own.
     """
 
-    def __init__(self, head: LMHead, hidden: Tensor, multiple: int = 1) -> None:
+    def __init__(self, head: LMHead, hidden: Tensor, multiple: int = 1, dtype: torch.dtype | None = None) -> None:
         device = hidden.device.type
-        self.dtype = product_dtype(head.weight)
+        self.dtype = dtype or product_dtype(head.weight)
         self.head, self.hidden, self.weight = head, hidden.detach().to(self.dtype), head.weight_in(self.dtype)
         self.multiple = multiple
         fitting = BYTES_AT_ONCE.get(device, BYTES_AT_ONCE["cpu"]) // (4 * len(self.weight))

@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "teach a model to think from plain text",
     "generate": "continue a prompt, thinking before each token",
     "evaluate": "how well a model answers and predicts, with thoughts and without",
+    "distill": "teach an ordinary model what a thinking model predicts",
     "study": "do thoughts pay, beside every control? trains and compares arms of a recipe",
     "inspect": "what a model thinks over a text, and whether the thoughts matter",
     "serve": "an HTTP server with OpenAI's protocol, and a web page that shows the thoughts",

@@ -5,8 +5,9 @@ from quietstar.runs.processes import part_ways
 from quietstar.training.arguments import GROUPS, QuietStarTrainingArguments
 from quietstar.training.curriculum import CurriculumArguments
 from quietstar.training.data.arguments import DataArguments
+from quietstar.training.end import held_out_words
 from quietstar.training.model_arguments import ModelArguments
-from quietstar.training.run import held_out_words, run_training
+from quietstar.training.run import run_training
 from quietstar.training.stages import dry_run_of_stages, run_curriculum
 
 CLASSES = (ModelArguments, DataArguments, QuietStarTrainingArguments)

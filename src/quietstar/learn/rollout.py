@@ -8,6 +8,8 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from quietstar.learn.lesson import Lesson
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
@@ -30,6 +32,8 @@ class Rollout:
     """how far from 1 a ratio of probabilities, now and in that epoch, may lead (PPO, arXiv 1707.06347)"""
     kl_weight: float = 0.0
     """weight of the divergence from the reference in the policy loss"""
+    lesson: Lesson | None = None
+    """of a teacher, whose predictions the base pass learns instead of the labels alone"""
 
     @property
     def bends(self) -> bool:
@@ -44,6 +48,8 @@ class Rollout:
     def __getitem__(self, rows: slice) -> Self:
         """Return some rows of the batch."""
         some: dict[str, Any] = {name: value[rows] for name, value in self.tensors().items()}
+        if self.lesson is not None:
+            some["lesson"] = self.lesson[rows]
         return replace(self, **some)
 
 

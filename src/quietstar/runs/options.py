@@ -6,7 +6,7 @@ import difflib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -72,6 +72,7 @@ def make_parser(
     groups: tuple[str, ...] = (),
     config: bool = False,
     positional: dict[str, str] | None = None,
+    omitted: Collection[str] = (),
 ) -> OneLineParser:
     """Return a parser with an option for every field of the dataclasses.
 
@@ -85,6 +86,7 @@ def make_parser(
         groups: the order of the groups; others follow.
         config: whether options may also come from a YAML file.
         positional: name -> help of the positional arguments; a name that ends in ? is optional.
+        omitted: fields that are no options, and keep their defaults.
     """
     positional = positional or {}
     names = [f"[{name[:-1].upper()}]" if name.endswith("?") else name.upper() for name in positional]
@@ -109,7 +111,7 @@ def make_parser(
         hints = get_type_hints(cls)
         for field in dataclasses.fields(cls):
             title = getattr(field.metadata.get("help"), "group", getattr(cls, "_argument_group_name", INHERITED))
-            if field.init:
+            if field.init and field.name not in omitted:
                 field.type = hints[field.name]
                 listed.setdefault(title, []).append(field)
     for title, fields in listed.items():

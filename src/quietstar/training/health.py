@@ -79,10 +79,15 @@ class HealthChecks(Part):
         if self.reward_mean is not None and self.reward_mean > 0:
             rewards = f"; rewards compare with this worse base pass: reward_mean {self.reward_mean:+.3g} is no gain"
         before, now, drift, high = (figures[f"eval_{of}"] for of in ("nll_before", "base_nll", "drift", "drift_high"))
+        advice = "Lower --learning_rate, or stop earlier"
+        if "eval_talk_nll_0" in figures:
+            advice = (
+                "Lower --policy_weight or --learning_rate, or keep the base pass out of reach: --branch_adapters "
+                "--freeze_base"
+            )
         return (
             f"without thoughts, held-out text is predicted worse than before training: base_nll {now:.4g}, "
-            f"{before:.4g} before (drift {drift:+.3g}, 95 % interval {low:+.3g} to {high:+.3g}){rewards}. Lower "
-            "--policy_weight or --learning_rate, or keep the base pass out of reach: --branch_adapters --freeze_base"
+            f"{before:.4g} before (drift {drift:+.3g}, 95 % interval {low:+.3g} to {high:+.3g}){rewards}. {advice}"
         )
 
     def collapse(self, figures: dict[str, float]) -> str | None:

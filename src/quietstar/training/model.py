@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from quietstar.base.ids import set_token_ids
 from quietstar.base.loading import holds_thinking_model
 from quietstar.base.precision import HALVES, train_in_float32
-from quietstar.config import QuietStarConfig
+from quietstar.config import SETTINGS, QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.model import QuietStarForCausalLM
 from quietstar.training.arguments import QuietStarTrainingArguments
@@ -26,6 +26,7 @@ def thinking_model(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     freeze_base: bool = False,
+    plain: bool = False,
     **settings: Any,
 ) -> QuietStarForCausalLM:
     """Return the model to train, with the method's settings of a run.
@@ -35,6 +36,7 @@ def thinking_model(
         args: its method settings override the model's.
         tokenizer: of the model.
         freeze_base: train only mixing head, thought embeddings and adapters of branches, in a model given by name.
+        plain: of a thinking model given by name, take the base model alone, its adapters merged.
         settings: further fields of QuietStarConfig and arguments of `from_pretrained`, for a model that is made
             here from a base model. Without a dtype, the weights that train become float32, and frozen ones stay as
             they are stored.
@@ -45,7 +47,7 @@ def thinking_model(
     method = args.method_settings()
     set_seed(args.seed)  # The mixing head begins at random.
     if isinstance(model, (str, Path)):
-        model = _by_name(str(model), tokenizer, method, settings, freeze_base)
+        model = _by_name(str(model), tokenizer, method, settings, freeze_base, plain)
     if not isinstance(model, QuietStarForCausalLM):
         model = QuietStarForCausalLM.from_base(model, tokenizer=tokenizer, **method)
         check_lengths(model.config, args)
@@ -93,9 +95,15 @@ def _by_name(
     method: dict[str, Any],
     settings: dict[str, Any],
     freeze_base: bool,
+    plain: bool,
 ) -> QuietStarForCausalLM:
     if not holds_thinking_model(name):
         model = QuietStarForCausalLM.from_base(name, tokenizer=tokenizer, **method, **settings)
+    elif plain and not settings.get("quantization_config"):
+        how = {key: settings[key] for key in settings.keys() - SETTINGS}
+        base_lm = _plain(QuietStarForCausalLM.from_pretrained(name, **how))
+        own = {key: settings[key] for key in settings.keys() & SETTINGS}
+        model = QuietStarForCausalLM.from_base(base_lm, tokenizer=tokenizer, **method, **own)
     elif fixed := [option for field, option in OF_BASE_MODELS.items() if settings.get(field)]:
         raise SettingsError(
             f"{name} is a thinking model already, and {', '.join(fixed)} can only be given to a base model; leave out"
@@ -107,6 +115,13 @@ def _by_name(
     if settings.get("dtype", "auto") == "auto":
         train_in_float32(model)
     return model
+
+
+def _plain(model: QuietStarForCausalLM) -> PreTrainedModel:
+    """Return the base model of a thinking one: adapters of every pass merged, those of branches dropped."""
+    model.merge_lora()
+    model.drop_branch_adapters()
+    return model.base_lm
 
 
 OF_THOUGHTS = """

@@ -88,7 +88,7 @@ class Rollouts(Part):
 
     def _add(self, batch: Batch, found: dict[str, Tensor]) -> None:
         batch |= {name: found[name] for name in OF_BATCH if name in found}
-        rollout = {name: value for name, value in found.items() if name not in OF_BATCH}
+        rollout: dict[str, Any] = {name: value for name, value in found.items() if name not in OF_BATCH}
         batch["rollout"] = Rollout(clip_ratio=self.args.clip_ratio, kl_weight=self.args.kl_weight, **rollout)
 
     def _think(self, batch: Batch, seed: int, run: Callable[..., QuietStarOutput]) -> dict[str, Tensor]:

@@ -1,27 +1,21 @@
 """A whole training run, from names to a folder that holds the trained model."""
 
-import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, TrainerCallback
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import quietstar
 from quietstar.base.ids import n_embeddings
 from quietstar.base.loading import load_tokenizer
-from quietstar.base.sharding import is_sharded
 from quietstar.base.trunk import check_reach
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError, first_line
 from quietstar.inference.loading import name_of
 from quietstar.model import QuietStarForCausalLM
-from quietstar.reporting.tables import json_lines
 from quietstar.runs.contents import digest_of_model
 from quietstar.runs.folders import (
     alone_in,
@@ -31,7 +25,6 @@ from quietstar.runs.folders import (
     is_empty,
     read_settings,
     versions,
-    write_whole,
 )
 from quietstar.training import checkpoints
 from quietstar.training.arguments import QuietStarTrainingArguments
@@ -40,7 +33,9 @@ from quietstar.training.data.arguments import DataArguments
 from quietstar.training.data.datasets import build_datasets
 from quietstar.training.data.stream import StreamedTextWindows
 from quietstar.training.data.windows import TextWindows
+from quietstar.training.distillation.teacher import Teacher
 from quietstar.training.dry_run import dry_run
+from quietstar.training.end import SKIPPED, final_save, last_evaluation, save, write_figures
 from quietstar.training.model import thinking_model, turn_thoughts_off
 from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.signals import StopSignals
@@ -59,6 +54,7 @@ def run_training(
     *,
     config: str | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    teacher: Teacher | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate and save.
 
@@ -68,6 +64,7 @@ def run_training(
         args: how. Its output_dir, where None, is named after the model.
         config: the file that settings came from, which --overwrite must not delete.
         callbacks: further ones for the trainer.
+        teacher: whose predictions the base model learns.
 
     Returns:
         The last figures: of training, and of held-out text under `eval_` names.
@@ -79,10 +76,10 @@ def run_training(
         with tempfile.TemporaryDirectory() as folder:
             args.output_dir, args.resume, args.resume_from_checkpoint = folder, False, None
             with ExitStack() as cleanup:
-                trainer, *_ = prepare(model_args, data_args, args, config, cleanup)
+                trainer, *_ = prepare(model_args, data_args, args, config, cleanup, teacher)
                 return {"dry_run": dry_run(trainer, data_args.max_length)}
     with ExitStack() as cleanup:
-        trainer, tokenizer, checkpoint = prepare(model_args, data_args, args, config, cleanup)
+        trainer, tokenizer, checkpoint = prepare(model_args, data_args, args, config, cleanup, teacher)
         for callback in callbacks:
             trainer.add_callback(callback)
         # Signals are noted until the end: one that arrives after the last step does not interrupt the final save.
@@ -104,6 +101,7 @@ def prepare(
     args: QuietStarTrainingArguments,
     config: str | None,
     cleanup: ExitStack,
+    teacher: Teacher | None = None,
 ) -> tuple[QuietStarTrainer, PreTrainedTokenizerBase, Path | None]:
     """Return a trainer, its tokenizer and the checkpoint to resume from, all checked.
 
@@ -147,6 +145,7 @@ def prepare(
         **model_args.loading_settings(),
         **model_args.adapter_settings(),
         freeze_base=model_args.freeze_base,
+        plain=model_args.original,
     )
     if model_args.attention_backend != "auto":
         model.set_attention_backend(model_args.attention_backend)
@@ -169,6 +168,12 @@ def prepare(
     trainer.settings |= {"streaming": True, "weight_digest": digest_of_model(model_args.model)}
     if not isinstance(train_dataset, StreamedTextWindows):
         trainer.settings |= {"streaming": False, "rows": len(train_dataset)}
+    if teacher is not None:
+        teacher.check_fits(model)
+        trainer.parts.teacher = teacher
+        trainer.settings |= teacher.settings
+        if teacher.cache is not None and not isinstance(train_dataset, StreamedTextWindows):
+            logger.info(teacher.cache.words(len(train_dataset), data_args.max_length))
     if checkpoint is not None:
         trainer.check_resumable(checkpoint)
     if is_first:
@@ -179,41 +184,14 @@ def prepare(
     return trainer, tokenizer, checkpoint
 
 
-def write_figures(trainer: QuietStarTrainer, figures: dict[str, Any]) -> None:
-    """Write results.json and log.jsonl into the run's folder."""
-    texts: Any = trainer.train_dataset
-    is_stream = isinstance(texts, StreamedTextWindows)
-    figures["n_skipped_texts"] = trainer.parts.place.n_skipped if is_stream else texts.n_skipped
-    if trainer.is_world_process_zero():
-        write_whole(trainer.folder / "results.json", json.dumps(figures, indent=2) + "\n")
-        write_whole(trainer.folder / "log.jsonl", json_lines(trainer.state.log_history))
-    if is_stream:
-        logger.info(_SKIPPED.format(figures["n_skipped_texts"]))
-
-
-@contextmanager
-def final_save(folder: Path) -> Iterator[None]:
-    """Raise CheckpointError, in one line, if the model or the figures cannot be written."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the trained model cannot be written to {folder} ({first_line(error)}); make room, and "
-            "continue from the last checkpoint with --resume"
-        ) from error
-
-
 def log_counts(train_dataset: TextWindows | StreamedTextWindows, eval_dataset: TextWindows | None) -> None:
     """Log how many rows there are, and how many texts were too short for one prediction."""
     if isinstance(train_dataset, StreamedTextWindows):
         logger.info("training on a stream of texts; those too short for one prediction are skipped")
     else:
-        logger.info("%s rows to train on; %s", f"{len(train_dataset):,}", _SKIPPED.format(train_dataset.n_skipped))
+        logger.info("%s rows to train on; %s", f"{len(train_dataset):,}", SKIPPED.format(train_dataset.n_skipped))
     if eval_dataset is not None:
-        logger.info("%s rows held out; %s", f"{len(eval_dataset):,}", _SKIPPED.format(eval_dataset.n_skipped))
-
-
-_SKIPPED = "{:,} texts too short for one prediction were skipped"
+        logger.info("%s rows held out; %s", f"{len(eval_dataset):,}", SKIPPED.format(eval_dataset.n_skipped))
 
 
 def check_fit(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -226,64 +204,6 @@ def check_fit(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, m
             "tokenizer that belongs to the model"
         )
     check_reach(model.base_lm, max_length, model.config.n_ahead + model.config.n_ahead_talk - 1)
-
-
-def save(
-    trainer: QuietStarTrainer, tokenizer: PreTrainedTokenizerBase, *, plain: bool, merge: bool, dtype: str
-) -> None:
-    """Write the model into the run's folder: the thinking model, or its base model if `plain`.
-
-    With `merge`, adapters are merged into the weights, in the given dtype: most of what they add is lost in 16 bits.
-    """
-    model: QuietStarForCausalLM = trainer.accelerator.unwrap_model(trainer.model)
-    folder = trainer.folder
-    if is_sharded(model):
-        trainer.save_model()  # All processes take part; the rest is one's work.
-        if not (plain or merge) or not trainer.is_world_process_zero():
-            return
-        unset_hf_deepspeed_config()  # Otherwise the model would be sharded again.
-        model = QuietStarForCausalLM.from_pretrained(folder, dtype=dtype)
-        for file in folder.glob("model*.safetensors*"):
-            file.unlink()
-    elif getattr(model.base_lm, "is_quantized", False):
-        model.base_lm.dequantize()
-    if merge and model.config.lora is not None:
-        model.to("cpu", getattr(torch, dtype))  # In float32 it may not fit on the GPU.
-        model.merge_lora()
-    if not plain and not is_sharded(trainer.model):
-        trainer.save_model()
-    elif trainer.is_world_process_zero():
-        (model.base_lm if plain else model).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
-def last_evaluation(trainer: QuietStarTrainer) -> dict[str, float]:
-    """Return the held-out figures of the model that is saved: of the last step, or of the best one if that is kept.
-
-    An evaluation is run if there was none.
-    """
-    if trainer.eval_dataset is None:
-        return {}
-    step = trainer.state.global_step
-    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
-        step = trainer.state.best_global_step
-    for line in reversed(trainer.state.log_history):
-        if "eval_loss" in line and line["step"] == step:
-            return {name: value for name, value in line.items() if name.startswith("eval_")}
-    return trainer.evaluate()
-
-
-def held_out_words(figures: dict[str, float]) -> list[str]:
-    """Return a line for the terminal about the last figures of held-out text; none if there are no such figures."""
-    if "eval_base_nll" not in figures:
-        return []
-    before = f"{figures['eval_nll_before']:.4f} before training, " if "eval_nll_before" in figures else ""
-    if "eval_talk_nll_0" not in figures:
-        return [f"held-out text, nats a token: {before}{figures['eval_base_nll']:.4f} now"]
-    return [
-        f"held-out text, nats a token: {before}{figures['eval_base_nll']:.4f} now without thoughts, "
-        f"{figures['eval_talk_nll_0']:.4f} with them"
-    ]
 
 
 def default_folder(model_args: ModelArguments, args: QuietStarTrainingArguments) -> str:

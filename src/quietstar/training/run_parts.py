@@ -11,6 +11,7 @@ from quietstar.output import QuietStarOutput
 from quietstar.runs.processes import Processes
 from quietstar.runs.seeds import mixed_seed
 from quietstar.training.arguments import QuietStarTrainingArguments
+from quietstar.training.distillation.teacher import Teacher
 from quietstar.training.figures import TrainingFigures
 from quietstar.training.health import HealthChecks
 from quietstar.training.held_out import HeldOutFigures
@@ -46,6 +47,7 @@ class RunParts(Parts):
         self.rollouts = Rollouts(args, self.reference)
         self.args, self.processes = args, processes
         self.tasks = TaskFigures(args, tokenizer)
+        self.teacher: Teacher | None = None
         self._fresh, self._before_step = self.state_dict(), self.snapshot()
 
     def reset(self) -> None:
@@ -79,6 +81,8 @@ class RunParts(Parts):
             add_think_at(batches, args, step=step, rank=self.processes.rank, run=run)
             seeds = [mixed_seed(args.seed, step, index, self.processes.rank) for index in range(len(batches))]
             self.rollouts.score(batches, model, run, seeds)
+            if self.teacher is not None:
+                self.teacher.teach(batches, seeds)
         self.guard.begin(batches, n_before + 1)
         self._before_step = self.snapshot()
         return count_labels(batches, config.n_ahead_talk, self.processes)

@@ -38,10 +38,11 @@ from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.curriculum import CHOSEN_BY, CurriculumArguments, Stage, check_curriculum, stages_of
 from quietstar.training.data.arguments import DataArguments
 from quietstar.training.dry_run import DryRun, in_words
+from quietstar.training.end import final_save
 from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.optimizer import settings_kept
 from quietstar.training.resuming import resuming_from
-from quietstar.training.run import default_folder, final_save, run_training
+from quietstar.training.run import default_folder, run_training
 from quietstar.training.weights import load_optimizer
 
 logger = logging.getLogger(__name__)

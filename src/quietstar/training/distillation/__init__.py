@@ -1,0 +1,1 @@
+"""A model that needs no thoughts, taught by one that thinks."""

@@ -1,0 +1,72 @@
+"""Options of `quietstar distill`: who teaches whom, and what is learned."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from quietstar.config import check_n_ahead
+from quietstar.errors import SettingsError
+from quietstar.learn.lesson import OBJECTIVES
+from quietstar.policy import ThinkPolicy
+from quietstar.runs.fields import check_at_least, option
+from quietstar.think import check_sampling
+from quietstar.training.model_arguments import MODEL
+
+LESSON = "what is learned"
+FAST, PLAIN = "fast", "nll"
+"""objectives that need no whole predictions: one number a token, or none, as `quietstar train --original`"""
+
+
+@dataclass(kw_only=True)
+class DistillArguments:
+    """Who teaches whom, and what is learned.
+
+    Raises:
+        SettingsError: a value is impossible.
+    """
+
+    student: str | None = option(
+        None,
+        "model that learns, with the teacher's tokenizer: hub name, folder or GGUF file (default: the teacher's own "
+        "base model as it is now)",
+        MODEL,
+    )
+    objective: str = option(
+        "kl",
+        "kl: divergence from the teacher's prediction; reverse_kl; fast: the text, more so where the student is better "
+        "than the teacher; nll: the text alone, a control",
+        LESSON,
+    )
+    reward_weight: float = option(1.0, "of fast: weight of the reward", LESSON)
+    teacher_think: str = option("always", "where the teacher thinks, such as always or entropy:2.5", LESSON)
+    teacher_n_ahead: int | None = option(None, "tokens of its thoughts, start and end included", LESSON)
+    teacher_passes: int = option(1, "sampled thoughts whose predictions are averaged; 1 is one greedy thought", LESSON)
+    teacher_temperature: float = option(1.0, "at which several thoughts are sampled", LESSON)
+    cache: str | None = option(
+        None, "folder that keeps what the teacher said of each row: it is asked once for all epochs and runs", LESSON
+    )
+    cache_tokens: int = option(
+        64, "likeliest tokens that are kept of each prediction; the rest's mass is kept, too", LESSON
+    )
+
+    def __post_init__(self) -> None:
+        if self.objective not in (*OBJECTIVES, PLAIN):
+            raise SettingsError(f"objective is {self.objective!r}; choose from {', '.join((*OBJECTIVES, PLAIN))}")
+        check_at_least(self, {"reward_weight": 0, "teacher_passes": 1, "cache_tokens": 1})
+        if self.cache is not None and self.objective in (FAST, PLAIN):
+            raise SettingsError(f"a cache keeps predictions, and {self.objective} learns from none; leave it out")
+        ThinkPolicy.parse(self.teacher_think)
+        if self.teacher_n_ahead is not None:
+            check_n_ahead(self.teacher_n_ahead, "teacher_n_ahead")
+        check_sampling(self.teacher_temperature, 1.0)
+        if self.teacher_passes > 1 and self.teacher_temperature == 0:
+            raise SettingsError(
+                f"teacher_passes is {self.teacher_passes} at teacher_temperature 0, and greedy thoughts are all alike; "
+                "give a teacher_temperature above 0, or one pass"
+            )
+
+    @property
+    def lesson(self) -> dict[str, Any]:
+        """What decides what the teacher says."""
+        names = ("teacher_think", "teacher_n_ahead", "teacher_passes")
+        found = {name: getattr(self, name) for name in names}
+        return found | ({"teacher_temperature": self.teacher_temperature} if self.teacher_passes > 1 else {})
