@@ -71,6 +71,7 @@ ACROSS = {
     "test_benchmarks.py": "the scripts in benchmarks/",
     "test_ci.py": "the hosted workflow",
     "test_compile.py": "compiled layers",
+    "test_docker.py": "the image of the server",
     "test_families.py": "every family of base models against the plain loop",
     "test_golden.py": "the released code's numbers",
     "test_house.py": "this file",
