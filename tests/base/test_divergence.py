@@ -137,3 +137,20 @@ def test_half_precision_keeps_its_sums_in_float32(kind: str) -> None:
     torch.testing.assert_close(found, exact, atol=0.1, rtol=0.1)
     (gradient,) = torch.autograd.grad(found.sum(), states_in_half)
     assert gradient.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [60.0, 300.0])
+def test_predictions_that_are_certain_have_finite_gradients(kind: str, size: float) -> None:
+    """Also where the other tokens together have a probability below float32's smallest."""
+    head, teacher = LMHead(torch.eye(4).requires_grad_()), LMHead(torch.eye(4))
+    hidden = torch.tensor([[size, size, -size, -size], [size, -size, -size, -size]], requires_grad=True)
+    spoken = Spoken(teacher, torch.tensor([[[2.0, 2, 0, 0], [2.0, 2, 0, 0]]]))
+    for target in (spoken, Likeliest.of(spoken, 2)):
+        value = divergence(head, hidden, target, kind)
+        (gradient,) = torch.autograd.grad(value.sum(), hidden)
+        assert bool(value.isfinite().all())
+        assert bool(gradient.isfinite().all())
+        if kind == "kl":
+            expected = hidden.detach().softmax(-1) - spoken.logprob(slice(0, 2)).T.exp()
+            torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4)

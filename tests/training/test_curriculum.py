@@ -42,7 +42,10 @@ def test_one_number_is_for_all_stages_and_none_is_the_runs() -> None:
         ({"curriculum": "8:-4"}, r"curriculum has stage '8:-4'"),
         ({"curriculum": "1:4"}, r"n_ahead is 1"),
         ({"curriculum": "8:0"}, r"n_ahead_talk of at least 1"),
-        ({"curriculum": "8:4,6:2", "curriculum_steps": "1,2,3"}, r"one number of steps above 0, or 2 with commas"),
+        (
+            {"curriculum": "8:4,6:2", "curriculum_steps": "1,2,3"},
+            r"one number of steps above 0, or 2 with commas",
+        ),
         ({"curriculum": "8:4", "curriculum_steps": "1.5"}, r"curriculum_steps is '1.5'"),
         ({"curriculum": "8:4", "curriculum_steps": "0"}, r"curriculum_steps is '0'"),
         ({"curriculum": "8:4", "curriculum_learning_rates": "nan"}, r"curriculum_learning_rates is 'nan'"),
@@ -66,6 +69,19 @@ def test_impossible_stages_are_refused(options: dict[str, Any], message: str) ->
         ({}, {"eval_size": 0}, {}, "on held-out text, and there is none"),
         ({}, {}, {"eval_strategy": "no"}, "on held-out text, and there is none"),
         ({}, {}, {"metric_for_best_model": "eval_gsm8k_exact_match"}, "a curriculum chooses models by eval_talk_nll_0"),
+        (
+            {},
+            {},
+            {"save_strategy": "no"},
+            "save_strategy no was given, and a curriculum needs checkpoints",
+        ),
+        ({}, {}, {"eval_delay": 5.0}, "eval_delay is 5.0, and a stage chooses among its evaluations; leave it out"),
+        (
+            {},
+            {},
+            {"metric_for_best_model": "eval_talk_nll_0", "greater_is_better": True},
+            "the best model of a stage has the lowest nll",
+        ),
         ({}, {}, {"resume_from_checkpoint": "x/checkpoint-3"}, "names a checkpoint of one stage; give --resume"),
     ],
 )
@@ -73,4 +89,17 @@ def test_options_that_do_not_go_with_stages(
     model: dict[str, Any], data: dict[str, Any], training: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message):
-        check_curriculum(ModelArguments(**model), DataArguments(**data), arguments(**training))
+        check_curriculum(
+            ModelArguments(**model), DataArguments(**data), arguments(**training), CurriculumArguments(curriculum="8:4")
+        )
+
+
+def test_a_learning_rate_of_0_is_the_runs_own_business() -> None:
+    (stage,) = stages_of(CurriculumArguments(curriculum="8:4"), arguments(learning_rate=0.0))
+    assert stage.learning_rate == 0
+
+
+def test_an_optimizer_that_is_not_saved_cannot_be_kept() -> None:
+    keeps = CurriculumArguments(curriculum="8:4", curriculum_keep_optimizer=True)
+    with pytest.raises(SettingsError, match="save_only_model was given, and a curriculum needs checkpoints"):
+        check_curriculum(ModelArguments(), DataArguments(), arguments(save_only_model=True), keeps)

@@ -16,6 +16,7 @@ from quietstar.training.curriculum import CurriculumArguments
 from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.run import run_training
 from quietstar.training.stages import dry_run_of_stages, run_curriculum
+from quietstar.training.trainer import QuietStarTrainer
 
 OPTIONS: dict[str, Any] = dict(
     per_device_train_batch_size=2,
@@ -79,7 +80,9 @@ def test_stages_are_runs_that_could_be_made_by_hand(inputs: Path, whole: Path, t
     )
     run_training(*pieces(inputs, tmp_path / "a", n_ahead=5, max_steps=4, **(chosen | {"learning_rate": 5e-2})))
     assert_same(tmp_path / "a", whole / "stage-1")
-    run_training(*pieces(inputs, tmp_path / "b", model=str(tmp_path / "a"), n_ahead=4, max_steps=4, **chosen))
+    run_training(
+        *pieces(inputs, tmp_path / "b", model=str(tmp_path / "a"), n_ahead=4, max_steps=4, data_seed=43, **chosen)
+    )
     assert_same(tmp_path / "b", whole / "stage-2")
     assert_same(tmp_path / "b", whole)
     model = QuietStarForCausalLM.from_pretrained(whole)
@@ -102,7 +105,11 @@ def test_figures_say_their_stage(whole: Path) -> None:
     figures = json.loads((whole / "results.json").read_text())
     last = json.loads((whole / "stage-2" / "results.json").read_text())
     assert figures["stages"].keys() == {"stage-1", "stage-2"}
-    assert {name: figures[name] for name in last} == last
+    relative = ("eval_nll_before", "eval_drift", "eval_gain")
+    own = {name: value for name, value in last.items() if not name.startswith(relative)}
+    assert {name: figures[name] for name in own} == own
+    assert figures.keys() == own.keys() | {"stages", "eval_nll_before"}
+    assert figures["eval_nll_before"] == lines(whole / "stage-1")[0]["eval_nll_before"]
     assert json.loads((whole / "run.json").read_text())["stages"][0]["n_ahead"] == 5
     assert not list(whole.rglob("checkpoint-*"))
 
@@ -149,8 +156,15 @@ def test_killed_before_the_last_model_is_in_place(
 
 
 def test_another_curriculum_does_not_go_on(inputs: Path, whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"has a run with the stages .*; give the old curriculum"):
-        stages(inputs, whole, of=STAGES | {"curriculum": "5:2,3:2"}, resume=True)
+    for changed, told in (
+        ({"of": STAGES | {"curriculum": "5:2,3:2"}}, "curriculum is '5:2,3:2' and was '5:2,4:2'"),
+        ({"of": STAGES | {"curriculum_keep_optimizer": True}}, "curriculum_keep_optimizer is True and was False"),
+        ({"seed": 7}, "seed is 7 and was 42"),
+        ({"policy_weight": 2.0}, "policy_weight is 2.0 and was 1.0"),
+        ({"lora": True}, "lora is True and was False"),
+    ):
+        with pytest.raises(SettingsError, match=told):
+            stages(inputs, whole, resume=True, **changed)
     with pytest.raises(SettingsError, match="already has a run; give another folder, or --overwrite"):
         stages(inputs, whole)
     with pytest.raises(SettingsError, match="has a curriculum; give it again, or another output_dir"):
@@ -181,6 +195,32 @@ def test_the_optimizer_begins_anew_unless_it_is_kept(inputs: Path, tmp_path: Pat
     assert (second > 0) == keeps
     assert set(rates) == {0.0}, "the learning rate warms up again"
     assert not list((tmp_path / "run").rglob("checkpoint-*"))
+
+
+def test_each_stage_reads_its_rows_in_another_order(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    compute = QuietStarTrainer.compute_loss
+
+    def noted(self: Any, model: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        if model.training:
+            seen.append(batch["input_ids"].flatten().tolist())
+        return compute(self, model, batch, *args, **kwargs)
+
+    monkeypatch.setattr(QuietStarTrainer, "compute_loss", noted)
+    stages(inputs, tmp_path / "run")
+    assert len(seen) == 8
+    assert seen[:4] != seen[4:]
+
+
+def test_a_stage_that_a_health_check_ends_is_the_last(inputs: Path, tmp_path: Path) -> None:
+    ill = {"learning_rate": 3.0, "stop_when_unhealthy": True}
+    of = {"curriculum": "5:2,4:2", "curriculum_steps": "9"}
+    stages(inputs, tmp_path / "run", of=of, **ill)
+    assert not (tmp_path / "run" / "stage-2").exists()
+    assert_same(tmp_path / "run", tmp_path / "run" / "stage-1")
+    assert {line["stage"] for line in lines(tmp_path / "run")} == {1}
 
 
 def test_what_is_said_at_the_end_compares_with_the_model_before_the_first_stage(inputs: Path, whole: Path) -> None:

@@ -110,7 +110,8 @@ class Likeliest:
             gradient = logq.exp_().mul_(ratio_of_rest - value)
             return value, gradient.scatter_(0, tokens, own.exp() * (ratio - value))
         value = -(logp.exp() * ratio).sum(0) - rest.exp() * ratio_of_rest
-        gradient = logq.exp_().mul_(1 - (-ratio_of_rest).exp())
+        given = (logq - ratio_of_rest).exp()  # what the teacher holds of each other token, if they share as here
+        gradient = logq.exp_().sub_(given)
         return value, gradient.scatter_(0, tokens, own.exp() - logp.exp())
 
 

@@ -4,12 +4,22 @@ from quietstar.cli.train import CLASSES
 from quietstar.runs.options import make_parser, parse, say
 from quietstar.runs.processes import part_ways
 from quietstar.training.arguments import GROUPS, METHOD_SETTINGS
-from quietstar.training.distillation.arguments import LESSON, DistillArguments
+from quietstar.training.distillation.arguments import LEARNED, DistillArguments
 from quietstar.training.distillation.run import distill
 from quietstar.training.model import OF_THOUGHTS
 
 OMITTED = frozenset(
-    ["model", "original", "branch_adapters", "freeze_base", "load_in_4bit", "ema_decay", "thoughts_shown"]
+    # Checkpoints, which push_to_hub would push, are of a thinking model with its thoughts off.
+    [
+        "model",
+        "original",
+        "branch_adapters",
+        "freeze_base",
+        "load_in_4bit",
+        "ema_decay",
+        "thoughts_shown",
+        "push_to_hub",
+    ]
 ) | {*METHOD_SETTINGS, *OF_THOUGHTS.split()}
 """options of `quietstar train` that a student without thoughts has no use for"""
 
@@ -22,7 +32,7 @@ def main(argv: list[str]) -> None:
         "any engine loads.",
         *CLASSES,
         DistillArguments,
-        groups=(LESSON, *GROUPS),
+        groups=(LEARNED, *GROUPS),
         config=True,
         positional={"teacher": "thinking model: folder or hub name"},
         omitted=OMITTED,

@@ -43,7 +43,8 @@ class CurriculumArguments:
         if self.curriculum is None:
             given = [name for name, value in vars(self).items() if value]
             if given:
-                raise SettingsError(f"{given[0]} is {shown(getattr(self, given[0]))}, and there is no curriculum")
+                value = shown(getattr(self, given[0]))
+                raise SettingsError(f"{given[0]} is {value}, and there is no curriculum; give one, or leave it out")
             return
         self.of_each("curriculum_steps", int, 1)
         self.of_each("curriculum_learning_rates", float, 1.0)
@@ -56,7 +57,8 @@ class CurriculumArguments:
             numbers = stage.strip().split(":")
             if len(numbers) != 2 or not all(number.isascii() and number.isdigit() for number in numbers):
                 raise SettingsError(
-                    f"curriculum has stage {shown(stage)}; give n_ahead:n_ahead_talk of each, such as 16:8,12:4,8:4"
+                    f"curriculum has stage {shown(stage)}; give n_ahead:n_ahead_talk of each, such as 16:8,12:4,8:4 "
+                    "(in quotes in a YAML file)"
                 )
             n_ahead, n_ahead_talk = map(int, numbers)
             check_n_ahead(n_ahead)
@@ -68,13 +70,16 @@ class CurriculumArguments:
     def of_each(self, name: str, kind: type, default: float) -> list[Any]:
         """Return the number that an option gives each stage: one for all of them, or one for each, or the default."""
         text, n = getattr(self, name), len(self.lengths)
+        if text is None:
+            return [default] * n
         try:
-            numbers = [kind(number) for number in (str(default) if text is None else str(text)).split(",")]
+            numbers = [kind(number) for number in str(text).split(",")]
         except ValueError:
             numbers = []
         if len(numbers) not in (1, n) or not all(0 < number < math.inf for number in numbers):
             what = "learning rate" if kind is float else "number of steps"
-            raise SettingsError(f"{name} is {shown(text)}; give one {what} above 0, or {n} with commas between them")
+            several = f", or {n} with commas between them" if n > 1 else ""
+            raise SettingsError(f"{name} is {shown(text)}; give one {what} above 0{several}")
         return numbers * n if len(numbers) == 1 else numbers
 
 
@@ -127,8 +132,19 @@ def stages_of(curriculum: CurriculumArguments, args: QuietStarTrainingArguments)
     ]
 
 
-def check_curriculum(model_args: ModelArguments, data_args: DataArguments, args: QuietStarTrainingArguments) -> None:
+def check_curriculum(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: QuietStarTrainingArguments,
+    curriculum: CurriculumArguments,
+) -> None:
     """Raise SettingsError if options do not go with a curriculum."""
+    strategy = getattr(args.save_strategy, "value", args.save_strategy)
+    if strategy == "no" or (args.save_only_model and curriculum.curriculum_keep_optimizer):
+        name = "save_strategy no" if strategy == "no" else "save_only_model"
+        raise SettingsError(f"{name} was given, and a curriculum needs checkpoints; leave it out")
+    if args.eval_delay:
+        raise SettingsError(f"eval_delay is {args.eval_delay}, and a stage chooses among its evaluations; leave it out")
     for name in ("n_ahead", "n_ahead_talk", "n_ahead_min"):
         if getattr(args, name) is not None:
             raise SettingsError(
@@ -153,3 +169,5 @@ def check_curriculum(model_args: ModelArguments, data_args: DataArguments, args:
             f"metric_for_best_model is {args.metric_for_best_model}, and a curriculum chooses models by {CHOSEN_BY}; "
             "leave it out"
         )
+    if args.greater_is_better and args.metric_for_best_model is not None:
+        raise SettingsError("greater_is_better is True, and the best model of a stage has the lowest nll; leave it out")

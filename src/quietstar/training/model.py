@@ -101,6 +101,8 @@ def _by_name(
         model = QuietStarForCausalLM.from_base(name, tokenizer=tokenizer, **method, **settings)
     elif plain and not settings.get("quantization_config"):
         how = {key: settings[key] for key in settings.keys() - SETTINGS}
+        if how.get("dtype") == "auto" and QuietStarConfig.from_pretrained(name).lora is not None:
+            how["dtype"] = "float32"  # Most of what adapters add is lost if they are merged in 16 bits.
         base_lm = _plain(QuietStarForCausalLM.from_pretrained(name, **how))
         own = {key: settings[key] for key in settings.keys() & SETTINGS}
         model = QuietStarForCausalLM.from_base(base_lm, tokenizer=tokenizer, **method, **own)

@@ -33,6 +33,7 @@ from quietstar.training.data.arguments import DataArguments
 from quietstar.training.data.datasets import build_datasets
 from quietstar.training.data.stream import StreamedTextWindows
 from quietstar.training.data.windows import TextWindows
+from quietstar.training.distillation.arguments import LESSON
 from quietstar.training.distillation.teacher import Teacher
 from quietstar.training.dry_run import dry_run
 from quietstar.training.end import SKIPPED, final_save, last_evaluation, save, write_figures
@@ -119,8 +120,10 @@ def prepare(
     check_output_folder(args.output_dir, overwrite=args.overwrite, resume=resume)
     if resume and "stages" in read_settings(args.output_dir):
         raise SettingsError(f"output_dir {args.output_dir} has a curriculum; give it again, or another output_dir")
+    check_inputs(args.output_dir, [model_args.model, *([] if teacher is None else [teacher.name])])
     if args.overwrite:
-        check_inputs(args.output_dir, [model_args.model, data_args.dataset, data_args.eval_dataset, config])
+        kept = [] if teacher is None or teacher.cache is None else [str(teacher.cache.folder)]
+        check_inputs(args.output_dir, [data_args.dataset, data_args.eval_dataset, config, *kept])
     is_first, is_there = args.process_index == 0, Path(args.output_dir).is_dir()
     if is_first and is_there:
         cleanup.enter_context(alone_in(args.output_dir))
@@ -168,6 +171,7 @@ def prepare(
     trainer.settings |= {"streaming": True, "weight_digest": digest_of_model(model_args.model)}
     if not isinstance(train_dataset, StreamedTextWindows):
         trainer.settings |= {"streaming": False, "rows": len(train_dataset)}
+    trainer.settings |= dict.fromkeys(LESSON)
     if teacher is not None:
         teacher.check_fits(model)
         trainer.parts.teacher = teacher

@@ -51,16 +51,17 @@ def what_matters(
     found |= {name: getattr(config, name) for name in (*METHOD_SETTINGS, *ADAPTERS)} | others
     if "constant" not in str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)):
         found["max_steps"] = args.max_steps  # The learning rate falls towards it.
-    return {name: _plain(value) for name, value in found.items()}
+    return {name: plain_value(value) for name, value in found.items()}
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """Return a setting as JSON has it, for comparison."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in sorted(value.items())}
+        return {str(key): plain_value(item) for key, item in sorted(value.items())}
     if isinstance(value, (list, tuple, set)):
-        return [_plain(item) for item in value]
+        return [plain_value(item) for item in value]
     if hasattr(value, "to_dict"):
-        return _plain(value.to_dict())
+        return plain_value(value.to_dict())
     return value if value is None or type(value) in (bool, int, float, str) else str(getattr(value, "value", value))
 
 

@@ -34,7 +34,7 @@ from quietstar.runs.folders import (
 )
 from quietstar.runs.processes import Processes
 from quietstar.training import checkpoints
-from quietstar.training.arguments import QuietStarTrainingArguments
+from quietstar.training.arguments import METHOD_SETTINGS, QuietStarTrainingArguments
 from quietstar.training.curriculum import CHOSEN_BY, CurriculumArguments, Stage, check_curriculum, stages_of
 from quietstar.training.data.arguments import DataArguments
 from quietstar.training.dry_run import DryRun, in_words
@@ -42,13 +42,16 @@ from quietstar.training.end import final_save
 from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.optimizer import settings_kept
 from quietstar.training.resuming import resuming_from
-from quietstar.training.run import default_folder, run_training
+from quietstar.training.run import NOT_COMPARED_ON_RESUME, default_folder, run_training
+from quietstar.training.same_run import TRAINING, plain_value, refuse_changes
 from quietstar.training.weights import load_optimizer
 
 logger = logging.getLogger(__name__)
 
 RESULTS, LOG = "results.json", "log.jsonl"
 """files of a run's last figures, by which a stage is known to be finished, and of all figures"""
+BEFORE = ("eval_nll_before", "eval_drift", "eval_gain")
+"""figures of a stage that compare with the model before it"""
 OF_STAGE = (RESULTS, LOG, MARKER)
 """files of a stage that are not part of its model"""
 
@@ -64,12 +67,12 @@ def run_curriculum(
 ) -> dict[str, Any]:
     """Train in stages, and return the last figures; arguments and errors are those of `run_training`.
 
-    `eval_nll_before` is that before the first stage.
+    A stage that a health check ends (`stop_when_unhealthy`) is the last one.
 
     Raises:
         SettingsError: a curriculum does not go with an option, or the run to resume had another one.
     """
-    check_curriculum(model_args, data_args, args)
+    check_curriculum(model_args, data_args, args, curriculum)
     stages = stages_of(curriculum, args)
     if args.output_dir is None or args.output_dir == "trainer_output":
         args.output_dir = default_folder(model_args, replace(args, n_ahead=stages[-1].n_ahead))
@@ -96,13 +99,24 @@ def run_curriculum(
             if processes.is_first:  # the next stage may need the optimizer of this one
                 forget_checkpoints(stages[: stage.number - curriculum.curriculum_keep_optimizer], folder)
             processes.wait()
+            if args.stop_when_unhealthy and not is_complete(folder, stage):
+                stages = stages[: stage.number]  # With --resume, the next stage begins all the same.
+                break
         if processes.is_first:
             with final_save(folder):
                 gather(folder, stages)
         processes.wait()
-    figures: dict[str, Any] = json.loads((folder / RESULTS).read_text())
-    first = figures["stages"][stages[0].name]
-    return figures | {name: first[name] for name in ("eval_nll_before",) if name in first}
+    return dict(json.loads((folder / RESULTS).read_text()))
+
+
+def is_complete(folder: Path, stage: Stage) -> bool:
+    """Return whether a finished stage took all of its steps; a health check may have ended it before."""
+    return int(lines_of(folder, stage)[-1]["step"]) >= stage.max_steps
+
+
+def lines_of(folder: Path, stage: Stage) -> list[dict[str, Any]]:
+    """Return the figures that a stage logged."""
+    return [json.loads(line) for line in (folder / stage.name / LOG).read_text().splitlines()]
 
 
 def dry_run_of_stages(
@@ -112,7 +126,7 @@ def dry_run_of_stages(
     curriculum: CurriculumArguments,
 ) -> list[str]:
     """Return a line about each stage: the time and memory of its steps, measured on a few with the first model."""
-    check_curriculum(model_args, data_args, args)
+    check_curriculum(model_args, data_args, args, curriculum)
     lines, seconds = [], 0.0
     for stage in stages_of(curriculum, args):
         found: DryRun = run_training(copy.copy(model_args), data_args, replace(args, **stage.settings))["dry_run"]
@@ -139,8 +153,10 @@ def arguments_of(stage: Stage, folder: Path, args: QuietStarTrainingArguments) -
         "output_dir": str(folder / stage.name),
         "resume": True,
         "overwrite": False,
+        "data_seed": int(args.data_seed or 0) + stage.number - 1,
         "load_best_model_at_end": True,
         "metric_for_best_model": CHOSEN_BY,
+        "greater_is_better": False,
         "eval_steps": every,
         "save_strategy": args.eval_strategy,
         "save_steps": every,
@@ -178,18 +194,29 @@ def _open(
     check_output_folder(folder, overwrite=args.overwrite, resume=resume)
     if args.overwrite:
         check_inputs(folder, [model_args.model, data_args.dataset, data_args.eval_dataset, config])
-    listed = [asdict(stage) for stage in stages]
-    if resume and (before := read_settings(folder).get("stages")) != listed:
-        if before is None:
+    given = given_to(model_args, data_args, args, curriculum)
+    if resume:
+        before = read_settings(folder).get("given")
+        if not isinstance(before, dict):
             raise SettingsError(f"{folder} has no run with a curriculum; give another output_dir")
-        raise SettingsError(
-            f"{folder} has a run with the stages {before}, and these are {listed}; give the old curriculum, or another "
-            "output_dir"
-        )
+        if not args.allow_changes:
+            refuse_changes(before, given, str(folder))
     cleanup.enter_context(alone_in(folder))
     settings = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
-    settings |= {"curriculum": vars(curriculum), "stages": listed, "versions": versions()}
+    settings |= {"stages": [asdict(stage) for stage in stages], "given": given, "versions": versions()}
     claim(folder, settings, overwrite=args.overwrite, resume=resume)
+
+
+def given_to(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: QuietStarTrainingArguments,
+    curriculum: CurriculumArguments,
+) -> dict[str, Any]:
+    """Return what decides what is learned in all stages, by the options that were given, as JSON has it."""
+    found = {name: getattr(args, name) for name in (*TRAINING.split(), *METHOD_SETTINGS, "max_steps")}
+    found |= vars(curriculum) | vars(data_args) | vars(model_args)
+    return {name: plain_value(value) for name, value in found.items() if name not in NOT_COMPARED_ON_RESUME}
 
 
 def gather(folder: Path, stages: list[Stage]) -> None:
@@ -197,8 +224,7 @@ def gather(folder: Path, stages: list[Stage]) -> None:
     lines, results = [], {}
     for stage in stages:
         about = {"stage": stage.number, "n_ahead": stage.n_ahead, "n_ahead_talk": stage.n_ahead_talk}
-        for line in (folder / stage.name / LOG).read_text().splitlines():
-            lines.append(about | json.loads(line))
+        lines += [about | line for line in lines_of(folder, stage)]
         results[stage.name] = json.loads((folder / stage.name / RESULTS).read_text())
     last = folder / stages[-1].name
     for file in last.iterdir():
@@ -211,7 +237,9 @@ def gather(folder: Path, stages: list[Stage]) -> None:
                 shutil.copyfile(file, aside)
             os.replace(aside, folder / file.name)
     write_whole(folder / LOG, json_lines(lines))
-    write_whole(folder / RESULTS, json.dumps(results[last.name] | {"stages": results}, indent=2) + "\n")
+    of_run = {name: value for name, value in results[last.name].items() if not name.startswith(BEFORE)}
+    of_run |= {name: value for name, value in results[stages[0].name].items() if name == "eval_nll_before"}
+    write_whole(folder / RESULTS, json.dumps(of_run | {"stages": results}, indent=2) + "\n")
     forget_checkpoints(stages, folder)
 
 

@@ -22,6 +22,8 @@ from quietstar.training.distillation.arguments import DistillArguments
             {"teacher_passes": 2, "teacher_temperature": 0.0},
             "greedy thoughts are all alike; give a teacher_temperature",
         ),
+        ({"reward_weight": 2.0}, "reward_weight is 2.0, and is of objective fast alone; leave it out"),
+        ({"cache_tokens": 2}, "cache_tokens is 2, and is of a cache alone; leave it out"),
         ({"cache": "x", "objective": "fast"}, "a cache keeps predictions, and fast learns from none; leave it out"),
         ({"cache": "x", "objective": "nll"}, "a cache keeps predictions, and nll learns from none"),
     ],
@@ -32,5 +34,6 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> 
 
 
 def test_the_temperature_matters_where_thoughts_are_sampled() -> None:
-    assert "teacher_temperature" not in DistillArguments(teacher_temperature=0.5).lesson
-    assert DistillArguments(teacher_temperature=0.5, teacher_passes=2).lesson["teacher_temperature"] == 0.5
+    with pytest.raises(SettingsError, match=r"teacher_temperature is 0.5, and is of teacher_passes above 1 alone"):
+        DistillArguments(teacher_temperature=0.5)
+    assert DistillArguments(teacher_temperature=0.5, teacher_passes=2).way_to_think["teacher_temperature"] == 0.5

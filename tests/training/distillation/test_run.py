@@ -1,6 +1,7 @@
 """A distillation ends in a plain model that predicts more like its teacher; killed, it goes on bit by bit."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from quietstar.training.distillation import run as distillation
 from quietstar.training.distillation.arguments import DistillArguments
 from quietstar.training.distillation.run import distill, words
 from quietstar.training.model_arguments import ModelArguments
+from quietstar.training.run import run_training
 from quietstar.training.trainer import QuietStarTrainer
 from tests.tiny import make_thoughtful
 from tests.tiny_tokenizer import tiny_folder
@@ -95,7 +97,9 @@ def test_what_is_saved_is_an_ordinary_model(models: Path, tmp_path: Path) -> Non
     assert type(model).__name__ == "LlamaForCausalLM"
     assert {file.name for file in (tmp_path / "run").glob("*")} >= {"generation_config.json", "tokenizer.json"}
     found = json.loads((tmp_path / "run" / "distill.json").read_text())
-    assert found.keys() == {"teacher", "before", "after", "teacher_gain", "student_gain", "kept"}
+    names = {"teacher", "teacher_without", "before", "after", "teacher_lead", "student_gain", "kept"}
+    assert found.keys() == names
+    assert found["teacher_without"]["value"] == pytest.approx(found["before"]["value"]), "it was made of the student"
     last = lines(tmp_path / "run")[-2]
     assert found["after"]["value"] == pytest.approx(last["eval_base_nll"], abs=1e-4)
 
@@ -155,7 +159,7 @@ def test_a_cache_is_asked_in_later_epochs(models: Path, tmp_path: Path, monkeypa
         return spoken(self, ids, *more)
 
     monkeypatch.setattr(distillation.Teacher, "spoken", counted)
-    how = {"cache": str(tmp_path / "cache"), "cache_tokens": 256}
+    how = {"cache": str(tmp_path / "said"), "cache_tokens": 256}
     run(models, tmp_path / "run", of=how, max_steps=45)  # three epochs of 60 rows
     assert 60 <= sum(n) < 130, "long texts have other windows in another epoch"
     run(models, tmp_path / "whole", max_steps=45)
@@ -169,6 +173,114 @@ def test_other_lessons_do_not_go_on(models: Path, tmp_path: Path) -> None:
         run(models, tmp_path / "run", of={"objective": "reverse_kl"}, resume=True)
     with pytest.raises(SettingsError, match="teacher_think is 'never' and was 'always'"):
         run(models, tmp_path / "run", of={"teacher_think": "never"}, resume=True)
+    with pytest.raises(SettingsError, match="cache_tokens is 2 and was None"):
+        run(models, tmp_path / "run", of={"cache": str(tmp_path / "said"), "cache_tokens": 2}, resume=True)
+    plain = (
+        ModelArguments(model=str(models / "base"), original=True),
+        DataArguments(dataset=str(models / "texts"), **TEXT),
+        QuietStarTrainingArguments(output_dir=str(tmp_path / "run"), **(OPTIONS | {"resume": True, "max_steps": 2})),
+    )
+    with pytest.raises(SettingsError, match="objective is None and was 'kl'"):
+        run_training(*plain)
+
+
+@pytest.mark.parametrize("how", [{"overwrite": True}, {"resume": True}, {}])
+def test_neither_teacher_nor_student_is_overwritten(models: Path, tmp_path: Path, how: dict[str, Any]) -> None:
+    for name in ("thinking", "base"):
+        shutil.copytree(models / name, tmp_path / name)
+        (tmp_path / name / "run.json").write_text("{}")
+    for name in ("thinking", "base"):
+        before = {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+        with pytest.raises(SettingsError, match=f"output_dir .*{name}"):
+            distill(
+                str(tmp_path / "thinking"),
+                ModelArguments(),
+                DataArguments(dataset=str(models / "texts"), **TEXT),
+                QuietStarTrainingArguments(output_dir=str(tmp_path / name), **(OPTIONS | how)),
+                DistillArguments(student=str(tmp_path / "base")),
+            )
+        assert before == {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+
+
+def test_a_cache_may_be_in_the_runs_folder_and_is_not_emptied_with_it(models: Path, tmp_path: Path) -> None:
+    how = {"cache": str(tmp_path / "run" / "cache")}
+    run(models, tmp_path / "run", of=how, max_steps=2)
+    files = sorted((tmp_path / "run" / "cache").rglob("*.safetensors"))
+    assert files
+    with pytest.raises(SettingsError, match=r"contains .*cache, which this run reads; give another output_dir"):
+        run(models, tmp_path / "run", of=how, max_steps=2, overwrite=True)
+    assert sorted((tmp_path / "run" / "cache").rglob("*.safetensors")) == files
+
+
+def test_a_dry_run_keeps_nothing(models: Path, tmp_path: Path) -> None:
+    said = run(models, tmp_path / "run", of={"cache": str(tmp_path / "said"), "cache_tokens": 3}, dry_run=True)
+    assert "would take about" in said[0]
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "said").exists()
+
+
+CHAT = (
+    "{% for m in messages %}{{ m.role[0] }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+def test_only_tokens_with_a_label_are_compared(models: Path, tmp_path: Path) -> None:
+    """Of conversations, the assistant's."""
+    for name in ("thinking", "base"):
+        shutil.copytree(models / name, tmp_path / name)
+        (tmp_path / name / "chat_template.jinja").write_text(CHAT)
+    talks = [
+        [{"role": "user", "content": f"{n} and {n}?"}, {"role": "assistant", "content": f"{2 * n}."}] for n in range(20)
+    ]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    distill(
+        str(tmp_path / "thinking"),
+        ModelArguments(),
+        DataArguments(dataset=str(tmp_path / "talks.jsonl"), assistant_only_loss=True, max_length=20, eval_size=4),
+        QuietStarTrainingArguments(output_dir=str(tmp_path / "run"), **(OPTIONS | {"max_steps": 2, "eval_steps": 2})),
+        DistillArguments(student=str(tmp_path / "base")),
+    )
+    found = json.loads((tmp_path / "run" / "distill.json").read_text())
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["after"]["value"] == pytest.approx(results["eval_base_nll"], abs=1e-4)
+
+
+def test_the_teacher_is_measured_as_it_taught(models: Path, tmp_path: Path) -> None:
+    found = {}
+    for passes in (1, 3):
+        run(models, tmp_path / str(passes), of={"teacher_passes": passes}, max_steps=1)
+        found[passes] = json.loads((tmp_path / str(passes) / "distill.json").read_text())["teacher"]["value"]
+    assert abs(found[1] - found[3]) > 0.01
+
+
+def test_adapters_of_a_teacher_in_16_bits_are_merged_in_32(models: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="peft is not installed (extra: lora)")
+    base = AutoModelForCausalLM.from_pretrained(models / "base", dtype=torch.bfloat16)
+    base.save_pretrained(tmp_path / "base")
+    model = QuietStarForCausalLM.from_base(str(tmp_path / "base"), n_ahead=4, lora={"r": 4}, dtype="auto")
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 1e-3 * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(tmp_path / "thinking")
+    for file in (models / "base").glob("tokenizer*"):
+        (tmp_path / "thinking" / file.name).write_bytes(file.read_bytes())
+    still = OPTIONS | {"learning_rate": 0.0, "max_steps": 1}
+    distill(
+        str(tmp_path / "thinking"),
+        ModelArguments(),
+        DataArguments(dataset=str(models / "texts"), **TEXT),
+        QuietStarTrainingArguments(output_dir=str(tmp_path / "run"), **still),
+        DistillArguments(),
+    )
+    student = load_file(tmp_path / "run" / "model.safetensors")
+    before = load_file(tmp_path / "base" / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    layer = model.base_lm.get_submodule(name.removesuffix(".weight"))
+    (scale,), (up,), (down,) = layer.scaling.values(), layer.lora_B.values(), layer.lora_A.values()
+    added = scale * (up.weight @ down.weight).detach()
+    torch.testing.assert_close(student[name] - before[name].float(), added, atol=1e-7, rtol=1e-3)
 
 
 def test_a_student_of_other_tokens_is_refused(models: Path, tmp_path: Path) -> None:
@@ -216,15 +328,15 @@ def test_what_is_said_of_a_teacher_without_a_gain() -> None:
     def estimate(value: float, reach: float) -> dict[str, float]:
         return {"value": value, "low": value - reach, "high": value + reach, "n": 9}
 
-    found = {name: estimate(2.0, 0.1) for name in ("teacher", "before", "after")}
-    found |= {"teacher_gain": estimate(0.01, 0.02), "student_gain": estimate(0.3, 0.1), "kept": estimate(30.0, 90.0)}
+    found = {name: estimate(2.0, 0.1) for name in ("teacher", "teacher_without", "before", "after")}
+    found |= {"teacher_lead": estimate(0.01, 0.02), "student_gain": estimate(0.3, 0.1), "kept": estimate(30.0, 90.0)}
     assert words(found)[-1] == (
-        "the teacher's thoughts gain nothing that could be kept here: +0.0100 (-0.0100 to +0.0300) nats a token"
+        "the teacher's lead of +0.0100 (-0.0100 to +0.0300) nats a token may be none, with nothing to make up for"
     )
-    found["teacher_gain"] = estimate(0.6, 0.1)
+    found["teacher_lead"] = estimate(0.6, 0.1)
     found["kept"] = estimate(0.5, 0.2)
     assert words(found)[-1] == (
-        "the student gained +0.3000 (+0.2000 to +0.4000), 50% of the teacher's +0.6000 (+0.5000 to +0.7000) "
+        "the student gained +0.3000 (+0.2000 to +0.4000), 50% of the teacher's lead of +0.6000 (+0.5000 to +0.7000) "
         "(95 % interval 30% to 70%)"
     )
     assert words({}) == []

@@ -11,7 +11,12 @@ from quietstar.runs.fields import check_at_least, option
 from quietstar.think import check_sampling
 from quietstar.training.model_arguments import MODEL
 
-LESSON = "what is learned"
+LEARNED = "what is learned"
+LESSON = (
+    "objective", "reward_weight", "teacher_digest", "teacher_think", "teacher_n_ahead", "teacher_passes",
+    "teacher_temperature", "cache_tokens",
+)  # fmt: skip
+"""settings that decide what is learned from a teacher; a run without one has None for all"""
 FAST, PLAIN = "fast", "nll"
 """objectives that need no whole predictions: one number a token, or none, as `quietstar train --original`"""
 
@@ -34,18 +39,18 @@ class DistillArguments:
         "kl",
         "kl: divergence from the teacher's prediction; reverse_kl; fast: the text, more so where the student is better "
         "than the teacher; nll: the text alone, a control",
-        LESSON,
+        LEARNED,
     )
-    reward_weight: float = option(1.0, "of fast: weight of the reward", LESSON)
-    teacher_think: str = option("always", "where the teacher thinks, such as always or entropy:2.5", LESSON)
-    teacher_n_ahead: int | None = option(None, "tokens of its thoughts, start and end included", LESSON)
-    teacher_passes: int = option(1, "sampled thoughts whose predictions are averaged; 1 is one greedy thought", LESSON)
-    teacher_temperature: float = option(1.0, "at which several thoughts are sampled", LESSON)
+    reward_weight: float = option(1.0, "of fast: weight of the reward", LEARNED)
+    teacher_think: str = option("always", "where the teacher thinks, such as always or entropy:2.5", LEARNED)
+    teacher_n_ahead: int | None = option(None, "tokens of its thoughts, start and end included", LEARNED)
+    teacher_passes: int = option(1, "sampled thoughts whose predictions are averaged; 1 is one greedy thought", LEARNED)
+    teacher_temperature: float = option(1.0, "at which several thoughts are sampled", LEARNED)
     cache: str | None = option(
-        None, "folder that keeps what the teacher said of each row: it is asked once for all epochs and runs", LESSON
+        None, "folder that keeps what the teacher said of each row: it is asked once for all epochs and runs", LEARNED
     )
     cache_tokens: int = option(
-        64, "likeliest tokens that are kept of each prediction; the rest's mass is kept, too", LESSON
+        64, "likeliest tokens that are kept of each prediction; the rest's mass is kept, too", LEARNED
     )
 
     def __post_init__(self) -> None:
@@ -54,6 +59,13 @@ class DistillArguments:
         check_at_least(self, {"reward_weight": 0, "teacher_passes": 1, "cache_tokens": 1})
         if self.cache is not None and self.objective in (FAST, PLAIN):
             raise SettingsError(f"a cache keeps predictions, and {self.objective} learns from none; leave it out")
+        for name, default, is_used, of in (
+            ("reward_weight", 1.0, self.objective == FAST, "objective fast"),
+            ("cache_tokens", 64, self.cache is not None, "a cache"),
+            ("teacher_temperature", 1.0, self.teacher_passes > 1, "teacher_passes above 1"),
+        ):
+            if (value := getattr(self, name)) != default and not is_used:
+                raise SettingsError(f"{name} is {value}, and is of {of} alone; leave it out")
         ThinkPolicy.parse(self.teacher_think)
         if self.teacher_n_ahead is not None:
             check_n_ahead(self.teacher_n_ahead, "teacher_n_ahead")
@@ -65,8 +77,7 @@ class DistillArguments:
             )
 
     @property
-    def lesson(self) -> dict[str, Any]:
+    def way_to_think(self) -> dict[str, Any]:
         """What decides what the teacher says."""
-        names = ("teacher_think", "teacher_n_ahead", "teacher_passes")
-        found = {name: getattr(self, name) for name in names}
-        return found | ({"teacher_temperature": self.teacher_temperature} if self.teacher_passes > 1 else {})
+        names = ("teacher_think", "teacher_n_ahead", "teacher_passes", "teacher_temperature")
+        return {name: getattr(self, name) for name in names}

@@ -38,12 +38,11 @@ class Cache:
         about: the teacher, and how it thinks.
 
     Raises:
-        SettingsError: the folder holds something else.
+        SettingsError: the folder has something else in it.
     """
 
     def __init__(self, folder: str, k: int, about: dict[str, Any]) -> None:
-        self.folder, self.k = Path(folder), k
-        about = {"k": k, **about}
+        self.folder, self.k, self.about = Path(folder), k, {"cache_tokens": k, **about}
         file = self.folder / ABOUT
         try:
             before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
@@ -51,18 +50,20 @@ class Cache:
             is_other = any(not item.name.startswith(ABOUT) for item in there)  # Processes make it at the same time.
         except (OSError, ValueError, RecursionError):
             before, is_other = None, True
-        if is_other:
-            raise SettingsError(f"cache {folder} is not empty, and not a cache of a teacher; give another folder")
-        if before not in (None, about):
-            changed = ", ".join(f"{name} {before.get(name)!r}" for name in about if before.get(name) != about[name])
-            raise SettingsError(f"cache {folder} is of another teacher, with {changed}; give another folder")
-        try:
+        if is_other or not isinstance(before, dict | None):
+            raise SettingsError(f"cache {folder} is a file, or has other things in it; give a new folder")
+        if before is not None and (changed := [name for name in self.about if before.get(name) != self.about[name]]):
+            was = ", ".join(f"{name} {before.get(name)}" for name in changed)
+            raise SettingsError(f"cache {folder} was made with {was}; give the same, or another folder")
+
+    def _begin(self) -> None:
+        """Make the folder, before its first file."""
+        file = self.folder / ABOUT
+        if not file.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             aside = file.with_suffix(f".json.{os.getpid()}")
-            aside.write_text(json.dumps(about) + "\n", encoding="utf-8")
+            aside.write_text(json.dumps(self.about) + "\n", encoding="utf-8")
             os.replace(aside, file)
-        except OSError as error:
-            raise SettingsError(f"cache {folder} cannot be written: {error.strerror}; give another folder") from error
 
     def words(self, n_rows: int, n_tokens: int) -> str:
         """Return how large it can get, for rows of at most n_tokens."""
@@ -113,6 +114,7 @@ class Cache:
             aside = file.with_suffix(f".{os.getpid()}")
             tokens, logprob, rest = (each[index].contiguous().cpu() for each in said)
             try:
+                self._begin()
                 file.parent.mkdir(exist_ok=True)
                 save_file({"tokens": tokens.int(), "logprob": logprob, "rest": rest.contiguous()}, aside)
                 os.replace(aside, file)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import torch
 
 from quietstar.base.loading import load_tokenizer
-from quietstar.errors import SettingsError
+from quietstar.errors import CheckpointError, SettingsError
 from quietstar.evaluation.scoring import Continuation, Speaker, score
 from quietstar.inference.loading import UseArguments, load_model
-from quietstar.policy import ThinkPolicy
+from quietstar.learn import IGNORED
 from quietstar.reporting.interval import Estimate, bootstrap_ratios
 from quietstar.runs.folders import write_whole
 from quietstar.runs.processes import Processes
@@ -51,65 +52,78 @@ def distill(
     Raises:
         QuietStarError: something in the settings, the models, the text or the folder needs the user.
     """
-    teacher = Teacher(name, distill_args, args.device)
+    if args.dry_run:
+        distill_args = replace(distill_args, cache=None, cache_tokens=64)  # It keeps nothing.
+    teacher = Teacher(name, distill_args, args.device, trust_remote_code=model_args.trust_remote_code)
     model_args = replace(model_args, model=distill_args.student or name, original=True)
-    check_tokens(teacher, model_args.model)
+    check_tokens(teacher, model_args)
     if args.output_dir is None or args.output_dir == "trainer_output":
         args.output_dir = f"runs/{Path(name).name}-{distill_args.objective}"
     figures = run_training(model_args, data_args, args, config=config, teacher=teacher)
     if args.dry_run:
         return [figures["dry_run"].words()]
     folder = Path(str(args.output_dir))
-    found = kept_share(teacher, model_args.model, folder, data_args, args)
+    found = kept_share(teacher, model_args, folder, data_args, args)
     if args.process_index == 0 and found:
         write_whole(folder / FOUND, json.dumps(found, indent=2) + "\n")
     return [f"saved to {folder}, a plain model", *words(found)]
 
 
-def check_tokens(teacher: Teacher, student: str) -> None:
-    """Raise SettingsError if the student does not have the teacher's tokens."""
-    if student == teacher.name:
+def check_tokens(teacher: Teacher, student: ModelArguments) -> None:
+    """Raise an error if the student does not have the teacher's tokens."""
+    if student.model == teacher.name:
         return
-    tokenizer = load_tokenizer(student)
-    if tokenizer is None or tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+    tokenizer = load_tokenizer(student.model, trust_remote_code=student.trust_remote_code)
+    if tokenizer is None:
+        raise CheckpointError(f"no tokenizer could be loaded from {student.model!r}; give a student that has one")
+    if tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
         raise SettingsError(
-            f"{student} does not have the tokens of {teacher.name}, and predictions are compared token by token; give "
-            "a student of the same tokenizer"
+            f"{student.model} does not have the tokens of {teacher.name}, and predictions are compared token by token; "
+            "give a student of the same tokenizer"
         )
 
 
 def kept_share(
-    teacher: Teacher, student: str, folder: Path, data_args: DataArguments, args: QuietStarTrainingArguments
+    teacher: Teacher,
+    student: ModelArguments,
+    folder: Path,
+    data_args: DataArguments,
+    args: QuietStarTrainingArguments,
 ) -> dict[str, Any]:
-    """Return the nll of held-out text by teacher and student, and the share of the teacher's gain that is kept.
+    """Return the nll of held-out text by teacher and student, and the share of the teacher's lead that is made up for.
 
-    The gain is over the student before it learned. Intervals are over rows; nothing is returned without held-out text.
+    The lead is over the student before it learned. Only tokens with a label count. Intervals are over rows; nothing is
+    returned without held-out text.
     """
     _, held_out = build_datasets(data_args, teacher.tokenizer, args.seed)
     if held_out is None:
         return {}
-    rows = [Continuation(ids=list(held_out[i]["input_ids"]), first=1) for i in range(len(held_out))]
-    how = UseArguments(dtype="float32", device=str(args.device))
-    think = ThinkPolicy.parse(teacher.args.teacher_think)
+    texts = [held_out[index] for index in range(len(held_out))]
+    rows = [Continuation(ids=list(text["input_ids"]), first=1) for text in texts]
+    counted = [torch.as_tensor(text.get("labels", text["input_ids"]))[1:] != IGNORED for text in texts]
     shared = Processes(args.process_index, args.world_size, args.device)
-    thinking = Speaker(teacher.model, think, n_ahead=teacher.args.teacher_n_ahead, processes=shared)
-    nll = {"teacher": _nll(thinking, rows, args)}
-    for name, source in (("before", student), ("after", folder)):
+
+    def nll(speakers: list[Speaker]) -> torch.Tensor:
+        """[n, 1]: of each row, by the mean probability of several speakers."""
+        scores = [score(speaker, rows, args.per_device_eval_batch_size) for speaker in speakers]
+        found = []
+        for index, counts in enumerate(counted):
+            logprob = torch.stack([each[index].logprob.double() for each in scores])
+            found.append(-(logprob.logsumexp(0) - math.log(len(scores)))[counts].sum())
+        return torch.stack(found)[:, None]
+
+    sums = {"teacher": nll(teacher.speakers(args.seed, shared))}
+    sums["teacher_without"] = nll([Speaker(teacher.model, processes=shared)])
+    how = UseArguments(dtype="float32", device=str(args.device), trust_remote_code=student.trust_remote_code)
+    for name, source in (("before", student.model), ("after", folder)):
         model, _ = load_model(source, how, original=True)
-        nll[name] = _nll(Speaker(model, processes=shared), rows, args)
-    weights = torch.tensor([float(len(row.ids) - 1) for row in rows], dtype=torch.float64)[:, None]
-    sums = {name: each[:, None] for name, each in nll.items()}
-    found = {name: bootstrap_ratios(each, weights)[0] for name, each in sums.items()}
-    found["teacher_gain"] = bootstrap_ratios(sums["before"] - sums["teacher"], weights)[0]
-    found["student_gain"] = bootstrap_ratios(sums["before"] - sums["after"], weights)[0]
-    found["kept"] = bootstrap_ratios(sums["before"] - sums["after"], sums["before"] - sums["teacher"])[0]
+        sums[name] = nll([Speaker(model, processes=shared)])
+    n = torch.tensor([float(counts.sum()) for counts in counted], dtype=torch.float64)[:, None]
+    lead, gain = sums["before"] - sums["teacher"], sums["before"] - sums["after"]
+    found = {name: bootstrap_ratios(each, n)[0] for name, each in sums.items()}
+    found |= {"teacher_lead": bootstrap_ratios(lead, n)[0], "student_gain": bootstrap_ratios(gain, n)[0]}
+    found["kept"] = bootstrap_ratios(gain, lead)[0]
     return {name: asdict(each) for name, each in found.items()}
-
-
-def _nll(speaker: Speaker, rows: list[Continuation], args: QuietStarTrainingArguments) -> torch.Tensor:
-    """Return the nll [n] of each row, summed over its tokens."""
-    scores = score(speaker, rows, args.per_device_eval_batch_size)
-    return torch.stack([-each.logprob.double().sum() for each in scores])
 
 
 def words(found: dict[str, Any]) -> list[str]:
@@ -117,16 +131,15 @@ def words(found: dict[str, Any]) -> list[str]:
     if not found:
         return []
     each = {name: Estimate(**value) for name, value in found.items()}
-    gain, own = each["teacher_gain"], each["student_gain"]
+    lead, gain, kept = each["teacher_lead"], each["student_gain"], each["kept"]
     line = (
-        f"held-out text, nats a token: {each['before'].value:.4f} before, {each['after'].value:.4f} now, and "
-        f"{each['teacher'].value:.4f} by the teacher with thoughts"
+        f"held-out text, nats a token: {each['before'].value:.4f} before, {each['after'].value:.4f} now; the teacher "
+        f"{each['teacher'].value:.4f} with thoughts, {each['teacher_without'].value:.4f} without"
     )
-    if gain.low <= 0:
-        return [line, f"the teacher's thoughts gain nothing that could be kept here: {gain.signed()} nats a token"]
-    kept = each["kept"]
+    if lead.low <= 0:
+        return [line, f"the teacher's lead of {lead.signed()} nats a token may be none, with nothing to make up for"]
     return [
         line,
-        f"the student gained {own.signed()}, {kept.value:.0%} of the teacher's {gain.signed()} "
+        f"the student gained {gain.signed()}, {kept.value:.0%} of the teacher's lead of {lead.signed()} "
         f"(95 % interval {kept.low:.0%} to {kept.high:.0%})",
     ]

@@ -22,6 +22,7 @@ from quietstar.learn.lesson import Lesson
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
 from quietstar.runs.contents import digest_of_model
+from quietstar.runs.processes import ALONE, Processes
 from quietstar.training.distillation.arguments import FAST, PLAIN, DistillArguments
 from quietstar.training.distillation.cache import Cache
 from quietstar.training.memory import Batch, out_of_memory_in
@@ -34,26 +35,29 @@ class Teacher:
         name: of the thinking model.
         args: what is learned from it, and how it thinks.
         device: of the run.
+        trust_remote_code: run code that lies beside the model on the hub.
 
     Raises:
         CheckpointError: there is no such model, or it does not think; the cache is of another teacher.
     """
 
-    def __init__(self, name: str, args: DistillArguments, device: torch.device) -> None:
+    def __init__(
+        self, name: str, args: DistillArguments, device: torch.device, *, trust_remote_code: bool = False
+    ) -> None:
         self.name, self.args, self.device = name, args, device
-        self.model, self.tokenizer = load_model(name, UseArguments(device=str(device)))
+        how = UseArguments(device=str(device), trust_remote_code=trust_remote_code)
+        self.model, self.tokenizer = load_model(name, how)
         assert isinstance(self.model, QuietStarForCausalLM)
         self.digest = digest_of_model(name) or name
-        self.cache = (
-            Cache(args.cache, args.cache_tokens, {"teacher": self.digest, **args.lesson}) if args.cache else None
-        )
+        about = {"teacher": self.digest, **args.way_to_think}
+        self.cache = Cache(args.cache, args.cache_tokens, about) if args.cache else None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What decides what is learned, besides the settings of every run."""
-        own = {"objective": self.args.objective, "teacher_digest": self.digest, **self.args.lesson}
-        own |= {"reward_weight": self.args.reward_weight} if self.args.objective == "fast" else {}
-        return own | ({"cache_tokens": self.args.cache_tokens} if self.cache is not None else {})
+        found = {"objective": self.args.objective, "reward_weight": self.args.reward_weight}
+        found |= {"teacher_digest": self.digest, **self.args.way_to_think}
+        return found | {"cache_tokens": None if self.cache is None else self.args.cache_tokens}
 
     def check_fits(self, student: QuietStarForCausalLM) -> None:
         """Raise SettingsError if the student predicts another number of tokens."""
@@ -108,18 +112,24 @@ class Teacher:
 
     def spoken(self, input_ids: Tensor, attention_mask: Tensor, where: Tensor, seed: int) -> Spoken:
         """Return predictions at n positions of a batch [B, S], by states [P, n, D] with thoughts mixed in."""
+        speakers = self.speakers(seed)
+        states = [each.states(input_ids, attention_mask, where)[0] for each in speakers]
+        head = speakers[0].trunk.head
+        return Spoken(head, torch.stack(states), product_dtype(head.weight))
+
+    def speakers(self, seed: int, processes: Processes = ALONE) -> list[Speaker]:
+        """Return what speaks with one thought each: greedy, or sampled with one source of random numbers."""
         P = self.args.teacher_passes
-        generator = torch.Generator(input_ids.device).manual_seed(seed)
-        speaker = Speaker(
+        generator = torch.Generator(self.device).manual_seed(seed)
+        one = Speaker(
             self.model,
             ThinkPolicy.parse(self.args.teacher_think),
             temperature=self.args.teacher_temperature if P > 1 else 0.0,
             generator=generator,
             n_ahead=self.args.teacher_n_ahead,
+            processes=processes,
         )
-        states = [speaker.states(input_ids, attention_mask, where)[0] for _ in range(P)]
-        head = speaker.trunk.head
-        return Spoken(head, torch.stack(states), product_dtype(head.weight))
+        return [one] * P
 
 
 def _at(where: Tensor, values: Tensor) -> Tensor:
