@@ -33,7 +33,7 @@ def gradients_at_states(
 
     right = objective.fill_in_losses
     with monkeypatch.context() as patch:
-        patch.setattr("quietstar.model.fill_in_losses", catch)
+        patch.setattr("quietstar.taught.fill_in_losses", catch)
         output = model(**inputs)
     h_base, mixed, h_sampled = caught["states"]
     # the states as leaves: mixed states come from h_base, whose own part is the base pass's prediction alone

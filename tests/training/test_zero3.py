@@ -75,7 +75,7 @@ def learn_from_a_bad_batch(*args: Any, **kwargs: Any) -> str:
             output.loss = output.loss * float("nan")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quietstar.model.fill_in_losses", broken)
+        patch.setattr("quietstar.taught.fill_in_losses", broken)
         try:
             learn_under_zero3(*args, **kwargs)
         except BadStepsError as error:
