@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from quietstar.base.logprob import add_
+from quietstar.base.logprob import gradients_of
 from quietstar.base.vocabulary import STATES, Blocks, LMHead
 
 KINDS = ("kl", "reverse_kl")
@@ -164,13 +164,11 @@ class _Divergence(torch.autograd.Function):
     def backward(ctx: Any, d_value: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
         head, target, reverse, dtype = ctx.settings
-        with torch.autocast(hidden.device.type, dtype=dtype, enabled=dtype != weight.dtype):
-            blocks = Blocks(head, hidden, STATES)
+        blocks = Blocks(head, hidden, STATES, dtype=dtype)
+
+        def compared(some: slice) -> _Compared:
+            return _Compared(blocks, some, target, reverse)
+
         weights = d_value * (head.factor / head.divisor)
-        needed = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
-        gradients = [torch.zeros(x.shape, device=x.device) if needs else None for x, needs in needed]
-        with torch.autocast(hidden.device.type, enabled=False):
-            for some in blocks:
-                add_(blocks, some, _Compared(blocks, some, target, reverse), weights[some], *gradients)
-        pairs = zip(gradients, (hidden, weight, bias), strict=True)
-        return *(d if d is None else d.to(x.dtype) for d, x in pairs), None, None, None
+        gradients = gradients_of(blocks, (hidden, weight, bias), ctx.needs_input_grad[:3], compared, weights)
+        return *gradients, None, None, None

@@ -7,6 +7,7 @@ Legend: n states, D hidden size, V vocabulary.
     logprob = logits[token] / temperature - lse          d_logits = (one-hot - p) d_logprob / temperature
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -193,6 +194,30 @@ def add_(
             d_weight += d_logits @ scaled
 
 
+def gradients_of(
+    blocks: Blocks,
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+    needed: Sequence[bool],
+    of_block: Callable[[slice], BlockGradient],
+    weights: Tensor,
+) -> list[Tensor | None]:
+    """Return the gradients of states, head weight and bias, summed over all blocks; None where none is needed.
+
+    Args:
+        blocks: of the states.
+        inputs: states, weight and bias; the gradients have their dtypes.
+        needed: of which a gradient is needed.
+        of_block: gives the gradients at the logits of some states.
+        weights: [n], as in `add_`.
+    """
+    pairs = list(zip(inputs, needed, strict=True))
+    sums = [torch.zeros(x.shape, device=x.device) if x is not None and needs else None for x, needs in pairs]
+    with torch.autocast(weights.device.type, enabled=False):
+        for some in blocks:
+            add_(blocks, some, of_block(some), weights[some], *sums)
+    return [None if x is None or d is None else d.to(x.dtype) for d, x in zip(sums, inputs, strict=True)]
+
+
 class _TokenLogprob(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -217,17 +242,14 @@ class _TokenLogprob(torch.autograd.Function):
     def backward(ctx: Any, d_logprob: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, tokens, suppressed = ctx.saved_tensors
         head, temperature, dtype = ctx.settings
-        with torch.autocast(hidden.device.type, dtype=dtype, enabled=dtype != weight.dtype):
-            blocks = Blocks(head, hidden, STATES)
+        blocks = Blocks(head, hidden, STATES, dtype=dtype)
+
+        def softmax(some: slice) -> _Softmax:
+            return _Softmax(blocks, some, tokens[some], temperature, suppressed)
+
         weights = -d_logprob * (head.factor / head.divisor / temperature)
-        needed = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
-        gradients = [torch.zeros(x.shape, device=x.device) if needs else None for x, needs in needed]
-        with torch.autocast(hidden.device.type, enabled=False):
-            for some in blocks:
-                softmax = _Softmax(blocks, some, tokens[some], temperature, suppressed)
-                add_(blocks, some, softmax, weights[some], *gradients)
-        pairs = zip(gradients, (hidden, weight, bias), strict=True)
-        return *(d if d is None else d.to(x.dtype) for d, x in pairs), None, None, None, None
+        gradients = gradients_of(blocks, (hidden, weight, bias), ctx.needs_input_grad[:3], softmax, weights)
+        return *gradients, None, None, None, None
 
 
 class _Attached(torch.autograd.Function):

@@ -8,7 +8,6 @@ from typing import Any, Self
 
 from torch import Tensor
 
-OBJECTIVES = ("kl", "reverse_kl", "fast")
 TENSORS = ("hidden", "tokens", "logprob", "rest", "nll")
 
 
@@ -17,7 +16,7 @@ class Lesson:
     """A teacher's predictions at each token: by its states, or by its likeliest tokens; for `fast`, its nll alone."""
 
     objective: str
-    """one of OBJECTIVES"""
+    """kl, reverse_kl or fast"""
     head: Any = None
     """the teacher's LM head, a `base.vocabulary.LMHead`"""
     hidden: Tensor | None = None

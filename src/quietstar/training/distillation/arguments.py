@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from quietstar.base.divergence import KINDS
 from quietstar.config import check_n_ahead
 from quietstar.errors import SettingsError
-from quietstar.learn.lesson import OBJECTIVES
 from quietstar.policy import ThinkPolicy
 from quietstar.runs.fields import check_at_least, option
 from quietstar.think import check_sampling
@@ -19,6 +19,7 @@ LESSON = (
 """settings that decide what is learned from a teacher; a run without one has None for all"""
 FAST, PLAIN = "fast", "nll"
 """objectives that need no whole predictions: one number a token, or none, as `quietstar train --original`"""
+OBJECTIVES = (*KINDS, FAST, PLAIN)
 
 
 @dataclass(kw_only=True)
@@ -54,8 +55,8 @@ class DistillArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.objective not in (*OBJECTIVES, PLAIN):
-            raise SettingsError(f"objective is {self.objective!r}; choose from {', '.join((*OBJECTIVES, PLAIN))}")
+        if self.objective not in OBJECTIVES:
+            raise SettingsError(f"objective is {self.objective!r}; choose from {', '.join(OBJECTIVES)}")
         check_at_least(self, {"reward_weight": 0, "teacher_passes": 1, "cache_tokens": 1})
         if self.cache is not None and self.objective in (FAST, PLAIN):
             raise SettingsError(f"a cache keeps predictions, and {self.objective} learns from none; leave it out")

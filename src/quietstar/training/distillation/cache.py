@@ -89,13 +89,12 @@ class Cache:
         try:
             found = load_file(file)
             n = int(row[1].sum())
-            is_whole = all(len(found[name]) == n for name in NAMES)
-        except (OSError, SafetensorError, KeyError) as error:
+            if any(len(found[name]) != n for name in NAMES):
+                raise ValueError(f"it has not {n} predictions")
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise CheckpointError(
                 f"{file} of the cache is damaged; delete it, and the teacher is asked again"
             ) from error
-        if not is_whole:
-            raise CheckpointError(f"{file} of the cache is damaged; delete it, and the teacher is asked again")
         device = row[0].device
         return {
             name: value.long().to(device) if name == "tokens" else value.to(device) for name, value in found.items()
@@ -116,21 +115,12 @@ class Cache:
             try:
                 self._begin()
                 file.parent.mkdir(exist_ok=True)
-                save_file({"tokens": tokens.int(), "logprob": logprob, "rest": rest.contiguous()}, aside)
+                save_file({"tokens": tokens.int(), "logprob": logprob, "rest": rest}, aside)
                 os.replace(aside, file)
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(
                     f"{file} cannot be written ({error}); make room, or leave the cache out"
                 ) from error
-
-    def spread(self, said: Said, where: Tensor) -> dict[str, Tensor]:
-        """Return what was said of rows as tensors [B, S, ...], 0 where a mask [B, S] is false."""
-        found = {}
-        for name, of_rows in zip(NAMES, said, strict=True):
-            together = torch.cat(list(of_rows))
-            found[name] = together.new_zeros(*where.shape, *together.shape[1:])
-            found[name][where] = together
-        return found
 
     def _file(self, row: Row) -> Path:
         ids, where = (each.cpu() for each in row)

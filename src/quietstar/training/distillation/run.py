@@ -1,7 +1,6 @@
-"""A whole distillation, from names to a plain model, and the share of the teacher's gain that it keeps."""
+"""A whole distillation, from names to a plain model, and the share of the teacher's lead that it keeps."""
 
 import json
-import logging
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,8 +23,6 @@ from quietstar.training.distillation.arguments import DistillArguments
 from quietstar.training.distillation.teacher import Teacher
 from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.run import run_training
-
-logger = logging.getLogger(__name__)
 
 FOUND = "distill.json"
 

@@ -24,7 +24,7 @@ from quietstar.policy import ThinkPolicy
 from quietstar.runs.contents import digest_of_model
 from quietstar.runs.processes import ALONE, Processes
 from quietstar.training.distillation.arguments import FAST, PLAIN, DistillArguments
-from quietstar.training.distillation.cache import Cache
+from quietstar.training.distillation.cache import NAMES, Cache
 from quietstar.training.memory import Batch, out_of_memory_in
 
 
@@ -101,7 +101,7 @@ class Teacher:
                 self.cache.write(rows, [each.split(parts) for each in (said.tokens, said.logprob, said.rest)])
                 kept = self.cache.read(rows)  # A row that was there before stays as it was.
                 assert kept is not None
-            made |= self.cache.spread(kept, where)
+            made |= {name: _at(where, torch.cat(list(each))) for name, each in zip(NAMES, kept, strict=True)}
             return Lesson(**made)
         spoken = self.spoken(ids, mask, where, seed)
         if self.args.objective != FAST:
