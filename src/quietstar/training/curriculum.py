@@ -100,6 +100,11 @@ class Stage:
         return f"stage-{self.number}"
 
     @property
+    def name_of_earlier(self) -> str:
+        """Name of the folder of the stage before, which there is from the second on."""
+        return f"stage-{self.number - 1}"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What it changes in the arguments of a run."""
         names = ("n_ahead", "n_ahead_talk", "max_steps", "learning_rate")

@@ -88,7 +88,7 @@ def run_curriculum(
                     logger.info(stage.words)
                 more = []
                 if curriculum.curriculum_keep_optimizer and stage.number > 1:
-                    more.append(EarlierMoments(folder / f"stage-{stage.number - 1}"))
+                    more.append(EarlierMoments(folder / stage.name_of_earlier))
                 run_training(
                     model_of(stage, folder, model_args),
                     data_args,
@@ -140,7 +140,7 @@ def model_of(stage: Stage, folder: Path, model_args: ModelArguments) -> ModelArg
     """Return which model a stage trains: the run's, or that of the stage before, with the adapters that it has."""
     found = copy.copy(model_args)
     if stage.number > 1:
-        found.model = str(folder / f"stage-{stage.number - 1}")
+        found.model = str(folder / stage.name_of_earlier)
         found.lora = found.branch_adapters = False
     found.merge = model_args.merge and stage.number == stage.n_stages
     return found

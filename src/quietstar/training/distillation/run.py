@@ -101,7 +101,7 @@ def kept_share(
     shared = Processes(args.process_index, args.world_size, args.device)
 
     def nll(speakers: list[Speaker]) -> torch.Tensor:
-        """[n, 1]: of each row, by the mean probability of several speakers."""
+        """Return the nll of each row [n, 1]; several speakers predict the mean of their probabilities."""
         scores = [score(speaker, rows, args.per_device_eval_batch_size) for speaker in speakers]
         found = []
         for index, counts in enumerate(counted):
