@@ -11,6 +11,7 @@ import torch
 from quietstar.cli import main
 from tests.study.tiny_study import recipe_file
 from tests.tiny import tiny_model
+from tests.tiny_gguf import reference_tokenizer
 from tests.tiny_tokenizer import tiny_folder
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -33,7 +34,7 @@ def commands() -> list[list[str]]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a base model, a text file, and a checkpoint of the released code."""
     monkeypatch.chdir(tmp_path)
-    tiny_folder(tmp_path / "DIR", "mistral", max_position_embeddings=512)
+    tiny_folder(tmp_path / "DIR", "mistral", reference_tokenizer(), max_position_embeddings=512)
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (tmp_path / "gsm8k.jsonl").write_text('{"question": "2 + 2?", "answer": "#### 4"}\n' * 3)
     (tmp_path / "csqa.jsonl").write_text(
@@ -51,6 +52,8 @@ def offline(words: list[str]) -> list[str]:
         if "--model" not in words:
             words += ["--model", "DIR", "--dataset", "train.jsonl", "--template", "Q: {question}\\nA: {answer}"]
         words += QUICK.split()
+    if words[0] == "distill":
+        words += ["--max_steps", "1", "--eval_size", "2", "--max_length", "32", "--use_cpu"]
     if words[0] == "evaluate":
         words += ["--data", *(f"{task}={task}.jsonl" for task in ("gsm8k", "csqa") if task in words)]
     if words[0] == "study":

@@ -19,9 +19,24 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
-def tiny_folder(folder: Path, family: str = "mistral", **settings: object) -> Path:
+def ascii_tokenizer(pre_tokenizer: pre_tokenizers.PreTokenizer | None = None) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of the 128 ASCII characters and two merges: every token is whole characters."""
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    letters = [bytes_.pre_tokenize_str(chr(byte))[0][0] for byte in range(128)]
+    words = ["<unk>", "<s>", "</s>", *letters, "ab", "Ġab"]
+    vocabulary = {word: id for id, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", "b"), ("Ġ", "ab")]))
+    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = dict(unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def tiny_folder(
+    folder: Path, family: str = "mistral", tokenizer: PreTrainedTokenizerFast | None = None, **settings: object
+) -> Path:
     """A folder that holds a tiny base model and its tokenizer."""
-    tokenizer = byte_tokenizer()
+    tokenizer = tokenizer or byte_tokenizer()
     config = {**FAMILIES[family], "vocab_size": len(tokenizer), **settings}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family.split("-")[0], **config))
     loud(model)

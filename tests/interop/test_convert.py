@@ -184,17 +184,11 @@ def test_tables_that_are_one_are_stored_once(tmp_path):
     torch.testing.assert_close(logits_of(again), logits_of(model), rtol=1e-5, atol=1e-5)
 
 
-def test_a_gguf_file_becomes_an_ordinary_folder(tmp_path):
-    tiny_gguf = pytest.importorskip("tests.tiny_gguf")
-    original = tiny_gguf.tiny_llama()
-    file = tiny_gguf.write_gguf(tmp_path / "tiny.gguf", original)
-    with pytest.raises(CheckpointError, match="is a plain model; leave n_ahead out"):
-        convert(str(file), tmp_path / "folder", n_ahead=4)
-    assert convert(str(file), tmp_path / "folder") == "plain"
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
-    assert torch.equal(plain(torch.arange(5, 17)[None]).logits, original(torch.arange(5, 17)[None]).logits)
-    words = AutoTokenizer.from_pretrained(tmp_path / "folder")("ab ab")["input_ids"]
-    assert words == tiny_gguf.reference_tokenizer()("ab ab")["input_ids"]
+def test_a_gguf_file_is_for_export(tmp_path):
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"is a plain model in a GGUF file; use quietstar export .*--to plain"):
+        convert(str(tmp_path / "tiny.gguf"), tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
 
 
 def test_special_tokens_that_were_there_stay_special(tmp_path):

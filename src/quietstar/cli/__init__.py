@@ -14,6 +14,7 @@ COMMANDS = {
     "study": "do thoughts pay, beside every control? trains and compares arms of a recipe",
     "inspect": "what a model thinks over a text, and whether the thoughts matter",
     "serve": "an HTTP server with OpenAI's protocol, and a web page that shows the thoughts",
+    "export": "write a plain model as a GGUF file for llama.cpp, or as a folder for any other engine",
     "convert": "convert checkpoints from and to the released code's format",
 }
 

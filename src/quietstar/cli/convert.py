@@ -1,4 +1,4 @@
-"""`quietstar convert`: convert checkpoints from and to the released code's format, and unpack GGUF files."""
+"""`quietstar convert`: convert checkpoints from and to the released code's format."""
 
 from quietstar.interop.convert import convert
 from quietstar.runs.options import OneLineParser, say
@@ -6,7 +6,6 @@ from quietstar.runs.options import OneLineParser, say
 WRITTEN = {
     "original": "a checkpoint of the released code",
     "quietstar": "a quietstar checkpoint",
-    "plain": "a plain model; train it next",
 }
 
 
@@ -15,11 +14,11 @@ def main(argv: list[str]) -> None:
     parser = OneLineParser(
         prog="quietstar convert",
         description="Convert a checkpoint of the released Quiet-STaR code to a quietstar checkpoint, or a quietstar "
-        "checkpoint with a Mistral base to one that the released code reads; merge a sharded training checkpoint; "
-        "unpack a GGUF file into a model folder. The source decides which of these is done.",
+        "checkpoint with a Mistral base to one that the released code reads; merge a sharded training checkpoint. "
+        "The source decides which of these is done.",
         allow_abbrev=False,
     )
-    parser.add_argument("source", help="folder or hub name, such as ezelikman/quietstar-8-ahead, or GGUF file")
+    parser.add_argument("source", help="folder or hub name, such as ezelikman/quietstar-8-ahead")
     parser.add_argument("target", help="folder to write; new or empty")
     parser.add_argument(
         "--n_ahead",

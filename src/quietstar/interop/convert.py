@@ -1,9 +1,9 @@
-"""`quietstar convert` without its command line: to and from the released code's checkpoints, and from GGUF files."""
+"""`quietstar convert` without its command line: thinking models to and from the released code's checkpoints."""
 
 from pathlib import Path
 from typing import Any
 
-from quietstar.base.loading import holds_thinking_model, load_base, load_tokenizer
+from quietstar.base.loading import holds_thinking_model, load_tokenizer
 from quietstar.base.sources import find_source
 from quietstar.errors import CheckpointError
 from quietstar.interop.shards import MODEL, consolidate
@@ -11,16 +11,15 @@ from quietstar.model import QuietStarForCausalLM
 
 
 def convert(source: str, target: str | Path, **settings: Any) -> str:
-    """Convert a checkpoint to the other format, consolidate a sharded one, or write a GGUF file as a plain folder.
+    """Convert a checkpoint to the other format, or consolidate a sharded one.
 
     Args:
-        source: folder or hub name of a thinking model, a sharded checkpoint, a checkpoint of the released code, or a
-            GGUF file, as for `find_source`.
+        source: folder or hub name of a thinking model, a sharded checkpoint, or a checkpoint of the released code.
         target: a new or empty folder.
         settings: for a checkpoint of the released code, settings that it does not contain (n_ahead, ...).
 
     Returns:
-        The format written: "original", "quietstar", or "plain" for a model that does not think.
+        The format written: "original" or "quietstar".
 
     Raises:
         CheckpointError: the target is not empty, or the source is not in a known format.
@@ -28,13 +27,13 @@ def convert(source: str, target: str | Path, **settings: Any) -> str:
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} is not empty; give a new or empty folder")
+    if find_source(source).gguf_file is not None:
+        raise CheckpointError(
+            f"{source} is a plain model in a GGUF file; use quietstar export {source} FOLDER --to plain"
+        )
     tokenizer = load_tokenizer(source)
     sharded = (Path(source) / MODEL).is_dir()
-    if is_gguf := find_source(source).gguf_file is not None:
-        if settings:
-            raise CheckpointError(f"{source} is a plain model; leave {', '.join(sorted(settings))} out")
-        load_base(source).save_pretrained(target)
-    elif sharded or holds_thinking_model(source):
+    if sharded or holds_thinking_model(source):
         if settings:
             raise CheckpointError(f"{source} has its own settings; leave {', '.join(sorted(settings))} out")
         if not sharded:
@@ -48,4 +47,4 @@ def convert(source: str, target: str | Path, **settings: Any) -> str:
         QuietStarForCausalLM.from_original(source, **settings).save_pretrained(target)
     if tokenizer is not None:
         tokenizer.save_pretrained(target)
-    return "plain" if is_gguf else "quietstar"
+    return "quietstar"

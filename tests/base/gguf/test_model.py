@@ -102,7 +102,7 @@ def test_a_model_whose_weights_are_still_packed(file):
 
 
 def test_4_bits_are_for_a_folder(file):
-    with pytest.raises(SettingsError, match=r"is a GGUF file, .*quietstar convert"):
+    with pytest.raises(SettingsError, match=r"is a GGUF file, .*quietstar export"):
         load_base(file, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
 
 

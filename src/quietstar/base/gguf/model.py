@@ -25,7 +25,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from quietstar.base.configs import packing_of
 from quietstar.base.gguf.header import GGUFHeader, read_header
-from quietstar.base.gguf.rope import FREQUENCIES, rope_scaling
+from quietstar.base.gguf.overlooked import overlooked_settings
+from quietstar.base.gguf.rope import FREQUENCIES
 from quietstar.base.gguf.tokens import TRANSFORMERS, corrected, set_special_ids, special_ids
 from quietstar.base.sharding import is_partitioned
 from quietstar.base.sources import Source
@@ -62,7 +63,7 @@ def gguf_model(source: Source, **kwargs: Any) -> PreTrainedModel:
     if kwargs.pop("quantization_config", None) is not None:
         raise SettingsError(
             f"{source.name} is a GGUF file, and its weights are dequantized on loading; to load them in 4 bits, write "
-            f"a plain folder first (quietstar convert {source.name} FOLDER), and load that"
+            f"a plain folder first (quietstar export {source.name} FOLDER --to plain), and load that"
         )
     how: dict[str, Any] = {name: value for name, value in kwargs.items() if name not in PLACES}
     dtype = how.pop("torch_dtype", None) or how.get("dtype")
@@ -190,8 +191,7 @@ def _config(source: Source, header: GGUFHeader) -> PreTrainedConfig:
     with _loading(header):
         fields, _ = PreTrainedConfig.get_config_dict(source.folder, gguf_file=source.gguf_file)
         fields.pop("_model_name_or_path", None)  # the title in the metadata, not a name that can be loaded
-        if (scaling := rope_scaling(header)) is not None:
-            fields["rope_scaling"] = scaling
+        fields |= overlooked_settings(header)
         check_fields(fields, source.name)
         config = AutoConfig.for_model(**fields)
         config.name_or_path = source.name

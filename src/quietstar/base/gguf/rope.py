@@ -48,7 +48,7 @@ def _llama3(header: GGUFHeader) -> dict[str, Any] | None:
     if divisors is None or not is_number(base):
         return None
     factor = float(divisors.max())
-    if not torch.allclose(divisors, _llama3_divisors(len(divisors), base, factor), rtol=1e-4):
+    if not torch.allclose(divisors, llama3_divisors(len(divisors), base, factor), rtol=1e-4):
         return None
     return {
         "rope_type": "llama3",
@@ -59,8 +59,10 @@ def _llama3(header: GGUFHeader) -> dict[str, Any] | None:
     }
 
 
-def _llama3_divisors(n: int, base: float, factor: float) -> Tensor:
+def llama3_divisors(
+    n: int, base: float, factor: float, low: float = LOW, high: float = HIGH, length: int = LENGTH
+) -> Tensor:
     """Return the divisors [n] that Llama 3 applies to the n frequencies of a head."""
     wavelengths = 2 * math.pi * base ** (torch.arange(n, dtype=torch.float64) / n)
-    kept = ((LENGTH / wavelengths - LOW) / (HIGH - LOW)).clamp(0, 1)
+    kept = ((length / wavelengths - low) / (high - low)).clamp(0, 1)
     return (1 / ((1 - kept) / factor + kept)).float()

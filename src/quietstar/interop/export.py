@@ -1,0 +1,88 @@
+"""`quietstar export` without its command line: plain models as GGUF files or folders, for other engines."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from quietstar.base.loading import holds_thinking_model, load_base, load_tokenizer
+from quietstar.base.sources import SUFFIX
+from quietstar.errors import CheckpointError, SettingsError, shown
+from quietstar.interop.gguf.write import TYPES, write_gguf
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("gguf", "plain")
+AUTO = "auto"
+
+
+def export(source: str, target: str | Path, *, to: str, dtype: str = AUTO) -> None:
+    """Write a plain model in a format that other engines load.
+
+    Args:
+        source: folder, hub name or GGUF file of a model that does not think.
+        target: for "gguf" a new file that ends in .gguf, for "plain" a new or empty folder.
+        to: one of FORMATS.
+        dtype: of matrices: auto (as they are), float32, float16, bfloat16, and q8_0 for "gguf".
+
+    Raises:
+        CheckpointError: the source is a thinking model, or has no tokenizer; the target exists.
+        SettingsError: a setting is none of those above.
+        UnsupportedModelError: llama.cpp does not compute what the model computes.
+    """
+    target = Path(target)
+    if to not in FORMATS:
+        raise SettingsError(f"to is {shown(to)}; give {' or '.join(FORMATS)}")
+    allowed = [name for name in (AUTO, *TYPES) if to == "gguf" or name != "q8_0"]
+    if dtype not in allowed:
+        raise SettingsError(f"dtype is {shown(dtype)}; for {to} give one of {', '.join(allowed)}")
+    _check_target(target, to)
+    if holds_thinking_model(source):
+        raise CheckpointError(
+            f"{source} is a thinking model, which other engines cannot run; teach a plain model what it predicts "
+            f"(quietstar distill {source} ...), and export that"
+        )
+    tokenizer = load_tokenizer(source)
+    if tokenizer is None and to == "gguf":
+        raise CheckpointError(f"{source} has no tokenizer, which a GGUF file needs; save one next to the model")
+    model = load_base(source, dtype=AUTO if dtype == "q8_0" else dtype)
+    if to == "plain":
+        model.save_pretrained(target)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(target)
+        return
+    assert tokenizer is not None
+    own = str(model.dtype).removeprefix("torch.")
+    write_gguf(model, tokenizer, target, dtype=own if dtype == AUTO else dtype, name=Path(source).resolve().stem)
+    _warn_of_other_tokens(tokenizer, target)
+
+
+def _check_target(target: Path, to: str) -> None:
+    """Raise CheckpointError if the target cannot be written."""
+    if to == "gguf":
+        if target.suffix != SUFFIX:
+            raise CheckpointError(f"{target} does not end in {SUFFIX}; give a file that does")
+        if target.exists():
+            raise CheckpointError(f"{target} exists; give a new file")
+        if not target.absolute().parent.is_dir():
+            raise CheckpointError(f"the folder of {target} does not exist; create it, or give another file")
+    elif target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} is not empty; give a new or empty folder")
+
+
+def _warn_of_other_tokens(tokenizer: Tokenizer, file: Path) -> None:
+    """Read the tokenizer back, and warn if the text of a token becomes other tokens than before."""
+    texts = tokenizer.batch_decode([[id] for id in range(len(tokenizer))])
+    tokenizers: list[Any] = [tokenizer, load_tokenizer(file)]
+    before, after = (each(texts, add_special_tokens=False)["input_ids"] for each in tokenizers)
+    others = [text for text, old, new in zip(texts, before, after, strict=True) if old != new]
+    if others:
+        logger.warning(
+            "%s: %s of the %s tokens' texts become other tokens when transformers reads the file, first %s; llama.cpp "
+            "may differ from the model's own tokenizer there, too",
+            file,
+            f"{len(others):,}",
+            f"{len(texts):,}",
+            shown(others[0]),
+        )

@@ -1,0 +1,1 @@
+"""Plain models written as GGUF files, the format of llama.cpp."""
