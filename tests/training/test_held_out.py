@@ -5,25 +5,32 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quietstar.learn import IGNORED, Labels
 from quietstar.training.held_out import HeldOut
 
 
-def rows_of(nll: list[list[float]], n_processes: int = 1, size: int = 2) -> torch.Tensor:
-    """Rows of nll, batch by batch to processes in turn, as an evaluation adds them."""
+def rows_of(nll: list[list[float]], n_processes: int = 1, size: int = 2, gain: float = 0.25) -> torch.Tensor:
+    """Rows of nll, batch by batch to processes in turn, as an evaluation adds them; thoughts lower each by `gain`."""
     S = max(map(len, nll))
     base_nll = torch.tensor([row + [7.0] * (S - len(row)) for row in nll])
-    counts = torch.tensor([[i < len(row) for i in range(S)] for row in nll])
+    ahead = torch.tensor([[5 if i < len(row) else IGNORED for i in range(S)] for row in nll])
     n_filled = -len(nll) % (size * n_processes)
-    counts = torch.cat([counts, torch.zeros(n_filled, S, dtype=torch.bool)])  # rows that only fill up batches
+    ahead = torch.cat([ahead, torch.full((n_filled, S), IGNORED)])  # rows that only fill up batches
     base_nll = torch.cat([base_nll, torch.ones(n_filled, S)])
     parts = []
+
+    def add(to: HeldOut, first: int) -> None:
+        rows = slice(first, first + size)
+        labels = Labels(ahead[rows, :, None], torch.ones_like(ahead[rows], dtype=torch.bool))
+        to.add(base_nll[rows], base_nll[rows, None, :, None] - gain, labels, size)
+
     for rank in range(n_processes):
         held_out = HeldOut()
-        for first in range(rank * size, len(counts), size * n_processes):
-            held_out.add(base_nll[first : first + size], counts[first : first + size], size)
+        for first in range(rank * size, len(ahead), size * n_processes):
+            add(held_out, first)
         held_out.rows(lambda rows: parts.append(rows) or rows[None])
     found = HeldOut()
-    found.add(base_nll[:size], counts[:size], size)
+    add(found, 0)
     found._batches *= len(parts[0]) // size
     return found.rows(lambda rows: torch.stack(parts))
 
@@ -36,7 +43,7 @@ def rows_of(nll: list[list[float]], n_processes: int = 1, size: int = 2) -> torc
 def test_rows_are_in_the_order_of_the_text_on_any_number_of_processes(
     nll: list[list[float]], n_processes: int, size: int
 ) -> None:
-    expected = [[sum(row), len(row)] for row in nll]
+    expected = [[sum(row), len(row), 0.25 * len(row), len(row)] for row in nll]
     assert rows_of(nll, n_processes, size).tolist() == expected
 
 

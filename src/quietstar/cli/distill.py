@@ -9,7 +9,6 @@ from quietstar.training.distillation.run import distill
 from quietstar.training.model import OF_THOUGHTS
 
 OMITTED = frozenset(
-    # Checkpoints, which push_to_hub would push, are of a thinking model with its thoughts off.
     [
         "model",
         "original",
@@ -18,7 +17,6 @@ OMITTED = frozenset(
         "load_in_4bit",
         "ema_decay",
         "thoughts_shown",
-        "push_to_hub",
     ]
 ) | {*METHOD_SETTINGS, *OF_THOUGHTS.split()}
 """options of `quietstar train` that a student without thoughts has no use for"""

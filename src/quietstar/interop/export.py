@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from quietstar.base.loading import holds_thinking_model, load_base, load_tokenizer
+from quietstar.base.origin import origin_of
 from quietstar.base.sources import SUFFIX
 from quietstar.errors import CheckpointError, SettingsError, shown
 from quietstar.interop.gguf.write import TYPES, write_gguf
@@ -54,7 +55,8 @@ def export(source: str, target: str | Path, *, to: str, dtype: str = AUTO) -> No
         return
     assert tokenizer is not None
     own = str(model.dtype).removeprefix("torch.")
-    write_gguf(model, tokenizer, target, dtype=own if dtype == AUTO else dtype, name=Path(source).resolve().stem)
+    name, licence = Path(source).resolve().name.removesuffix(SUFFIX), origin_of(source).license
+    write_gguf(model, tokenizer, target, dtype=own if dtype == AUTO else dtype, name=name, license=licence)
     _warn_of_other_tokens(tokenizer, target)
 
 

@@ -17,7 +17,9 @@ from quietstar.errors import CheckpointError, first_line
 from quietstar.model import QuietStarForCausalLM
 from quietstar.reporting.tables import json_lines
 from quietstar.runs.folders import write_whole
+from quietstar.training.card import evaluation_of, write_card_of
 from quietstar.training.data.stream import StreamedTextWindows
+from quietstar.training.publish import upload
 from quietstar.training.trainer import QuietStarTrainer
 
 logger = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ def save(
     model: QuietStarForCausalLM = trainer.accelerator.unwrap_model(trainer.model)
     folder = trainer.folder
     if is_sharded(model):
-        trainer.save_model()  # All processes take part; the rest is one's work.
+        trainer.save_model(_internal_call=plain or merge)  # All processes take part; the rest is one's work.
         if not (plain or merge) or not trainer.is_world_process_zero():
             return
         unset_hf_deepspeed_config()  # Otherwise the model would be sharded again.
@@ -76,6 +78,9 @@ def save(
     elif trainer.is_world_process_zero():
         (model.base_lm if plain else model).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        write_card_of(trainer, folder)
+        if trainer.args.push_to_hub:
+            upload(trainer.args, folder)
 
 
 def last_evaluation(trainer: QuietStarTrainer) -> dict[str, float]:
@@ -85,13 +90,8 @@ def last_evaluation(trainer: QuietStarTrainer) -> dict[str, float]:
     """
     if trainer.eval_dataset is None:
         return {}
-    step = trainer.state.global_step
-    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
-        step = trainer.state.best_global_step
-    for line in reversed(trainer.state.log_history):
-        if "eval_loss" in line and line["step"] == step:
-            return {name: value for name, value in line.items() if name.startswith("eval_")}
-    return trainer.evaluate()
+    found = evaluation_of(trainer)
+    return trainer.evaluate() if found is None else found
 
 
 def held_out_words(figures: dict[str, float]) -> list[str]:

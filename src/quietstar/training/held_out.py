@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.trainer_utils import has_length
 
-from quietstar.learn import IGNORED
+from quietstar.learn import IGNORED, Labels
 from quietstar.model import QuietStarOutput
 from quietstar.reporting.interval import bootstrap_ratios
 from quietstar.runs.processes import Processes
@@ -19,12 +19,13 @@ from quietstar.training.tally import Tally
 
 
 class HeldOut:
-    """The base pass's nll of each held-out row in one evaluation, and in the one before training.
+    """Sums over each held-out row in one evaluation, and in the one before training.
 
-    A row has two sums: of base_nll, and of labels. Rows are in the order of the text on every process.
+    A row has four sums: base_nll and its labels, how much lower talk_nll_0 is, and its labels. Rows are in the order of
+    the text on every process.
 
     Args:
-        before: [rows, 2] of the evaluation before training; None if there was none.
+        before: [rows, 4] of the evaluation before training; None if there was none.
     """
 
     def __init__(self, before: Tensor | None = None) -> None:
@@ -32,16 +33,18 @@ class HeldOut:
         self._batches: list[Tensor] = []
 
     @torch.no_grad()
-    def add(self, base_nll: Tensor, has_label: Tensor, n_rows: int) -> None:
-        """Add a batch of at most `n_rows` rows: base_nll [B, S], and has_label [B, S] where it counts."""
-        sums = torch.stack([(base_nll * has_label).sum(1), has_label.sum(1)], dim=1).double()
+    def add(self, base_nll: Tensor, talk_nll: Tensor, labels: Labels, n_rows: int) -> None:
+        """Add a batch of at most `n_rows` rows: base_nll [B, S], talk_nll [B, P, S, M], and their labels."""
+        talks = labels.talk[..., 0]
+        gain = (base_nll - talk_nll[..., 0].mean(1)) * talks
+        sums = torch.stack([each.sum(1).double() for each in (base_nll * labels.base, labels.base, gain, talks)], dim=1)
         self._batches.append(torch.nn.functional.pad(sums, (0, 0, 0, n_rows - len(sums))))
 
     def rows(self, gather: Callable[[Tensor], Tensor] = lambda rows: rows[None]) -> Tensor:
-        """Return [rows, 2] of all processes, to which batches went in turn, without rows that have no label.
+        """Return [rows, 4] of all processes, to which batches went in turn, without rows that have no label.
 
         Args:
-            gather: [n, 2] -> [processes, n, 2], which have as many rows each.
+            gather: [n, 4] -> [processes, n, 4], which have as many rows each.
         """
         batches = torch.stack(self._batches)  # [batches, rows of one, 2]
         of_all = gather(batches.flatten(0, 1)).unflatten(1, batches.shape[:2])
@@ -49,7 +52,7 @@ class HeldOut:
         return rows[rows[:, 1] > 0]
 
     def compare(self, rows: Tensor) -> dict[str, float]:
-        """Compare an evaluation's rows [rows, 2] with those before training; return nothing if there were none.
+        """Compare an evaluation's rows [rows, 4] with those before training; return nothing if there were none.
 
         Returns:
             nll_before, of the base pass before training; drift, how much worse it is now (below 0: better); from two
@@ -57,7 +60,7 @@ class HeldOut:
         """
         if self.before is None or len(self.before) != len(rows):
             return {}
-        n_labels = rows[:, 1:]
+        n_labels = rows[:, 1:2]
         figures = {"nll_before": float(self.before[:, 0].sum() / n_labels.sum())}
         drift = bootstrap_ratios(rows[:, :1] - self.before[:, :1], n_labels)[0]
         figures["drift"] = drift.value
@@ -108,7 +111,7 @@ class HeldOutFigures(Part):
     def add(self, output: QuietStarOutput, inputs: dict[str, Tensor]) -> None:
         """Add what forward returned for a batch."""
         labels = self.tally.add_batch(output, inputs)
-        self.current.add(output.base_nll, labels.base, self.n_rows)
+        self.current.add(output.base_nll, output.talk_nll, labels, self.n_rows)
 
     def figures(self, base_loss_weight: float, *, is_first: bool) -> dict[str, float]:
         """Return means over all labels of this evaluation, compared with the model before training; {} without labels.
@@ -118,8 +121,9 @@ class HeldOutFigures(Part):
             is_first: whether this is the evaluation before training.
 
         Returns:
-            The figures of `Tally.figures` without policy_loss, since nothing is learned here: the loss is the nll. The
-            figures of `HeldOut.compare`, and gain: how much lower talk_nll_0 is than nll_before.
+            The figures of `Tally.figures` without policy_loss, since nothing is learned here: the loss is the nll. If
+            there were thoughts, thought_gain_low and thought_gain_high, the 95 % interval of thought_gain over rows.
+            The figures of `HeldOut.compare`, and gain: how much lower talk_nll_0 is than nll_before.
         """
         if not self.tally:
             return {}
@@ -129,6 +133,9 @@ class HeldOutFigures(Part):
         rows = self.current.rows(self.processes.gather)
         if is_first:
             self.current.before = rows
+        if rows[:, 3].any() and len(rows) > 1:
+            thought_gain = bootstrap_ratios(rows[:, 2:3], rows[:, 3:])[0]
+            figures |= {"thought_gain_low": thought_gain.low, "thought_gain_high": thought_gain.high}
         if compared := self.current.compare(rows):
             figures |= compared | {"gain": figures.get("thought_gain", 0.0) - compared["drift"]}
         return figures

@@ -41,7 +41,7 @@ class WriteReports(TrainerCallback):
         self.step = state.global_step
         rows = islice(first_of(self.dataset), self.n_rows)
         texts = [_text(row) for row in rows if len(row["input_ids"])]
-        name = f"{Path(args.output_dir).name}, step {state.global_step}"
+        name = f"{args.run_name or Path(args.output_dir).name}, step {state.global_step}"
         folder = _folder(args, state.global_step)
         origin = {}
         if state.global_step > 0 and model.config.lora is None and _add_untrained(texts, _folder(args, 0)):

@@ -39,6 +39,7 @@ from quietstar.training.dry_run import dry_run
 from quietstar.training.end import SKIPPED, final_save, last_evaluation, save, write_figures
 from quietstar.training.model import thinking_model, turn_thoughts_off
 from quietstar.training.model_arguments import ModelArguments
+from quietstar.training.publish import published_at_end
 from quietstar.training.signals import StopSignals
 from quietstar.training.trainer import QuietStarTrainer
 
@@ -79,7 +80,10 @@ def run_training(
             with ExitStack() as cleanup:
                 trainer, *_ = prepare(model_args, data_args, args, config, cleanup, teacher)
                 return {"dry_run": dry_run(trainer, data_args.max_length)}
+    name_folder(model_args, args)
     with ExitStack() as cleanup:
+        if model_args.original:  # Its checkpoints are of a thinking model with its thoughts off.
+            cleanup.enter_context(published_at_end(args))
         trainer, tokenizer, checkpoint = prepare(model_args, data_args, args, config, cleanup, teacher)
         for callback in callbacks:
             trainer.add_callback(callback)
@@ -112,26 +116,25 @@ def prepare(
         logging.getLogger("quietstar").setLevel(logging.WARNING)  # Only the first process informs.
     if model_args.original:
         turn_thoughts_off(args)
-    if args.output_dir is None or args.output_dir == "trainer_output":
-        args.output_dir = default_folder(model_args, args)
-    resume = args.named_checkpoint is not None or (args.resume and not is_empty(args.output_dir))
+    folder = Path(str(args.output_dir))
+    resume = args.named_checkpoint is not None or (args.resume and not is_empty(folder))
     settings = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
     settings = {"versions": versions()} | settings
-    check_output_folder(args.output_dir, overwrite=args.overwrite, resume=resume)
-    if resume and "stages" in read_settings(args.output_dir):
-        raise SettingsError(f"output_dir {args.output_dir} has a curriculum; give it again, or another output_dir")
-    check_inputs(args.output_dir, [model_args.model, *([] if teacher is None else [teacher.name])])
+    check_output_folder(folder, overwrite=args.overwrite, resume=resume)
+    if resume and "stages" in read_settings(folder):
+        raise SettingsError(f"output_dir {folder} has a curriculum; give it again, or another output_dir")
+    check_inputs(folder, [model_args.model, *([] if teacher is None else [teacher.name])])
     if args.overwrite:
         kept = [] if teacher is None or teacher.cache is None else [str(teacher.cache.folder)]
-        check_inputs(args.output_dir, [data_args.dataset, data_args.eval_dataset, config, *kept])
-    is_first, is_there = args.process_index == 0, Path(args.output_dir).is_dir()
+        check_inputs(folder, [data_args.dataset, data_args.eval_dataset, config, *kept])
+    is_first, is_there = args.process_index == 0, folder.is_dir()
     if is_first and is_there:
-        cleanup.enter_context(alone_in(args.output_dir))
+        cleanup.enter_context(alone_in(folder))
     checkpoint = None
     if args.named_checkpoint is not None:
-        checkpoint = checkpoints.find(Path(args.output_dir), args.named_checkpoint)
-    elif resume and (checkpoint := checkpoints.latest(Path(args.output_dir), report=True)) is None:
-        logger.info("output_dir %s has no complete checkpoint: the run begins", args.output_dir)
+        checkpoint = checkpoints.find(folder, args.named_checkpoint)
+    elif resume and (checkpoint := checkpoints.latest(folder, report=True)) is None:
+        logger.info("output_dir %s has no complete checkpoint: the run begins", folder)
 
     tokenizer = load_tokenizer(model_args.model, trust_remote_code=model_args.trust_remote_code)
     if tokenizer is None:
@@ -182,8 +185,8 @@ def prepare(
         trainer.check_resumable(checkpoint)
     if is_first:
         if not is_there:
-            cleanup.enter_context(alone_in(args.output_dir))
-        claim(args.output_dir, settings, overwrite=args.overwrite, resume=resume)
+            cleanup.enter_context(alone_in(folder))
+        claim(folder, settings, overwrite=args.overwrite, resume=resume)
     trainer.processes.wait()
     return trainer, tokenizer, checkpoint
 
@@ -208,6 +211,12 @@ def check_fit(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, m
             "tokenizer that belongs to the model"
         )
     check_reach(model.base_lm, max_length, model.config.n_ahead + model.config.n_ahead_talk - 1)
+
+
+def name_folder(model_args: ModelArguments, args: QuietStarTrainingArguments) -> None:
+    """Set the run's folder if none was given."""
+    if args.output_dir is None or args.output_dir == "trainer_output":
+        args.output_dir = default_folder(model_args, args)
 
 
 def default_folder(model_args: ModelArguments, args: QuietStarTrainingArguments) -> str:

@@ -35,12 +35,14 @@ from quietstar.runs.folders import (
 from quietstar.runs.processes import Processes
 from quietstar.training import checkpoints
 from quietstar.training.arguments import METHOD_SETTINGS, QuietStarTrainingArguments
+from quietstar.training.card import write_card
 from quietstar.training.curriculum import CHOSEN_BY, CurriculumArguments, Stage, check_curriculum, stages_of
 from quietstar.training.data.arguments import DataArguments
 from quietstar.training.dry_run import DryRun, in_words
 from quietstar.training.end import final_save
 from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.optimizer import settings_kept
+from quietstar.training.publish import published_at_end
 from quietstar.training.resuming import resuming_from
 from quietstar.training.run import NOT_COMPARED_ON_RESUME, default_folder, run_training
 from quietstar.training.same_run import TRAINING, plain_value, refuse_changes
@@ -79,6 +81,7 @@ def run_curriculum(
     folder = Path(str(args.output_dir))
     processes = Processes(args.process_index, args.world_size, args.device)
     with ExitStack() as cleanup:
+        cleanup.enter_context(published_at_end(args))
         if processes.is_first:
             _open(cleanup, folder, stages, model_args, data_args, args, curriculum, config)
         processes.wait()
@@ -151,6 +154,7 @@ def arguments_of(stage: Stage, folder: Path, args: QuietStarTrainingArguments) -
     every = min(args.eval_steps or args.logging_steps, stage.max_steps)
     changes: dict[str, Any] = {
         "output_dir": str(folder / stage.name),
+        "run_name": f"{args.run_name or folder.name}-{stage.name}",
         "resume": True,
         "overwrite": False,
         "data_seed": int(args.data_seed or 0) + stage.number - 1,
@@ -240,6 +244,10 @@ def gather(folder: Path, stages: list[Stage]) -> None:
     of_run = {name: value for name, value in results[last.name].items() if not name.startswith(BEFORE)}
     of_run |= {name: value for name, value in results[stages[0].name].items() if name == "eval_nll_before"}
     write_whole(folder / RESULTS, json.dumps(of_run | {"stages": results}, indent=2) + "\n")
+    given = read_settings(folder)
+    listed = "\n".join(f"- {stage.words}" for stage in stages)
+    notes = [f"It was trained in stages, and the figures before training are from before the first:\n\n{listed}"]
+    write_card(folder, given["model"] | given["data"] | given["training"], of_run, notes=notes)
     forget_checkpoints(stages, folder)
 
 

@@ -27,7 +27,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from quietstar.base.loading import load_tokenizer
 from quietstar.model import QuietStarForCausalLM
 from quietstar.runs.processes import Processes
-from quietstar.training import callbacks, checkpoints, optimizer, resuming, weights
+from quietstar.training import callbacks, card, checkpoints, optimizer, resuming, weights
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.checkpointer import Checkpointer
 from quietstar.training.data.datasets import TextCollator, pad_token_id
@@ -41,8 +41,7 @@ from quietstar.training.same_run import what_matters
 class QuietStarTrainer(Trainer):
     """Teaches a model to think from plain text (arXiv 2403.09629).
 
-    Losses are means over the labels of a whole optimizer step, across accumulated batches and ranks. Evaluations report
-    the nll with and without thoughts on held-out text, with one greedy thought each.
+    Losses are means over the labels of a whole optimizer step, across accumulated batches and ranks.
 
     Args:
         model: a QuietStarForCausalLM; or a name or folder of one, or of a base model to give thoughts to; or a
@@ -50,8 +49,8 @@ class QuietStarTrainer(Trainer):
         args: the settings of the method in it are written into the model's config.
         processing_class: the tokenizer; None loads the one saved with a model given by name.
         data_collator: None pads on the right.
-        kwargs: as transformers' Trainer takes them. Datasets give items with `input_ids`; a collator may also
-            give `think_at` [B, S] and `thoughts` [B, P, S, K].
+        kwargs: as transformers' Trainer takes them. A collator may also give `think_at` [B, S] and `thoughts`
+            [B, P, S, K].
 
     Attributes:
         parts: what the run keeps, by name; a checkpoint holds their states under these names.
@@ -238,7 +237,7 @@ class QuietStarTrainer(Trainer):
         return loss.detach(), None, None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the model, gathered if it is sharded, and its tokenizer."""
+        """Write the model, gathered if it is sharded, its tokenizer and its card."""
         folder = Path(output_dir or self.folder)
         if self.is_fsdp_enabled:
             state = self.accelerator.get_state_dict(self.model)
@@ -247,6 +246,7 @@ class QuietStarTrainer(Trainer):
         else:
             super().save_model(str(folder), _internal_call=True)
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, which could run code; run.json has them
+        self.create_model_card(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -295,5 +295,6 @@ class QuietStarTrainer(Trainer):
             else:
                 weights.load_optimizer(self.model, self.optimizer, self.lr_scheduler, checkpoint)
 
+    create_model_card = card.write_card_of
     _load_scaler = resuming.in_one_line(Trainer._load_scaler)
     _load_rng_state = resuming.in_one_line(Trainer._load_rng_state)

@@ -26,7 +26,9 @@ FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
-def write_gguf(model: PreTrainedModel, tokenizer: Tokenizer, file: Path, *, dtype: str, name: str) -> None:
+def write_gguf(
+    model: PreTrainedModel, tokenizer: Tokenizer, file: Path, *, dtype: str, name: str, license: str | None = None
+) -> None:
     """Write a model as a GGUF file; after a crash there is no file of that name.
 
     Vectors, such as the weights of norms, are float32, as in files of llama.cpp's own converter. With q8_0, matrices
@@ -38,6 +40,7 @@ def write_gguf(model: PreTrainedModel, tokenizer: Tokenizer, file: Path, *, dtyp
         file: to write.
         dtype: of matrices, one of TYPES.
         name: the model's name in the file.
+        license: the model's licence, if it is known.
 
     Raises:
         UnsupportedModelError: llama.cpp does not compute what the model computes, or a weight does not fit the format.
@@ -50,6 +53,8 @@ def write_gguf(model: PreTrainedModel, tokenizer: Tokenizer, file: Path, *, dtyp
     fields = {f"{family.architecture}.{name}": value for name, value in fields_of(config, family).items()}
     fields |= tokenizer_fields(tokenizer, n_rows, ends if isinstance(ends, list) else [ends])
     fields |= {"general.type": "model", "general.name": name, "general.file_type": FILE_TYPES[dtype]}
+    if license is not None:
+        fields["general.license"] = license
     fields["general.quantization_version"] = gguf.GGML_QUANT_VERSION
 
     def kind_of(tensor: Tensor) -> Any:

@@ -17,11 +17,13 @@ from quietstar.reporting.interval import Estimate, bootstrap_ratios
 from quietstar.runs.folders import write_whole
 from quietstar.runs.processes import Processes
 from quietstar.training.arguments import QuietStarTrainingArguments
+from quietstar.training.card import write_card
 from quietstar.training.data.arguments import DataArguments
 from quietstar.training.data.datasets import build_datasets
 from quietstar.training.distillation.arguments import DistillArguments
 from quietstar.training.distillation.teacher import Teacher
 from quietstar.training.model_arguments import ModelArguments
+from quietstar.training.publish import published_at_end
 from quietstar.training.run import run_training
 
 FOUND = "distill.json"
@@ -56,13 +58,17 @@ def distill(
     check_tokens(teacher, model_args)
     if args.output_dir is None or args.output_dir == "trainer_output":
         args.output_dir = f"runs/{Path(name).name}-{distill_args.objective}"
-    figures = run_training(model_args, data_args, args, config=config, teacher=teacher)
     if args.dry_run:
-        return [figures["dry_run"].words()]
+        return [run_training(model_args, data_args, args, config=config, teacher=teacher)["dry_run"].words()]
     folder = Path(str(args.output_dir))
-    found = kept_share(teacher, model_args, folder, data_args, args)
-    if args.process_index == 0 and found:
-        write_whole(folder / FOUND, json.dumps(found, indent=2) + "\n")
+    with published_at_end(args):
+        figures = run_training(model_args, data_args, args, config=config, teacher=teacher)
+        found = kept_share(teacher, model_args, folder, data_args, args)
+        if args.process_index == 0:
+            if found:
+                write_whole(folder / FOUND, json.dumps(found, indent=2) + "\n")
+            settings = vars(model_args) | vars(data_args) | args.to_dict() | {"teacher": name}
+            write_card(folder, settings, figures, notes=words(found))
     return [f"saved to {folder}, a plain model", *words(found)]
 
 

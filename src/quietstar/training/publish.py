@@ -1,0 +1,67 @@
+"""A run's model on a hub, once it is finished: for runs whose checkpoints are not what they end with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from quietstar.errors import CheckpointError, SettingsError, first_line
+from quietstar.runs.folders import UNFINISHED
+from quietstar.training.arguments import QuietStarTrainingArguments
+
+LEFT_OUT = ["checkpoint-*", "checkpoint-*/**", "stage-*/**", f"*{UNFINISHED}"]
+
+
+@contextmanager
+def published_at_end(args: QuietStarTrainingArguments) -> Iterator[None]:
+    """With push_to_hub, make the repository now, and upload the run's folder after the block, without checkpoints.
+
+    Within the block, push_to_hub is off: transformers would upload each checkpoint.
+
+    Raises:
+        SettingsError: the repository cannot be made.
+        CheckpointError: the folder cannot be uploaded; it is complete all the same.
+    """
+    if not args.push_to_hub:
+        yield
+        return
+    folder = Path(str(args.output_dir))
+    repository = _repository(args, folder) if args.process_index == 0 else ""
+    args.push_to_hub = False
+    try:
+        yield
+    finally:
+        args.push_to_hub = True
+    if args.process_index == 0:
+        upload(args, folder, repository)
+
+
+def upload(args: QuietStarTrainingArguments, folder: Path, repository: str | None = None) -> None:
+    """Upload a run's folder; raise CheckpointError if that fails."""
+    repository = repository or _repository(args, folder)
+    try:
+        HfApi(token=args.hub_token).upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            commit_message="End of training",
+            revision=args.hub_revision,
+            ignore_patterns=LEFT_OUT,
+        )
+    except Exception as error:  # of the network or the hub
+        raise CheckpointError(
+            f"the model is saved in {folder}, but cannot be uploaded ({first_line(error)}); try again with "
+            f"hf upload {repository} {folder}"
+        ) from error
+
+
+def _repository(args: QuietStarTrainingArguments, folder: Path) -> str:
+    """Return the name of the repository on the hub; make it if there is none."""
+    name = args.hub_model_id or folder.resolve().name
+    try:
+        return str(HfApi(token=args.hub_token).create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id)
+    except Exception as error:  # of the network, the hub or the name
+        raise SettingsError(
+            f"--push_to_hub needs the repository {name} on the hub, which cannot be made ({first_line(error)}); log in "
+            "with hf auth login, or leave that option out"
+        ) from error
