@@ -4,7 +4,7 @@
 # make test-all  the tests and then their long tail: whole products of cases, every launcher's recipe, a real model
 # make study-small  do thoughts pay in the demo's language? a whole study, from its recipe to its report, in minutes
 # make browser  Chromium, for the 40 tests of report and page that are skipped without it (Debian, as root)
-# make clean  remove the virtual environment
+# make docs   the site, into site/                      make clean  remove the virtual environment
 #
 # Each target makes the virtual environment where it is missing. PYTHON=python3.12 make ... chooses another Python.
 
@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # A shell that forbids byte code would have every process compile torch and its like anew, for 13 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo real study-small test test-all check bench browser format clean
+.PHONY: demo real study-small test test-all check bench docs browser format clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/quietstar demo $(DEMO_OPTIONS)
@@ -51,6 +51,9 @@ check: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/speed.py $(BENCH_OPTIONS)
+
+docs: $(VENV)/installed-dev
+	HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 browser:
 	@command -v chromium > /dev/null || { apt-get update -qq && apt-get install -yqq --no-install-recommends chromium > /dev/null; }

@@ -1,4 +1,4 @@
-"""What the README says can be done is done: its commands and its Python, names of the hub replaced by local ones."""
+"""What README and guides say can be done is done: commands and Python, names of the hub replaced by local ones."""
 
 import json
 import re
@@ -14,26 +14,32 @@ from tests.tiny import tiny_model
 from tests.tiny_gguf import reference_tokenizer
 from tests.tiny_tokenizer import tiny_folder
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+COMMANDS_OF = "README docs/train docs/use docs/inspection docs/distillation docs/models docs/study docs/serving"
+PYTHON_OF = "docs/train README docs/use"
+"""pages whose commands or Python are run, in an order in which each finds what it needs"""
 QUICK = "--max_steps 1 --gradient_accumulation_steps 1 --eval_size 2 --thoughts_shown 1 --use_cpu"
 ROWS = [{"question": f"What is {n} times two?", "answer": f"{n} and {n} make {2 * n}."} for n in range(12)]
 
 
-def blocks(language: str) -> list[str]:
-    fences = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
-    return [text for name, text in fences if name == language]
+def blocks(language: str, pages: str) -> list[str]:
+    text = "\n".join((ROOT / f"{page}.md").read_text() for page in pages.split())
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    return [block for name, block in fences if name == language]
 
 
 def commands() -> list[list[str]]:
-    """The `quietstar` lines, without their comments, as words."""
-    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("quietstar ")]
-    return [shlex.split(line, comments=True)[1:] for line in lines]
+    """The different `quietstar` lines, without their comments, as words."""
+    lines = [line for block in blocks("bash", COMMANDS_OF) for line in block.splitlines()]
+    lines = [line for line in lines if line.startswith("quietstar ") and "RECIPE" not in line]
+    return [list(words) for words in dict.fromkeys(tuple(shlex.split(line, comments=True)[1:]) for line in lines)]
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a base model, a text file, and a checkpoint of the released code."""
+    """A working folder with a base model, text files, and a checkpoint of the released code."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-texts.jsonl").write_text("".join(json.dumps({"text": row["question"]}) + "\n" for row in ROWS))
     tiny_folder(tmp_path / "DIR", "mistral", reference_tokenizer(), max_position_embeddings=512)
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (tmp_path / "gsm8k.jsonl").write_text('{"question": "2 + 2?", "answer": "#### 4"}\n' * 3)
@@ -47,7 +53,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def offline(words: list[str]) -> list[str]:
     """The same command with local names, and quick."""
-    words = ["released-code" if word == "ezelikman/quietstar-8-ahead" else word for word in words]
+    local = {"ezelikman/quietstar-8-ahead": "released-code", "smollm2-135m": "DIR"}
+    words = [local.get(word, word) for word in words]
     if words[0] == "train" and "--help" not in words:
         if "--model" not in words:
             words += ["--model", "DIR", "--dataset", "train.jsonl", "--template", "Q: {question}\\nA: {answer}"]
@@ -62,7 +69,7 @@ def offline(words: list[str]) -> list[str]:
 
 
 def test_every_command_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(commands()) >= 6
+    assert len(commands()) >= 20
     for words in commands():
         if words[0] == "serve":  # goes on until it is stopped: tests/serving/test_command.py starts it
             words = ["serve", "--help"]
@@ -72,8 +79,8 @@ def test_every_command_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> N
             assert stop.value.code == 0
         else:
             assert main(offline(words)) == 0, (words, capsys.readouterr().err)
-    for folder in ("runs/mine", "runs/released", "runs/mine-original", "runs/DIR-4-ahead", "runs/DIR-original"):
-        assert (here / folder / "config.json").exists()
+    for folder in ["mine", "released", "mine-original", "DIR-4-ahead", "DIR-original", "plain"]:
+        assert (here / "runs" / folder / "config.json").exists()
     assert (here / "runs/mine-thoughts/report.html").exists()
     assert (here / "runs/study/study.html").exists()
     for folder in ("runs/mine-evaluation", "runs/mine-sweep", "runs/mine-lengths"):
@@ -83,7 +90,8 @@ def test_every_command_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_the_python_runs(here: Path) -> None:
     """From a base model to a trained one in a folder, and from the folder to its thoughts."""
     names: dict = {}
-    for block in blocks("python"):
+    for block in blocks("python", PYTHON_OF):
+        block = block.replace("runs/mine", "runs/qwen3")
         block = block.replace("Qwen/Qwen3-0.6B-Base", "DIR").replace("max_steps=100", "max_steps=1, use_cpu=True")
         exec(block, names)
     output = names["output"]
@@ -94,21 +102,20 @@ def test_the_python_runs(here: Path) -> None:
 
 
 def test_the_map_is_the_tree() -> None:
-    """Every room and every file at the top of the package stands in README's map, and nothing else does."""
-    tree = next(block for block in blocks("") if block.startswith("src/quietstar/"))
-    root = Path(__file__).parents[1]
+    """Every room and every file at the top of the package stands in the map, and nothing else does."""
+    tree = next(block for block in blocks("", "CONTRIBUTING") if block.startswith("src/quietstar/"))
     named: dict[bool, set[str]] = {True: set(), False: set()}
     for line in tree.splitlines():
         indented = line.startswith("  ")
         named[indented].update(re.findall(r"(?:^|(?<=\s))([\w/]+(?:\.py|/))", line.partition(":")[0]))
-    package = root / "src/quietstar"
+    package = ROOT / "src/quietstar"
     rooms = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
     files = {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
     assert named[True] - {"data/"} == rooms | files
-    assert all((root / name).exists() for name in named[False])
+    assert all((ROOT / name).exists() for name in named[False])
 
 
-PAGES = [Path(__file__).parents[1] / "README.md", *sorted((Path(__file__).parents[1] / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -144,9 +144,9 @@ def check_curriculum(
     curriculum: CurriculumArguments,
 ) -> None:
     """Raise SettingsError if options do not go with a curriculum."""
-    strategy = getattr(args.save_strategy, "value", args.save_strategy)
-    if strategy == "no" or (args.save_only_model and curriculum.curriculum_keep_optimizer):
-        name = "save_strategy no" if strategy == "no" else "save_only_model"
+    saves = args.save_strategy != "no"
+    if not saves or (args.save_only_model and curriculum.curriculum_keep_optimizer):
+        name = "save_only_model" if saves else "save_strategy no"
         raise SettingsError(f"{name} was given, and a curriculum needs checkpoints; leave it out")
     if args.eval_delay:
         raise SettingsError(f"eval_delay is {args.eval_delay}, and a stage chooses among its evaluations; leave it out")
@@ -162,9 +162,7 @@ def check_curriculum(
         raise SettingsError(f"max_steps is {args.max_steps}, and the stages of a curriculum have steps; give a number")
     if args.named_checkpoint is not None:
         raise SettingsError("resume_from_checkpoint names a checkpoint of one stage; give --resume for a curriculum")
-    if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no" or (
-        data_args.eval_dataset is None and data_args.eval_size == 0
-    ):
+    if args.eval_strategy == "no" or (data_args.eval_dataset is None and data_args.eval_size == 0):
         raise SettingsError(
             "a curriculum chooses the best model of each stage on held-out text, and there is none; give an eval_size "
             "or eval_dataset, and an eval_strategy"

@@ -1,0 +1,74 @@
+"""What `make docs` adds to the pages of docs/: the README and its like, the options of all commands, and the recipes.
+
+mkdocs calls these functions by their names.
+"""
+
+import contextlib
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+from quietstar.cli import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+"""files that are pages of their own"""
+SHOWN = ["Dockerfile", "CITATION.cff", "LICENSE"]
+"""files that are shown on one page with the recipes"""
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the generated pages."""
+    pages = {page: in_site((ROOT / name).read_text(encoding="utf-8")) for name, page in PAGES.items()}
+    pages |= {"reference/commands.md": commands(), "files.md": shown_files()}
+    for name, text in pages.items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+    """Let links to files outside docs/ lead to the pages that show them."""
+    return re.sub(r"\]\(\.\./([\w./-]+)\)", lambda link: f"]({page_of(link[1])})", markdown)
+
+
+def in_site(text: str) -> str:
+    """Return a text from the project's folder with its links as pages of docs/ have them."""
+    text = re.sub(r"\]\(docs/", "](", text)
+    return re.sub(r"\]\((recipes/[\w./-]+|[A-Z][\w.]+)\)", lambda link: f"]({page_of(link[1])})", text)
+
+
+def page_of(file: str) -> str:
+    """Return the page that shows a file of the project."""
+    return PAGES.get(file, f"files.md#{anchor(file)}")
+
+
+def anchor(file: str) -> str:
+    """Return the anchor of a shown file's heading."""
+    return re.sub(r"[^\w-]", "", file.lower().replace("/", "-").replace(".", "-"))
+
+
+def commands() -> str:
+    """Return a page with what each command prints for --help."""
+    os.environ["COLUMNS"] = "110"
+    sections = ["# Commands", "What `quietstar COMMAND --help` prints."]
+    for name, what in COMMANDS.items():
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            main([name, "--help"])
+        sections.append(f"## quietstar {name}\n\n{what.capitalize()}.\n\n```text\n{printed.getvalue().strip()}\n```")
+    return "\n\n".join(sections) + "\n"
+
+
+def shown_files() -> str:
+    """Return a page with the recipes and other files of the project."""
+    sections = ["# Files", "Recipes: options of `quietstar train`, studies, launchers. A container. The licence."]
+    recipes = sorted(path for path in (ROOT / "recipes").rglob("*.yaml"))
+    for path in [*recipes, *(ROOT / name for name in SHOWN)]:
+        name, text = str(path.relative_to(ROOT)), path.read_text(encoding="utf-8").strip()
+        language = {".yaml": "yaml", ".cff": "yaml"}.get(path.suffix, "text")
+        sections.append(f"## {name} {{ #{anchor(name)} }}\n\n```{language}\n{text}\n```")
+    return "\n\n".join(sections) + "\n"
