@@ -1,4 +1,4 @@
-# make demo   the whole story on a CPU, in minutes      make check   lint, format, types
+# make demo   the whole story on a CPU, in minutes      make check   lint, format, spelling, types
 # make real   a real model learns to think, in under 20 minutes
 # make test   set up and run the tests, in minutes      make bench   time and memory beside a plain step, in minutes
 # make test-all  the tests and then their long tail: whole products of cases, every launcher's recipe, a real model
@@ -47,6 +47,7 @@ test-all: test
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/codespell $(SOURCES) recipes *.md
 	$(BIN)/mypy
 
 bench: $(VENV)/installed-dev

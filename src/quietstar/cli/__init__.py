@@ -16,6 +16,7 @@ COMMANDS = {
     "serve": "an HTTP server with OpenAI's protocol, and a web page that shows the thoughts",
     "export": "write a plain model as a GGUF file for llama.cpp, or as a folder for any other engine",
     "convert": "convert checkpoints from and to the released code's format",
+    "env": "versions, devices, and which extras are installed",
 }
 
 

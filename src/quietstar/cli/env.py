@@ -1,0 +1,17 @@
+"""`quietstar env`: versions, devices, and which extras are installed."""
+
+from quietstar.runs.environment import environment
+from quietstar.runs.options import OneLineParser
+
+
+def main(argv: list[str]) -> None:
+    """Print what a report of a fault needs."""
+    OneLineParser(
+        prog="quietstar env",
+        description="Print versions, devices, and which extras are installed: what a report of a fault needs.",
+        allow_abbrev=False,
+    ).parse_args(argv)
+    found = environment()
+    width = max(map(len, found))
+    for name, value in found.items():
+        print(f"{name:<{width}}  {value}")
