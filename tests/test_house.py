@@ -48,6 +48,7 @@ UPWARDS = {
 
 ACROSS = {
     "attention/test_attention.py": "the backends against each other",
+    "test_messages.py": "options that messages and docs name",
     "test_package.py": "what pip installs",
     "test_site.py": "what make docs builds of docs/",
     "base/gguf/test_commands.py": "GGUF files through the commands",

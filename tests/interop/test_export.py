@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quietstar.base.gguf.header import read_header
 from quietstar.base.loading import load_base, load_tokenizer
 from quietstar.base.sources import find_source
-from quietstar.errors import CheckpointError, SettingsError
+from quietstar.errors import CheckpointError, SettingsError, UnsupportedModelError
 from quietstar.interop.export import export
 from tests.interop.gguf.conftest import plain_model
 from tests.tiny_gguf import tiny_llama, write_gguf
-from tests.tiny_tokenizer import ascii_tokenizer, thinking_folders
+from tests.tiny_tokenizer import ascii_tokenizer, thinking_folders, tiny_folder
 
 IDS = torch.randint(3, 120, (2, 20), generator=torch.Generator().manual_seed(0))
 
@@ -105,6 +106,57 @@ def test_a_thinking_model_is_distilled_first(tmp_path, to, target):
     assert not (tmp_path / target).exists()
 
 
+def test_vectors_are_not_rounded(tmp_path):
+    model = plain_model("llama")
+    model.model.norm.weight.data.fill_(1.0001234)
+    model.save_pretrained(tmp_path / "plain")
+    ascii_tokenizer().save_pretrained(tmp_path / "plain")
+    export(str(tmp_path / "plain"), tmp_path / "m.gguf", to="gguf", dtype="bfloat16")
+    assert torch.equal(load_base(tmp_path / "m.gguf").model.norm.weight, model.model.norm.weight)
+
+
+def test_values_that_float16_does_not_have_are_refused(tmp_path):
+    model = plain_model("llama")
+    model.model.layers[1].mlp.up_proj.weight.data[3, 4] = 1e5
+    model.save_pretrained(tmp_path / "plain")
+    ascii_tokenizer().save_pretrained(tmp_path / "plain")
+    for to, target in (("gguf", "m.gguf"), ("plain", "out")):
+        with pytest.raises(UnsupportedModelError, match=r"has a value of 1e\+05, and float16 ends at 65,504"):
+            export(str(tmp_path / "plain"), tmp_path / target, to=to, dtype="float16")
+        assert not (tmp_path / target).exists()
+
+
+def test_float64_is_written_as_float32(tmp_path):
+    plain_model("llama").double().save_pretrained(tmp_path / "plain")
+    ascii_tokenizer().save_pretrained(tmp_path / "plain")
+    export(str(tmp_path / "plain"), tmp_path / "m.gguf", to="gguf")
+    assert torch.equal(logits_of(tmp_path / "m.gguf"), logits_of(tmp_path / "plain"))
+
+
+@pytest.mark.parametrize(("to", "target"), [("gguf", "/proc/m.gguf"), ("plain", "/proc/out"), ("plain", "a" * 300)])
+def test_a_target_that_cannot_be_written(plain, to, target):
+    with pytest.raises(CheckpointError, match=r"cannot be written \(.*\); give another target"):
+        export(str(plain), target, to=to)
+
+
+def test_weights_that_are_missing(plain, tmp_path):
+    weights = load_file(plain / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, plain / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks 1 of the model's weights, first model\.layers\.0\.mlp\.up_proj"):
+        export(str(plain), tmp_path / "m.gguf", to="gguf")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_files_next_to_the_target_are_not_read(tmp_path, caplog):
+    tiny_folder(tmp_path / "other", "llama", vocab_size=300)
+    plain_model("llama").save_pretrained(tmp_path / "plain")
+    ascii_tokenizer().save_pretrained(tmp_path / "plain")
+    with caplog.at_level(logging.WARNING, "quietstar"):
+        export(str(tmp_path / "plain"), tmp_path / "other" / "m.gguf", to="gguf")
+    assert not caplog.records
+
+
 def test_a_model_without_a_tokenizer(tmp_path):
     plain_model("llama").save_pretrained(tmp_path / "bare")
     with pytest.raises(CheckpointError, match="bare has no tokenizer, which a GGUF file needs"):
@@ -142,7 +194,7 @@ def test_a_real_model_says_the_same_in_llama_cpp(tmp_path):
 def test_tokens_that_transformers_reads_otherwise_are_told(plain, tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "quietstar"):
         export(str(plain), tmp_path / "m.gguf", to="gguf")
-    assert not caplog.records
+    assert "when transformers reads the file" not in caplog.text
     other = ascii_tokenizer()
     other.backend_tokenizer.model = type(other.backend_tokenizer.model)(vocab=other.get_vocab(), merges=[])
     monkeypatch.setattr(

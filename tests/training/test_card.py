@@ -99,7 +99,23 @@ def test_stages_are_listed_and_compared_with_the_model_before_the_first(inputs, 
     assert "- stage 1 of 2: n_ahead 5, n_ahead_talk 2, 2 steps" in text
     assert f"| before training | {figures['eval_nll_before']:.4f} | |" in text
     assert "made of base:" in text
+    assert "learning_rate" not in text
+    file = tmp_path / "run" / "README.md"
+    file.write_text("my own words")
+    model, data, args = pieces(inputs, tmp_path / "run", policy_weight=1.0, save_strategy="steps", resume=True)
+    run_curriculum(model, data, args, of)
+    assert file.read_text() == "my own words"
     assert "made of stage-1:" in (tmp_path / "run" / "stage-2" / "README.md").read_text()
+
+
+def test_settings_that_were_not_used_are_left_out(tmp_path):
+    settings = {"lora": False, "lora_r": 16, "seed": 0, "max_steps": 5, "num_train_epochs": 3.0, "template": "a|b\n"}
+    write_card(tiny_folder(tmp_path / "m"), settings, {"eval_base_nll": float("nan")})
+    text = (tmp_path / "m" / "README.md").read_text()
+    assert "| seed | `0` |" in text
+    assert "| template | `a\\|b\\n` |" in text
+    assert not [name for name in ("lora", "epochs", "model-index") if name in text]
+    assert "made of a model without a name and trained without thoughts" in text
 
 
 def test_a_trainer_of_ones_own_writes_one_and_keeps_anothers(inputs, tmp_path):

@@ -70,6 +70,17 @@ def test_an_upload_that_fails_leaves_the_model(inputs, tmp_path, hub, monkeypatc
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
+def test_a_thinking_run_that_cannot_upload_keeps_all_that_it_has(inputs, tmp_path, hub, monkeypatch):
+    def fail(*args: Any, **how: Any) -> None:
+        raise ConnectionError("the network is down")
+
+    monkeypatch.setattr("transformers.trainer.Trainer.init_hf_repo", lambda self, **how: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", fail)
+    with pytest.raises(CheckpointError, match=r"saved in .*run, but cannot be uploaded"):
+        run_training(*pieces(inputs, tmp_path / "run", n_ahead=4, n_ahead_talk=2, push_to_hub=True))
+    assert {"README.md", "results.json", "model.safetensors"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
 def test_a_run_that_fails_uploads_nothing(inputs, tmp_path, hub):
     model, data, args = pieces(inputs, tmp_path / "run", {"original": True}, push_to_hub=True)
     data.dataset = str(tmp_path / "missing.jsonl")

@@ -82,7 +82,13 @@ def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
         check_alone(name, **hub_arguments(kwargs))
         if not kwargs["trust_remote_code"]:
             _check_before_loading(str(name), **kwargs)
-        return AutoModelForCausalLM.from_pretrained(str(name), **kwargs)
+        model, info = AutoModelForCausalLM.from_pretrained(str(name), output_loading_info=True, **kwargs)
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(
+            f"{name} lacks {len(missing)} of the model's weights, first {missing[0]}; download it again, or give "
+            "another one"
+        )
+    return model
 
 
 def _check_before_loading(

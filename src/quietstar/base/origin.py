@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from huggingface_hub import ModelCard, hf_hub_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import validate_repo_id
 
 from quietstar.base.gguf.header import read_header
@@ -28,31 +28,48 @@ class Origin:
 
 
 def origin_of(name: str) -> Origin:
-    """Return what is known of a model by its folder, hub name or GGUF file.
+    """Return what is known of a model by its folder, hub name or GGUF file; nothing of it stops a run.
 
     A model that this package made was made of the one that its card names.
     """
+    with suppress(Exception):
+        if name:
+            return _origin_of(name)
+    return Origin(Path(name).name or "a model without a name")
+
+
+def _origin_of(name: str) -> Origin:
     source = find_source(name)
     if source.gguf_file:
         fields = read_header(source.file).fields
-        title, licence = fields.get("general.name", Path(name).stem), fields.get("general.license")
-        return Origin(str(title), license=licence and str(licence))
+        return Origin(_title(fields.get("general.name", Path(name).stem)), license=_word(fields.get("general.license")))
     folder, on_hub = Path(name), None
     card = folder / CARD
     if not folder.exists():
         on_hub = hub_name(name)
         with suppress(Exception):  # offline, for instance
             card = Path(hf_hub_download(name, CARD))
-    with suppress(OSError, ValueError, yaml.YAMLError):  # no card, or one without valid fields
-        found = ModelCard.load(card)
-        on_hub = on_hub or (found.data.get("base_model") if OURS in found.text else None)
-        return Origin(on_hub or folder.resolve().name, on_hub, found.data.get("license"))
-    return Origin(on_hub or folder.resolve().name, on_hub)
+    licence = None
+    with suppress(Exception):  # no card, or one that cannot be read
+        text = card.read_text(encoding="utf-8")
+        fields = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else {}
+        on_hub = on_hub or (_word(fields.get("base_model")) if OURS in text else None)
+        licence = _word(fields.get("license_name") or fields.get("license"))
+    return Origin(on_hub or _title(folder.resolve().name), on_hub, licence)
+
+
+def _word(value: object) -> str | None:
+    """Return a field that should be one word, or None."""
+    return _title(value) if isinstance(value, str) else None
+
+
+def _title(value: object) -> str:
+    return " ".join(str(value).split())
 
 
 def hub_name(name: str) -> str | None:
     """Return a name if it can be one on a hub, and is no path."""
-    if Path(name).exists() or Path(name).suffix in (".json", ".jsonl", ".parquet", ".txt", ".csv"):
+    if Path(name).exists() or Path(name).suffix in (".json", ".jsonl", ".parquet", ".txt", ".csv", ".gz", ".zst"):
         return None
     with suppress(ValueError):
         validate_repo_id(name)

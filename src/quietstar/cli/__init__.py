@@ -60,4 +60,7 @@ def overview() -> str:
     """Return what `quietstar --help` prints."""
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {command:<{width}}  {what}" for command, what in COMMANDS.items())
-    return f"usage: quietstar COMMAND [options]\n\n{commands}\n\nquietstar COMMAND --help lists a command's options."
+    return (
+        f"usage: quietstar COMMAND [options]\n\n{commands}\n\n"
+        "quietstar COMMAND --help lists a command's options; quietstar --version and quietstar env say what is installed."
+    )

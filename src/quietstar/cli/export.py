@@ -21,7 +21,8 @@ def main(argv: list[str]) -> None:
         "--dtype",
         default=AUTO,
         choices=(AUTO, *TYPES),
-        help="of the matrices; auto keeps the model's own (auto), and q8_0, 8.5 bits a weight, is for GGUF only",
+        help="of the matrices; auto is the model's own, of a GGUF file float32; q8_0, 8.5 bits a weight, is for GGUF "
+        "only (default: auto)",
     )
     given = parser.parse_args(argv)
     export(given.source, given.target, to=given.to, dtype=given.dtype)

@@ -1,16 +1,20 @@
 """`quietstar export` without its command line: plain models as GGUF files or folders, for other engines."""
 
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from quietstar.base.loading import holds_thinking_model, load_base, load_tokenizer
 from quietstar.base.origin import origin_of
 from quietstar.base.sources import SUFFIX
-from quietstar.errors import CheckpointError, SettingsError, shown
-from quietstar.interop.gguf.write import TYPES, write_gguf
+from quietstar.errors import CheckpointError, SettingsError, first_line, shown
+from quietstar.interop.gguf.write import TYPES, check_range, write_gguf
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +29,11 @@ def export(source: str, target: str | Path, *, to: str, dtype: str = AUTO) -> No
         source: folder, hub name or GGUF file of a model that does not think.
         target: for "gguf" a new file that ends in .gguf, for "plain" a new or empty folder.
         to: one of FORMATS.
-        dtype: of matrices: auto (as they are), float32, float16, bfloat16, and q8_0 for "gguf".
+        dtype: of matrices: auto (as they are; of a GGUF file float32), float32, float16, bfloat16, and q8_0 for "gguf".
 
     Raises:
-        CheckpointError: the source is a thinking model, or has no tokenizer; the target exists.
+        CheckpointError: the source is a thinking model, lacks weights or has no tokenizer; the target exists, or cannot
+            be written.
         SettingsError: a setting is none of those above.
         UnsupportedModelError: llama.cpp does not compute what the model computes.
     """
@@ -38,25 +43,35 @@ def export(source: str, target: str | Path, *, to: str, dtype: str = AUTO) -> No
     allowed = [name for name in (AUTO, *TYPES) if to == "gguf" or name != "q8_0"]
     if dtype not in allowed:
         raise SettingsError(f"dtype is {shown(dtype)}; for {to} give one of {', '.join(allowed)}")
-    _check_target(target, to)
-    if holds_thinking_model(source):
-        raise CheckpointError(
-            f"{source} is a thinking model, which other engines cannot run; teach a plain model what it predicts "
-            f"(quietstar distill {source} ...), and export that"
-        )
+    try:
+        _check_target(target, to)
+        if holds_thinking_model(source):
+            raise CheckpointError(
+                f"{source} is a thinking model, which other engines cannot run; teach a plain model what it predicts "
+                f"(quietstar distill {source} ...), and export that"
+            )
+        _write(source, load_base(source, dtype=AUTO), target, to, dtype)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{target} cannot be written ({first_line(error)}); give another target") from error
+
+
+def _write(source: str, model: PreTrainedModel, target: Path, to: str, dtype: str) -> None:
     tokenizer = load_tokenizer(source)
-    if tokenizer is None and to == "gguf":
-        raise CheckpointError(f"{source} has no tokenizer, which a GGUF file needs; save one next to the model")
-    model = load_base(source, dtype=AUTO if dtype == "q8_0" else dtype)
     if to == "plain":
+        if dtype != AUTO:
+            check_range(((name, weight) for name, weight in model.named_parameters()), dtype)
+            model.to(getattr(torch, dtype))
         model.save_pretrained(target)
         if tokenizer is not None:
             tokenizer.save_pretrained(target)
         return
-    assert tokenizer is not None
+    if tokenizer is None:
+        raise CheckpointError(f"{source} has no tokenizer, which a GGUF file needs; save one next to the model")
     own = str(model.dtype).removeprefix("torch.")
+    if dtype == AUTO:
+        dtype = own if own in TYPES else "float32"
     name, licence = Path(source).resolve().name.removesuffix(SUFFIX), origin_of(source).license
-    write_gguf(model, tokenizer, target, dtype=own if dtype == AUTO else dtype, name=name, license=licence)
+    write_gguf(model, tokenizer, target, dtype=dtype, name=name, license=licence)
     _warn_of_other_tokens(tokenizer, target)
 
 
@@ -76,7 +91,10 @@ def _check_target(target: Path, to: str) -> None:
 def _warn_of_other_tokens(tokenizer: Tokenizer, file: Path) -> None:
     """Read the tokenizer back, and warn if the text of a token becomes other tokens than before."""
     texts = tokenizer.batch_decode([[id] for id in range(len(tokenizer))])
-    tokenizers: list[Any] = [tokenizer, load_tokenizer(file)]
+    with tempfile.TemporaryDirectory() as folder:  # Next to other files, transformers would read those, too.
+        link = Path(folder, file.name)
+        link.symlink_to(file.resolve())
+        tokenizers: list[Any] = [tokenizer, load_tokenizer(link)]
     before, after = (each(texts, add_special_tokens=False)["input_ids"] for each in tokenizers)
     others = [text for text, old, new in zip(texts, before, after, strict=True) if old != new]
     if others:

@@ -3,6 +3,7 @@
 The Hugging Face hub shows it, and reads the fields at its beginning.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ PAPER = "2403.09629"
 LISTED = """
 dataset text_column template max_length max_steps num_train_epochs per_device_train_batch_size
 gradient_accumulation_steps learning_rate head_learning_rate lora lora_r freeze_base branch_adapters think_fraction seed
+objective reward_weight teacher_think teacher_passes teacher_temperature
 """
 """settings of a run that its card lists, besides those of the method"""
 TABLE_OF_NLL = "| | nats a token | difference (95 % interval over rows) |\n|---|---|---|"
-LESS_IS_BETTER = "Less is better. A change since before training is not of thoughts alone: the text is learned, too."
+LESS_IS_BETTER = "Less is better."
+NOT_OF_THOUGHTS = f"{LESS_IS_BETTER} A change since before training is not of thoughts alone: the text is learned, too."
 
 
 def write_card_of(trainer: Any, folder: Path | None = None, **kwargs: Any) -> None:
@@ -66,7 +69,7 @@ def write_card(
         return
     config, _ = PreTrainedConfig.get_config_dict(folder)
     thinks = config if config.get("model_type") == QuietStarConfig.model_type else None
-    name, origin = folder.resolve().name, origin_of(str(settings.get("model") or ""))
+    name, origin = " ".join(folder.resolve().name.split()), origin_of(str(settings.get("model") or ""))
     dataset = settings.get("dataset")
     data = ModelCardData(
         base_model=origin.on_hub,
@@ -97,8 +100,8 @@ Yijia Shao, Varuna Jayasiri, Nick Haber, Noah D. Goodman. 2024. [arXiv:{PAPER}](
 def _what(thinks: Mapping[str, Any] | None, origin: Origin, settings: Mapping[str, Any]) -> str:
     made_of = f"[{origin.on_hub}](https://huggingface.co/{origin.on_hub})" if origin.on_hub else origin.name
     if thinks is None:
-        taught = settings.get("teacher")
-        how = f"taught by the thinking model {Path(str(taught)).name}" if taught else "trained without thoughts"
+        taught = settings.get("teacher_digest")
+        how = "taught by a thinking model" if taught else "trained without thoughts"
         return f"An ordinary language model, made of {made_of} and {how}. It needs no code besides transformers."
     return (
         f"A language model that thinks before it speaks, made of {made_of}: after a token it writes a hidden thought "
@@ -138,7 +141,7 @@ def _results(figures: Mapping[str, float]) -> list[EvalResult] | None:
             metric_value=round(figures[figure], 4),
         )
         for figure, words in named.items()
-        if figure in figures
+        if math.isfinite(figures.get(figure, math.nan))
     ] or None
 
 
@@ -154,7 +157,7 @@ def _measured(figures: Mapping[str, float], notes: Sequence[str]) -> str:
     if now is not None:
         change = _estimate(figures, "eval_thought_gain", "without", sign=-1)
         rows.append(f"| after training, with thoughts | {now:.4f} | {change} |")
-    parts = ["\n".join([TABLE_OF_NLL, *rows]), LESS_IS_BETTER] if rows else []
+    parts = ["\n".join([TABLE_OF_NLL, *rows]), LESS_IS_BETTER if now is None else NOT_OF_THOUGHTS] if rows else []
     return "\n\n".join(["## Held-out text", *parts, *notes]) if rows or notes else ""
 
 
@@ -170,15 +173,17 @@ def _listed(settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str,
     """Return the settings that the card lists: those of the method, and of the run."""
     found = {name: config[name] for name in METHOD_SETTINGS if name in config}
     found |= {name: settings[name] for name in LISTED.split() if name in settings}
-    found.pop("num_train_epochs" if found.get("max_steps", 0) > 0 else "max_steps", None)
+    found.pop("num_train_epochs" if (found.get("max_steps") or 0) > 0 else "max_steps", None)
     if dataset := found.get("dataset"):
         found["dataset"] = hub_name(str(dataset)) or Path(str(dataset)).name
-    return {name: value for name, value in found.items() if value not in (None, False, "")} | versions()
+    if not found.get("lora"):
+        found.pop("lora_r", None)
+    return {name: value for name, value in found.items() if value not in (None, "") and value is not False} | versions()
 
 
 def _table(rows: Mapping[str, Any]) -> str:
     def cell(value: Any) -> str:
-        return f"`{value}`".replace("\n", "\\n").replace("|", "\\|")
+        return f"`{value}`".replace("\n", "\\n").replace("|", "\\|") if "`" not in str(value) else str(value)
 
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {cell(value)} |" for name, value in rows.items())])
 

@@ -19,7 +19,6 @@ from quietstar.reporting.tables import json_lines
 from quietstar.runs.folders import write_whole
 from quietstar.training.card import evaluation_of, write_card_of
 from quietstar.training.data.stream import StreamedTextWindows
-from quietstar.training.publish import upload
 from quietstar.training.trainer import QuietStarTrainer
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ def save(
     model: QuietStarForCausalLM = trainer.accelerator.unwrap_model(trainer.model)
     folder = trainer.folder
     if is_sharded(model):
-        trainer.save_model(_internal_call=plain or merge)  # All processes take part; the rest is one's work.
+        trainer.save_model(_internal_call=True)  # All processes take part; the rest is one's work.
         if not (plain or merge) or not trainer.is_world_process_zero():
             return
         unset_hf_deepspeed_config()  # Otherwise the model would be sharded again.
@@ -74,13 +73,12 @@ def save(
         model.to("cpu", getattr(torch, dtype))  # In float32 it may not fit on the GPU.
         model.merge_lora()
     if not plain and not is_sharded(trainer.model):
-        trainer.save_model()
+        trainer.save_model(_internal_call=True)
+        trainer.create_model_card()
     elif trainer.is_world_process_zero():
         (model.base_lm if plain else model).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_card_of(trainer, folder)
-        if trainer.args.push_to_hub:
-            upload(trainer.args, folder)
 
 
 def last_evaluation(trainer: QuietStarTrainer) -> dict[str, float]:

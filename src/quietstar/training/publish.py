@@ -1,16 +1,19 @@
 """A run's model on a hub, once it is finished: for runs whose checkpoints are not what they end with."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from transformers.trainer import TRAINING_ARGS_NAME as PICKLE
 
 from quietstar.errors import CheckpointError, SettingsError, first_line
-from quietstar.runs.folders import UNFINISHED
+from quietstar.runs.folders import MARKER, UNFINISHED
 from quietstar.training.arguments import QuietStarTrainingArguments
 
-LEFT_OUT = ["checkpoint-*", "checkpoint-*/**", "stage-*/**", f"*{UNFINISHED}"]
+LEFT_OUT = ["checkpoint-*", "checkpoint-*/**", "stage-*/**", f"*{UNFINISHED}", MARKER, PICKLE]
+"""what is not uploaded: a run's settings name folders of this machine, and a pickle could run code"""
 
 
 @contextmanager
@@ -39,6 +42,7 @@ def published_at_end(args: QuietStarTrainingArguments) -> Iterator[None]:
 
 def upload(args: QuietStarTrainingArguments, folder: Path, repository: str | None = None) -> None:
     """Upload a run's folder; raise CheckpointError if that fails."""
+    (folder / PICKLE).unlink(missing_ok=True)  # transformers writes it when it uploads a checkpoint
     repository = repository or _repository(args, folder)
     try:
         HfApi(token=args.hub_token).upload_folder(
@@ -47,11 +51,12 @@ def upload(args: QuietStarTrainingArguments, folder: Path, repository: str | Non
             commit_message="End of training",
             revision=args.hub_revision,
             ignore_patterns=LEFT_OUT,
+            delete_patterns=[PICKLE],
         )
     except Exception as error:  # of the network or the hub
         raise CheckpointError(
             f"the model is saved in {folder}, but cannot be uploaded ({first_line(error)}); try again with "
-            f"hf upload {repository} {folder}"
+            f"{shlex.join(['hf', 'upload', repository, str(folder), '--exclude', *LEFT_OUT])}"
         ) from error
 
 

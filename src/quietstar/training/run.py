@@ -39,7 +39,7 @@ from quietstar.training.dry_run import dry_run
 from quietstar.training.end import SKIPPED, final_save, last_evaluation, save, write_figures
 from quietstar.training.model import thinking_model, turn_thoughts_off
 from quietstar.training.model_arguments import ModelArguments
-from quietstar.training.publish import published_at_end
+from quietstar.training.publish import published_at_end, upload
 from quietstar.training.signals import StopSignals
 from quietstar.training.trainer import QuietStarTrainer
 
@@ -96,6 +96,8 @@ def run_training(
             dtype = "float32" if model_args.dtype == "auto" else model_args.dtype
             save(trainer, tokenizer, plain=plain, merge=merge, dtype=dtype)
             write_figures(trainer, figures)
+        if args.push_to_hub and trainer.is_world_process_zero():
+            upload(args, trainer.folder)
         trainer.processes.wait()
     return figures
 

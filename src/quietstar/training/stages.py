@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from quietstar.base.origin import CARD
 from quietstar.errors import SettingsError
 from quietstar.reporting.tables import json_lines
 from quietstar.runs.folders import (
@@ -54,7 +55,7 @@ RESULTS, LOG = "results.json", "log.jsonl"
 """files of a run's last figures, by which a stage is known to be finished, and of all figures"""
 BEFORE = ("eval_nll_before", "eval_drift", "eval_gain")
 """figures of a stage that compare with the model before it"""
-OF_STAGE = (RESULTS, LOG, MARKER)
+OF_STAGE = (RESULTS, LOG, MARKER, CARD)
 """files of a stage that are not part of its model"""
 
 
@@ -247,7 +248,8 @@ def gather(folder: Path, stages: list[Stage]) -> None:
     given = read_settings(folder)
     listed = "\n".join(f"- {stage.words}" for stage in stages)
     notes = [f"It was trained in stages, and the figures before training are from before the first:\n\n{listed}"]
-    write_card(folder, given["model"] | given["data"] | given["training"], of_run, notes=notes)
+    settings = given["model"] | given["data"] | given["training"] | {"learning_rate": None, "max_steps": None}
+    write_card(folder, settings, of_run, notes=notes)
     forget_checkpoints(stages, folder)
 
 

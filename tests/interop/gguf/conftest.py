@@ -12,6 +12,17 @@ from tests.tiny_tokenizer import ascii_tokenizer
 GEMMA3 = {"num_hidden_layers": 6, "layer_types": ["sliding_attention"] * 5 + ["full_attention"]}
 """the layers that llama.cpp assumes"""
 
+ROPE = {"rope_theta": 10_000.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "rope_theta": 500_000.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, **ROPE}
+
 
 def plain_model(family: str, **settings: object) -> PreTrainedModel:
     """A model of the vocabulary of `ascii_tokenizer`."""

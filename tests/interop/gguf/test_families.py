@@ -6,7 +6,7 @@ import pytest
 
 from quietstar.errors import UnsupportedModelError
 from quietstar.interop.gguf.families import FAMILIES, family_of, fields_of
-from tests.interop.gguf.conftest import GEMMA3, plain_model
+from tests.interop.gguf.conftest import GEMMA3, LLAMA3, YARN, plain_model
 
 ROPE = {"rope_theta": 10_000.0}
 REFUSED = {
@@ -19,17 +19,14 @@ REFUSED = {
     "a rope": ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, **ROPE}}, "rope_type is 'dynamic'"),
     "a setting of YaRN": (
         "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "factor": 4.0,
-                "beta_fast": 16,
-                "original_max_position_embeddings": 32,
-                **ROPE,
-            }
-        },
+        {"rope_parameters": {**YARN, "beta_fast": 16}},
         "beta_fast is 16, and llama.cpp assumes 32",
     ),
+    "YaRN that is not rounded": ("llama", {"rope_parameters": {**YARN, "truncate": False}}, "truncate is False"),
+    "Llama 3's rope elsewhere": ("qwen2", {"rope_parameters": LLAMA3}, "assumes 'default or linear or yarn' for qwen2"),
+    "biases elsewhere": ("qwen3", {"attention_bias": True}, "attention_bias is True, and llama.cpp assumes False"),
+    "heads of another size": ("qwen2", {"head_dim": 16}, "head_dim is 16, and llama.cpp assumes 8"),
+    "Gemma 2 without a cap": ("gemma2", {"attn_logit_softcapping": None}, "is None, and llama.cpp assumes 'a number'"),
     "a scale of queries": (
         "gemma2",
         {"query_pre_attn_scalar": 9},

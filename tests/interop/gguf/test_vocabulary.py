@@ -5,11 +5,11 @@ import logging
 import random
 
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import generate_merges
 
-from quietstar.base.gguf.pre_tokenizer import RULES
+from quietstar.base.gguf.pre_tokenizer import DIGITS_AT_A_TIME, RULES
 from quietstar.errors import UnsupportedModelError
 from quietstar.interop.gguf.vocabulary import NAMES, tokenizer_fields
 from quietstar.interop.gguf.write import write_gguf
@@ -111,6 +111,54 @@ def test_special_tokens_and_types():
     assert not fields["tokenizer.ggml.add_bos_token"]
 
 
+def test_several_templates_keep_their_names():
+    tokenizer = ascii_tokenizer()
+    tokenizer.chat_template = {"default": "a", "tools": "b"}
+    fields = tokenizer_fields(tokenizer, 200, [])
+    assert fields["tokenizer.chat_templates"] == ["tools"]
+    assert (fields["tokenizer.chat_template"], fields["tokenizer.chat_template.tools"]) == ("a", "b")
+
+
+def test_an_end_that_only_generation_knows_is_eos():
+    tokenizer = ascii_tokenizer()
+    tokenizer.eos_token = None
+    assert tokenizer_fields(tokenizer, 200, [7])["tokenizer.ggml.eos_token_id"] == 7
+
+
+def stripping() -> PreTrainedTokenizerFast:
+    tokenizer = ascii_tokenizer()
+    tokenizer.add_tokens([AddedToken("<x>", lstrip=True)])
+    return tokenizer
+
+
+def composing() -> PreTrainedTokenizerFast:
+    """As Qwen's."""
+    tokenizer = ascii_tokenizer(RULES["qwen2"])
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    return tokenizer
+
+
+def after_special() -> PreTrainedTokenizerFast:
+    vocabulary, merges = sentencepiece()
+    return LlamaTokenizer(vocab=vocabulary, merges=merges)
+
+
+TOLD = {
+    "spaces around a token": (stripping, [], "the tokenizer drops spaces around <x>, and llama.cpp does not"),
+    "composed letters": (composing, [], "composes letters and their accents (NFC), and llama.cpp does not"),
+    "no space after a special token": (after_special, [], "llama.cpp puts a space after every special token"),
+    "four ends": (ascii_tokenizer, [2, 5, 6, 7], "a GGUF file names 3 tokens that end a text: not [7]"),
+}
+
+
+@pytest.mark.parametrize("what", TOLD)
+def test_what_llama_cpp_does_otherwise_is_told(caplog, what):
+    make, ends, words = TOLD[what]
+    with caplog.at_level(logging.WARNING, "quietstar"):
+        tokenizer_fields(make(), 500, ends)
+    assert words in caplog.text
+
+
 def wordpiece() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
@@ -122,11 +170,40 @@ def lower() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def endless() -> PreTrainedTokenizerFast:
+    tokenizer = ascii_tokenizer()
+    tokenizer.eos_token = None
+    return tokenizer
+
+
+def with_marks() -> PreTrainedTokenizerFast:
+    """Qwen 3.5's rule, in which a word contains combining marks."""
+    rule = DIGITS_AT_A_TIME.replace(r"\p{L}+", r"[\p{L}\p{M}]+") % ""
+    split = pre_tokenizers.Split(Regex(rule), "isolated")
+    return ascii_tokenizer(pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)]))
+
+
+def twice() -> PreTrainedTokenizerFast:
+    tokenizer = ascii_tokenizer()
+    template = processors.TemplateProcessing(single="<s> <s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.backend_tokenizer.post_processor = template
+    return tokenizer
+
+
+def without_bytes() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2, "</s>": 3}, [("a", "b")], byte_fallback=True))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+
+
 REFUSED = {
     "of another kind": (wordpiece, "is of kind WordLevel, not BPE; this model cannot be exported to GGUF"),
     "without merges": (byte_tokenizer, "has no merges"),
     "another rule": (lambda: ascii_tokenizer(pre_tokenizers.Whitespace()), r"by a rule that is not known here \(known"),
     "lower case": (lower, "by a rule that is not known here"),
+    "no end": (endless, "has no token that ends a text"),
+    "marks in words": (with_marks, "by a rule that is not known here"),
+    "bos twice": (twice, r"adds tokens \[1, 1\] before a text and \[\] after it"),
+    "no bytes": (without_bytes, "has no token for 256 of 256 bytes"),
     "more tokens than embeddings": (reference_tokenizer, "has ids up to 260, and the model 200 embeddings"),
 }
 

@@ -35,9 +35,11 @@ class Family:
     """what is added to the weights of norms, which transformers adds as it computes"""
     full_every: int = 0
     """every how many layers one sees the whole text, and the others a window; 0 if no layer has a window"""
+    ropes: tuple[str, ...] = ("default", "linear", "yarn")
+    """rope types in transformers that it computes"""
 
 
-_LLAMA = Family("llama", turns=True)
+_LLAMA = Family("llama", turns=True, ropes=("default", "linear", "yarn", "llama3"))
 FAMILIES = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -130,27 +132,41 @@ def _assumptions(config: PreTrainedConfig, family: Family) -> list[tuple[str, An
     """Return what llama.cpp assumes: the name of a setting, its value here, and the value assumed."""
     rope, local_rope = ropes(config)
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
-    known: list[tuple[str, Any, Any]] = [("hidden_act", activation, family.activation)]
+    biased = bool(getattr(config, "attention_bias", False))
+    known: list[tuple[str, Any, Any]] = [
+        ("hidden_act", activation, family.activation),
+        ("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), 1.0),
+        ("attention_bias", biased, biased and family.architecture == "llama"),
+    ]
     kind = rope["rope_type"]
-    known.append(("rope_type", kind, kind if kind in ("linear", "llama3", "yarn") else "default"))
-    known.append(("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), 1.0))
+    if kind not in family.ropes:
+        known.append(("rope_type", kind, " or ".join(family.ropes)))
     if kind == "yarn":
         assumed = {"attention_factor": None, "beta_fast": 32, "beta_slow": 1, "mscale": None, "truncate": True}
-        known += [(name, rope.get(name, value) or value, value) for name, value in assumed.items()]
-    if not family.full_every:
-        return known
+        for name, value in assumed.items():
+            given = rope.get(name)
+            known.append((name, value if given is None else given, value))
+    if family.architecture == "qwen2":
+        known.append(("head_dim", head_size(config), config.hidden_size // config.num_attention_heads))
+    return known + (_assumptions_of_gemma(config, family, local_rope) if family.full_every else [])
+
+
+def _assumptions_of_gemma(
+    config: PreTrainedConfig, family: Family, local_rope: dict[str, Any]
+) -> list[tuple[str, Any, Any]]:
     n = config.num_hidden_layers
     layers = [FULL if (layer + 1) % family.full_every == 0 else SLIDING for layer in range(n)]
     scalar = query_scalar(family.architecture, n, config.hidden_size, config.num_attention_heads, head_size(config))
-    known += [
+    known = [
         ("layer_types", config.layer_types, layers),
         ("query_pre_attn_scalar", config.query_pre_attn_scalar, scalar),
         ("use_bidirectional_attention", bool(getattr(config, "use_bidirectional_attention", False)), False),
     ]
-    if family.architecture == "gemma3":
-        known += [
-            ("rope_theta of layers with a window", local_rope["rope_theta"], LOCAL_BASE),
-            ("rope_type of layers with a window", local_rope["rope_type"], "default"),
-            ("attn_logit_softcapping", config.attn_logit_softcapping, None),
-        ]
-    return known
+    if family.architecture == "gemma2":  # Without these fields, it takes 50 and 30.
+        return known + [(name, value, value or "a number") for name in SOFT_CAPS for value in [getattr(config, name)]]
+    return [
+        *known,
+        ("rope_theta of layers with a window", local_rope["rope_theta"], LOCAL_BASE),
+        ("rope_type of layers with a window", local_rope["rope_type"], "default"),
+        ("attn_logit_softcapping", config.attn_logit_softcapping, None),
+    ]

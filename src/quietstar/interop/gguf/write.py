@@ -2,11 +2,12 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -23,7 +24,6 @@ TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 """formats of weights -> their names in the package gguf"""
 FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}
 """formats of weights -> the file's general.file_type"""
-FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 def write_gguf(
@@ -70,11 +70,8 @@ def write_gguf(
         kinds = []
         for renamed, tensor in tensors_of(model, family):
             kinds.append(kind := kind_of(tensor))
-            if kind == gguf.GGMLQuantizationType.F16 and (size := largest(tensor)) > FLOAT16_MAX:
-                raise UnsupportedModelError(
-                    f"weight {renamed} has a value of {size:.3g}, and float16 ends at {FLOAT16_MAX:,.0f}; use float32 "
-                    "or bfloat16"
-                )
+            if kind == gguf.GGMLQuantizationType.F16:
+                check_range([(renamed, tensor)], "float16")
             block, n_bytes = gguf.GGML_QUANT_SIZES[kind]
             shape = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
             writer.add_tensor_info(renamed, shape, np.dtype(np.uint8), tensor.numel() // block * n_bytes, kind)
@@ -88,6 +85,16 @@ def write_gguf(
         os.replace(aside, file)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def check_range(weights: Iterable[tuple[str, Tensor]], dtype: str) -> None:
+    """Raise UnsupportedModelError if a weight has a value that a dtype of torch does not have."""
+    limit = torch.finfo(getattr(torch, dtype)).max
+    for name, tensor in weights:
+        if (size := largest(tensor)) > limit:
+            raise UnsupportedModelError(
+                f"weight {name} has a value of {size:.3g}, and {dtype} ends at {limit:,.0f}; use float32 or bfloat16"
+            )
 
 
 def _add_fields(writer: Any, fields: Mapping[str, Any]) -> None:

@@ -67,8 +67,8 @@ def distill(
         if args.process_index == 0:
             if found:
                 write_whole(folder / FOUND, json.dumps(found, indent=2) + "\n")
-            settings = vars(model_args) | vars(data_args) | args.to_dict() | {"teacher": name}
-            write_card(folder, settings, figures, notes=words(found))
+            settings = vars(model_args) | vars(data_args) | args.to_dict() | teacher.settings
+            write_card(folder, settings, figures, notes=[f"{each[0].upper()}{each[1:]}." for each in words(found)])
     return [f"saved to {folder}, a plain model", *words(found)]
 
 
@@ -139,6 +139,8 @@ def words(found: dict[str, Any]) -> list[str]:
         f"held-out text, nats a token: {each['before'].value:.4f} before, {each['after'].value:.4f} now; the teacher "
         f"{each['teacher'].value:.4f} with thoughts, {each['teacher_without'].value:.4f} without"
     )
+    if lead.high < 0:
+        return [line, f"the teacher predicts worse than the student before: its lead is {lead.signed()} nats a token"]
     if lead.low <= 0:
         return [line, f"the teacher's lead of {lead.signed()} nats a token may be none, with nothing to make up for"]
     return [
