@@ -16,6 +16,12 @@ def test_without_a_readable_card_the_licence_is_not_known(tmp_path, card):
     assert origin_of(str(base)).name == "base"
 
 
+def test_a_licence_that_the_hub_does_not_know_has_its_own_name(tmp_path):
+    base = tiny_folder(tmp_path / "base")
+    (base / "README.md").write_text("---\nlicense: other\nlicense_name: of-ours\n1: x\n---\n")
+    assert (origin_of(str(base)).license, origin_of(str(base)).license_name) == ("other", "of-ours")
+
+
 def test_a_gguf_file_says_its_licence(tmp_path):
     file = write_gguf(tmp_path / "m.gguf", tiny_llama(), {"general.license": "apache-2.0"})
     assert (origin_of(str(file)).license, origin_of(str(file)).on_hub) == ("apache-2.0", None)

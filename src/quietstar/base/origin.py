@@ -25,6 +25,9 @@ class Origin:
     on_hub: str | None = None
     """its name on a hub, if it is known"""
     license: str | None = None
+    """as the hub names it"""
+    license_name: str | None = None
+    """of a licence that the hub has no name for, which is "other" there"""
 
 
 def origin_of(name: str) -> Origin:
@@ -49,13 +52,13 @@ def _origin_of(name: str) -> Origin:
         on_hub = hub_name(name)
         with suppress(Exception):  # offline, for instance
             card = Path(hf_hub_download(name, CARD))
-    licence = None
+    licence = named = None
     with suppress(Exception):  # no card, or one that cannot be read
         text = card.read_text(encoding="utf-8")
         fields = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else {}
         on_hub = on_hub or (_word(fields.get("base_model")) if OURS in text else None)
-        licence = _word(fields.get("license_name") or fields.get("license"))
-    return Origin(on_hub or _title(folder.resolve().name), on_hub, licence)
+        licence, named = (_word(fields.get(name)) for name in ("license", "license_name"))
+    return Origin(on_hub or _title(folder.resolve().name), on_hub, licence, named)
 
 
 def _word(value: object) -> str | None:

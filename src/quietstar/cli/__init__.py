@@ -62,5 +62,5 @@ def overview() -> str:
     commands = "\n".join(f"  {command:<{width}}  {what}" for command, what in COMMANDS.items())
     return (
         f"usage: quietstar COMMAND [options]\n\n{commands}\n\n"
-        "quietstar COMMAND --help lists a command's options; quietstar --version and quietstar env say what is installed."
+        "quietstar COMMAND --help lists a command's options; quietstar --version and quietstar env say what this is."
     )

@@ -70,7 +70,8 @@ def _write(source: str, model: PreTrainedModel, target: Path, to: str, dtype: st
     own = str(model.dtype).removeprefix("torch.")
     if dtype == AUTO:
         dtype = own if own in TYPES else "float32"
-    name, licence = Path(source).resolve().name.removesuffix(SUFFIX), origin_of(source).license
+    name, origin = Path(source).resolve().name.removesuffix(SUFFIX), origin_of(source)
+    licence = origin.license_name or origin.license
     write_gguf(model, tokenizer, target, dtype=dtype, name=name, license=licence)
     _warn_of_other_tokens(tokenizer, target)
 

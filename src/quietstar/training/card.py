@@ -74,6 +74,7 @@ def write_card(
     data = ModelCardData(
         base_model=origin.on_hub,
         license=origin.license,
+        license_name=origin.license_name,
         library_name="transformers" if thinks is None else "quietstar",
         pipeline_tag="text-generation",
         datasets=hub_name(str(dataset)) if dataset else None,
@@ -189,6 +190,6 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 
 def _licence(origin: Origin) -> str:
-    if origin.license:
-        return f"{origin.license}: the licence of {origin.name} also holds for what was made of it."
+    if licence := origin.license_name or origin.license:
+        return f"{licence}: the licence of {origin.name} also holds for what was made of it."
     return f"The licence of {origin.name} also holds for what was made of it. It was not found as this was written."
