@@ -28,7 +28,7 @@ from quietstar.base.sources import find_source, hub_arguments
 from quietstar.base.trunk import Trunk
 from quietstar.base.untrusted import check_alone, check_config, check_folder, loading
 from quietstar.config import QuietStarConfig
-from quietstar.errors import CheckpointError, QuietStarError, UnsupportedModelError, first_line
+from quietstar.errors import CheckpointError, QuietStarError, SettingsError, UnsupportedModelError, first_line
 from quietstar.grid import ThoughtGrid
 
 logger = logging.getLogger(__name__)
@@ -71,9 +71,11 @@ def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
 
     Raises:
         CheckpointError: there is no model of that name, the hub cannot be reached, or the model needs code of its own.
-        SettingsError: its config asks for something that no model needs.
+        SettingsError: its config asks for something that no model needs; the name is not a name.
         UnsupportedModelError: it is not a decoder-only language model.
     """
+    if not isinstance(name, (str, Path)):
+        raise SettingsError(_no_name(name))
     kwargs = {"trust_remote_code": False, **kwargs}
     source = find_source(name, kwargs.pop("gguf_file", None), **hub_arguments(kwargs))
     if source.gguf_file:
@@ -89,6 +91,16 @@ def load_base(name: str | Path, **kwargs: Any) -> PreTrainedModel:
             "another one"
         )
     return model
+
+
+def _no_name(given: object) -> str:
+    """Return the message about something that is neither a model nor the name of one."""
+    if hasattr(given, "merge_and_unload"):  # a PeftModel
+        return (
+            "the base model is a PeftModel, whose adapters act without thoughts, too; give model.merge_and_unload(), "
+            "and lora={'r': 16} for adapters that learn to think"
+        )
+    return f"the base model is a {type(given).__name__}; give a model of transformers, or the name of one"
 
 
 def _check_before_loading(

@@ -168,7 +168,7 @@ def prepare(
         )
     except QuietStarError:
         raise
-    except (ValueError, RuntimeError, ImportError) as error:  # A tracker that is not installed, for instance.
+    except (ValueError, RuntimeError, ImportError, OSError) as error:  # A tracker that is missing, a hub out of reach.
         raise SettingsError(f"transformers' Trainer refuses these options: {first_line(error)}") from error
     trainer.add_callback(KeepLog(trainer.folder))
     given = vars(model_args) | vars(data_args)

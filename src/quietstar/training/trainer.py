@@ -27,13 +27,13 @@ from transformers.trainer_utils import EvalLoopOutput
 from quietstar.base.loading import load_tokenizer
 from quietstar.model import QuietStarForCausalLM
 from quietstar.runs.processes import Processes
-from quietstar.training import callbacks, card, checkpoints, optimizer, resuming, weights
+from quietstar.training import callbacks, card, checkpoints, optimizer, refusals, resuming, weights
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.checkpointer import Checkpointer
 from quietstar.training.data.datasets import TextCollator, pad_token_id
 from quietstar.training.memory import Batch, out_of_memory_in
 from quietstar.training.model import thinking_model, warn_of_lost_updates
-from quietstar.training.repeated_steps import check_repeatable, repeated_steps
+from quietstar.training.repeated_steps import repeated_steps
 from quietstar.training.run_parts import RunParts
 from quietstar.training.same_run import what_matters
 
@@ -70,11 +70,11 @@ class QuietStarTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = args or QuietStarTrainingArguments(output_dir="runs/quietstar")
+        refusals.check_supported(args, kwargs)
         if processing_class is None and isinstance(model, (str, Path)):
             processing_class = load_tokenizer(model)
         model = thinking_model(model, args, processing_class)
         callbacks.settle_evaluation(args, processing_class, kwargs.get("eval_dataset"))
-        check_repeatable(args, kwargs.get("train_dataset"))
         collator = data_collator or TextCollator(pad_token_id(processing_class) if processing_class else 0)
         super().__init__(model, args, collator, processing_class=processing_class, **kwargs)
         if self.is_fsdp_enabled:
@@ -194,7 +194,8 @@ class QuietStarTrainer(Trainer):
         """Return transformers' optimizer; mixing head and thought embeddings learn at head_learning_rate, if given."""
         if self.optimizer is None:
             added = optimizer.added_parameters(self.accelerator.unwrap_model(model or self.model))
-            optimizer.give_own_rate(super().create_optimizer(model), added, self.args.head_learning_rate)
+            with refusals.installed(self.args.optim):
+                optimizer.give_own_rate(super().create_optimizer(model), added, self.args.head_learning_rate)
         return self.optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
@@ -283,8 +284,7 @@ class QuietStarTrainer(Trainer):
             weights.load_model(model or self.model, Path(resume_from_checkpoint), sharded=self.is_fsdp_enabled)
 
     def _load_best_model(self) -> None:
-        best = str(self.state.best_model_checkpoint)
-        with resuming.resuming_from(best):
+        with resuming.resuming_from(best := str(self.state.best_model_checkpoint)):
             super()._load_best_model() if self.is_deepspeed_enabled else self._load_from_checkpoint(best)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
