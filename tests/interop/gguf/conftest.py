@@ -27,7 +27,8 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 def plain_model(family: str, **settings: object) -> PreTrainedModel:
     """A model of the vocabulary of `ascii_tokenizer`."""
     config = {**FAMILIES[family], **(GEMMA3 if family == "gemma3_text" else {}), "vocab_size": len(ascii_tokenizer())}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family.split("-")[0], **(config | settings)))
+    config = AutoConfig.for_model(family.split("-")[0], **(config | settings))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")  # or soft caps would be left out
     loud(model)
     if "gemma" in family:  # which scales embeddings by sqrt(D), and repeats a token for ever if they are loud
         model.get_input_embeddings().weight.data.mul_(0.05 if family == "gemma2" else 0.2)
