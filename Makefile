@@ -4,7 +4,8 @@
 # make test-all  the tests and then their long tail: whole products of cases, every launcher's recipe, a real model
 # make study-small  do thoughts pay in the demo's language? a whole study, from its recipe to its report, in minutes
 # make browser  Chromium, for the 40 tests of report and page that are skipped without it (Debian, as root)
-# make docs   the site, into site/                      make clean  remove the virtual environment
+# make docs   the site, into site/ (RUN_EXAMPLES=1 make docs: with what the notebooks print, in ten minutes)
+# make clean  remove the virtual environment
 #
 # Each target makes the virtual environment where it is missing. PYTHON=python3.12 make ... chooses another Python.
 

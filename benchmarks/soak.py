@@ -212,6 +212,8 @@ def remains(folder: Path) -> dict[str, Any]:
             found[name] = torch.load(file, weights_only=False)  # written by ourselves
         elif file.name == "log.jsonl":
             found[name] = [json.loads(line) for line in file.read_text().splitlines()]
+        elif file.name == "README.md":  # a card begins with the folder's name
+            found[name] = file.read_text().replace(folder.name, "RUN")
         elif file.suffix == ".json":
             found[name] = json.loads(file.read_text())
         else:

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import nbclient
+import nbformat
 from mkdocs.structure.files import File, Files
 
 from quietstar.cli import COMMANDS, main
@@ -25,6 +27,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages."""
     pages = {page: in_site((ROOT / name).read_text(encoding="utf-8")) for name, page in PAGES.items()}
     pages |= {"reference/commands.md": commands(), "files.md": shown_files()}
+    pages |= {f"examples/{path.stem}.md": notebook(path) for path in sorted((ROOT / "examples").glob("*.ipynb"))}
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
@@ -37,7 +40,7 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
 
 def in_site(text: str) -> str:
     """Return a text from the project's folder with its links as pages of docs/ have them."""
-    text = re.sub(r"\]\(docs/", "](", text)
+    text = re.sub(r"\]\(docs/", "](", text).replace("](examples)", "](examples/1_first_thoughts.md)")
     return re.sub(r"\]\((recipes/[\w./-]+|[A-Z][\w.]+)\)", lambda link: f"]({page_of(link[1])})", text)
 
 
@@ -61,6 +64,27 @@ def commands() -> str:
             main([name, "--help"])
         sections.append(f"## quietstar {name}\n\n{what.capitalize()}.\n\n```text\n{printed.getvalue().strip()}\n```")
     return "\n\n".join(sections) + "\n"
+
+
+def notebook(path: Path) -> str:
+    """Return a notebook as a page; with RUN_EXAMPLES set, it is run first, and the page has what it printed."""
+    found = nbformat.read(path, as_version=4)
+    if os.environ.get("RUN_EXAMPLES"):
+        nbclient.NotebookClient(found, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    sections = []
+    for cell in found.cells:
+        source = cell.source.replace(".ipynb)", ".md)")
+        sections.append(source if cell.cell_type == "markdown" else f"```python\n{source}\n```")
+        if printed := "".join(map(_printed, cell.get("outputs", []))).strip():
+            sections.append(f"```text\n{printed}\n```")
+    return "\n\n".join(sections) + "\n"
+
+
+def _printed(output: Any) -> str:
+    """Return what a cell printed or returned, as text."""
+    if output.output_type == "stream":
+        return str(output.text) if output.name == "stdout" else ""
+    return str(output.get("data", {}).get("text/plain", ""))
 
 
 def shown_files() -> str:
