@@ -212,8 +212,9 @@ def remains(folder: Path) -> dict[str, Any]:
             found[name] = torch.load(file, weights_only=False)  # written by ourselves
         elif file.name == "log.jsonl":
             found[name] = [json.loads(line) for line in file.read_text().splitlines()]
-        elif file.name == "README.md":  # a card begins with the folder's name
-            found[name] = file.read_text().replace(folder.name, "RUN")
+        elif file.name == "README.md":  # a card names the folder
+            lines = file.read_text().splitlines()
+            found[name] = [line for line in lines if line not in (f"# {folder.name}", f"- name: {folder.name}")]
         elif file.suffix == ".json":
             found[name] = json.loads(file.read_text())
         else:
