@@ -9,15 +9,7 @@ from quietstar.training.distillation.run import distill
 from quietstar.training.model import OF_THOUGHTS
 
 OMITTED = frozenset(
-    [
-        "model",
-        "original",
-        "branch_adapters",
-        "freeze_base",
-        "load_in_4bit",
-        "ema_decay",
-        "thoughts_shown",
-    ]
+    ["model", "original", "branch_adapters", "freeze_base", "load_in_4bit", "ema_decay", "thoughts_shown"]
 ) | {*METHOD_SETTINGS, *OF_THOUGHTS.split()}
 """options of `quietstar train` that a student without thoughts has no use for"""
 

@@ -8,6 +8,7 @@ from quietstar.base.sources import find_source
 from quietstar.errors import CheckpointError
 from quietstar.interop.shards import MODEL, consolidate
 from quietstar.model import QuietStarForCausalLM
+from quietstar.runs.folders import check_new
 
 
 def convert(source: str, target: str | Path, **settings: Any) -> str:
@@ -25,8 +26,7 @@ def convert(source: str, target: str | Path, **settings: Any) -> str:
         CheckpointError: the target is not empty, or the source is not in a known format.
     """
     target = Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} is not empty; give a new or empty folder")
+    check_new(target)
     if find_source(source).gguf_file is not None:
         raise CheckpointError(
             f"{source} is a plain model in a GGUF file; use quietstar export {source} FOLDER --to plain"

@@ -15,6 +15,7 @@ from quietstar.base.origin import origin_of
 from quietstar.base.sources import SUFFIX
 from quietstar.errors import CheckpointError, SettingsError, first_line, shown
 from quietstar.interop.gguf.write import TYPES, check_range, write_gguf
+from quietstar.runs.folders import check_new
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def _write(source: str, model: PreTrainedModel, target: Path, to: str, dtype: st
     tokenizer = load_tokenizer(source)
     if to == "plain":
         if dtype != AUTO:
-            check_range(((name, weight) for name, weight in model.named_parameters()), dtype)
+            check_range(model.named_parameters(), dtype)
             model.to(getattr(torch, dtype))
         model.save_pretrained(target)
         if tokenizer is not None:
@@ -85,8 +86,8 @@ def _check_target(target: Path, to: str) -> None:
             raise CheckpointError(f"{target} exists; give a new file")
         if not target.absolute().parent.is_dir():
             raise CheckpointError(f"the folder of {target} does not exist; create it, or give another file")
-    elif target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} is not empty; give a new or empty folder")
+    else:
+        check_new(target)
 
 
 def _warn_of_other_tokens(tokenizer: Tokenizer, file: Path) -> None:

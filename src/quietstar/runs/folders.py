@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 
-from quietstar.errors import SettingsError
+from quietstar.errors import CheckpointError, SettingsError
 
 try:
     import fcntl
@@ -84,6 +84,12 @@ def check_output_folder(folder: str | Path, *, overwrite: bool = False, resume: 
         raise SettingsError(
             f"output_dir {folder} already has a run; give another folder, or --overwrite to empty this one"
         )
+
+
+def check_new(folder: Path) -> None:
+    """Raise CheckpointError if a folder to write a model to is a file, or has anything in it."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} is not empty; give a new or empty folder")
 
 
 def is_empty(folder: str | Path) -> bool:

@@ -74,7 +74,6 @@ def save(
         model.merge_lora()
     if not plain and not is_sharded(trainer.model):
         trainer.save_model(_internal_call=True)
-        trainer.create_model_card()
     elif trainer.is_world_process_zero():
         (model.base_lm if plain else model).save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -80,7 +80,7 @@ def run_training(
             with ExitStack() as cleanup:
                 trainer, *_ = prepare(model_args, data_args, args, config, cleanup, teacher)
                 return {"dry_run": dry_run(trainer, data_args.max_length)}
-    name_folder(model_args, args)
+    name_folder(args, default_folder(model_args, args))
     with ExitStack() as cleanup:
         if model_args.original:  # Its checkpoints are of a thinking model with its thoughts off.
             cleanup.enter_context(published_at_end(args))
@@ -215,10 +215,10 @@ def check_fit(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, m
     check_reach(model.base_lm, max_length, model.config.n_ahead + model.config.n_ahead_talk - 1)
 
 
-def name_folder(model_args: ModelArguments, args: QuietStarTrainingArguments) -> None:
+def name_folder(args: QuietStarTrainingArguments, default: str) -> None:
     """Set the run's folder if none was given."""
     if args.output_dir is None or args.output_dir == "trainer_output":
-        args.output_dir = default_folder(model_args, args)
+        args.output_dir = default
 
 
 def default_folder(model_args: ModelArguments, args: QuietStarTrainingArguments) -> str:

@@ -45,7 +45,7 @@ from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.optimizer import settings_kept
 from quietstar.training.publish import published_at_end
 from quietstar.training.resuming import resuming_from
-from quietstar.training.run import NOT_COMPARED_ON_RESUME, default_folder, run_training
+from quietstar.training.run import NOT_COMPARED_ON_RESUME, default_folder, name_folder, run_training
 from quietstar.training.same_run import TRAINING, plain_value, refuse_changes
 from quietstar.training.weights import load_optimizer
 
@@ -77,8 +77,7 @@ def run_curriculum(
     """
     check_curriculum(model_args, data_args, args, curriculum)
     stages = stages_of(curriculum, args)
-    if args.output_dir is None or args.output_dir == "trainer_output":
-        args.output_dir = default_folder(model_args, replace(args, n_ahead=stages[-1].n_ahead))
+    name_folder(args, default_folder(model_args, replace(args, n_ahead=stages[-1].n_ahead)))
     folder = Path(str(args.output_dir))
     processes = Processes(args.process_index, args.world_size, args.device)
     with ExitStack() as cleanup:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -44,8 +43,3 @@ def tensors_of(model: PreTrainedModel, family: Family) -> Iterator[tuple[str, Te
 def _in_turns(tensor: Tensor, n_heads: int) -> Tensor:
     """Return the rows of queries or keys with the two halves of each head interleaved, as rope pairs them there."""
     return tensor.view(n_heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
-
-
-def largest(tensor: Tensor) -> float:
-    """Return the largest absolute value."""
-    return float(torch.linalg.vector_norm(tensor.detach().float(), ord=torch.inf))

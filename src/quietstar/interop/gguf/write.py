@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from quietstar.errors import UnsupportedModelError, need
 from quietstar.interop.gguf.families import family_of, fields_of
-from quietstar.interop.gguf.tensors import largest, tensors_of
+from quietstar.interop.gguf.tensors import tensors_of
 from quietstar.interop.gguf.vocabulary import tokenizer_fields
 from quietstar.runs.folders import UNFINISHED, flush
 
@@ -91,7 +91,7 @@ def check_range(weights: Iterable[tuple[str, Tensor]], dtype: str) -> None:
     """Raise UnsupportedModelError if a weight has a value that a dtype of torch does not have."""
     limit = torch.finfo(getattr(torch, dtype)).max
     for name, tensor in weights:
-        if (size := largest(tensor)) > limit:
+        if (size := float(torch.linalg.vector_norm(tensor.detach().float(), ord=torch.inf))) > limit:
             raise UnsupportedModelError(
                 f"weight {name} has a value of {size:.3g}, and {dtype} ends at {limit:,.0f}; use float32 or bfloat16"
             )

@@ -24,7 +24,7 @@ from quietstar.training.distillation.arguments import DistillArguments
 from quietstar.training.distillation.teacher import Teacher
 from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.publish import published_at_end
-from quietstar.training.run import run_training
+from quietstar.training.run import name_folder, run_training
 
 FOUND = "distill.json"
 
@@ -56,8 +56,7 @@ def distill(
     teacher = Teacher(name, distill_args, args.device, trust_remote_code=model_args.trust_remote_code)
     model_args = replace(model_args, model=distill_args.student or name, original=True)
     check_tokens(teacher, model_args)
-    if args.output_dir is None or args.output_dir == "trainer_output":
-        args.output_dir = f"runs/{Path(name).name}-{distill_args.objective}"
+    name_folder(args, f"runs/{Path(name).name}-{distill_args.objective}")
     if args.dry_run:
         return [run_training(model_args, data_args, args, config=config, teacher=teacher)["dry_run"].words()]
     folder = Path(str(args.output_dir))
