@@ -60,7 +60,7 @@ def to_the_engine(model: QuietStarForCausalLM, prompts: list[list[int]], n_token
     from quietstar.serving.arguments import ServeArguments
     from quietstar.serving.batch import Thinking
     from quietstar.serving.engine import Engine
-    from quietstar.serving.jobs import Job
+    from quietstar.serving.jobs import Job, Prompt
 
     vocabulary = {str(token): token for token in range(model.config.vocab_size)}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="0")))
@@ -73,7 +73,7 @@ def to_the_engine(model: QuietStarForCausalLM, prompts: list[list[int]], n_token
         events: queue.Queue[Any] = queue.Queue()
         began = time.perf_counter()
         for prompt in prompts:
-            engine.submit(Job(prompt_ids=prompt, thinking=thinking, max_tokens=n, seed=0, temperature=0.0), events.put)
+            engine.submit(Job(prompts=[Prompt(prompt, n)], thinking=thinking, seed=0, temperature=0.0), events.put)
         n_open = len(prompts)
         while n_open:
             event = events.get(timeout=600)

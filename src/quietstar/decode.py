@@ -95,7 +95,7 @@ def decode(
         thoughts = rows.new_zeros(len(rows), K)
         if len(rows) == 0:
             return Decoded(h_base, rows, decision, thoughts, h_base[:0, 0])
-        source = thinker.source
+        source, sampling = thinker.source, sampling.of(rows)
         if not source.is_sampled:
             at_end = torch.full_like(rows, S - 1)
             thoughts = source.write(text, rows, at_end, 1, sampling.suppressed, sampling.generator)[0]
@@ -128,9 +128,11 @@ def decode(
                 some = (~has_ended).nonzero().flatten()
                 if len(some) == 0:
                     break
-                if 2 * len(some) > len(live):  # dropping rows copies the keys of the others
+                # dropping rows copies the keys of the others; with its own generator, a row draws nothing after its end
+                if 2 * len(some) > len(live) and not sampling.is_by_row:
                     continue
                 fork.select(some)
+                sampling = sampling.of(some)
                 of_rows = (live, state, mask, positions, end, has_ended, log_lasting)
                 live, state, mask, positions, end, has_ended, log_lasting = (each[some] for each in of_rows)
         if thinker.end_head is None or K == 0:

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 
 from quietstar.attention import attention_backend, default_backend
 from quietstar.base import lora
+from quietstar.base.draws import Generators
 from quietstar.base.gguf.model import unpacked
 from quietstar.base.ids import set_token_ids
 from quietstar.base.loading import best_backend, check_base, first_thought_vector, load_base, load_tokenizer
@@ -93,7 +94,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         thought_top_p: float | None = 1.0,
         think: str | Decider | ThinkPolicy | None = "always",
         journal: Journal | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         counts: Counts | None = None,
         rollout: Rollout | None = None,
         loss_only: bool = False,
@@ -122,7 +123,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             thought_top_p: thought tokens are sampled from the likeliest that together reach this probability.
             think: policy that chooses among the positions where a thought would count; see `quietstar.policy`.
             journal: follows the rows of one call of `generate`, and says where to think instead of `think`.
-            generator: source of random numbers, on the model's device.
+            generator: source of random numbers, on the model's device; in decoding also one for each row.
             counts: denominators of the losses if they span several batches; None counts this one.
             rollout: what rewards and the policy loss compare with, in place of this pass; None for the pass itself.
             loss_only: skip what training does not use: logits, thoughts without a label, and `thought_logprob` where

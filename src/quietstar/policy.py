@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from quietstar.base.draws import Generators, uniform
 from quietstar.errors import SettingsError
 
 STATES_AT_ONCE = 256
@@ -43,7 +44,7 @@ class Moment:
     """LM head: [n, D] -> [n, V]"""
     to_weight: Callable[[Tensor, Tensor], Tensor] | None = field(repr=False)
     """mixing head: states without and after a thought, [n, D] each -> [n, 1]; None of a plain model"""
-    generator: torch.Generator | None = None
+    generator: Generators = None
     """source of random numbers, on the positions' device"""
     _base_logits: Tensor | None = field(default=None, init=False, repr=False)
     """[N, V] in float32, once `look` has computed them"""
@@ -115,9 +116,7 @@ KINDS = {
         whole=True,
     ),
     "probability": Kind(
-        lambda moment, _: torch.rand(
-            moment.rows.shape, generator=moment.generator, device=moment.rows.device, dtype=torch.float32
-        ),
+        lambda moment, _: uniform(tuple(moment.rows.shape), moment.generator, moment.rows.device),
         lambda value, p: value < p,
         "drew {0:.2f}, below {1:g} thinks",
         lowest=0,

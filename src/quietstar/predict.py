@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from quietstar.base.draws import Generators
 from quietstar.base.trunk import BasePass, Text, Trunk
 from quietstar.decode import Decoded, decode
 from quietstar.grid import ThoughtGrid
@@ -79,7 +80,7 @@ def decide_over(
     may_think: Tensor,
     policy: ThinkPolicy,
     h_base: Tensor,
-    generator: torch.Generator | None,
+    generator: Generators,
 ) -> Decision:
     """Return what the policy decides about the N new tokens at which `may_think` [B, Q], row by row."""
     rows, columns = may_think.nonzero(as_tuple=True)

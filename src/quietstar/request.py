@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from quietstar.base.draws import Generators
 from quietstar.base.rope import check_cached
 from quietstar.base.trunk import Text, check_reach
 from quietstar.config import QuietStarConfig
@@ -95,7 +96,7 @@ class Request:
         thought_top_p: float | None,
         think: str | Decider | ThinkPolicy | None,
         journal: Journal | None,
-        generator: torch.Generator | None,
+        generator: Generators,
         counts: Counts | None,
         rollout: Rollout | None,
         loss_only: bool,

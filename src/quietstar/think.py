@@ -13,6 +13,7 @@ from torch.nn.functional import logsigmoid
 from transformers.cache_utils import Cache
 
 from quietstar.attention import BranchCache
+from quietstar.base.draws import Generators, RowGenerators, uniform
 from quietstar.base.trunk import Text, Trunk
 from quietstar.base.vocabulary import sample
 from quietstar.config import QuietStarConfig
@@ -73,8 +74,17 @@ class Sampling:
     """tokens are sampled from the likeliest that together reach this probability"""
     suppressed: Tensor | None = None
     """[n]: ids that a thought may not contain"""
-    generator: torch.Generator | None = None
+    generator: Generators = None
     """source of random numbers, on the model's device"""
+
+    @property
+    def is_by_row(self) -> bool:
+        """Whether each row has a generator of its own."""
+        return isinstance(self.generator, RowGenerators)
+
+    def of(self, rows: Tensor) -> "Sampling":
+        """Return the sampling of some rows [R] of a batch."""
+        return replace(self, generator=self.generator.of(rows)) if isinstance(self.generator, RowGenerators) else self
 
     def sample(self, trunk: Trunk, states: Tensor, n_samples: int = 1) -> tuple[Tensor, Tensor]:
         """Return tokens and their log-probabilities, [n, n_samples] each, sampled at states [n, D]."""
@@ -98,8 +108,7 @@ class Sampling:
         if self.temperature == 0:
             return log_lasting <= -math.log(2), torch.zeros_like(logit), log_lasting
         logit = logit / temperature
-        uniform = torch.rand(logit.shape, generator=self.generator, device=logit.device)
-        ends = uniform < logit.sigmoid()
+        ends = uniform(tuple(logit.shape), self.generator, logit.device) < logit.sigmoid()
         return ends, logsigmoid(torch.where(ends, logit, -logit)), log_lasting
 
 

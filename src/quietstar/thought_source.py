@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quietstar.base.draws import Generators, integers
 from quietstar.base.trunk import Text
 from quietstar.errors import SettingsError
 
@@ -45,7 +46,7 @@ class ThoughtSource:
         columns: Tensor,
         n_passes: int,
         suppressed: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> Tensor:
         """Return the thoughts [P, C, K] of a control.
 
@@ -73,13 +74,13 @@ class ThoughtSource:
         return self._last_tokens(text, rows, columns).expand(shape)
 
     def _random(
-        self, shape: tuple[int, ...], columns: Tensor, suppressed: Tensor | None, generator: torch.Generator | None
+        self, shape: tuple[int, ...], columns: Tensor, suppressed: Tensor | None, generator: Generators
     ) -> Tensor:
         allowed = torch.ones(self.vocab_size, dtype=torch.bool, device=columns.device)
         if suppressed is not None:
             allowed[suppressed] = False
         ids = allowed.nonzero().flatten()
-        return ids[torch.randint(len(ids), shape, generator=generator, device=columns.device)]
+        return ids[integers(len(ids), shape, generator, columns.device, rows=1)]
 
     def _last_tokens(self, text: Text, rows: Tensor, columns: Tensor) -> Tensor:
         """Return [C, K]: the tokens up to each column."""

@@ -2,13 +2,14 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from string import ascii_lowercase
 from typing import Any
 
 import torch
+from transformers import LogitsProcessorList
 
 from quietstar import QuietStarForCausalLM
 from quietstar.journal import GeneratedThoughts
@@ -17,7 +18,7 @@ from quietstar.serving.arguments import ServeArguments
 from quietstar.serving.batch import Thinking
 from quietstar.serving.engine import Engine
 from quietstar.serving.faults import RequestError
-from quietstar.serving.jobs import Event, Job, Ticket, Written
+from quietstar.serving.jobs import Event, Job, Prompt, Ticket, Written
 from quietstar.serving.run import Server, listen, make_server
 from tests.tiny import tiny_model
 from tests.tiny_tokenizer import byte_tokenizer
@@ -42,13 +43,29 @@ def speaking_model(family: str = "llama", letters: bool = True, ends: bool = Tru
     )
 
 
-def a_job(prompt_ids: list[int], think: str = "always", **how: Any) -> Job:
-    """Return a job that reports thoughts."""
+def a_job(
+    prompt_ids: list[int], think: str = "always", max_tokens: int = 8, more: Sequence[list[int]] = (), **how: Any
+) -> Job:
+    """Return a job that reports thoughts; `more` are further prompts."""
     drawn = {name.removeprefix("thought_"): how.pop(name) for name in list(how) if name.startswith("thought_")}
     policy, n_ahead = ThinkPolicy.parse(think), how.pop("n_ahead", N_AHEAD)
     thinking = Thinking.of(policy, n_ahead, drawn.get("temperature", 0.0), drawn.get("top_p", 1.0))
-    settings = {"max_tokens": 8, "seed": 0, "wants_thoughts": True, **how}
-    return Job(prompt_ids=prompt_ids, thinking=thinking, **settings)
+    settings = {"seed": 0, "wants_thoughts": True, **how}
+    return Job(prompts=[Prompt(ids, max_tokens) for ids in (prompt_ids, *more)], thinking=thinking, **settings)
+
+
+def penalized(job: Job, n_prompt: int) -> LogitsProcessorList:
+    """Return a job's penalties and biases as a processor of `generate`, token by token."""
+
+    def change(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores, written = scores.clone(), input_ids[0, n_prompt:].tolist()
+        for token in set(written):
+            scores[0, token] -= job.frequency_penalty * written.count(token) + job.presence_penalty
+        for token, bias in job.logit_bias.items():
+            scores[0, token] += bias
+        return scores
+
+    return LogitsProcessorList([change])
 
 
 def alone(model: QuietStarForCausalLM, job: Job, choice: int = 0) -> tuple[list[int], GeneratedThoughts]:
@@ -57,7 +74,8 @@ def alone(model: QuietStarForCausalLM, job: Job, choice: int = 0) -> tuple[list[
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if job.temperature:
         how = {"do_sample": True, "temperature": job.temperature, "top_p": job.top_p, "top_k": 0}
-    ids = torch.tensor([job.prompt_ids])
+    prompt = job.prompts[choice // job.n]
+    ids = torch.tensor([prompt.ids])
     found = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -65,12 +83,13 @@ def alone(model: QuietStarForCausalLM, job: Job, choice: int = 0) -> tuple[list[
         n_ahead=job.thinking.n_ahead,
         thought_temperature=job.thinking.temperature,
         thought_top_p=job.thinking.top_p,
-        max_new_tokens=job.max_tokens,
+        max_new_tokens=prompt.max_tokens,
         pad_token_id=0,
         output_thoughts=True,
+        logits_processor=penalized(job, len(prompt.ids)),
         **how,
     )
-    return found.sequences[0, len(job.prompt_ids) :].tolist(), found.thoughts
+    return found.sequences[0, len(prompt.ids) :].tolist(), found.thoughts
 
 
 class DrivenEngine(Engine):
@@ -117,7 +136,7 @@ def outcome_of(engine: Engine, job: Job) -> list[Event]:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     engine.submit(job, events.put)
     found: list[Event] = []
-    while sum(isinstance(e, Written) and e.finish_reason is not None for e in found) < job.n:
+    while sum(isinstance(e, Written) and e.finish_reason is not None for e in found) < job.n_texts:
         found.append(events.get(timeout=60))
         if isinstance(found[-1], RequestError):
             break

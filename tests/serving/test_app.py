@@ -124,6 +124,196 @@ def test_a_stream_adds_up_to_the_whole_answer(client: TestClient, is_chat: bool,
     assert events_of(client, path, asked)[-1]["choices"]
 
 
+RESPONSES = "/v1/responses"
+
+
+def response_events(client: TestClient, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the events of a streamed response, which are numbered, and named as their data says."""
+    text = client.post(RESPONSES, json=body | {"stream": True}).text
+    pairs = [event.split("\n") for event in text.removesuffix("\n\n").split("\n\n")]
+    events = [json.loads(data.removeprefix("data: ")) for _, data in pairs]
+    assert [name for name, _ in pairs] == [f"event: {event['type']}" for event in events]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    return events
+
+
+def test_a_response_is_what_a_chat_completion_says(client: TestClient) -> None:
+    """The thoughts are a reasoning item before the message; neither is stored."""
+    asked = {"input": "hi", "instructions": "x", "temperature": 0.8, "seed": 4, "max_output_tokens": 10}
+    body = client.post(RESPONSES, json=asked | {"thoughts": True, "metadata": {"run": "7"}}).json()
+    messages = [{"role": "system", "content": "x"}, {"role": "user", "content": "hi"}]
+    chat = {"messages": messages, "temperature": 0.8, "seed": 4, "max_tokens": 10, "thoughts": True}
+    (choice,) = client.post("/v1/chat/completions", json=chat).json()["choices"]
+    reasoning, message = body["output"]
+    assert (reasoning["type"], message["type"], message["role"]) == ("reasoning", "message", "assistant")
+    assert reasoning["content"] == [{"type": "reasoning_text", "text": choice["message"]["reasoning_content"]}]
+    (part,) = message["content"]
+    assert part["text"] == choice["message"]["content"]
+    assert part["thoughts"] == choice["thoughts"]
+    assert body["usage"]["output_tokens_details"]["reasoning_tokens"] == 2 * len(part["thoughts"])
+    assert (body["metadata"], body["store"], body["instructions"]) == ({"run": "7"}, False, "x")
+    ended = choice["finish_reason"] == "stop"
+    assert body["status"] == ("completed" if ended else "incomplete")
+    assert body["incomplete_details"] == (None if ended else {"reason": "max_output_tokens"})
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"thoughts": True, "include": ["message.output_text.logprobs"], "top_logprobs": 2}]
+)
+@pytest.mark.parametrize("think", ["always", "never", "every:3"])
+def test_the_events_of_a_response_add_up_to_it(client: TestClient, think: str, more: dict[str, Any]) -> None:
+    """Each item is opened, grows, and is closed as it is in the whole response."""
+    asked = {"input": "hi", "temperature": 1.0, "seed": 5, "max_output_tokens": 12, "think": think} | more
+    whole = client.post(RESPONSES, json=asked).json()
+    events = response_events(client, asked)
+    assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
+    assert events[-1]["type"] == f"response.{whole['status']}"
+    found = events[-1]["response"]
+    assert [item["type"] for item in whole["output"]] == {
+        "always": ["reasoning", "message"],
+        "never": ["message"],
+        "every:3": [item["type"] for item in found["output"]],
+    }[think]
+    for index, (item, expected) in enumerate(zip(found["output"], whole["output"], strict=True)):
+        of_item = [event for event in events if event.get("output_index") == index]
+        kinds = [event["type"].removeprefix("response.") for event in of_item]
+        name = "reasoning_text" if item["type"] == "reasoning" else "output_text"
+        assert kinds[:2] == ["output_item.added", "content_part.added"]
+        assert set(kinds[2:-3]) <= {f"{name}.delta"}
+        assert kinds[-3:] == [f"{name}.done", "content_part.done", "output_item.done"]
+        assert "".join(event["delta"] for event in of_item[2:-3]) == expected["content"][0]["text"]
+        assert of_item[-3]["text"] == expected["content"][0]["text"]
+        assert of_item[-2]["part"] == expected["content"][0] == item["content"][0]
+        assert of_item[-1]["item"]["content"] == expected["content"]
+        if more and item["type"] == "message":
+            part = expected["content"][0]
+            assert [each for event in of_item[2:-3] for each in event["logprobs"]] == part["logprobs"]
+            assert [each for event in of_item[2:-3] for each in event["thoughts"]] == part["thoughts"]
+            assert {len(each["top_logprobs"]) for each in part["logprobs"]} == {2}
+    assert found["usage"] == whole["usage"]
+
+
+def test_a_response_without_reasoning_is_a_message(client: TestClient) -> None:
+    """An earlier response may be sent back as it came: its thoughts are not read again."""
+    asked = {"input": "hi", "temperature": 0, "max_output_tokens": 5}
+    body = client.post(RESPONSES, json=asked | {"include_reasoning": False}).json()
+    assert [item["type"] for item in body["output"]] == ["message"]
+    first = client.post(RESPONSES, json=asked | {"thoughts": True}).json()
+    again = [{"role": "user", "content": "hi"}, *first["output"], {"role": "user", "content": "go on"}]
+    said = first["output"][1]["content"][0]["text"]
+    messages = [again[0], {"role": "assistant", "content": said}, again[-1]]
+    chat = client.post("/v1/chat/completions", json={"messages": messages, "temperature": 0, "max_tokens": 5}).json()
+    more = client.post(RESPONSES, json=asked | {"input": again}).json()
+    assert more["usage"]["input_tokens"] == chat["usage"]["prompt_tokens"]
+    assert more["output"][1]["content"][0]["text"] == chat["choices"][0]["message"]["content"]
+
+
+def test_a_response_that_fails_says_so(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a stream as an event."""
+    monkeypatch.setattr(Batch, "read", lambda *_: 1 / 0)
+    assert client.post(RESPONSES, json={"input": "hi"}).json()["error"]["code"] == "internal_error"
+    events = response_events(client, {"input": "hi"})
+    assert [event["type"] for event in events] == ["response.created", "response.in_progress", "error"]
+    assert events[-1]["code"] == "internal_error"
+
+
+def test_several_prompts_are_answered_in_order(engine: Engine, client: TestClient) -> None:
+    """Choices i * n to i * n + n - 1 continue prompt i, as texts or token ids, whole and streamed."""
+    prompts = ["one two", "x", TOKENIZER("three")["input_ids"]]
+    asked = COMPLETION | {"prompt": prompts, "n": 2, "temperature": 1.0, "seed": 5, "thoughts": True}
+    body = client.post("/v1/completions", json=asked).json()
+    ids = [TOKENIZER(each)["input_ids"] if isinstance(each, str) else each for each in prompts]
+    job = a_job(ids[0], more=ids[1:], n=2, temperature=1.0, seed=5, max_tokens=12)
+    assert [choice["index"] for choice in body["choices"]] == list(range(6))
+    for choice in body["choices"]:
+        tokens, _ = alone(engine.model, job, choice["index"])
+        assert [each["id"] for each in choice["thoughts"]] == tokens
+    assert body["prompt_token_ids"] == ids
+    assert body["usage"]["prompt_tokens"] == sum(map(len, ids))
+    chunks = events_of(client, "/v1/completions", asked)
+    for choice in body["choices"]:
+        parts = [part for c in chunks for part in c["choices"] if part["index"] == choice["index"]]
+        assert "".join(part["text"] for part in parts) == choice["text"]
+
+
+def test_a_prompt_of_several_that_is_wrong_is_named(engine: Engine) -> None:
+    """And there may be so many texts altogether."""
+    client = client_of(engine, max_n=4)
+    answer = client.post("/v1/completions", json={"prompt": ["a", [5, 10_000]]}).json()["error"]
+    assert (answer["param"], answer["message"]) == ("prompt.1", "token id 10000 is out of range; give 0 to 258")
+    answer = client.post("/v1/completions", json={"prompt": ["a", "b", "c"], "n": 2}).json()["error"]
+    assert answer["message"] == "3 prompts with n 2 are 6 texts; the server allows up to 4 in a request"
+    answer = client.post("/v1/completions", json={"prompt": ["a"] * 5}).json()["error"]
+    assert answer["message"] == "5 prompts with n 1 are 5 texts; the server allows up to 4 in a request"
+    assert client.post("/v1/completions", json={"prompt": ["a", "b"], "n": 2}).status_code == 200
+
+
+BYTES = {str(byte_tokenizer().convert_tokens_to_ids(byte)): -100 for byte in "Ã©"}
+"""a bias against parts of characters"""
+
+
+def test_logprobs_are_those_of_the_prediction(engine: Engine, client: TestClient) -> None:
+    """In the form of each endpoint: the mixed prediction, whatever temperature, penalties and biases make of it."""
+    changed = {
+        "temperature": 0.7,
+        "seed": 3,
+        "presence_penalty": 2.0,
+        "frequency_penalty": 1.0,
+        "logit_bias": BYTES,
+    }
+    asked = COMPLETION | changed | {"thoughts": True}
+    (choice,) = client.post("/v1/completions", json=asked | {"logprobs": 3}).json()["choices"]
+    logprobs, ids = choice["logprobs"], [each["id"] for each in choice["thoughts"]]
+    for t, likeliest in enumerate(logprobs["top_logprobs"]):
+        read = torch.tensor([TOKENIZER("one two")["input_ids"] + ids[:t]])
+        with torch.no_grad():
+            expected = engine.model(read, think="always", thought_temperature=0.0).logits[0, -1].log_softmax(-1)
+        assert logprobs["token_logprobs"][t] == pytest.approx(float(expected[ids[t]]), abs=1e-3)
+        top = expected.topk(3).values.tolist()
+        assert sorted(likeliest.values(), reverse=True)[:3] == pytest.approx(top, abs=1e-3)
+        assert likeliest[logprobs["tokens"][t]] == logprobs["token_logprobs"][t]
+    for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
+        assert choice["text"][offset:].startswith(token) or offset == len(choice["text"])
+    chunks = events_of(client, "/v1/completions", asked | {"logprobs": 3})
+    streamed = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert {name: [entry for each in streamed for entry in each[name]] for name in logprobs} == logprobs
+    assert client.post("/v1/completions", json=asked).json()["choices"][0]["logprobs"] is None
+
+
+def test_logprobs_of_a_chat_have_bytes(client: TestClient) -> None:
+    """Joined, those of all tokens but the end are the text's, whatever the tokens are."""
+    asked = CHAT | {"logprobs": True, "temperature": 1.0, "seed": 3, "max_tokens": 40, "n": 2}
+    for choice in client.post("/v1/chat/completions", json=asked | {"top_logprobs": 2}).json()["choices"]:
+        content = choice["logprobs"]["content"]
+        assert [len(each["top_logprobs"]) for each in content] == [2] * len(content)
+        said = content[:-1] if choice["finish_reason"] == "stop" else content
+        text = b"".join(bytes(each["bytes"]) for each in said).decode(errors="replace")
+        assert text == choice["message"]["content"]
+    (choice, _) = client.post("/v1/chat/completions", json=asked).json()["choices"]
+    assert {len(each["top_logprobs"]) for each in choice["logprobs"]["content"]} == {0}
+
+
+def test_a_bias_decides_what_is_said(client: TestClient) -> None:
+    """And an id that the model does not have is named."""
+    (token,) = TOKENIZER("q")["input_ids"]
+    body = client.post("/v1/completions", json=COMPLETION | {"logit_bias": {str(token): 100}}).json()
+    assert set(body["choices"][0]["text"]) == {"q"}
+    answer = client.post("/v1/completions", json=COMPLETION | {"logit_bias": {"9999": 1}}).json()["error"]
+    assert (answer["param"], answer["message"][:30]) == ("logit_bias", "token id 9999 is out of range;")
+
+
+def test_penalties_change_what_is_said_again(client: TestClient) -> None:
+    """A frequency penalty counts, a presence penalty does not, and neither looks at the prompt."""
+    (token,) = TOKENIZER("q")["input_ids"]
+    asked = COMPLETION | {"prompt": "qqqqqq", "logit_bias": {str(token): 30}, "max_tokens": 40}
+
+    def n_said(**penalty: float) -> int:
+        return client.post("/v1/completions", json=asked | penalty).json()["choices"][0]["text"].count("q")
+
+    assert n_said() == n_said(presence_penalty=2) == 40
+    assert 8 <= n_said(frequency_penalty=2) < 25
+
+
 def test_chat_goes_through_the_template(engine: Engine, client: TestClient) -> None:
     """Text parts are joined; without a template there is a clear error."""
     content = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
@@ -261,6 +451,15 @@ def test_thoughts_says_what_would_have_been_said(engine: Engine, client: TestCli
         written = client.post("/v1/completions", json=COMPLETION | {"thoughts": True}).json()["choices"][0]["thoughts"]
         assert written[0]["thought_ids"] == body["thought"]["ids"]
         assert [each["id"] for each in written[0]["mixed"][:3]] == [each["id"] for each in body["mixed"]]
+
+
+def test_a_question_may_ask_for_a_longer_thought(client: TestClient) -> None:
+    """Of the model's own."""
+    for n_ahead in (2, 4, 9):
+        body = client.post("/v1/thoughts", json={"prompt": "one two", "n_ahead": n_ahead}).json()
+        assert len(body["thought"]["ids"]) == n_ahead - 2
+    answer = client.post("/v1/thoughts", json={"prompt": "one two", "n_ahead": 65}).json()["error"]
+    assert answer["message"] == "n_ahead is 65; the server allows up to 64"
 
 
 def test_models_are_listed(client: TestClient) -> None:

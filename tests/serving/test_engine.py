@@ -23,7 +23,10 @@ FAMILIES = ["llama", "mistral-window", "gemma3_text", "gpt2"]
 
 def random_job(draw: random.Random, longest: int = 40) -> Job:
     """Return a random job, of any length and with any settings."""
-    sampled: dict[str, Any] = {"thought_temperature": 1.0} if draw.random() < 0.15 else {}
+    sampled: dict[str, Any] = {"thought_temperature": draw.choice([0.7, 1.0])} if draw.random() < 0.4 else {}
+    if draw.random() < 0.3:
+        sampled |= {"frequency_penalty": draw.choice([0.8, -1.0]), "presence_penalty": draw.choice([0.0, 1.5])}
+        sampled |= {"logit_bias": {draw.randrange(3, 259): draw.choice([-100.0, 4.0]) for _ in range(5)}}
     policy = (
         draw.choice([*POLICIES[:4], "budget:3"]) if draw.random() < 0.8 else draw.choice([*POLICIES, "probability:0.5"])
     )
@@ -36,6 +39,8 @@ def random_job(draw: random.Random, longest: int = 40) -> Job:
         temperature=draw.choice([0.0, 0.0, 1.0, 0.7]),
         top_p=draw.choice([1.0, 0.8]),
         wants_thoughts=draw.random() < 0.6,
+        top_logprobs=draw.choice([None, None, 0, 5]),
+        more=[[draw.randrange(3, 259)] * 5] if draw.random() < 0.2 else [],
         n_ahead=draw.choice([N_AHEAD, N_AHEAD, 2, 7]),
         **sampled,
     )
@@ -43,7 +48,7 @@ def random_job(draw: random.Random, longest: int = 40) -> Job:
 
 def check(model: QuietStarForCausalLM, job: Job, events: list) -> None:
     """Check that tokens, thoughts, reasons, weights and predictions of every choice equal those of `generate`."""
-    for choice in range(job.n):
+    for choice in range(job.n_texts):
         written = [event for event in events if event.choice == choice]
         tokens, thoughts = alone(model, job, choice)
         assert [each.token for each in written] == tokens
@@ -53,6 +58,15 @@ def check(model: QuietStarForCausalLM, job: Job, events: list) -> None:
             expected, found = thoughts[0, t], each.thought
             assert each.n_thought_tokens == len(expected.tokens)
             assert each.thought_text == one_line(byte_tokenizer().decode(expected.tokens))
+            if job.top_logprobs is None:
+                assert each.logprob is None
+            else:
+                likeliest = [top["logprob"] for top in each.logprob["top_logprobs"]]
+                assert likeliest == pytest.approx([value for _, value in expected.mixed[: job.top_logprobs]], abs=1e-3)
+                of_all = dict(expected.mixed)
+                assert each.logprob["logprob"] == pytest.approx(
+                    of_all.get(each.token, each.logprob["logprob"]), abs=1e-3
+                )
             if not job.wants_thoughts:
                 assert found is None
                 continue
@@ -200,20 +214,17 @@ def test_budgets_belong_to_texts() -> None:
 
 
 def test_texts_thought_about_alike_share_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thirty-two texts take the steps of one; texts with random thoughts run alone."""
+    """Thirty-two texts take the steps of one, greedy thoughts as sampled ones."""
     sizes: list[int] = []
     right = Batch.read
-    monkeypatch.setattr(Batch, "read", lambda self, ids, top_k=0: sizes.append(len(ids)) or right(self, ids, top_k))
+    monkeypatch.setattr(Batch, "read", lambda self, ids, *more: sizes.append(len(ids)) or right(self, ids, *more))
     engine = driven(speaking_model(letters=False))
-    asked = [engine.ask(a_job([9, 8, 7 + i % 3], temperature=0.0, max_tokens=40)) for i in range(32)]
-    engine.finish()
-    assert max(sizes) == 32
-    assert all(events for _, events in asked)
-    sizes.clear()
-    for seed in range(3):
-        engine.ask(a_job([9, 8], seed=seed, thought_temperature=1.0, max_tokens=3, temperature=0.0))
-    engine.finish()
-    assert set(sizes) == {1}
+    for drawn in (0.0, 1.0):
+        sizes.clear()
+        for i in range(32):
+            engine.ask(a_job([9, 8, 7 + i % 3], temperature=0.0, max_tokens=40, seed=i, thought_temperature=drawn))
+        engine.finish()
+        assert set(sizes) == {32}
 
 
 def test_nobody_waits_for_more_of_others_prompts_than_some_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,8 +316,8 @@ def test_a_prediction_that_is_not_finite_fails_its_own_request(monkeypatch: pyte
     """And not the other requests in the batch."""
     model, right = speaking_model(letters=False), Batch.read
 
-    def wrong(self: Batch, ids: torch.Tensor, top_k: int = 0) -> Any:
-        logits, step = right(self, ids, top_k)
+    def wrong(self: Batch, ids: torch.Tensor, *more: Any) -> Any:
+        logits, step = right(self, ids, *more)
         if len(logits) == 2:
             logits[1] = float("nan")
         return logits, step

@@ -104,6 +104,45 @@ def test_chat_completions(client: openai.OpenAI) -> None:
     assert "".join(part.reasoning_content for part in parts) == message.reasoning_content
 
 
+def test_what_is_answered_has_the_clients_types(client: openai.OpenAI) -> None:
+    """All fields of each, strictly: the client itself takes anything."""
+    how: dict[str, Any] = {"model": NAME, "seed": 4, "temperature": 1.0, "extra_body": {"thoughts": True}}
+    text, chat = (
+        how | {"prompt": ["one two", "x"], "logprobs": 2},
+        how | {"messages": [{"role": "user", "content": "hi"}]},
+    )
+    chat |= {"logprobs": True, "top_logprobs": 2, "max_tokens": 9}
+    respond = how | {
+        "input": "hi",
+        "max_output_tokens": 9,
+        "include": ["message.output_text.logprobs"],
+        "top_logprobs": 2,
+    }
+    respond["extra_body"] = {"thoughts": True, "seed": respond.pop("seed")}
+    chunks = list(client.completions.create(**text, stream=True))
+    for chunk in chunks[:-1]:
+        for choice in chunk.choices:  # null until the end, as OpenAI's own, which the client's type does not know
+            choice.finish_reason = choice.finish_reason or "stop"
+    found = [client.completions.create(**text), *chunks]
+    found += [client.chat.completions.create(**chat), *client.chat.completions.create(**chat, stream=True)]
+    found += [client.responses.create(**respond), *client.responses.create(**respond, stream=True)]
+    for each in found:
+        type(each).model_validate(each.model_dump(warnings=False), strict=True)
+
+
+def test_responses(client: openai.OpenAI) -> None:
+    """Whole, and by the client's own accumulation of a stream."""
+    how: dict[str, Any] = {"model": NAME, "input": "hi", "temperature": 0, "max_output_tokens": 10}
+    whole = client.responses.create(**how)
+    assert whole.output_text == text_alone("<user>hi<assistant>", max_tokens=10, temperature=0.0)
+    with client.responses.stream(**how) as stream:
+        deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        if whole.status == "completed":
+            assert stream.get_final_response().output_text == whole.output_text
+    assert "".join(deltas) == whole.output_text
+    assert [item.type for item in whole.output] == ["reasoning", "message"]
+
+
 def test_models(client: openai.OpenAI) -> None:
     """Listed, and by name."""
     assert [model.id for model in client.models.list()] == [NAME]
@@ -118,8 +157,8 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match=r"give at most 252") as raised:
         client.completions.create(model=NAME, prompt="x" * 10_000)
     assert raised.value.code == "context_length_exceeded"
-    with pytest.raises(openai.UnprocessableEntityError, match="logprobs is 1: not supported") as refused:
-        client.completions.create(**how, logprobs=1)
+    with pytest.raises(openai.UnprocessableEntityError, match="logprobs is 21: input should be") as refused:
+        client.completions.create(**how, logprobs=21)
     assert refused.value.param == "logprobs"
     with pytest.raises(openai.UnprocessableEntityError, match=r"temperature is 3"):
         client.completions.create(**how, temperature=3)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from quietstar.base.draws import Generators, uniform
 from quietstar.base.precision import product_dtype
 
 BYTES_AT_ONCE = {"cpu": 2**25, "cuda": 2**29}
@@ -117,7 +118,7 @@ def sample(
     hidden: Tensor,
     temperature: float,
     suppressed: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     n_samples: int = 1,
     top_p: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
@@ -135,14 +136,13 @@ def sample(
     Returns:
         [n, m] token ids, and [n, m] their log-probabilities under the sampled distribution: 0 at temperature 0.
     """
-    uniform = torch.zeros(len(hidden), n_samples, device=hidden.device)
-    if temperature:
-        uniform.uniform_(generator=generator)
+    shape = (len(hidden), n_samples)
+    drawn = uniform(shape, generator, hidden.device) if temperature else torch.zeros(shape, device=hidden.device)
     with torch.no_grad():
         blocks = Blocks(head, hidden)
-        sampled = [choose_(blocks.logits(some), uniform[some], temperature, suppressed, top_p) for some in blocks]
+        sampled = [choose_(blocks.logits(some), drawn[some], temperature, suppressed, top_p) for some in blocks]
     if not sampled:
-        return uniform.long(), uniform
+        return drawn.long(), drawn
     tokens, logprob = zip(*sampled, strict=True)
     return torch.cat(tokens), torch.cat(logprob)
 

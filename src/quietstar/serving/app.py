@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from transformers import PreTrainedTokenizerBase
 
 import quietstar
-from quietstar.serving.answers import END, Answer, event, to_json
+from quietstar.serving.answers import Answer, event, to_json
 from quietstar.serving.arguments import ServeArguments
 from quietstar.serving.engine import Engine
 from quietstar.serving.events import Events
@@ -25,19 +25,15 @@ from quietstar.serving.faults import RequestError
 from quietstar.serving.guard import Guard, allowed_hosts, answer_of
 from quietstar.serving.intake import Intake
 from quietstar.serving.pages import Pages
-from quietstar.serving.protocol import (
-    ChatRequest,
-    CompletionRequest,
-    Fault,
-    ThoughtRequest,
-    first_problem,
-    supported,
-)
+from quietstar.serving.problems import Fault, first_problem
+from quietstar.serving.protocol import ChatRequest, CompletionRequest, ResponsesRequest, ThoughtRequest, supported
+from quietstar.serving.responses import ResponsesAnswer
 from quietstar.serving.unread import CloseUnread
 
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
+    "/v1/responses": ResponsesRequest,
     "/v1/thoughts": ThoughtRequest,
 }
 OPEN_PATHS = ("/", "/healthz", "/favicon.ico")
@@ -73,9 +69,17 @@ def make_app(
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         return await write(body, request)
 
-    async def write(body: CompletionRequest | ChatRequest, request: Request) -> Response:
+    @app.post("/v1/responses")
+    async def responses(body: ResponsesRequest, request: Request) -> Response:
+        return await write(body, request)
+
+    async def write(body: CompletionRequest | ChatRequest | ResponsesRequest, request: Request) -> Response:
         job = await run_in_threadpool(intake.job, body)
-        answer = Answer(job, name, isinstance(body, ChatRequest), body.wants_usage)
+        answer: Answer | ResponsesAnswer
+        if isinstance(body, ResponsesRequest):
+            answer = ResponsesAnswer(job, name, body)
+        else:
+            answer = Answer(job, name, isinstance(body, ChatRequest), body.wants_usage)
         events = Events(engine, job, request)
         if body.stream:
             headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -129,16 +133,25 @@ def make_app(
     return app
 
 
-async def _chunks(events: Events, answer: Answer) -> AsyncGenerator[bytes, None]:
+async def _chunks(events: Events, answer: Answer | ResponsesAnswer) -> AsyncGenerator[bytes, None]:
+    async for body in _bodies(events, answer):
+        yield event(body)
+    yield answer.closing
+
+
+async def _bodies(events: Events, answer: Answer | ResponsesAnswer) -> AsyncGenerator[dict[str, Any], None]:
     try:
+        for body in answer.begin():
+            yield body
         async with aclosing(aiter(events)) as all_written:
             async for written in all_written:
-                yield event(answer.take(written))
-        if (last := answer.last_chunk()) is not None:
-            yield event(last)
+                for body in answer.take(written):
+                    yield body
+        for body in answer.end():
+            yield body
     except RequestError as fault:
-        yield event(fault.body)
-    yield END
+        for body in answer.fail(fault):
+            yield body
 
 
 def _json(body: dict[str, Any]) -> Response:

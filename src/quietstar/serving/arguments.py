@@ -43,7 +43,9 @@ class ServeArguments(UseArguments):
     max_n_ahead: int = option(
         64, "tokens of a thought that a request may ask for; never fewer than it has without asking", LIMITS
     )
-    max_n: int = option(8, "texts that a request may generate; never more than max_batch", LIMITS)
+    max_n: int = option(
+        32, "texts that a request may generate, n for each of its prompts; never more than max_batch", LIMITS
+    )
     max_request_bytes: int = option(2**20, "bytes of a request's body", LIMITS)
     request_seconds: float = option(300.0, "seconds that a request may take, including the time in the queue", LIMITS)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
+from quietstar.base.draws import RowGenerators
 from quietstar.journal import DecodingStep, Journal
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
@@ -21,7 +22,7 @@ from quietstar.serving.sampling import GREEDY_BELOW
 
 @dataclass(frozen=True)
 class Thinking:
-    """How to think about a text. Texts with the same settings can share a batch unless thinking is random."""
+    """How to think about a text. Texts with the same settings share a batch."""
 
     policy: ThinkPolicy
     n_ahead: int
@@ -35,26 +36,12 @@ class Thinking:
         """Return equal objects for settings with the same effect."""
         return cls(policy, n_ahead, temperature, top_p) if temperature >= GREEDY_BELOW else cls(policy, n_ahead)
 
-    @property
-    def is_random(self) -> bool:
-        """Whether thinking uses random numbers: in a shared batch, a text's thoughts would depend on its neighbours."""
-        return self.temperature > 0 or any(rule.name == "probability" for rule in self.policy.rules)
-
 
 class Batch:
-    """Texts that the model reads and thinks about together: B of them, without tokens yet.
+    """Texts that the model reads and thinks about together: B of them, without tokens yet."""
 
-    The generator, for thoughts and policies, is on the model's device.
-    """
-
-    def __init__(
-        self,
-        model: QuietStarForCausalLM,
-        thinking: Thinking,
-        generator: torch.Generator | None = None,
-        n_texts: int = 0,
-    ) -> None:
-        self.model, self.thinking, self.generator = model, thinking, generator
+    def __init__(self, model: QuietStarForCausalLM, thinking: Thinking, n_texts: int = 0) -> None:
+        self.model, self.thinking = model, thinking
         self.journal = Journal(thinking.policy, keep=True, top_k=0)
         # without a config, sliding layers keep all tokens, too, and texts of any lengths can be padded to one
         self.cache = DynamicCache()
@@ -77,10 +64,15 @@ class Batch:
         self._forward(input_ids, think="never")
 
     @torch.no_grad()
-    def read(self, input_ids: Tensor, top_k: int = 0) -> tuple[Tensor, DecodingStep]:
-        """Read one token [B, 1] of each text, and think after it if the policy says so.
+    def read(
+        self, input_ids: Tensor, generators: RowGenerators | None = None, top_k: int = 0
+    ) -> tuple[Tensor, DecodingStep]:
+        """Read one token of each text, and think after it if the policy says so.
 
-        The step has the top_k likeliest tokens of its three predictions.
+        Args:
+            input_ids: [B, 1]
+            generators: sources of random numbers for thoughts and policies, on the model's device.
+            top_k: the step has so many of the likeliest tokens of its three predictions.
 
         Returns:
             logits [B, V] of the next token, and the step with the thoughts.
@@ -91,7 +83,7 @@ class Batch:
             journal=self.journal,
             thought_temperature=self.thinking.temperature,
             thought_top_p=self.thinking.top_p,
-            generator=self.generator,
+            generator=generators,
         )
         return logits, self.journal.steps.pop()
 

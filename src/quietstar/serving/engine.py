@@ -1,9 +1,8 @@
 """The engine: a thread that owns the model and generates the texts of all requests, in batches, token by token.
 
-Requests with the same thinking settings share a batch, which they join and leave between any two tokens. If thinking is
-random, each text has a batch of its own. Requests are admitted first come, first served. One turn generates a token of
-every text, reads some tokens of prompts, and runs a part of one errand. Prompts and errands take turns, so that long
-ones do not hold up the others.
+Requests with the same thinking settings share a batch, which they join and leave between any two tokens. Requests are
+admitted first come, first served. One turn generates a token of every text, reads some tokens of prompts, and runs a
+part of one errand. Prompts and errands take turns, so that long ones do not hold up the others.
 """
 
 import logging
@@ -25,7 +24,7 @@ from quietstar.serving.faults import busy, stopping
 from quietstar.serving.group import Group, ServedModel
 from quietstar.serving.jobs import Errand, Event, Job, Returned, Ticket, attempt
 from quietstar.serving.metrics import Metrics
-from quietstar.serving.prompts import Prompt, Prompts
+from quietstar.serving.prompts import Prompts, UnreadPrompt
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +58,7 @@ class Engine:
         self.served = ServedModel(model, tokenizer, eos_ids(model, tokenizer), suppressed)
         self.prompts = Prompts(model, self.metrics)
         self.errands: deque[tuple[Ticket, Generator[None, None, object]]] = deque()
-        self.groups: dict[object, Group] = {}
-        """keyed by thinking settings, or by ticket and choice if thinking is random"""
+        self.groups: dict[Thinking, Group] = {}
         self.running: list[Ticket] = []
         self.waiting: deque[Ticket] = deque()
         self._changed = threading.Condition()
@@ -208,21 +206,13 @@ class Engine:
         else:
             self.errands.append((ticket, ticket.work()))
 
-    def _join(self, prompt: Prompt) -> None:
-        """Start to generate after a prompt: all texts in one batch, or each in its own if thinking is random."""
-        job = prompt.job
-        if not job.thinking.is_random:
-            self._group(job.thinking, job.thinking, None).join(prompt, range(job.n))
-        else:
-            for choice in range(job.n):
-                generator = torch.Generator(self.model.device)
-                self._group((prompt.ticket, choice), job.thinking, generator).join(prompt, range(choice, choice + 1))
+    def _join(self, prompt: UnreadPrompt) -> None:
+        """Start to generate after a prompt."""
+        thinking = prompt.job.thinking
+        if thinking not in self.groups:
+            self.groups[thinking] = Group(self.served, thinking, self.metrics)
+        self.groups[thinking].join(prompt)
         prompt.batch.close()
-
-    def _group(self, key: object, thinking: Thinking, generator: torch.Generator | None) -> Group:
-        if key not in self.groups:
-            self.groups[key] = Group(self.served, thinking, self.metrics, generator)
-        return self.groups[key]
 
     def _run_errand(self) -> None:
         """Run a part of the next errand whose request is not over."""

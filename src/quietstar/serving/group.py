@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from quietstar.journal import DecodingStep
+from quietstar.base.draws import RowGenerators
+from quietstar.journal import DecodingStep, TopTokens
 from quietstar.model import QuietStarForCausalLM
 from quietstar.output import tokens_of
 from quietstar.reporting.tables import finite
@@ -16,15 +17,17 @@ from quietstar.serving.batch import Batch, Thinking
 from quietstar.serving.faults import failed
 from quietstar.serving.jobs import Job, Ticket, Written, attempt
 from quietstar.serving.metrics import Metrics
-from quietstar.serving.prompts import Prompt
+from quietstar.serving.prompts import UnreadPrompt
 from quietstar.serving.sampling import NO_TOKEN, TokenSampling, choose
 from quietstar.serving.text import StoppingText
-from quietstar.text.pieces import decoded, one_line, token_text
+from quietstar.text.pieces import decoded, one_line, token_bytes, token_text
 
 logger = logging.getLogger(__name__)
 
 TOP_K = 5
 """likeliest tokens of the three predictions"""
+LEAST_LOGPROB = -9999.0
+"""takes the place of minus infinity, which JSON does not have, as in OpenAI's responses"""
 
 
 @dataclass(slots=True, frozen=True)
@@ -50,16 +53,15 @@ class Row:
     text: StoppingText
     last: int
     """the token to read next: the last one of the prompt, or the last generated one"""
-    n_written: int = 0
+    n_left: int
+    """tokens that may still be generated"""
 
 
 class Group:
-    """A batch, and the texts in its rows; with a generator, for random thinking, it has only one row."""
+    """A batch, and the texts in its rows."""
 
-    def __init__(
-        self, served: ServedModel, thinking: Thinking, metrics: Metrics, generator: torch.Generator | None = None
-    ) -> None:
-        self.served, self.thinking, self.metrics, self.generator = served, thinking, metrics, generator
+    def __init__(self, served: ServedModel, thinking: Thinking, metrics: Metrics) -> None:
+        self.served, self.thinking, self.metrics = served, thinking, metrics
         self.rows: list[Row] = []
         self.batch = self._new_batch()
 
@@ -67,22 +69,25 @@ class Group:
         return len(self.rows)
 
     def _new_batch(self) -> Batch:
-        return Batch(self.served.model, self.thinking, self.generator)
+        return Batch(self.served.model, self.thinking)
 
-    def join(self, prompt: Prompt, choices: range) -> None:
-        """Add choices of a request whose prompt has been read; the prompt's batch does not change."""
-        rows = [self._row(prompt.ticket, prompt.job, choice) for choice in choices]
+    def join(self, prompt: UnreadPrompt) -> None:
+        """Add the choices that continue a prompt, which has been read; the prompt's batch does not change."""
+        rows = [self._row(prompt, choice) for choice in prompt.choices]
         if self._tried([*self.rows, *rows], lambda: self.batch.join(prompt.batch, len(rows))):
             self.rows = self.rows + rows
         else:
             self._reset()
 
-    def _row(self, ticket: Ticket, job: Job, choice: int) -> Row:
-        # if thinking is random, text and thoughts share a generator, as in `generate`
-        generator = self.generator or torch.Generator(self.served.model.device)
-        sampling = TokenSampling(job.temperature, job.top_p, generator.manual_seed((job.seed + choice) % 2**64))
-        text = StoppingText(self.served.tokenizer, job.prompt_ids, job.stop)
-        return Row(ticket, job, choice, sampling, text, last=job.prompt_ids[-1])
+    def _row(self, unread: UnreadPrompt, choice: int) -> Row:
+        job, prompt = unread.job, unread.job.prompts[unread.index]
+        # text and thoughts share a generator, as in `generate`
+        generator = torch.Generator(self.served.model.device).manual_seed((job.seed + choice) % 2**64)
+        sampling = TokenSampling(
+            job.temperature, job.top_p, generator, job.frequency_penalty, job.presence_penalty, job.logit_bias
+        )
+        text = StoppingText(self.served.tokenizer, prompt.ids, job.stop)
+        return Row(unread.ticket, job, choice, sampling, text, last=prompt.ids[-1], n_left=prompt.max_tokens)
 
     def turn(self) -> None:
         """Generate a token of each text; an error ends the requests that it concerns."""
@@ -123,12 +128,14 @@ class Group:
         self.metrics.step(len(self.rows))
         input_ids = torch.tensor([[row.last] for row in self.rows], device=self.served.model.device)
         top_k = TOP_K if any(row.job.wants_thoughts for row in self.rows) else 0
-        logits, step = self.batch.read(input_ids, top_k)
+        generators = RowGenerators(tuple(row.sampling.generator for row in self.rows))
+        logits, step = self.batch.read(input_ids, generators, top_k)
         self._keep(self._report(logits, step))
 
     def _report(self, logits: Tensor, step: DecodingStep) -> list[int]:
         """Sample and report each row's next token; return the rows that continue."""
         tokens = choose(logits, [row.sampling for row in self.rows], self.served.suppressed)
+        logprobs = self._logprobs(logits, tokens)
         has_thought, thoughts = step.thought.tolist(), tokens_of(step.tokens)
         continuing = []
         for n, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
@@ -138,6 +145,7 @@ class Group:
                 continue
             thought = thoughts[n] if has_thought[n] else None
             written = self._written(row, token, thought)
+            written.logprob = logprobs[n]
             if row.job.wants_thoughts:
                 written.thought = self._details(token, thought, step, n)
             self.metrics.tokens("visible", 1)
@@ -148,14 +156,45 @@ class Group:
         return continuing
 
     def _written(self, row: Row, token: int, thought: list[int] | None) -> Written:
-        row.last, row.n_written = token, row.n_written + 1
+        row.last, row.n_left = token, row.n_left - 1
+        row.sampling.written[token] += 1
+        offset = row.text.n_decoded
         is_eos = token in self.served.eos_ids
-        is_last = is_eos or row.n_written >= row.job.max_tokens
+        is_last = is_eos or row.n_left == 0
         text = "" if is_eos else row.text.add(token)
         text += row.text.rest() if is_last else ""
         reason = "stop" if is_eos or row.text.stopped else "length" if is_last else None
         thought_text = one_line(decoded(self.served.tokenizer, thought)) if thought and row.job.wants_reasoning else ""
-        return Written(row.choice, token, text, len(thought or ()), thought_text, finish_reason=reason)
+        n_thought = len(thought or ())
+        return Written(row.choice, token, text, n_thought, thought_text, offset=offset, finish_reason=reason)
+
+    def _logprobs(self, logits: Tensor, tokens: list[int]) -> list[dict | None]:
+        """Return what responses have about the log-probabilities of tokens [B], where requested.
+
+        They are those of the prediction itself, before temperature, penalties and biases.
+        """
+        wanted = [row.job.top_logprobs for row in self.rows]
+        most = max((n for n in wanted if n is not None), default=None)
+        if most is None:
+            return [None] * len(tokens)
+        top = TopTokens.of(logits, most)
+        chosen = torch.tensor(tokens, device=logits.device).clamp(min=0)[:, None]
+        own = logits.float().log_softmax(-1).gather(1, chosen).flatten().tolist()
+        every = zip(tokens, own, wanted, top.ids.tolist(), top.logprob.tolist(), strict=True)
+        return [
+            None
+            if n is None
+            else self._logprob(token, value) | {"top_logprobs": [*map(self._logprob, ids[:n], values[:n])]}
+            for token, value, n, ids, values in every
+        ]
+
+    def _logprob(self, token: int, logprob: float) -> dict:
+        tokenizer = self.served.tokenizer
+        return {
+            "token": token_text(tokenizer, token),
+            "logprob": max(logprob, LEAST_LOGPROB),
+            "bytes": list(token_bytes(tokenizer, token)),
+        }
 
     def _details(self, token: int, thought: list[int] | None, step: DecodingStep, row: int) -> dict:
         """Return what a response has about a token and its thought, which is None if there was none."""

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quietstar.serving.faults import RequestError, failed
 from quietstar.serving.metrics import Metrics
-from quietstar.serving.protocol import check_json
+from quietstar.serving.problems import check_json
 
 logger = logging.getLogger(__name__)
 

@@ -12,24 +12,42 @@ from quietstar.serving.faults import RequestError, failed, too_slow
 logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class Prompt:
+    """A text to continue."""
+
+    ids: list[int]
+    max_tokens: int
+    """tokens to generate at most, without thoughts; both together fit into the model's context"""
+
+
 @dataclass(kw_only=True)
 class Job:
-    """A prompt to continue, n times."""
+    """Prompts to continue, n times each."""
 
-    prompt_ids: list[int]
+    prompts: list[Prompt]
+    """choice c continues prompt c // n"""
     thinking: Thinking
-    max_tokens: int
-    """tokens to generate at most, without thoughts; prompt and text fit into the model's context"""
     seed: int
-    """choice i uses seed + i"""
+    """choice c uses seed + c"""
     n: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
+    """likeliest tokens to report with the log-probability of each generated one; None reports neither"""
     wants_reasoning: bool = True
     """whether to report thoughts as text"""
     wants_thoughts: bool = False
     """whether to report each token's thought, reason, weight and predictions"""
+
+    @property
+    def n_texts(self) -> int:
+        """The number of texts to generate."""
+        return len(self.prompts) * self.n
 
 
 @dataclass(slots=True)
@@ -46,6 +64,10 @@ class Written:
     """on one line; empty unless requested"""
     thought: dict[str, Any] | None = None
     """details of the token and its thought, as in the response; None unless requested"""
+    logprob: dict[str, Any] | None = None
+    """log-probabilities of the token and of the likeliest, as in a chat response; None unless requested"""
+    offset: int = 0
+    """characters of the text that were complete before the token"""
     finish_reason: str | None = None
     """stop, length, or None if the text continues"""
 
@@ -90,7 +112,7 @@ class Ticket:
     @property
     def n_rows(self) -> int:
         """The number of rows of a batch that it takes."""
-        return self.work.n if isinstance(self.work, Job) else 1
+        return self.work.n_texts if isinstance(self.work, Job) else 1
 
     def report(self, event: Event) -> None:
         """Emit an event unless the request is over; the request ends if nobody can receive it."""

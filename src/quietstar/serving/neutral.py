@@ -42,16 +42,13 @@ def _tags(value: Any) -> Any:
 NoTools = Annotated[Any, only([])]
 RecordedText = Annotated[Any, BeforeValidator(_text)]
 """a text that this server ignores"""
+RecordedTags = Annotated[Any, BeforeValidator(_tags)]
+"""an object of texts that this server returns at most"""
 _POLICY = "not supported, as think controls thinking"
 
 
-class Neutral(BaseModel):
+class NeutralWriting(BaseModel):
     """Unsupported fields of completions and chat completions."""
-
-    frequency_penalty: Annotated[Any, only(0)] = None
-    presence_penalty: Annotated[Any, only(0)] = None
-    logit_bias: Annotated[Any, only({})] = None
-    logprobs: Annotated[Any, only(False)] = None
 
     repetition_penalty: Annotated[Any, only(1)] = None
     min_p: Annotated[Any, only(0)] = None
@@ -59,7 +56,7 @@ class Neutral(BaseModel):
     """-1 and 0 mean all tokens"""
 
 
-class NeutralCompletion(Neutral):
+class NeutralCompletion(NeutralWriting):
     """Unsupported fields of completions."""
 
     best_of: Annotated[int, Field(ge=1)] | None = None
@@ -68,13 +65,13 @@ class NeutralCompletion(Neutral):
     suffix: Annotated[Any, only("")] = None
 
 
-class NeutralChat(Neutral):
+class NeutralChat(NeutralWriting):
     """Unsupported fields of chat completions."""
 
     audio: Annotated[Any, only()] = None
     function_call: Annotated[Any, only("none", "auto")] = None
     functions: NoTools = None
-    metadata: Annotated[Any, BeforeValidator(_tags)] = None
+    metadata: RecordedTags = None
     modalities: Annotated[Any, only(["text"])] = None
     moderation: Annotated[Any, only()] = None
     parallel_tool_calls: Annotated[Any, only(True, False)] = None
@@ -89,9 +86,32 @@ class NeutralChat(Neutral):
     store: Annotated[Any, only(False)] = None
     tool_choice: Annotated[Any, only("none", "auto")] = None
     tools: NoTools = None
-    top_logprobs: Annotated[Any, only(0)] = None
     verbosity: Annotated[Any, only("medium")] = None
     web_search_options: Annotated[Any, only()] = None
+
+
+class NeutralResponses(BaseModel):
+    """Unsupported fields of /v1/responses."""
+
+    background: Annotated[Any, only(False)] = None
+    context_management: Annotated[Any, only([])] = None
+    conversation: Annotated[Any, only(otherwise="not supported, as nothing is stored")] = None
+    max_tool_calls: Annotated[Any, only()] = None
+    moderation: Annotated[Any, only()] = None
+    parallel_tool_calls: Annotated[Any, only(True, False)] = None
+    previous_response_id: Annotated[Any, only(otherwise="not supported, as nothing is stored")] = None
+    prompt: Annotated[Any, only()] = None
+    prompt_cache_key: RecordedText = None
+    prompt_cache_options: Annotated[Any, only({"mode": "implicit"})] = None
+    prompt_cache_retention: Annotated[Any, only("in_memory")] = None
+    reasoning: Annotated[Any, only({}, {"effort": None}, {"effort": None, "summary": None}, otherwise=_POLICY)] = None
+    safety_identifier: RecordedText = None
+    service_tier: Annotated[Any, only("auto", "default")] = None
+    store: Annotated[Any, only(False, otherwise="not supported, as nothing is stored")] = None
+    text: Annotated[Any, only({}, {"format": {"type": "text"}})] = None
+    tool_choice: Annotated[Any, only("none", "auto")] = None
+    tools: NoTools = None
+    truncation: Annotated[Any, only("disabled")] = None
 
 
 class NeutralMessage(BaseModel):

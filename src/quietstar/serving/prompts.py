@@ -16,18 +16,25 @@ TOKENS_AT_ONCE = 512
 
 
 @dataclass(slots=True)
-class Prompt:
-    """A prompt that is being read, once for all choices of its request."""
+class UnreadPrompt:
+    """A prompt that is being read, once for all its choices."""
 
     ticket: Ticket
     job: Job
+    index: int
+    """of the prompt, in its request"""
     batch: Batch
     """a batch of one text: what has been read"""
 
     @property
+    def choices(self) -> range:
+        """The choices that continue it."""
+        return range(self.index * self.job.n, (self.index + 1) * self.job.n)
+
+    @property
     def left(self) -> list[int]:
         """Tokens to read, without the last one: a group reads it, and thinks after it."""
-        return self.job.prompt_ids[self.batch.n_read : -1]
+        return self.job.prompts[self.index].ids[self.batch.n_read : -1]
 
 
 class Prompts:
@@ -35,13 +42,14 @@ class Prompts:
 
     def __init__(self, model: QuietStarForCausalLM, metrics: Metrics) -> None:
         self.model, self.metrics = model, metrics
-        self.queue: deque[Prompt] = deque()
+        self.queue: deque[UnreadPrompt] = deque()
 
     def add(self, ticket: Ticket, job: Job) -> None:
-        """Queue a request's prompt."""
-        self.queue.append(Prompt(ticket, job, Batch(self.model, job.thinking, n_texts=1)))
+        """Queue a request's prompts."""
+        for index in range(len(job.prompts)):
+            self.queue.append(UnreadPrompt(ticket, job, index, Batch(self.model, job.thinking, n_texts=1)))
 
-    def turn(self) -> list[Prompt]:
+    def turn(self) -> list[UnreadPrompt]:
         """Read some tokens, and return the prompts that are done; an error ends the request that it concerns."""
         ready, left = [], TOKENS_AT_ONCE
         while self.queue and left > 0:
@@ -56,11 +64,11 @@ class Prompts:
             if prompt.left:
                 self.queue.rotate(-1)  # a long prompt does not keep short ones waiting
             else:
-                self.metrics.tokens("prompt", len(prompt.job.prompt_ids))
+                self.metrics.tokens("prompt", len(prompt.job.prompts[prompt.index].ids))
                 ready.append(self.queue.popleft())
         return ready
 
-    def _read(self, prompt: Prompt, chunk: list[int]) -> None:
+    def _read(self, prompt: UnreadPrompt, chunk: list[int]) -> None:
         prompt.batch.skim(torch.tensor([chunk], device=self.model.device))
 
     def close(self) -> None:

@@ -81,6 +81,8 @@ def make_server(
         limit_concurrency=n_connections() + 1,  # uvicorn counts the new connection, too
         ws="none",
         timeout_graceful_shutdown=GOODBYE_SECONDS,
+        loop="asyncio",  # uvicorn would choose others where they are installed: the limits are tested with these
+        http="h11",
     )
     return Server(config, engine)
 

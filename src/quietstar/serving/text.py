@@ -18,6 +18,8 @@ class StoppingText:
         self.pieces = Pieces(tokenizer, prompt_ids, skip_special_tokens=True)
         self.stop = stop
         self.held = ""
+        self.n_decoded = 0
+        """characters so far, with those held back and those after a stop string"""
         self.stopped = False
         """whether a stop string was found"""
 
@@ -30,6 +32,7 @@ class StoppingText:
         return "" if self.stopped else self._release(self.pieces.rest(), is_last=True)
 
     def _release(self, fresh: str, is_last: bool) -> str:
+        self.n_decoded += len(fresh)
         text, self.held = self.held + fresh, ""
         if met := [at for stop in self.stop if (at := text.find(stop)) >= 0]:
             self.stopped = True

@@ -18,7 +18,7 @@ from quietstar.reporting.tables import finite
 from quietstar.serving.faults import RequestError
 from quietstar.serving.group import described
 from quietstar.serving.prompts import TOKENS_AT_ONCE
-from quietstar.serving.protocol import LONGEST_THOUGHT
+from quietstar.serving.values import LONGEST_THOUGHT
 from quietstar.text.pieces import token_text
 
 

@@ -13,6 +13,7 @@ SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """how SentencePiece writes a space"""
 LINE_BREAK = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 """line breaks of str.splitlines"""
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 LONGEST = 8
 """tokens after which text that ends in UNFINISHED is taken as it is: no character has more than four bytes"""
 
@@ -94,6 +95,16 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     if not text or UNFINISHED in text:
         return _of_bytes(name) or name
     return f" {text}" if name.startswith(SPACE) and not text.startswith(" ") else text
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:
+    """Return the bytes of one token's text in UTF-8, which may be a part of a character."""
+    text, name = token_text(tokenizer, token), str(tokenizer.convert_ids_to_tokens(token) or "")
+    if _BYTE.fullmatch(name):  # how SentencePiece writes a byte that no token has
+        return bytes([int(name[3:5], 16)])
+    if UNFINISHED in decoded(tokenizer, [token]) and all(character in _BYTES for character in name):
+        return bytes(_BYTES[character] for character in name)
+    return text.encode()
 
 
 def one_line(text: str) -> str:
