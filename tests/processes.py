@@ -44,6 +44,11 @@ class Command:
         shutil.rmtree(self._said)
 
     @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
+
+    @property
     def stdout(self) -> str:
         """What it has printed so far."""
         return self._read("stdout")

@@ -1,7 +1,6 @@
 """The `quietstar` command: one module per subcommand, and no logic of its own."""
 
 import importlib
-import logging
 import sys
 
 COMMANDS = {
@@ -40,11 +39,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"quietstar: unknown command {command!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     from quietstar.errors import QuietStarError
+    from quietstar.runs.log import log_to_terminal
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("quietstar").setLevel(logging.INFO)
-    for library in ("datasets", "transformers.configuration_utils"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)  # our own error, on one line, follows
+    log_to_terminal()
     try:
         importlib.import_module(f"quietstar.cli.{command}").main(rest)
     except QuietStarError as error:

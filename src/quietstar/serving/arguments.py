@@ -31,6 +31,7 @@ class ServeArguments(UseArguments):
     api_key_file: str | None = option(
         None, f"file with the key that requests must send; or set {KEY_VARIABLE} (default: no key)", SERVER
     )
+    workers: int = option(1, "processes that serve, each with a copy of the model", SERVER)
     cors_origin: list[str] = option(
         [], "origins of web pages that may use the server, such as http://localhost:3000; * for all", SERVER
     )
@@ -55,7 +56,15 @@ class ServeArguments(UseArguments):
             raise SettingsError("host is empty; give an address such as 127.0.0.1")
         if not 0 <= self.port < 2**16:
             raise SettingsError(f"port is {self.port}; give a number from 0 to {2**16 - 1}")
-        for name in ("max_batch", "max_queue", "max_prompt_tokens", "max_tokens", "max_n", "max_request_bytes"):
+        for name in (
+            "workers",
+            "max_batch",
+            "max_queue",
+            "max_prompt_tokens",
+            "max_tokens",
+            "max_n",
+            "max_request_bytes",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name} is {value}; give a number of at least 1")

@@ -1,13 +1,19 @@
 """Metrics of a server, for Prometheus."""
 
+import os
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+"""names the folder in which prometheus_client adds up the metrics of several processes"""
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    """Metrics of one server; any thread may update them."""
+    """Metrics of a server; any thread may update them."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -24,7 +30,13 @@ class Metrics:
         self._tokens = Counter(
             "quietstar_tokens", "prompt, visible and thought tokens", ["kind"], registry=self.registry
         )
-        self._in_flight = Gauge("quietstar_requests_in_flight", "current requests", ["state"], registry=self.registry)
+        self._in_flight = Gauge(
+            "quietstar_requests_in_flight",
+            "current requests",
+            ["state"],
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self._batch = Histogram(
             "quietstar_batch_size", "texts generated in one step", buckets=SIZES, registry=self.registry
         )
@@ -48,5 +60,9 @@ class Metrics:
         self._batch.observe(n_texts)
 
     def page(self) -> bytes:
-        """Return the metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        """Return the metrics in Prometheus' text format: of all processes, if several serve."""
+        registry = self.registry
+        if SHARED in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)
+        return generate_latest(registry)

@@ -7,6 +7,7 @@ import resource
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -24,6 +25,7 @@ try:
     from quietstar.serving.app import make_app
     from quietstar.serving.engine import Engine
     from quietstar.serving.guard import allowed_hosts, look_up
+    from quietstar.serving.workers import Workers
 except ImportError as error:
     package = (error.name or "").partition(".")[0]
     if package not in ("fastapi", "pydantic", "prometheus_client", "starlette", "uvicorn"):
@@ -47,19 +49,35 @@ def serve(model_name: str, args: ServeArguments, say: Callable[[str], None]) -> 
         QuietStarError: the model, the address or a setting is invalid.
     """
     with listen(args.host, args.port) as door:
+        address = address_of(args.host, door.getsockname()[1])
+        name = args.model_name or name_of(model_name)
+        check_text("the model's name", name)
         if args.api_key() is None and allowed_hosts(args.host) is None:
             logger.warning(
                 "the server at %s needs no API key: anybody who reaches it can use it; see --api_key_file", args.host
             )
-        model, tokenizer = load_model(model_name, args)
-        assert isinstance(model, QuietStarForCausalLM)
-        say_what_is_set_aside(model)
-        name = args.model_name or name_of(model_name)
-        check_text("the model's name", name)
-        server = make_server(model, tokenizer, args, name)
-        address = address_of(args.host, door.getsockname()[1])
-        server.when_ready = lambda: say(f"serving {name} at {address}")
-        server.run(sockets=[door])
+        serve_one = partial(serve_at, model_name=model_name, args=args, name=name)
+        if args.workers == 1:
+            serve_one(door, lambda: say(f"serving {name} at {address}"))
+        else:
+            several = Workers(args.workers, door, serve_one)
+            several.run(lambda: say(f"serving {name} at {address}, by {args.workers} processes"))
+
+
+def serve_at(
+    door: socket.socket, when_ready: Callable[[], None], *, model_name: str, args: ServeArguments, name: str
+) -> None:
+    """Serve a model at a socket until SIGINT or SIGTERM.
+
+    Raises:
+        QuietStarError: the model or a setting is invalid.
+    """
+    model, tokenizer = load_model(model_name, args)
+    assert isinstance(model, QuietStarForCausalLM)
+    say_what_is_set_aside(model)
+    server = make_server(model, tokenizer, args, name)
+    server.when_ready = when_ready
+    server.run(sockets=[door])
 
 
 def make_server(
