@@ -166,6 +166,7 @@ class QuietStarTrainingArguments(TrainingArguments):
     )
     health_checks: bool = option(True, "warn of what goes wrong when a model learns to think (docs/training.md)", RUN)
     auto_micro_batch: bool = option(False, "if memory is short, halve the rows at once, and keep those of a step", RUN)
+    report_to: list[str] = option(["none"], "trackers of figures and reports: tensorboard, wandb, mlflow, trackio", RUN)
     thoughts_shown: int = option(6, "thoughts to print at every evaluation", RUN)
     seed: int = option(42, "seed of windows, thoughts and everything else that is random", RUN)
 

@@ -19,6 +19,7 @@ from quietstar.reporting.tables import json_lines
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.health import HealthChecks
 from quietstar.training.reports import WriteReports, first_of
+from quietstar.training.trackers import TrackRun
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,10 @@ TASK_FIGURES = ("_answer_probability", "_exact_match")
 """ends of the names of tasks' figures, shown too"""
 
 
-def add_callbacks(trainer: Any) -> None:
-    """Give a QuietStarTrainer its callbacks, in the order in which they are called."""
+def add_callbacks(trainer: Any) -> TrackRun:
+    """Give a QuietStarTrainer its callbacks, in the order in which they are called, and return that of its trackers."""
+    tracked = TrackRun(trainer)
+    trainer.callback_handler.callbacks.insert(0, tracked)
     args, tokenizer, held_out = trainer.args, trainer.processing_class, trainer.eval_dataset
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(ProgressLines())
@@ -43,7 +46,8 @@ def add_callbacks(trainer: Any) -> None:
     if args.thoughts_shown and held_out is not None and tokenizer is not None:
         trainer.add_callback(ShowThoughts(held_out, trainer.data_collator, args.thoughts_shown))
     if args.eval_report_rows and tokenizer is not None:
-        trainer.add_callback(WriteReports(held_out, args.eval_report_rows, tokenizer))
+        trainer.add_callback(WriteReports(held_out, args.eval_report_rows, tokenizer, tracked.add_report))
+    return tracked
 
 
 def settle_evaluation(

@@ -11,6 +11,7 @@ from transformers.trainer_utils import has_length
 from quietstar.errors import SettingsError, first_line
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.repeated_steps import check_repeatable
+from quietstar.training.trackers import check_installed
 
 OF_PREDICTIONS = "evaluations keep no predictions; give eval_tasks, or a callback that reads the figures"
 REFUSED = {
@@ -53,6 +54,7 @@ def check_supported(args: QuietStarTrainingArguments, given: Mapping[str, Any]) 
             f"metric_for_best_model is {args.metric_for_best_model}, and evaluations have no such figure; give "
             "eval_talk_nll_0, eval_base_nll, or that of a task, such as eval_gsm8k_exact_match"
         )
+    check_installed(args.report_to)
     _check_rows(given.get("train_dataset"))
     check_repeatable(args, given.get("train_dataset"))
 

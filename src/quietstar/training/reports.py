@@ -1,7 +1,7 @@
 """Reports of thoughts on held-out text, one at every evaluation of a training run, to watch them change."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,19 @@ FOLDER = "reports"
 
 
 class WriteReports(TrainerCallback):
-    """Writes reports/step-N: a trace of the first held-out rows, whether their thoughts matter, and report.html."""
+    """Writes reports/step-N: a trace of the first held-out rows, whether their thoughts matter, and report.html.
 
-    def __init__(self, dataset: Any, n_rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.dataset, self.n_rows, self.tokenizer = dataset, n_rows, tokenizer
+    Args:
+        dataset: held-out text.
+        n_rows: of it in a report.
+        tokenizer: of its tokens.
+        add_report: is called with each report's folder and step, on the first process.
+    """
+
+    def __init__(
+        self, dataset: Any, n_rows: int, tokenizer: PreTrainedTokenizerBase, add_report: Callable[[Path, int], None]
+    ) -> None:
+        self.dataset, self.n_rows, self.tokenizer, self.add_report = dataset, n_rows, tokenizer, add_report
         self.step = -1
         """of the latest report"""
 
@@ -54,6 +63,8 @@ class WriteReports(TrainerCallback):
             write_results(found, claim(folder, found.about, overwrite=True))  # A resumed run may evaluate a step again.
         except (OSError, SettingsError) as error:  # The run is worth more than a report.
             logger.warning("the report of step %d cannot be written: %s", state.global_step, first_line(error))
+        else:
+            self.add_report(folder, state.global_step)
 
 
 def _folder(args: Any, step: int) -> Path:

@@ -76,7 +76,7 @@ def run_training(
     """
     if args.dry_run:
         with tempfile.TemporaryDirectory() as folder:
-            args.output_dir, args.resume, args.resume_from_checkpoint = folder, False, None
+            args.output_dir, args.resume, args.resume_from_checkpoint, args.report_to = folder, False, None, []
             with ExitStack() as cleanup:
                 trainer, *_ = prepare(model_args, data_args, args, config, cleanup, teacher)
                 return {"dry_run": dry_run(trainer, data_args.max_length)}
@@ -87,6 +87,7 @@ def run_training(
         trainer, tokenizer, checkpoint = prepare(model_args, data_args, args, config, cleanup, teacher)
         for callback in callbacks:
             trainer.add_callback(callback)
+        cleanup.enter_context(trainer.tracked.ending())
         # Signals are noted until the end: one that arrives after the last step does not interrupt the final save.
         trainer.parts.schedule.signals = cleanup.enter_context(StopSignals())
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

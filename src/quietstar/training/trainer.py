@@ -55,6 +55,7 @@ class QuietStarTrainer(Trainer):
     Attributes:
         parts: what the run keeps, by name; a checkpoint holds their states under these names.
         settings: settings that the arguments do not have, such as the texts; a run that is resumed must have the same.
+        resumed, tracked: the checkpoint that it resumes from, if it does; its runs in the trackers that it reports to.
     """
 
     args: QuietStarTrainingArguments
@@ -85,7 +86,7 @@ class QuietStarTrainer(Trainer):
         self.parts = RunParts(args, self.processes, processing_class)
         self.settings: dict[str, Any] = {}
         self.folder = Path(str(args.output_dir))
-        callbacks.add_callbacks(self)
+        self.tracked = callbacks.add_callbacks(self)
         if self.processes.is_first and not (self.sharded == "DeepSpeed" or (self.sharded and (args.bf16 or args.fp16))):
             warn_of_lost_updates(self.model)  # Those two keep float32 copies.
 
@@ -97,16 +98,16 @@ class QuietStarTrainer(Trainer):
             BadStepsError, InterruptedRunError, OutOfMemoryError: it has ended early.
         """
         limit, evaluates_first = self.args.save_total_limit, self.args.eval_on_start
-        self._resumed = checkpoints.to_resume(self.folder, resume_from_checkpoint, self.args.save_strategy != "no")
-        if self._resumed is not None:
-            self.check_resumable(self._resumed)
+        self.resumed = checkpoints.to_resume(self.folder, resume_from_checkpoint, self.args.save_strategy != "no")
+        if self.resumed is not None:
+            self.check_resumable(self.resumed)
         self.parts.reset()
         self.checkpointer = Checkpointer(self.folder, self.processes, publishes=self.args.should_save, n_kept=limit)
         # With a limit, transformers would delete the latest checkpoint at the end of a run, and keep the best alone.
-        self.args.save_total_limit, self.args.eval_on_start = None, evaluates_first and self._resumed is None
+        self.args.save_total_limit, self.args.eval_on_start = None, evaluates_first and self.resumed is None
         try:
             with out_of_memory_in("outside the passes over a batch, in the optimizer: add --lora or --optim adafactor"):
-                result = super().train(str(self._resumed) if self._resumed else None, *args, **kwargs)
+                result = super().train(str(self.resumed) if self.resumed else None, *args, **kwargs)
         finally:
             self.args.save_total_limit, self.args.eval_on_start = limit, evaluates_first
         if self.parts.schedule.stopped_by is not None:
@@ -115,24 +116,23 @@ class QuietStarTrainer(Trainer):
 
     def check_resumable(self, checkpoint: Path) -> None:
         """Raise an error if this run cannot resume from a checkpoint; see `resuming.check_resumable`."""
-        info = self._checkpoint_info()
-        resuming.check_resumable(checkpoint, self.folder, info, allow_changes=self.args.allow_changes)
+        resuming.check_resumable(checkpoint, self.folder, self._marker(), allow_changes=self.args.allow_changes)
 
-    def _checkpoint_info(self) -> dict[str, Any]:
+    def _marker(self) -> dict[str, Any]:
         """Return what a checkpoint's marker says of this run."""
-        settings = what_matters(self.args, self.model.config, self.settings, self.train_dataset)
-        return {"sharded": self.sharded, "resumable": not self.args.save_only_model, "settings": settings}
+        info = {"sharded": self.sharded, "resumable": not self.args.save_only_model, "trackers": self.tracked.current()}
+        return info | {"settings": what_matters(self.args, self.model.config, self.settings, self.train_dataset)}
 
     def begin(self) -> None:
         """Begin or resume a run, before its first step."""
         self.parts.begin(self.model)
-        if self._resumed is None:
+        if self.resumed is None:
             return
         self._update_best_path()  # The folder of the run may have been moved.
-        self.checkpointer.delete_old(self._resumed, self.state.best_model_checkpoint)
+        self.checkpointer.delete_old(self.resumed, self.state.best_model_checkpoint)
         self.state.compute_steps(self.args, self.state.max_steps)  # How often it saves and logs may have changed.
-        with resuming.resuming_from(self._resumed):
-            self.parts.load_state_dict(resuming.load_states(self._resumed, self.processes))
+        with resuming.resuming_from(self.resumed):
+            self.parts.load_state_dict(resuming.load_states(self.resumed, self.processes))
         if self.parts.schedule.evaluation_is_due and self._determine_best_metric(self._evaluate(None, None), None):
             self._update_best_path()
         self.parts.schedule.evaluation_is_due = False
@@ -255,7 +255,7 @@ class QuietStarTrainer(Trainer):
         self._update_best_path()
         self.store_flos()
         step, best = self.state.global_step, self.state.best_model_checkpoint
-        checkpoint = self.checkpointer.write(step, self._write_files, self._checkpoint_info(), best)
+        checkpoint = self.checkpointer.write(step, self._write_files, self._marker(), best)
         if checkpoint is not None and self.args.push_to_hub:
             self._push_from_checkpoint(str(checkpoint))
 
