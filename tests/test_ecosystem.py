@@ -1,18 +1,27 @@
 """What docs/ecosystem.md says goes together goes together, by public names alone."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import soak
 import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     EarlyStoppingCallback,
+    GenerationConfig,
     LogitsProcessor,
+    PrinterCallback,
+    ProgressCallback,
     StoppingCriteria,
     TextIteratorStreamer,
     TrainerCallback,
@@ -57,7 +66,7 @@ def test_it_goes_together(the: Any, name: str) -> None:
 
 
 def test_every_check_is_a_row() -> None:
-    assert len(CHECKS) >= 17
+    assert len(CHECKS) >= 23
     assert all(f"| {name} |" in PAGE.read_text() for name in CHECKS)
 
 
@@ -162,22 +171,18 @@ def _(the: Any) -> None:
     assert torch.equal(the.model.generate(**the.inputs, **GREEDY, cache_implementation="static"), the.said)
 
 
-def train(the: Any, rows: Any, **how: Any) -> QuietStarTrainer:
-    args = QuietStarTrainingArguments(
-        output_dir=str(the.folder / f"run-{len(list(the.folder.iterdir()))}"),
-        max_steps=6,
-        eval_steps=1,
-        save_steps=1,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=1,
-        learning_rate=0.0,
-        thoughts_shown=0,
-        load_best_model_at_end=True,
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-    )
-    trainer = QuietStarTrainer(str(the.folder / "thinking"), args, train_dataset=rows, eval_dataset=rows, **how)
+def trainer_of(the: Any, rows: Any, *callbacks: Any, **settings: Any) -> QuietStarTrainer:
+    how: dict[str, Any] = {"max_steps": 6, "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+    how |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 0.0}
+    how |= {"thoughts_shown": 0, "use_cpu": True, "disable_tqdm": True}
+    folder = the.folder / f"run-{len(list(the.folder.iterdir()))}"
+    args = QuietStarTrainingArguments(output_dir=str(folder), **how | settings)
+    texts = {"train_dataset": rows, "eval_dataset": rows, "processing_class": the.tokenizer}
+    return QuietStarTrainer(str(the.folder / "thinking"), args, **texts, callbacks=list(callbacks))
+
+
+def train(the: Any, rows: Any, *callbacks: Any, **settings: Any) -> QuietStarTrainer:
+    trainer = trainer_of(the, rows, *callbacks, **settings)
     trainer.train()
     return trainer
 
@@ -194,8 +199,111 @@ def _(the: Any) -> None:
             self.steps += 1
 
     count = Count()
-    trainer = train(the, ROWS, callbacks=[count, EarlyStoppingCallback(early_stopping_patience=1)])
+    trainer = train(the, ROWS, count, EarlyStoppingCallback(early_stopping_patience=1))
     assert count.steps == trainer.state.global_step < 6, "nothing gets better, and it stops"
+
+
+@row("its lines and bars")
+def _(the: Any) -> None:
+    with redirect_stdout(StringIO()) as said, redirect_stderr(StringIO()) as shown:
+        train(the, ROWS, PrinterCallback, ProgressCallback, max_steps=2, logging_steps=1)
+    assert "'eval_talk_nll_0': " in said.getvalue(), "PrinterCallback"
+    assert re.search(r"2/2 .*it/s|2/2 .*s/it", shown.getvalue()), "ProgressCallback"
+
+
+@row("TRL's `RichProgressCallback`")
+def _(the: Any) -> None:
+    trl = pytest.importorskip("trl", reason="trl is not installed (extra: dev)")
+    with redirect_stdout(StringIO()) as said:
+        trainer = train(the, ROWS, trl.RichProgressCallback, max_steps=2, logging_steps=1)
+    assert trainer.state.global_step == 2
+    assert re.search(r"Training .*100%", said.getvalue())
+    assert "Step 2" in said.getvalue()
+
+
+@row("TRL's `LogCompletionsCallback`")
+def _(the: Any) -> None:
+    trl = pytest.importorskip("trl", reason="trl is not installed (extra: dev)")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed (extra: data)")
+
+    rows = datasets.Dataset.from_list([{"prompt": "ab cd"} | each for each in ROWS])
+    trainer = trainer_of(the, rows, remove_unused_columns=True, max_steps=2)
+    greedy = GenerationConfig(**GREEDY, pad_token_id=the.tokenizer.pad_token_id)
+    completions = trl.LogCompletionsCallback(trainer, greedy, num_prompts=1, freq=2)
+    trainer.add_callback(completions)
+    trainer.train()
+    n = the.inputs["input_ids"].shape[1]
+    assert completions.table == [("2", "ab cd", the.tokenizer.decode(the.said[0, n:], skip_special_tokens=True))]
+
+
+@row("TRL's `BEMACallback`")
+def _(the: Any) -> None:
+    trl = pytest.importorskip("trl", reason="trl is not installed (extra: dev)")
+    trainer = train(the, ROWS, trl.BEMACallback(update_freq=1), max_steps=1, learning_rate=0.01, warmup_steps=0)
+    found = AutoModelForCausalLM.from_pretrained(Path(trainer.args.output_dir) / "bema")
+    begun, now = (dict(model.named_parameters()) for model in (the.model, trainer.model))
+    share = 11**-0.5 + 11**-0.2  # the average's share of the step, and the correction's
+    assert any(not torch.equal(begun[name], now[name]) for name in now)
+    for name, weight in found.named_parameters():
+        torch.testing.assert_close(weight, begun[name] + share * (now[name] - begun[name]), msg=name)
+
+
+@row("trackers")
+def _(the: Any) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="extra: trackers")
+    trainer = train(the, ROWS, report_to="tensorboard", max_steps=2, logging_steps=1)
+    (folder,) = Path(trainer.args.output_dir, "runs").iterdir()
+    found = {event.step: event.value for event in reader.EventAccumulator(str(folder)).Reload().Scalars("eval/gain")}
+    assert found == {
+        line["step"]: pytest.approx(line["eval_gain"], rel=1e-5)
+        for line in trainer.state.log_history
+        if "eval_gain" in line
+    }
+    assert list(found) == [0, 1, 2]
+
+
+SCRIPT = """
+import sys
+from quietstar import QuietStarTrainer, QuietStarTrainingArguments
+
+rows = [{"input_ids": list(range(3 + i, 15 + i))} for i in range(8)]
+args = QuietStarTrainingArguments(
+    output_dir=sys.argv[2],
+    max_steps=2,
+    save_steps=2,
+    gradient_accumulation_steps=1,
+    use_cpu=True,
+    report_to="tensorboard",
+)
+QuietStarTrainer(sys.argv[1], args, train_dataset=rows).train()
+"""
+
+
+@row("`accelerate launch`")
+def _(the: Any) -> None:
+    script, folder = the.folder / "script.py", the.folder / "launched"
+    script.write_text(SCRIPT)
+    recipe = str(PAGE.parents[1] / "recipes" / "accelerate" / "ddp.yaml")
+    how = [
+        "--config_file",
+        recipe,
+        "--num_processes=2",
+        "--mixed_precision=no",
+        f"--main_process_port={soak.free_port()}",
+    ]
+    words = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *how,
+        str(script),
+        str(the.folder / "thinking"),
+        str(folder),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert '"world_size": 2' in (folder / "checkpoint-2" / "complete.json").read_text()
+    assert len(list(folder.glob("runs/*/*"))) == 1, "only the first process reports"
 
 
 @row("peft")

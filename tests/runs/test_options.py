@@ -50,7 +50,7 @@ def test_help_lists_our_groups_before_the_inherited_options(capsys):
     ours += ["n_ahead", "n_ahead_talk", "think_fraction", "policy_weight", "learning_rate", "output_dir", "overwrite"]
     for name in ours:
         assert said.index(f"\n  --{name}") < places[-1], name
-    for name in ("num_train_epochs", "optim", "resume_from_checkpoint", "report_to", "gradient_checkpointing"):
+    for name in ("num_train_epochs", "optim", "resume_from_checkpoint", "gradient_checkpointing"):
         assert said.index(f"\n  --{name}") > places[-1], name
 
 
