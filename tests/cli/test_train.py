@@ -181,7 +181,7 @@ BAD_OPTIONS = [
     ("--max_steps -7", "max_steps is -7"),
     ("--weight_decay -1", "weight_decay is -1"),
     ("--seed -1", "seed is -1"),
-    ("--report_to comet_ml", "comet"),
+    ("--report_to tensorboard comet_ml", "comet"),
     ("--streaming true --max_steps -1 --max_length 9", "max_steps"),
     ("--original --think_fraction 0.5", "original"),
     ("--original --head_learning_rate 1e-3", "but head_learning_rate was given; leave one out"),

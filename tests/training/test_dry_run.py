@@ -19,9 +19,12 @@ def test_a_dry_run_takes_full_rows_and_leaves_nothing(inputs, tmp_path, monkeypa
         return step(self, model, batch, *args)
 
     monkeypatch.setattr(QuietStarTrainer, "training_step", noted)
-    found = train(inputs, tmp_path / "run", dry_run=True, max_steps=300, resume=False, n_ahead_min=2)["dry_run"]
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    how = dict(dry_run=True, max_steps=300, resume=False, n_ahead_min=2, report_to="tensorboard")
+    found = train(inputs, tmp_path / "run", **how)["dry_run"]
     assert seen == [((2, 12), 24)] * 2 * STEPS
     assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "events").exists()
     assert (found.n_rows, found.n_tokens, found.n_steps, found.on_gpu) == (4, 12, 300, False)
     assert 0 < found.seconds < 60
     assert found.peak > 2**26

@@ -195,6 +195,19 @@ def test_what_is_resumed_with_other_settings_is_another_run(run: Any, tmp_path: 
         assert len(list((folder / "runs").iterdir())) == n_runs
 
 
+def test_mlflow_takes_a_resumed_run_that_is_called_otherwise(
+    run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run there cannot get other parameters, such as `resume`, and MLflow would complain."""
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoint-4")
+    trainer = trainer_of(folder, ["mlflow"], resume=True)
+    with trainer.tracked.ending():
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.tracked.runs["MLflow"] == run.ids["MLflow"]
+    assert "Failed to log" not in caplog.text
+
+
 def test_evaluations_after_training_go_to_the_same_run(stores: Path, tmp_path: Path) -> None:
     client = mlflow.MlflowClient()
     before = {each.info.run_id for each in client.search_runs(["0"])}
