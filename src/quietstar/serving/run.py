@@ -21,6 +21,7 @@ from quietstar.text.unicode import check_text
 
 try:
     import uvicorn
+    from fastapi import FastAPI
 
     from quietstar.serving.app import make_app
     from quietstar.serving.engine import Engine
@@ -72,23 +73,39 @@ def serve_at(
     Raises:
         QuietStarError: the model or a setting is invalid.
     """
+    server = make_server(*load_served(model_name, args), args, name)
+    server.when_ready = when_ready
+    server.run(sockets=[door])
+
+
+def load_served(model_name: str, args: ServeArguments) -> tuple[QuietStarForCausalLM, PreTrainedTokenizerBase]:
+    """Return a model in evaluation mode and its tokenizer, and say which of its settings do not count here.
+
+    Raises:
+        QuietStarError: the model or a setting is invalid.
+    """
     model, tokenizer = load_model(model_name, args)
     assert isinstance(model, QuietStarForCausalLM)
     say_what_is_set_aside(model)
-    server = make_server(model, tokenizer, args, name)
-    server.when_ready = when_ready
-    server.run(sockets=[door])
+    return model, tokenizer
+
+
+def make_engine(
+    model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, args: ServeArguments, name: str
+) -> tuple[Engine, FastAPI]:
+    """Return an engine for a model, which the caller starts and stops, and the web application around it."""
+    tokenizers = [copy.deepcopy(tokenizer) for _ in range(2)]  # for two threads
+    for each in tokenizers:
+        each.model_max_length = int(1e30)  # the intake checks lengths, so the tokenizer need not warn
+    engine = Engine(model, tokenizers[0], args)
+    return engine, make_app(engine, tokenizers[1], args, name)
 
 
 def make_server(
     model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, args: ServeArguments, name: str
 ) -> "Server":
     """Return a server for a model in evaluation mode; the caller runs it."""
-    tokenizers = [copy.deepcopy(tokenizer) for _ in range(2)]  # for two threads
-    for each in tokenizers:
-        each.model_max_length = int(1e30)  # the intake checks lengths, so the tokenizer need not warn
-    engine = Engine(model, tokenizers[0], args)
-    app = make_app(engine, tokenizers[1], args, name)
+    engine, app = make_engine(model, tokenizer, args, name)
     config = uvicorn.Config(
         app,
         log_config=None,
