@@ -1,14 +1,16 @@
 """Quiet-STaR: language models that write a short hidden thought after each token and learn to from plain text."""
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
-from quietstar.config import QuietStarConfig
-from quietstar.errors import QuietStarError
-from quietstar.grid import ThoughtGrid
-from quietstar.heads import MixingHead, ThoughtEmbeddings
-from quietstar.model import QuietStarForCausalLM
-from quietstar.output import QuietStarOutput
+if "_ARGCOMPLETE" not in os.environ:  # a shell that asks what could follow need not wait for torch
+    from quietstar.config import QuietStarConfig
+    from quietstar.errors import QuietStarError
+    from quietstar.grid import ThoughtGrid
+    from quietstar.heads import MixingHead, ThoughtEmbeddings
+    from quietstar.model import QuietStarForCausalLM
+    from quietstar.output import QuietStarOutput
 
 if TYPE_CHECKING:
     from quietstar.training import DataArguments, QuietStarTrainer, QuietStarTrainingArguments, build_datasets

@@ -1,6 +1,8 @@
 """The `quietstar` command: one module per subcommand, and no logic of its own."""
+# PYTHON_ARGCOMPLETE_OK
 
 import importlib
+import os
 import sys
 
 COMMANDS = {
@@ -25,6 +27,10 @@ def main(argv: list[str] | None = None) -> int:
     0 is success, 2 an error that the user can fix, printed on one line, 75 a training run that a signal has ended and
     that can be resumed, 130 an interrupt from the keyboard.
     """
+    if "_ARGCOMPLETE" in os.environ:
+        from quietstar.cli.completion import complete
+
+        complete(COMMANDS)
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())

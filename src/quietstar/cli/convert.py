@@ -9,8 +9,8 @@ WRITTEN = {
 }
 
 
-def main(argv: list[str]) -> None:
-    """Parse and convert."""
+def options() -> OneLineParser:
+    """Return the parser of `quietstar convert`."""
     parser = OneLineParser(
         prog="quietstar convert",
         description="Convert a checkpoint of the released Quiet-STaR code to a quietstar checkpoint, or a quietstar "
@@ -27,7 +27,12 @@ def main(argv: list[str]) -> None:
         "what its training calls N is N - 1 here (default: 8)",
     )
     parser.add_argument("--n_ahead_talk", type=int, help="true tokens predicted after each thought in training (4)")
-    given = vars(parser.parse_args(argv))
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Parse and convert."""
+    given = vars(options().parse_args(argv))
     source, target = given.pop("source"), given.pop("target")
     kind = convert(source, target, **{name: value for name, value in given.items() if value is not None})
     say(f"wrote {target}, {WRITTEN[kind]}")

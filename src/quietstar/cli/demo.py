@@ -1,12 +1,10 @@
 """`quietstar demo`: the whole method in minutes, on a CPU."""
 
-from typing import Any
-
 from quietstar.demo.arguments import DemoArguments
 from quietstar.demo.discover.arguments import DiscoverArguments
 from quietstar.demo.discover.story import discover
 from quietstar.demo.story import tell
-from quietstar.runs.options import make_parser, parse
+from quietstar.runs.options import OneLineParser, make_parser, parse
 
 SWITCH = "--discover"
 
@@ -21,15 +19,24 @@ DISCOVERY = (
 )
 
 
-def main(argv: list[str]) -> None:
-    """Parse the command line and run the demo, or with `--discover` the comparison of arms."""
-    is_discovery = SWITCH in argv
-    options: Any = DiscoverArguments if is_discovery else DemoArguments
-    parser = make_parser("quietstar demo", DISCOVERY if is_discovery else STORY, options)
+def options(is_discovery: bool = False) -> OneLineParser:
+    """Return the parser of `quietstar demo`, or of `quietstar demo --discover`."""
+    parser = make_parser("quietstar demo", DISCOVERY if is_discovery else STORY, arguments(is_discovery))
     parser.add_argument(
         SWITCH, action="store_true", help=f"can the reward find a thought? quietstar demo {SWITCH} --help"
     )
-    (args,) = parse(parser, argv, options)
+    return parser
+
+
+def arguments(is_discovery: bool) -> type:
+    """Return the dataclass whose fields are the options."""
+    return DiscoverArguments if is_discovery else DemoArguments
+
+
+def main(argv: list[str]) -> None:
+    """Parse the command line and run the demo, or with `--discover` the comparison of arms."""
+    is_discovery = SWITCH in argv
+    (args,) = parse(options(is_discovery), argv, arguments(is_discovery))
     if is_discovery:
         discover(args)
     else:

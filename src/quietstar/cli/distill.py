@@ -1,7 +1,7 @@
 """`quietstar distill`: a model that needs no thoughts, taught by one that thinks."""
 
 from quietstar.cli.train import CLASSES
-from quietstar.runs.options import make_parser, parse, say
+from quietstar.runs.options import OneLineParser, make_parser, parse, say
 from quietstar.runs.processes import part_ways
 from quietstar.training.arguments import GROUPS, METHOD_SETTINGS
 from quietstar.training.distillation.arguments import LEARNED, DistillArguments
@@ -14,9 +14,9 @@ OMITTED = frozenset(
 """options of `quietstar train` that a student without thoughts has no use for"""
 
 
-def main(argv: list[str]) -> None:
-    """Parse the command line and distill."""
-    parser = make_parser(
+def options() -> OneLineParser:
+    """Return the parser of `quietstar distill`."""
+    return make_parser(
         "quietstar distill",
         "Teach an ordinary language model what a thinking model predicts. The student is saved as a plain model, which "
         "any engine loads.",
@@ -27,7 +27,11 @@ def main(argv: list[str]) -> None:
         positional={"teacher": "thinking model: folder or hub name"},
         omitted=OMITTED,
     )
-    model_args, data_args, args, distill_args, given = parse(parser, argv, *CLASSES, DistillArguments, rest=True)
+
+
+def main(argv: list[str]) -> None:
+    """Parse the command line and distill."""
+    model_args, data_args, args, distill_args, given = parse(options(), argv, *CLASSES, DistillArguments, rest=True)
     lines = distill(given["teacher"], model_args, data_args, args, distill_args, config=given["config"])
     part_ways()
     if args.process_index == 0:

@@ -4,13 +4,18 @@ from quietstar.runs.environment import environment
 from quietstar.runs.options import OneLineParser
 
 
-def main(argv: list[str]) -> None:
-    """Print what a report of a fault needs."""
-    OneLineParser(
+def options() -> OneLineParser:
+    """Return the parser of `quietstar env`."""
+    return OneLineParser(
         prog="quietstar env",
         description="Print versions, devices, and which extras are installed: what a report of a fault needs.",
         allow_abbrev=False,
-    ).parse_args(argv)
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Print what a report of a fault needs."""
+    options().parse_args(argv)
     found = environment()
     width = max(map(len, found))
     for name, value in found.items():

@@ -5,8 +5,8 @@ from quietstar.interop.gguf.write import TYPES
 from quietstar.runs.options import OneLineParser, say
 
 
-def main(argv: list[str]) -> None:
-    """Parse and export."""
+def options() -> OneLineParser:
+    """Return the parser of `quietstar export`."""
     parser = OneLineParser(
         prog="quietstar export",
         description="Write a plain model, such as one that quietstar distill has taught, as a GGUF file for llama.cpp "
@@ -24,6 +24,11 @@ def main(argv: list[str]) -> None:
         help="of the matrices; auto is the model's own, of a GGUF file float32; q8_0, 8.5 bits a weight, is for GGUF "
         "only (default: auto)",
     )
-    given = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Parse and export."""
+    given = options().parse_args(argv)
     export(given.source, given.target, to=given.to, dtype=given.dtype)
     say(f"wrote {given.target}")

@@ -2,12 +2,12 @@
 
 from quietstar.inference.loading import MODEL, THOUGHTS
 from quietstar.inference.speak import TEXT, GenerateArguments, speak
-from quietstar.runs.options import make_parser, parse
+from quietstar.runs.options import OneLineParser, make_parser, parse
 
 
-def main(argv: list[str]) -> None:
-    """Parse the command line and generate."""
-    parser = make_parser(
+def options() -> OneLineParser:
+    """Return the parser of `quietstar generate`."""
+    return make_parser(
         "quietstar generate",
         "Continue prompts, thinking before each token. If no prompt is given, each line of standard input is one.",
         GenerateArguments,
@@ -17,5 +17,9 @@ def main(argv: list[str]) -> None:
             "prompt?": "text to continue",
         },
     )
-    args, given = parse(parser, argv, GenerateArguments, rest=True)
+
+
+def main(argv: list[str]) -> None:
+    """Parse the command line and generate."""
+    args, given = parse(options(), argv, GenerateArguments, rest=True)
     speak(given["model"], given["prompt"], args)

@@ -4,12 +4,12 @@ from quietstar.inference.loading import MODEL, THOUGHTS
 from quietstar.inference.speak import TEXT
 from quietstar.inspection.arguments import RUN, WHAT_IF, InspectArguments
 from quietstar.inspection.run import inspect
-from quietstar.runs.options import make_parser, parse, say
+from quietstar.runs.options import OneLineParser, make_parser, parse, say
 
 
-def main(argv: list[str]) -> None:
-    """Parse the command line and inspect."""
-    parser = make_parser(
+def options() -> OneLineParser:
+    """Return the parser of `quietstar inspect`."""
+    return make_parser(
         "quietstar inspect",
         "Record what a model thinks over a text, and what other thoughts at the same positions would do.",
         InspectArguments,
@@ -17,6 +17,10 @@ def main(argv: list[str]) -> None:
         config=True,
         positional={"model": "folder or hub name of a thinking model"},
     )
-    args, given = parse(parser, argv, InspectArguments, rest=True)
+
+
+def main(argv: list[str]) -> None:
+    """Parse the command line and inspect."""
+    args, given = parse(options(), argv, InspectArguments, rest=True)
     folder = inspect(given["model"], args, config=given["config"])
     say(f"wrote {folder}" + (f"; open {folder / 'report.html'} in a browser" if args.report else ""))

@@ -4,23 +4,27 @@ import logging
 
 from rich.console import Console
 
-from quietstar.runs.options import make_parser, parse
+from quietstar.runs.options import OneLineParser, make_parser, parse
 from quietstar.scaling.arguments import GROUPS, PlanArguments
 
 LONGEST = 1000
 """characters per line when the output is not a terminal"""
 
 
-def main(argv: list[str]) -> None:
-    """Parse the command line and plan."""
-    parser = make_parser(
+def options() -> OneLineParser:
+    """Return the parser of `quietstar plan`."""
+    return make_parser(
         "quietstar plan",
         "Compute the tokens, arithmetic, memory and communication of a training step from the model's config, and "
         "find the cheapest way to run it that fits. Options are those of quietstar train; only the config is loaded.",
         PlanArguments,
         groups=GROUPS,
     )
-    (args,) = parse(parser, argv, PlanArguments)
+
+
+def main(argv: list[str]) -> None:
+    """Parse the command line and plan."""
+    (args,) = parse(options(), argv, PlanArguments)
     from quietstar.scaling.plan import plan
     from quietstar.scaling.tables import choice, notes, shown
 
