@@ -82,6 +82,7 @@ ACROSS = {
     "test_golden.py": "the released code's numbers",
     "test_house.py": "this file",
     "test_readme.py": "the README",
+    "test_versions.py": "version, changelog and migration",
     "test_reinforce.py": "the policy loss against the exact expectation of its gradient",
     "test_saving.py": "save_pretrained and from_pretrained",
     "test_scaling_tables.py": "docs/scaling.md",

@@ -15,7 +15,7 @@ if "_ARGCOMPLETE" not in os.environ:  # a shell that asks what could follow need
 if TYPE_CHECKING:
     from quietstar.training import DataArguments, QuietStarTrainer, QuietStarTrainingArguments, build_datasets
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DataArguments",
