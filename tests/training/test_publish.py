@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from quietstar.errors import CheckpointError, SettingsError
+from quietstar.training import QuietStarTrainer
 from quietstar.training.curriculum import CurriculumArguments
 from quietstar.training.run import run_training
 from quietstar.training.stages import run_curriculum
-from tests.training.test_card import pieces
+from tests.training.test_card import arguments, pieces
 
 
 @pytest.fixture
@@ -55,6 +56,24 @@ def test_a_hub_that_cannot_be_reached_is_told_before_the_run(inputs, tmp_path):
     with pytest.raises(SettingsError, match=r"--push_to_hub needs the repository run on the hub, which cannot be made"):
         run_training(*pieces(inputs, tmp_path / "run", {"original": True}, push_to_hub=True))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_thinking_run_is_told_before_it_begins(inputs, tmp_path):
+    with pytest.raises(SettingsError, match=r"--push_to_hub needs the repository run on the hub, which cannot be made"):
+        run_training(*pieces(inputs, tmp_path / "run", n_ahead=4, n_ahead_talk=2, push_to_hub=True))
+
+
+def test_a_trainer_of_ones_own_is_told_too(inputs, tmp_path, monkeypatch):
+    def fail(*args: Any, **how: Any) -> None:
+        raise ConnectionError("the network is down\nafter 5 tries")
+
+    trainer = QuietStarTrainer(inputs / "base", arguments(tmp_path / "run", n_ahead=4, n_ahead_talk=2))
+    with pytest.raises(SettingsError, match=r"--push_to_hub needs the repository run on the hub, which cannot be made"):
+        trainer.push_to_hub()
+    monkeypatch.setattr("transformers.trainer.Trainer.init_hf_repo", lambda self, **how: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", fail)
+    with pytest.raises(CheckpointError, match=r"saved in .*run, but cannot be uploaded \(the network is down\); try"):
+        trainer.push_to_hub()
 
 
 def test_an_upload_that_fails_leaves_the_model(inputs, tmp_path, hub, monkeypatch):

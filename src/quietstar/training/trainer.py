@@ -27,7 +27,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from quietstar.base.loading import load_tokenizer
 from quietstar.model import QuietStarForCausalLM
 from quietstar.runs.processes import Processes
-from quietstar.training import callbacks, card, checkpoints, optimizer, refusals, resuming, weights
+from quietstar.training import callbacks, card, checkpoints, optimizer, publish, refusals, resuming, weights
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.checkpointer import Checkpointer
 from quietstar.training.data.datasets import TextCollator, pad_token_id
@@ -296,5 +296,6 @@ class QuietStarTrainer(Trainer):
                 weights.load_optimizer(self.model, self.optimizer, self.lr_scheduler, checkpoint)
 
     create_model_card = card.write_card_of
+    init_hf_repo, push_to_hub = publish.in_one_line(Trainer)
     _load_scaler = resuming.in_one_line(Trainer._load_scaler)
     _load_rng_state = resuming.in_one_line(Trainer._load_rng_state)
