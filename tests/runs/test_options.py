@@ -1,11 +1,13 @@
 """Options: our own first, each with a help text; a YAML file, and flags that override it."""
 
 import dataclasses
+import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from quietstar.cli import COMMANDS
 from quietstar.cli.train import CLASSES
 from quietstar.runs.options import INHERITED, make_parser, parse
 from quietstar.training import DataArguments, QuietStarTrainingArguments
@@ -266,3 +268,22 @@ def test_missing_and_binary_files_are_refused(tmp_path, capfd):
 def test_a_value_of_the_wrong_kind_in_a_file_is_one_line(config, capfd):
     assert call("train", "--config", config("n_ahead: four")) == 2
     assert capfd.readouterr().err.count("\n") == 1
+
+
+# ---------------------------------------------------------------------- numbers
+
+POSITIONAL = {"distill": 1, "evaluate": 1, "generate": 1, "inspect": 1, "serve": 1}
+FLOATS = [
+    (command, action.option_strings[0])
+    for command in COMMANDS
+    for action in importlib.import_module(f"quietstar.cli.{command}").options()._actions
+    if action.type is float
+]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(("command", "option"), FLOATS, ids=str)
+def test_no_option_of_any_command_is_not_a_number(command, option, value, capsys):
+    words = ["model"] * POSITIONAL.get(command, 0)
+    assert call(command, *words, f"{option}={value}") == 2
+    assert capsys.readouterr().err == f"quietstar {command}: {option[2:]} is {value}; give a finite number\n"

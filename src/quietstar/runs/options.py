@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -133,6 +134,9 @@ def parse(parser: argparse.ArgumentParser, argv: list[str], *classes: type, rest
     if hasattr(given, "config"):
         given = parser.parse_args([*from_yaml(given.config, parser), *argv])
     values = {name: value for name, value in vars(given).items() if name != "config"}
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SettingsError(f"{name} is {value}; give a finite number")
     made: list[Any] = []
     own = {field.name for cls in classes for field in dataclasses.fields(cls)}
     for cls in classes:
