@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from quietstar import QuietStarForCausalLM
 from quietstar.errors import DataError, SettingsError
 from quietstar.evaluation.alphabet import digits, letters
+from quietstar.evaluation.arguments import EvaluateArguments
 from quietstar.evaluation.direct import DirectScores, after_marker, alphabet_of, encode, score_items
 from quietstar.evaluation.scoring import Continuation, Speaker, score
 from quietstar.evaluation.sweep import sweep, swept_rule
@@ -317,8 +318,8 @@ def test_bad_data_are_refused_in_one_line(what: str, tmp_path: Path) -> None:
 
 
 def test_the_hub_cannot_be_reached() -> None:
-    """The error has one line, and mentions local files."""
-    with pytest.raises(DataError, match="--data gsm8k=FILE"):
+    """The error has one line, and says how a local file is given."""
+    with pytest.raises(DataError, match=r"give a local file instead: --data gsm8k=FILE$"):
         load_items(TASKS["gsm8k"])
 
 
@@ -352,8 +353,10 @@ def test_a_line_must_end_with_a_token_of_its_own() -> None:
 
 def test_unknown_tasks_and_data() -> None:
     """By name."""
-    with pytest.raises(SettingsError, match="choose from gsm8k"):
+    with pytest.raises(SettingsError, match=r"choose from gsm8k, csqa, piqa, siqa$"):
         find_task("gsm9k")
+    with pytest.raises(SettingsError, match=r"siqa, or give --lm_eval arc_easy$"):
+        EvaluateArguments(tasks=["arc_easy"])
     with pytest.raises(SettingsError, match="give a task and a file"):
         parse_data(["gsm8k"])
     assert alphabet_of(TASKS["gsm8k"], TOKENIZER) != alphabet_of(TASKS["csqa"], TOKENIZER)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from quietstar.base.loading import load_tokenizer
+from quietstar.errors import DataError
 from quietstar.study.texts import COPIED, n_copied, read_texts
 from quietstar.training.data.arguments import DataArguments
 from tests.study.tiny_study import tiny_recipe
@@ -38,3 +39,12 @@ def test_a_test_text_that_training_shows_in_part_is_told(tmp_path: Path, caplog:
     with caplog.at_level(logging.WARNING, "quietstar"):
         read_texts(tiny_recipe(tmp_path, test_rows=50), data, tokenizer)
     assert f"1 of 7 rows of {recipe.test} have 25 tokens in a row in common with {recipe.dataset}" in caplog.text
+
+
+def test_a_task_that_cannot_be_loaded_is_to_be_given_in_the_recipe(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, tasks={"gsm8k": None})
+    tokenizer = load_tokenizer(recipe.model)
+    assert tokenizer is not None
+    data = DataArguments(dataset=recipe.dataset, eval_dataset=recipe.selection, max_length=200)
+    with pytest.raises(DataError, match=r"give a local file instead: tasks: \{gsm8k: FILE\} in the recipe$"):
+        read_texts(recipe, data, tokenizer)

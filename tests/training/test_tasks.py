@@ -96,3 +96,12 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path, file: str) -> None:
             train_dataset=rows(5),
             processing_class=byte_tokenizer(),
         )
+
+
+def test_messages_name_the_options_of_training(tmp_path: Path, file: str) -> None:
+    with pytest.raises(DataError, match=r"give a local file instead: --eval_data gsm8k=FILE$"):
+        make(tmp_path / "run", file, eval_data=[])
+    with pytest.raises(SettingsError, match=r"^eval_data is 'gsm8k'; give a task and a file"):
+        make(tmp_path / "run", file, eval_data=["gsm8k"])
+    with pytest.raises(SettingsError, match=r"choose from gsm8k, csqa, piqa, siqa$"):
+        make(tmp_path / "run", file, eval_tasks=["arc_easy"])

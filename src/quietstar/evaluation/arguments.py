@@ -63,7 +63,7 @@ class EvaluateArguments(UseArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.tasks:
-            find_task(name)
+            find_task(name, f", or give --lm_eval {name}")
         if not (self.tasks or self.perplexity or self.lm_eval):
             raise SettingsError(f"nothing to evaluate; give --tasks ({', '.join(TASKS)}), --perplexity or --lm_eval")
         unused = sorted(parse_data(self.data).keys() - set(self.tasks))

@@ -129,19 +129,19 @@ TASKS = {
 }
 
 
-def find_task(name: str) -> Task:
+def find_task(name: str, otherwise: str = "") -> Task:
     """Return the task of that name.
 
     Raises:
-        SettingsError: it does not exist.
+        SettingsError: it does not exist; the message ends with `otherwise`.
     """
     if name not in TASKS:
-        raise SettingsError(f"unknown task {name!r}; choose from {', '.join(TASKS)}, or give --lm_eval {name}")
+        raise SettingsError(f"unknown task {name!r}; choose from {', '.join(TASKS)}{otherwise}")
     return TASKS[name]
 
 
-def parse_data(pairs: list[str]) -> dict[str, str]:
-    """Parse `--data gsm8k=PATH csqa=PATH` into task -> path.
+def parse_data(pairs: list[str], option: str = "data") -> dict[str, str]:
+    """Parse `gsm8k=PATH csqa=PATH`, the values of an option, into task -> path.
 
     Raises:
         SettingsError: a pair is malformed, or its task is unknown.
@@ -150,19 +150,23 @@ def parse_data(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         name, equals, path = pair.partition("=")
         if not equals or not path:
-            raise SettingsError(f"data is {pair!r}; give a task and a file, such as gsm8k=test.jsonl")
+            raise SettingsError(f"{option} is {pair!r}; give a task and a file, such as gsm8k=test.jsonl")
         found[find_task(name).name] = path
     return found
 
 
-def load_items(task: Task, path: str | None = None, limit: int | None = None) -> list[Item]:
+def load_items(
+    task: Task, path: str | None = None, limit: int | None = None, option: str = "--data {}=FILE"
+) -> list[Item]:
     """Load the first `limit` items of a task, from a local file or from the hub.
+
+    `option` is how to name a file, for a message.
 
     Raises:
         DataError: the file cannot be read, or has an invalid row.
         MissingExtraError: the hub or a Parquet file is to be read, but datasets is not installed.
     """
-    rows = _from_hub(task) if path is None else _from_file(task, Path(path).expanduser())
+    rows = _from_hub(task, option) if path is None else _from_file(task, Path(path).expanduser())
     items = []
     for index, row in enumerate(rows):
         if limit is not None and index == limit:
@@ -215,14 +219,14 @@ def _from_file(task: Task, path: Path) -> Iterator[Any]:
     yield from (value for _, value in json_values(path))
 
 
-def _from_hub(task: Task) -> Any:
+def _from_hub(task: Task, option: str) -> Any:
     datasets = _datasets()
     try:
         return as_stored(datasets.load_dataset(task.path, task.config, split=task.split, revision=task.revision))
     except Exception as error:
         raise DataError(
             f"{task.name} cannot be loaded from the hub ({task.path}): {first_line(error)}; give a local "
-            f"file instead: --data {task.name}=FILE"
+            f"file instead: {option.format(task.name)}"
         ) from error
 
 

@@ -65,7 +65,7 @@ def read_texts(recipe: Recipe, data: DataArguments, tokenizer: PreTrainedTokeniz
     tasks = {}
     for name, path in recipe.tasks.items():
         task = find_task(name)
-        items = load_items(task, path or None, recipe.task_items)
+        items = load_items(task, path or None, recipe.task_items, "tasks: {{{}: FILE}} in the recipe")
         tasks[name], _ = encode(items, tokenizer, alphabet_of(task, tokenizer))
     return Texts(selection=rows[recipe.selection], test=test, tasks=tasks)
 

@@ -193,7 +193,7 @@ class QuietStarTrainingArguments(TrainingArguments):
             )
         for name in self.eval_tasks:
             find_task(name)
-        if unused := sorted(parse_data(self.eval_data).keys() - set(self.eval_tasks)):
+        if unused := sorted(parse_data(self.eval_data, "eval_data").keys() - set(self.eval_tasks)):
             raise SettingsError(f"eval_data was given for {', '.join(unused)}, which is not among eval_tasks; add it")
         check_at_least(self, dict.fromkeys(AT_LEAST_0.split(), 0) | dict.fromkeys(AT_LEAST_1.split(), 1))
         self._check_objective()

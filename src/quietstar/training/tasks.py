@@ -30,7 +30,7 @@ class TaskFigures:
         paths = parse_data(args.eval_data)
         for name in args.eval_tasks if tokenizer is not None else ():
             task = find_task(name)
-            items = load_items(task, paths.get(name), args.eval_limit)
+            items = load_items(task, paths.get(name), args.eval_limit, "--eval_data {}=FILE")
             self.sequences[name], _ = encode(items, tokenizer, alphabet_of(task, tokenizer))
 
     def figures(self, model: QuietStarForCausalLM, processes: Processes) -> dict[str, float]:
