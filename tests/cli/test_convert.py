@@ -1,5 +1,6 @@
 """`quietstar convert`: both directions from the command line, and its errors of one line."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,24 @@ def test_out_and_in_again(place, capfd, caplog):
     again = AutoModelForCausalLM.from_pretrained("again")
     assert isinstance(again, QuietStarForCausalLM)
     assert (again.config.n_ahead, again.config.n_ahead_talk) == (5, 2)
+
+
+@pytest.mark.parametrize("words", ["convert ours theirs", "convert theirs again", "export bare again --to plain"])
+def test_a_model_without_a_tokenizer_is_told(place, capfd, caplog, words):
+    for file in place.glob("ours/tokenizer*"):
+        file.unlink()
+    model = tiny_model("mistral", n_ahead=8)
+    model.save_original("theirs")
+    model.base_lm.save_pretrained("bare")
+    _, source, target, *_ = words.split()
+    if target == "theirs":
+        shutil.rmtree(target)
+    caplog.clear()
+    assert call(*words.split()) == 0
+    told, wrote = lines_of(capfd, caplog)
+    assert told == f"{source} has no tokenizer that can be read, so {target} has none; save the model's own there"
+    assert wrote.startswith(f"wrote {target}")
+    assert not list(Path(target).glob("tokenizer*"))
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,16 @@ def load_tokenizer(name: str | Path, **kwargs: Any) -> Tokenizer | None:
         return None
 
 
+def save_tokenizer(tokenizer: Tokenizer | None, source: str, target: Path) -> None:
+    """Save a model's tokenizer beside a copy of the model; warn if there is none."""
+    if tokenizer is None:
+        logger.warning(
+            "%s has no tokenizer that can be read, so %s has none; save the model's own there", source, target
+        )
+    else:
+        tokenizer.save_pretrained(target)
+
+
 def best_backend(base_lm: PreTrainedModel) -> str:
     """Return the name of the attention backend for a base model: the default one, or dense if only that is right.
 

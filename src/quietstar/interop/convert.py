@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from quietstar.base.loading import holds_thinking_model, load_tokenizer
+from quietstar.base.loading import holds_thinking_model, load_tokenizer, save_tokenizer
 from quietstar.base.sources import find_source
 from quietstar.errors import CheckpointError
 from quietstar.interop.shards import MODEL, consolidate
@@ -40,11 +40,12 @@ def convert(source: str, target: str | Path, **settings: Any) -> str:
             model = QuietStarForCausalLM.from_pretrained(source)
             model.merge_lora()
             model.save_original(target, tokenizer)
+            if tokenizer is None:
+                save_tokenizer(None, source, target)
             return "original"
         target.mkdir(parents=True, exist_ok=True)
         consolidate(Path(source), target)
     else:
         QuietStarForCausalLM.from_original(source, **settings).save_pretrained(target)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(target)
+    save_tokenizer(tokenizer, source, target)
     return "quietstar"

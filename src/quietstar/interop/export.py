@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from quietstar.base.loading import holds_thinking_model, load_base, load_tokenizer
+from quietstar.base.loading import holds_thinking_model, load_base, load_tokenizer, save_tokenizer
 from quietstar.base.origin import origin_of
 from quietstar.base.sources import SUFFIX
 from quietstar.errors import CheckpointError, SettingsError, first_line, shown
@@ -63,8 +63,7 @@ def _write(source: str, model: PreTrainedModel, target: Path, to: str, dtype: st
             check_range(model.named_parameters(), dtype)
             model.to(getattr(torch, dtype))
         model.save_pretrained(target)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(target)
+        save_tokenizer(tokenizer, source, target)
         return
     if tokenizer is None:
         raise CheckpointError(f"{source} has no tokenizer, which a GGUF file needs; save one next to the model")
