@@ -159,3 +159,24 @@ def test_the_device_and_dtype_are_the_users(folder: Path) -> None:
     """In bfloat16 on a CPU, too."""
     assert torch.get_default_dtype() == torch.float32
     assert spoken(folder, dtype="bfloat16", device="cpu").startswith("one two")
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "room"),
+    [("thinking", {}, 124), ("thinking", {"n_ahead": 8}, 121), ("base", {"original": True}, 129)],
+)
+def test_a_text_ends_where_the_context_is_full(folder: Path, name: str, how: dict, room: int, caplog) -> None:
+    """A text may have one token more than the model can read beside a thought: nothing follows the last one."""
+    for n_prompt in (room - 6, room - 5):
+        caplog.clear()
+        text = spoken(folder, "x" * n_prompt, name, **how)
+        if name == "thinking":  # The other writes bytes that are no characters.
+            assert len(text.rstrip("\n")) == min(n_prompt + 6, room)
+        cut = "the text ends after 5 of 6 tokens: there the model's context of 128 tokens is full"
+        assert [line.startswith(cut) for line in caplog.messages] == [True] * (n_prompt == room - 5)
+
+
+def test_a_text_that_ends_by_itself_where_the_context_is_full_is_whole(folder: Path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr("quietstar.inference.speak.eos_ids", lambda *_: range(300))
+    spoken(folder, "x" * 119)
+    assert caplog.messages == []

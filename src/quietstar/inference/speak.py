@@ -1,5 +1,6 @@
 """Continue prompts on a command line, token by token, optionally showing the thoughts."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from quietstar.base.ids import check_ids
 from quietstar.config import room_beside_thought
 from quietstar.errors import DataError, SettingsError
 from quietstar.inference.loading import UseArguments, context_length, load_model, prompt_ids
-from quietstar.inference.text_settings import say_what_is_set_aside, text_settings
+from quietstar.inference.text_settings import eos_ids, say_what_is_set_aside, text_settings
 from quietstar.journal import Journal
 from quietstar.model import QuietStarForCausalLM
 from quietstar.output import tokens_of
@@ -25,6 +26,8 @@ from quietstar.runs.fields import option
 from quietstar.text.files import lines_of, read_lines
 from quietstar.text.pieces import Pieces, one_line
 from quietstar.text.unicode import check_text
+
+logger = logging.getLogger(__name__)
 
 TEXT = "text"
 
@@ -122,8 +125,16 @@ def speak(model_name: str, prompt: str | None, args: GenerateArguments, out: Tex
         if number:
             console.print()
         console.print(Text(text), end="", style="bold")
-        continue_one(model, tokenizer, ids.to(model.device), args, console)
+        n_new = continue_one(model, tokenizer, ids.to(model.device), args, console)
         console.print()
+        if n_new is not None:
+            logger.warning(
+                "the text ends after %d of %d tokens: there the model's context of %d tokens is full%s",
+                n_new,
+                args.max_new_tokens,
+                context_length(model),
+                ", with room for a thought" if isinstance(model, QuietStarForCausalLM) else "",
+            )
 
 
 def _check_length(model: PreTrainedModel, n_tokens: int, n_ahead: int | None) -> None:
@@ -143,23 +154,34 @@ def continue_one(
     input_ids: Tensor,
     args: GenerateArguments,
     console: Console,
-) -> None:
-    """Write the continuation of a prompt [1, S] to the console, token by token."""
+) -> int | None:
+    """Write the continuation of a prompt [1, S] to the console, token by token.
+
+    Returns:
+        The number of new tokens if the model's context ended the text, else None.
+    """
     thoughts: dict[str, Any] = {}
     journal = None
     if isinstance(model, QuietStarForCausalLM):
         journal = Journal(ThinkPolicy.parse(args.think), keep=args.show_thoughts, top_k=1)
         thoughts = {**args.thought_settings, "output_thoughts": journal}
     stop = {"stop_strings": args.stop, "tokenizer": tokenizer} if args.stop else {}
-    model.generate(
+    room, n_prompt = room_beside_thought(model.config, args.n_ahead), input_ids.shape[1]
+    most = (
+        args.max_new_tokens if room is None else min(args.max_new_tokens, room + 1 - n_prompt)
+    )  # the last is not read
+    output = model.generate(
         input_ids,
         attention_mask=torch.ones_like(input_ids),
-        max_new_tokens=args.max_new_tokens,
+        max_new_tokens=most,
         streamer=Writer(tokenizer, console, journal if args.show_thoughts else None),
-        **text_settings(model, tokenizer, args.temperature, args.top_p),
+        **text_settings(model, tokenizer, args.temperature, args.top_p) | {"return_dict_in_generate": True},
         **thoughts,
         **stop,
     )
+    new = output.sequences[0, n_prompt:].tolist()
+    is_cut = len(new) == most < args.max_new_tokens and new[-1] not in eos_ids(model, tokenizer)
+    return most if is_cut else None
 
 
 class Writer(BaseStreamer):
