@@ -114,6 +114,17 @@ def test_thoughts_are_shown_of_any_held_out_text_that_the_trainer_takes(held_out
     assert "thoughts on held-out text" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("n_rows", "left_out"), [(4, 0), (5, 1), (3, 3)])
+def test_rows_that_evaluations_leave_out_are_told(n_rows, left_out, tmp_path, caplog):
+    how = dict(use_cpu=True, report_to="none", disable_tqdm=True, per_device_eval_batch_size=4, thoughts_shown=0)
+    args = QuietStarTrainingArguments(output_dir=str(tmp_path), dataloader_drop_last=True, **how)
+    rows = [{"input_ids": row(9)[0].tolist()}] * n_rows
+    figures = QuietStarTrainer(model_of(), args, processing_class=TOKENIZER, eval_dataset=rows).evaluate()
+    told = [line for line in caplog.messages if line.startswith("dataloader_drop_last")]
+    assert [f"leaves {left_out} of {n_rows} held-out rows out" in line for line in told] == [True] * (left_out > 0)
+    assert ["no held-out figures" in line for line in told] == ["eval_nll" not in figures] * len(told)
+
+
 def test_lines_of_figures_are_written_above_the_bar():
     written: list[str] = []
     lines = ProgressLines()

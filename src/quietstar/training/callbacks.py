@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import SaveStrategy, has_length
 
 from quietstar.base.loading import evaluating
 from quietstar.errors import SettingsError
@@ -53,7 +53,7 @@ def add_callbacks(trainer: Any) -> TrackRun:
 def settle_evaluation(
     args: QuietStarTrainingArguments, tokenizer: PreTrainedTokenizerBase | None, eval_dataset: Any
 ) -> None:
-    """Switch evaluations off if no text is held out.
+    """Switch evaluations off if no text is held out, and warn of rows that they leave out.
 
     Raises:
         SettingsError: every evaluation is to give something that needs held-out text or a tokenizer.
@@ -65,6 +65,17 @@ def settle_evaluation(
             raise SettingsError(f"{name} was given, which needs a tokenizer; give processing_class")
     if eval_dataset is None:
         args.eval_strategy, args.eval_on_start = type(args.eval_strategy)("no"), False
+    batch = args.eval_batch_size * args.world_size
+    for rows in eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,):
+        if args.dataloader_drop_last and args.process_index == 0 and has_length(rows) and len(rows) % batch:
+            logger.warning(
+                "dataloader_drop_last leaves %d of %d held-out rows out of every evaluation, as a batch has %d%s; lower "
+                "--per_device_eval_batch_size, or leave that option out",
+                len(rows) % batch,
+                len(rows),
+                batch,
+                "" if len(rows) > batch else ", so there are no held-out figures",
+            )
 
 
 class RunEvents(TrainerCallback):
