@@ -34,6 +34,10 @@ def test_arguments_that_ask_for_nothing_change_nothing(what: str) -> None:
 
 BAD_ARGUMENTS = {
     "input_ids flat": ({"input_ids": torch.zeros(5).long()}, "input_ids"),
+    "a token too high": ({"input_ids": torch.tensor([[5, VOCABULARY]])}, f"input_ids has token {VOCABULARY}; give ids"),
+    "a token below 0": ({"input_ids": torch.tensor([[5, -100]])}, "input_ids has token -100; give ids from 0 to"),
+    "a label too high": ({"labels": torch.full((2, 5), VOCABULARY)}, f"labels has token {VOCABULARY}; give ids"),
+    "a label below 0": ({"labels": torch.full((2, 5), -1)}, "labels has token -1; .* or -100 where nothing"),
     "no tokens": ({"input_ids": torch.zeros(2, 0).long()}, "at least one token"),
     "mask 4-D": ({"attention_mask": torch.ones(2, 1, 5, 5)}, "attention_mask"),
     "labels of another shape": ({"labels": torch.zeros(2, 4).long()}, "labels"),

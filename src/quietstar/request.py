@@ -9,13 +9,14 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from quietstar.base.draws import Generators
+from quietstar.base.ids import check_tensor
 from quietstar.base.rope import check_cached
 from quietstar.base.trunk import Text, check_reach
 from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.grid import ThoughtGrid, default_position_ids
 from quietstar.journal import Journal
-from quietstar.learn import NO_ROLLOUT, Counts, Labels, Rollout
+from quietstar.learn import IGNORED, NO_ROLLOUT, Counts, Labels, Rollout
 from quietstar.output import check_thoughts
 from quietstar.policy import Decider, ThinkPolicy
 from quietstar.think import Sampling, Thoughts, check_sampling
@@ -112,6 +113,9 @@ class Request:
         if input_ids is None:
             raise SettingsError("input_ids are missing; give [B, S] token ids")
         _check_shapes(input_ids, attention_mask, labels, thoughts)
+        check_tensor(base_lm, input_ids, "input_ids")
+        if labels is not None:
+            check_tensor(base_lm, labels, "labels", IGNORED)
         if cache is not None and past_key_values is not None:
             raise SettingsError("cache and past_key_values were both given; they are one thing: give cache")
         cache = past_key_values if cache is None else cache

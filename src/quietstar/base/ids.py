@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.errors import SettingsError
@@ -67,3 +68,17 @@ def check_ids(model: PreTrainedModel, ids: Iterable[int], what: str) -> None:
         raise SettingsError(
             f"{what} has token {highest}, and the model has {n_rows} embeddings; give the tokenizer that belongs to it"
         )
+
+
+def check_tensor(model: PreTrainedModel, ids: Tensor, what: str, ignored: int | None = None) -> None:
+    """Raise SettingsError if token ids have no embedding, and are not to be ignored.
+
+    Ids on a GPU are not looked at, which would wait for it.
+    """
+    if ids.device.type != "cpu":
+        return
+    n = n_embeddings(model)
+    wrong = ids[((ids < 0) | (ids >= n)) & (ids != ignored if ignored is not None else True)]
+    if wrong.numel():
+        other = "" if ignored is None else f", or {ignored} where nothing is to be learned"
+        raise SettingsError(f"{what} has token {int(wrong[0])}; give ids from 0 to {n - 1}, as the model has{other}")

@@ -69,8 +69,8 @@ def settle_evaluation(
     for rows in eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,):
         if args.dataloader_drop_last and args.process_index == 0 and has_length(rows) and len(rows) % batch:
             logger.warning(
-                "dataloader_drop_last leaves %d of %d held-out rows out of every evaluation, as a batch has %d%s; lower "
-                "--per_device_eval_batch_size, or leave that option out",
+                "dataloader_drop_last leaves %d of %d held-out rows out of every evaluation, as a batch has %d%s; "
+                "lower --per_device_eval_batch_size, or leave that option out",
                 len(rows) % batch,
                 len(rows),
                 batch,
