@@ -1,5 +1,7 @@
 """What a run prints: a table of thoughts, and lines of figures."""
 
+import logging
+import sys
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -7,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.data import IterableDataset
+from tqdm import tqdm
+from transformers import TrainerCallback
 
 from quietstar.training import QuietStarTrainer, QuietStarTrainingArguments
-from quietstar.training.callbacks import ProgressLines, ShowThoughts, thought_table
+from quietstar.training.callbacks import ProgressLines, ShowThoughts, lines_of_their_own, thought_table
 from quietstar.training.data.datasets import TextCollator
 from tests.tiny import tiny_model
 from tests.tiny_tokenizer import byte_tokenizer
@@ -137,6 +141,22 @@ def test_lines_of_figures_are_written_above_the_bar():
         "step     7  training  loss 1.235  nll 1.2  talk_nll_0 3",
         "step     7  held out  loss 2  base_nll 2.5",
     ]
+
+
+def test_what_is_told_beside_a_bar_has_a_line_of_its_own(capsys):
+    bars, console = ProgressLines(), logging.StreamHandler(sys.stderr)
+    trainer = SimpleNamespace(callback_handler=SimpleNamespace(callbacks=[TrainerCallback(), bars]))
+    logging.root.addHandler(console)
+    with lines_of_their_own(trainer):
+        bars.training_bar = tqdm(total=4, file=sys.stderr)
+        bars.training_bar.update(1)
+        logging.getLogger("quietstar").warning("a checkpoint is skipped")
+    logging.root.removeHandler(console)
+    print("a file is damaged", file=sys.stderr)
+    shown = [line.split("\r")[-1] for line in capsys.readouterr().err.strip().split("\n")]
+    assert shown[0] == "a checkpoint is skipped"
+    assert "1/4" in shown[-2]
+    assert shown[-1] == "a file is damaged"
 
 
 def test_no_line_without_a_bar():

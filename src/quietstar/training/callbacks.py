@@ -2,13 +2,15 @@
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import SaveStrategy, has_length
 
 from quietstar.base.loading import evaluating
@@ -150,6 +152,19 @@ class ProgressLines(ProgressCallback):
         if "eval_nll_before" in logs:
             now = logs["eval_nll_before"] - logs["eval_gain"]
             self.training_bar.set_postfix_str(f"held-out nll {now:.4g}, {logs['eval_nll_before']:.4g} before training")
+
+
+@contextlib.contextmanager
+def lines_of_their_own(trainer: Trainer) -> Iterator[None]:
+    """Within the block, log above progress bars; after it, an error's message comes below them."""
+    with logging_redirect_tqdm():
+        try:
+            yield
+        finally:
+            for callback in trainer.callback_handler.callbacks:
+                for bar in (getattr(callback, name, None) for name in ("prediction_bar", "training_bar")):
+                    if bar is not None:
+                        bar.close()
 
 
 class WatchHealth(TrainerCallback):

@@ -28,7 +28,7 @@ from quietstar.runs.folders import (
 )
 from quietstar.training import checkpoints
 from quietstar.training.arguments import QuietStarTrainingArguments
-from quietstar.training.callbacks import KeepLog
+from quietstar.training.callbacks import KeepLog, lines_of_their_own
 from quietstar.training.data.arguments import DataArguments
 from quietstar.training.data.datasets import build_datasets
 from quietstar.training.data.stream import StreamedTextWindows
@@ -88,6 +88,7 @@ def run_training(
         for callback in callbacks:
             trainer.add_callback(callback)
         cleanup.enter_context(trainer.tracked.ending())
+        cleanup.enter_context(lines_of_their_own(trainer))
         # Signals are noted until the end: one that arrives after the last step does not interrupt the final save.
         trainer.parts.schedule.signals = cleanup.enter_context(StopSignals())
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
