@@ -38,6 +38,21 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     return re.sub(r"\]\(\.\./([\w./-]+)\)", lambda link: f"]({page_of(link[1])})", markdown)
 
 
+def on_page_content(html: str, **kwargs: Any) -> str:
+    """Make headings of tables without a word cells: a screen reader would announce a heading, and nothing of it."""
+    return re.sub(r"<th([^>]*)></th>", r"<td\1></td>", html)
+
+
+def on_post_page(output: str, **kwargs: Any) -> str:
+    """Name what the theme leaves without a name."""
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"', 1)
+
+
+def on_post_template(output: str, **kwargs: Any) -> str:
+    """The same for the page of addresses that lead nowhere."""
+    return on_post_page(output)
+
+
 def in_site(text: str) -> str:
     """Return a text from the project's folder with its links as pages of docs/ have them."""
     text = re.sub(r"\]\(docs/", "](", text).replace("](examples)", "](examples/1_first_thoughts.md)")

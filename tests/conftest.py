@@ -5,6 +5,7 @@ import gc
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 # On some processors MKL rounds products by where in memory their factors lie: weights from a file lie elsewhere.
 os.environ.setdefault("MKL_CBWR", "AUTO")
@@ -79,6 +80,19 @@ def browser():
         pytest.skip("there is no Chromium; make browser installs it")
     with chromium() as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the site, as `make docs` builds it."""
+    build = pytest.importorskip("mkdocs.commands.build", reason="mkdocs is not installed (extra: docs)")
+    from mkdocs.config import load_config
+
+    folder = tmp_path_factory.mktemp("site")
+    config = load_config(str(Path(__file__).parents[1] / "mkdocs.yml"), site_dir=str(folder))
+    assert config.strict, "a warning fails the build"
+    build.build(config)
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -50,6 +50,7 @@ ACROSS = {
     "attention/test_attention.py": "the backends against each other",
     "test_ecosystem.py": "what docs/ecosystem.md says",
     "test_examples.py": "the notebooks of examples/",
+    "test_looks.py": "every page in a browser: widths, colours, axe-core's checks, what a screen reader gets",
     "test_messages.py": "options that messages and docs name",
     "test_package.py": "what pip installs",
     "test_site.py": "what make docs builds of docs/",

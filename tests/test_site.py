@@ -3,25 +3,11 @@
 import re
 from pathlib import Path
 
-import pytest
-
 from quietstar.cli import COMMANDS
 
-mkdocs = pytest.importorskip("mkdocs.commands.build", reason="mkdocs is not installed (extra: docs)")
 ROOT = Path(__file__).parents[1]
 FETCHED = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=["']?(https?:)?//""")
 """tags that make a browser fetch something from elsewhere"""
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mkdocs.config import load_config
-
-    folder = tmp_path_factory.mktemp("site")
-    config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder))
-    assert config.strict, "a warning fails the build"
-    mkdocs.build(config)
-    return folder
 
 
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:

@@ -9,22 +9,15 @@ from quietstar.study.tables import TABLES, Table, about
 from quietstar.web.document import document
 
 UNIT = "nats a token; above 0, the arm is better"
+LONG = 24
+"""characters of a cell that may break over lines"""
 
 
 def study_html(findings: dict[str, Any]) -> str:
     """Return what a study found as one HTML document."""
     recipe = findings["recipe"]
     drawn = curves_of(findings)
-    parts = [
-        f'<p class="muted">{escape(about(findings))}</p>',
-        _verdict(findings["verdict"]),
-        "<h2>What training bought</h2>",
-        f"<figure>{curves(drawn)}{legend(curve.name for curve in drawn)}<figcaption>nll of the selection text, as each "
-        "arm predicts, against the floating-point operations of its training. Bands reach from the lowest seed to the "
-        "highest.</figcaption></figure>"
-        if drawn
-        else "<p>No arm has been trained yet.</p>",
-    ]
+    parts = [_verdict(findings["verdict"]), f'<p class="muted">{escape(about(findings))}</p>']
     for where in (ALL_TOKENS, HARD_TOKENS):
         for arm in dict.fromkeys(each["arm"] for each in findings["differences"]):
             bars = [
@@ -38,8 +31,16 @@ def study_html(findings: dict[str, Any]) -> str:
                     "<figcaption>Seed by seed on the same tokens, with 95 % intervals for other seeds and other texts."
                     "</figcaption></figure>"
                 )
+    parts += [
+        _samples(findings["runs"]),
+        "<h2>What training bought</h2>",
+        f"<figure>{curves(drawn)}{legend(curve.name for curve in drawn)}<figcaption>nll of the selection text, as each "
+        "arm predicts, against the floating-point operations of its training. Bands reach from the lowest seed to the "
+        "highest.</figcaption></figure>"
+        if drawn
+        else "<p>No arm has been trained yet.</p>",
+    ]
     parts += [_section(table, findings) for table in TABLES]
-    parts.append(_samples(findings["runs"]))
     footer = ", ".join(f"{name} {version}" for name, version in findings["versions"].items())
     marks = {"body": "".join(parts), "footer": escape(footer)}
     return document("study.html", f"Do thoughts pay? {recipe['model']}", marks)
@@ -78,16 +79,15 @@ def _section(table: Table, findings: dict[str, Any]) -> str:
     if not rows:
         return ""
     head = "".join(
-        f'<th scope="col"{_number(index, table.n_left)}>{escape(text)}</th>' for index, text in enumerate(headings)
+        f'<th scope="col"{_kind(index, "", table.n_left)}>{escape(text)}</th>' for index, text in enumerate(headings)
     )
     reports = [run["report"] for run in findings["runs"]] if table.is_of_runs else [None] * len(rows)
     body = ""
     for row, report in zip(rows, reports, strict=True):
         first, *others = (escape(text) for text in row)
-        cells = [first if report is None else f'<a href="{escape(report)}">{first}</a>', *others]
-        body += "".join(
-            ["<tr>", *(f"<td{_number(i, table.n_left)}>{cell}</td>" for i, cell in enumerate(cells)), "</tr>"]
-        )
+        name = first if report is None else f'<a href="{escape(report)}">{first}</a>'
+        cells = (f"<td{_kind(i, cell, table.n_left)}>{cell}</td>" for i, cell in enumerate(others, start=1))
+        body += f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>'
     return (
         f"<h2>{escape(table.title)}</h2><p>{escape(table.about)}</p>"
         f"{_scrolled(table.title)}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
@@ -99,8 +99,9 @@ def _scrolled(label: str) -> str:
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table>'
 
 
-def _number(index: int, n_left: int) -> str:
-    return "" if index < n_left else ' class="number"'
+def _kind(index: int, text: str, n_left: int) -> str:
+    """Return the class of a cell: a number, or text that may break over lines."""
+    return ' class="number"' if index >= n_left else ' class="words"' if len(text) > LONG else ""
 
 
 def _samples(runs: list[dict[str, Any]]) -> str:

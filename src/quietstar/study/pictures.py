@@ -5,12 +5,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 640, 360
-LEFT, RIGHT, TOP, BOTTOM = 60, 16, 12, 46
-ROW = 26
-"""height of a line of the forest plot"""
-NAMES = 230
-"""width of its names"""
+ROW = 44
+"""height of a line of the forest plot, in pixels"""
+BAR = 30
+"""how far below the top of its line a bar lies"""
 N_COLOURS = 8
 """of arms; further ones begin again, with another dash"""
 
@@ -38,18 +36,28 @@ def curves(drawn: list[Curve]) -> str:
     """Return a chart of the curves, each with a band from its lowest to its highest seed."""
     xs = [x for curve in drawn for x, *_ in curve.points]
     ys = [y for curve in drawn for _, *values in curve.points for y in values]
-    x, y = _scale((0.0, max(xs)), (LEFT, WIDTH - RIGHT)), _scale(_around(ys), (HEIGHT - BOTTOM, TOP))
-    parts = [_grid(x, y, "PFLOP of training", "nats a token, selection text")]
+    x, y = _scale((0.0, max(xs)), (0, 100)), _scale(_around(ys), (100, 0))
+    lines = []
     for index, curve in enumerate(drawn):
-        above = [f"{x(f):.1f} {y(high):.1f}" for f, _, _, high in curve.points]
-        below = [f"{x(f):.1f} {y(low):.1f}" for f, _, low, _ in reversed(curve.points)]
-        line = [f"{x(f):.1f} {y(mean):.1f}" for f, mean, _, _ in curve.points]
+        above = [f"{x(f):.2f} {y(high):.2f}" for f, _, _, high in curve.points]
+        below = [f"{x(f):.2f} {y(low):.2f}" for f, _, low, _ in reversed(curve.points)]
+        line = [f"{x(f):.2f} {y(mean):.2f}" for f, mean, _, _ in curve.points]
         look = _look(index)
-        parts.append(f'<path class="band {look}" d="M{" L".join([*above, *below])}Z"/>')
-        parts.append(
+        lines.append(f'<path class="band {look}" d="M{" L".join([*above, *below])}Z"/>')
+        lines.append(
             f'<path class="curve {look}" d="M{" L".join(line)}"><title>{html.escape(curve.name)}</title></path>'
         )
-    return _svg(WIDTH, HEIGHT, "nll of the selection text against FLOPs of training, for each arm", parts)
+    parts = [
+        f'<line class="grid" x2="100%" y1="{y(at):.2f}%" y2="{y(at):.2f}%"/>'
+        f'<text class="tick" x="-6" y="{y(at):.2f}%" dy="4" text-anchor="end">{at:g}</text>'
+        for at in y.ticks()
+    ]
+    parts += [
+        _below(x, "PFLOP of training"),
+        f'<svg aria-hidden="true" viewBox="0 0 100 100" preserveAspectRatio="none">{"".join(lines)}</svg>',
+    ]
+    said = "; ".join(f"{curve.name} from {curve.points[0][1]:.4f} to {curve.points[-1][1]:.4f}" for curve in drawn)
+    return _svg("curves", f"nll of the selection text against FLOPs of training: {said}", parts)
 
 
 def legend(names: Iterable[str]) -> str:
@@ -64,29 +72,18 @@ def legend(names: Iterable[str]) -> str:
 
 def forest(bars: list[Bar], unit: str) -> str:
     """Return a forest plot: a line for each difference, from the low end of its interval to the high one."""
-    height = TOP + ROW * len(bars) + BOTTOM
-    ends = [end for bar in bars for end in (bar.low, bar.high, 0.0)]
-    x = _scale(_around(ends), (NAMES, WIDTH - RIGHT))
-    bottom = height - BOTTOM
-    parts = [
-        f'<text class="tick" x="{x(at):.1f}" y="{bottom + 16}" text-anchor="middle">{at:g}</text>' for at in x.ticks()
-    ]
-    parts.append(
-        f'<path class="zero" d="M{x(0):.1f} {TOP}V{bottom}"/><path class="axis" d="M{NAMES} {bottom}H{WIDTH - RIGHT}"/>'
-    )
-    parts.append(
-        f'<text class="tick" x="{(NAMES + WIDTH) / 2}" y="{height - 8}" text-anchor="middle">{html.escape(unit)}</text>'
-    )
+    x = _scale(_around([end for bar in bars for end in (bar.low, bar.high, 0.0)]), (0, 100))
+    parts = [f'<line class="zero" x1="{x(0):.2f}%" x2="{x(0):.2f}%" y2="100%"/>', _below(x, unit)]
     for index, bar in enumerate(bars):
-        middle = TOP + ROW * (index + 0.5)
-        kind = "better" if bar.low > 0 else "worse" if bar.high < 0 else "open"
+        top, kind = ROW * index, "better" if bar.low > 0 else "worse" if bar.high < 0 else "open"
         parts.append(
-            f'<text class="name" x="0" y="{middle + 4:.1f}">{html.escape(bar.name)}</text>'
-            f'<path class="interval {kind}" d="M{x(bar.low):.1f} {middle:.1f}H{x(bar.high):.1f}"/>'
-            f'<circle class="estimate {kind}" cx="{x(bar.value):.1f}" cy="{middle:.1f}" r="4">'
+            f'<text class="name" y="{top + 16}">{html.escape(bar.name)}</text>'
+            f'<line class="interval {kind}" x1="{x(bar.low):.2f}%" x2="{x(bar.high):.2f}%" y1="{top + BAR}" '
+            f'y2="{top + BAR}"/><circle class="estimate {kind}" cx="{x(bar.value):.2f}%" cy="{top + BAR}" r="4">'
             f"<title>{html.escape(bar.name)}: {bar.value:+.4f}, {bar.low:+.4f} to {bar.high:+.4f}</title></circle>"
         )
-    return _svg(WIDTH, height, f"differences with their intervals, {unit}", parts)
+    said = "; ".join(f"{bar.name} {bar.value:+.4f} ({bar.low:+.4f} to {bar.high:+.4f})" for bar in bars)
+    return _svg("forest", f"differences with their intervals, {unit}: {said}", parts, height=ROW * len(bars))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,27 +123,17 @@ def _look(index: int) -> str:
     return f"arm-{index % N_COLOURS}{' dashed' if index >= N_COLOURS else ''}"
 
 
-def _grid(x: Scale, y: Scale, x_label: str, y_label: str) -> str:
+def _below(x: Scale, label: str) -> str:
+    """Return the axis below a chart, its ticks and its name."""
     parts = [
-        f'<path class="grid" d="M{LEFT} {y(at):.1f}H{WIDTH - RIGHT}"/>'
-        f'<text class="tick" x="{LEFT - 6}" y="{y(at) + 4:.1f}" text-anchor="end">{at:g}</text>'
-        for at in y.ticks()
+        f'<text class="tick" x="{x(at):.2f}%" y="100%" dy="18" text-anchor="middle">{at:g}</text>' for at in x.ticks()
     ]
-    bottom = HEIGHT - BOTTOM
-    parts += [
-        f'<text class="tick" x="{x(at):.1f}" y="{bottom + 16}" text-anchor="middle">{at:g}</text>' for at in x.ticks()
-    ]
-    parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/>')
-    parts.append(f'<text class="tick" x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{x_label}</text>')
-    middle = (TOP + bottom) / 2
-    parts.append(
-        f'<text class="tick" transform="translate(12 {middle}) rotate(-90)" text-anchor="middle">{y_label}</text>'
-    )
+    parts.append('<line class="axis" x2="100%" y1="100%" y2="100%"/>')
+    parts.append(f'<text class="tick" x="50%" y="100%" dy="38" text-anchor="middle">{html.escape(label)}</text>')
     return "".join(parts)
 
 
-def _svg(width: int, height: float, label: str, parts: list[str]) -> str:
-    return (
-        f'<svg class="chart" viewBox="0 0 {width} {height:g}" role="img" aria-label="{html.escape(label)}">'
-        f"{''.join(parts)}</svg>"
-    )
+def _svg(kind: str, label: str, parts: list[str], height: int | None = None) -> str:
+    """Return a chart that is as wide as the page allows, with letters of one size: places across are percentages."""
+    size = "" if height is None else f' height="{height}"'
+    return f'<svg class="chart {kind}"{size} role="img" aria-label="{html.escape(label)}">{"".join(parts)}</svg>'

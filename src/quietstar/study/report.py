@@ -68,8 +68,8 @@ def write_report(folder: Path, findings: dict[str, Any]) -> None:
 
 def study_markdown(findings: dict[str, Any]) -> str:
     """Return the whole study as Markdown: the verdict first, then tables."""
-    text = f"# Do thoughts pay?\n\n{about(findings)}\n\n"
-    text += "".join(f"- {sentence}\n" for sentence in findings["verdict"])
+    text = "# Do thoughts pay?\n\n" + "".join(f"- {sentence}\n" for sentence in findings["verdict"])
+    text += f"\n{about(findings)}\n"
     for table in TABLES:
         headings, rows = table.of(findings)
         if rows:

@@ -4,7 +4,7 @@
   const NAMESPACE = "http://www.w3.org/2000/svg";
   const WIDTH = 380;
   const HEIGHT = 230;
-  const INNER = { left: 48, right: 10, top: 10, bottom: 40 };
+  const INNER = { left: 60, right: 10, top: 10, bottom: 40 };
 
   function svg(name, attributes = {}, ...children) {
     const made = document.createElementNS(NAMESPACE, name);
@@ -57,7 +57,7 @@
         { class: "tick", x: (INNER.left + WIDTH - INNER.right) / 2, y: HEIGHT - 6, "text-anchor": "middle" },
         xLabel,
       ),
-      svg("text", { class: "tick", transform: `translate(11 ${middle}) rotate(-90)`, "text-anchor": "middle" }, yLabel),
+      svg("text", { class: "tick", transform: `translate(14 ${middle}) rotate(-90)`, "text-anchor": "middle" }, yLabel),
     );
     return { root, x, y };
   }
@@ -117,7 +117,11 @@
     const ends = known.flatMap(({ reward }) => QS.ends(reward));
     const bottom = Math.min(0, QS.quantile(ys, 0.01), ...ends);
     const top = Math.max(0, QS.quantile(ys, 0.99), ...ends);
-    const { root, x, y } = frame(name, [0, right], bottom === top ? [-1, 1] : [bottom, top], xLabel, yLabel);
+    const means = known.map(
+      ({ low, high, reward }) => `${QS.interval(reward, QS.signed)} ${high === null ? `from ${low}` : `at ${low} to ${high}`}`,
+    );
+    const label = `${name}: mean ${means.join(", ") || "of no bin known"}`;
+    const { root, x, y } = frame(label, [0, right], bottom === top ? [-1, 1] : [bottom, top], xLabel, yLabel);
     const clip = (value, low, high) => Math.max(low, Math.min(high, value));
     const dots = drawn.map(([a, b]) => `M${x(clip(a, 0, right)).toFixed(1)} ${y(clip(b, bottom, top)).toFixed(1)}h0`);
     root.append(

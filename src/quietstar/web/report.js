@@ -36,24 +36,30 @@
   function header() {
     QS.get("title").textContent = QS.visible(payload.title);
     QS.get("made").textContent = QS.visible(`${payload.model} · ${payload.made} · ${records.length} positions`);
-    QS.get("summary").append(...payload.summary.map((sentence) => QS.el("li", {}, QS.visible(sentence))));
+    QS.get("summary").append(...payload.summary.map((words, index) => QS.el("li", {}, ...finding(words, index === 0))));
   }
 
-  function table(headings, lines) {
-    const cell = (name, content, number) => QS.el(name, { class: number ? "number" : null }, content);
+  // Of the verdict, the words before its figures stand out.
+  function finding(words, isVerdict) {
+    const end = isVerdict ? words.indexOf(". ") + 1 || words.length : 0;
+    return [isVerdict ? QS.el("strong", {}, QS.visible(words.slice(0, end))) : null, QS.visible(words.slice(end))];
+  }
+
+  function table(headings, lines, { numbers = true } = {}) {
+    const cell = (name, content, isFirst) => QS.el(name, { class: numbers && !isFirst ? "number" : null }, content);
     const head = headings.map((heading, index) => {
-      const made = cell("th", heading, index > 0);
+      const made = cell("th", heading, index === 0);
       made.scope = "col";
       return made;
     });
     const body = lines.map(([first, ...others]) =>
-      QS.el("tr", {}, QS.el("th", { scope: "row" }, first), ...others.map((each) => cell("td", each, true))),
+      QS.el("tr", {}, QS.el("th", { scope: "row" }, first), ...others.map((each) => cell("td", each, false))),
     );
     return QS.el("table", {}, QS.el("thead", {}, QS.el("tr", {}, ...head)), QS.el("tbody", {}, ...body));
   }
 
   function interventions() {
-    if (!payload.interventions.length) return;
+    QS.get("others").hidden = !payload.interventions.length;
     const known = payload.interventions.map((each) => each.delta).filter(Boolean);
     const ends = known.flatMap(QS.ends);
     const range = [Math.min(0, ...ends), Math.max(0, ...ends)];
@@ -240,7 +246,7 @@
       ["Versions", payload.versions],
     ]) {
       const lines = Object.entries(values).map(([key, value]) => [key, shown(value)]);
-      QS.get("settings").append(QS.el("div", {}, QS.el("h3", {}, name), table(["name", "value"], lines)));
+      QS.get("settings").append(QS.el("div", {}, QS.el("h3", {}, name), table(["name", "value"], lines, { numbers: false })));
     }
   }
 
