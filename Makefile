@@ -3,7 +3,7 @@
 # make test   set up and run the tests, in minutes      make bench   time and memory beside a plain step, in minutes
 # make test-all  the tests and then their long tail: whole products of cases, every launcher's recipe, a real model
 # make study-small  do thoughts pay in the demo's language? a whole study, from its recipe to its report, in minutes
-# make browser  Chromium, for the 40 tests of report and page that are skipped without it (Debian, as root)
+# make browser  Chromium, for the tests of report and page that are skipped without it (Debian, as root)
 # make docs   the site, into site/ (RUN_EXAMPLES=1 make docs: with what the notebooks print, in ten minutes)
 # make constraints  the newest versions of what the tests need, into constraints.txt, which every installation here keeps to
 # make clean  remove the virtual environment

@@ -44,8 +44,9 @@ def on_page_content(html: str, **kwargs: Any) -> str:
 
 
 def on_post_page(output: str, **kwargs: Any) -> str:
-    """Name what the theme leaves without a name."""
-    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"', 1)
+    """Name what the theme leaves without a name, and hide its icons, whose buttons have names, from screen readers."""
+    named = output.replace('role="dialog"', 'role="dialog" aria-label="Search"', 1)
+    return named.replace("<svg xmlns", '<svg aria-hidden="true" xmlns')
 
 
 def on_post_template(output: str, **kwargs: Any) -> str:
