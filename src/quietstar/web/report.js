@@ -240,7 +240,8 @@
   }
 
   function settings() {
-    const shown = (value) => QS.visible(typeof value === "string" ? value : JSON.stringify(value));
+    const asText = (value) => (Array.isArray(value) ? value.join(", ") : JSON.stringify(value));
+    const shown = (value) => QS.visible(typeof value === "string" ? value : asText(value));
     for (const [name, values] of [
       ["Settings", payload.settings],
       ["Versions", payload.versions],
