@@ -66,6 +66,7 @@ ACROSS = {
     "serving/test_command.py": "`quietstar serve` as a process",
     "serving/test_limits.py": "a server under more than it can take",
     "serving/test_page.py": "the page in a browser",
+    "serving/test_ray.py": "the server on Ray, recipes/ray_serve.py",
     "serving/test_server.py": "the server over HTTP",
     "training/test_damaged.py": "resuming from damaged checkpoints",
     "training/test_killed.py": "runs that are killed",

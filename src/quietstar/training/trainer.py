@@ -297,5 +297,4 @@ class QuietStarTrainer(Trainer):
 
     create_model_card = card.write_card_of
     init_hf_repo, push_to_hub = publish.in_one_line(Trainer)
-    _load_scaler = resuming.in_one_line(Trainer._load_scaler)
-    _load_rng_state = resuming.in_one_line(Trainer._load_rng_state)
+    _load_scaler, _load_rng_state = map(resuming.in_one_line, (Trainer._load_scaler, Trainer._load_rng_state))
