@@ -2,6 +2,7 @@
 
     python benchmarks/serving.py                                  32 clients, two minutes on two CPU cores
     python benchmarks/serving.py --clients 4 --tokens 4           quickly
+    python benchmarks/serving.py --thought_temperature 1          sampled thoughts
 
 The model is that of the other benchmarks (V 32,002, D 256, 6 layers) with random weights, thinking before every token.
 Clients talk to a real local server over HTTP, with prompts of 16 to 127 tokens, greedily. The three take turns in one
@@ -53,13 +54,13 @@ def served(model: QuietStarForCausalLM, n_clients: int) -> Iterator[str]:
             thread.join()
 
 
-async def ask(url: str, prompts: list[list[int]], n_tokens: int, at_once: bool) -> float:
+async def ask(url: str, prompts: list[list[int]], n_tokens: int, temperature: float, at_once: bool) -> float:
     """Return the seconds until all have their answers."""
     how = {"timeout": None, "limits": httpx.Limits(max_connections=None), "trust_env": False}  # no proxy
     async with httpx.AsyncClient(base_url=url, **how) as client:
 
         async def one(prompt: list[int]) -> None:
-            body = {"prompt": prompt, "max_tokens": n_tokens, "temperature": 0}
+            body = {"prompt": prompt, "max_tokens": n_tokens, "temperature": 0, "thought_temperature": temperature}
             answer = await client.post("/v1/completions", json=body)
             answer.raise_for_status()
             assert answer.json()["usage"]["completion_tokens_details"]["visible_tokens"] == n_tokens
@@ -73,15 +74,14 @@ async def ask(url: str, prompts: list[list[int]], n_tokens: int, at_once: bool) 
         return time.perf_counter() - began
 
 
-def generate(model: QuietStarForCausalLM, prompts: list[list[int]], n_tokens: int) -> float:
+def generate(model: QuietStarForCausalLM, prompts: list[list[int]], n_tokens: int, temperature: float) -> float:
     """Return the seconds of one batch."""
     rows = [torch.tensor(prompt) for prompt in prompts]
     input_ids = pad_sequence(rows, batch_first=True, padding_side="left")
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
     began = time.perf_counter()
-    model.generate(
-        input_ids, attention_mask=mask, max_new_tokens=n_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
+    how = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "thought_temperature": temperature}
+    model.generate(input_ids, attention_mask=mask, max_new_tokens=n_tokens, **how)
     return time.perf_counter() - began
 
 
@@ -91,6 +91,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=16, help="tokens that each client requests")
     parser.add_argument("--n_ahead", type=int, default=8)
+    parser.add_argument("--thought_temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, help="JSON file of all timings")
@@ -103,11 +104,12 @@ def main() -> int:
     prompts = [torch.randint(3, 30_000, (n,), generator=generator).tolist() for n in lengths]
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     with served(model, args.clients) as url:
-        asyncio.run(ask(url, prompts[:1], 1, at_once=True))  # the first pass of a process is slower
+        asyncio.run(ask(url, prompts[:1], 1, 0.0, at_once=True))  # the first pass of a process is slower
+        what = (prompts, args.tokens, args.thought_temperature)
         for _ in range(args.rounds):
-            seconds["one by one"].append(asyncio.run(ask(url, prompts, args.tokens, at_once=False)))
-            seconds["all at once"].append(asyncio.run(ask(url, prompts, args.tokens, at_once=True)))
-            seconds["generate"].append(generate(model, prompts, args.tokens))
+            seconds["one by one"].append(asyncio.run(ask(url, *what, at_once=False)))
+            seconds["all at once"].append(asyncio.run(ask(url, *what, at_once=True)))
+            seconds["generate"].append(generate(model, *what))
     n_tokens = args.clients * args.tokens
     print(f"| {args.clients} clients, {args.tokens} tokens each | visible tokens/s | x one by one |\n|---|---:|---:|")
     first = statistics.median(seconds["one by one"])

@@ -183,7 +183,7 @@ def test_a_stopped_run_is_resumed_and_not_mixed(folder: Path, tmp_path: Path, ca
     """Existing answers are kept; another setting is refused by name."""
     out = tmp_path / "out"
     options = ["--cot", *SHORT, "--limit", "3"]
-    assert run(folder, out, *options) == 0
+    assert run(folder, out, *options, "--resume") == 0  # there is nothing yet: it begins
     whole = {name: (out / name).read_text() for name in ("gsm8k-cot-base.jsonl", "gsm8k-cot-thinking.jsonl")}
     for name, lines in whole.items():
         (out / name).write_text("".join(lines.splitlines(keepends=True)[:1]))
@@ -271,7 +271,6 @@ REFUSED = {
     "lengths that are none": (["--sweep_n_ahead", "2,many"], "sweep_n_ahead is '2,many'; give whole numbers"),
     "lengths without thoughts": (["--sweep_n_ahead", "2", "--original"], "sweep_n_ahead needs a model that thinks"),
     "lengths beyond the context": (["--sweep_n_ahead", "2,300"], "a thought 300, and the model's context 512"),
-    "resuming nothing": (["--resume"], "has no run"),
     "perplexity of nothing": (["--perplexity", "nowhere.txt"], "cannot be read"),
     "temperature": (["--cot_temperature", "-1"], "at least 0"),
 }

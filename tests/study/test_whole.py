@@ -83,6 +83,7 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_figures(where: Path, monke
         return measure(self, *given)
 
     monkeypatch.setattr(Study, "measure", stopped)
+    (where / "stopped").mkdir()
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run(where, output_dir=str(where / "stopped"), resume=True)

@@ -57,7 +57,7 @@ class EvaluateArguments(UseArguments):
 
     output_dir: str | None = option(None, "folder of the results (default: runs/MODEL-evaluation)", RUN)
     overwrite: bool = option(False, "empty output_dir if it has an earlier run", RUN)
-    resume: bool = option(False, "resume the run in output_dir, with the same settings", RUN)
+    resume: bool = option(False, "go on in output_dir where the run was stopped, or begin", RUN)
     batch_size: int = option(32, "number of items to score at a time", RUN)
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ from quietstar.evaluation.tasks import Item, find_task, load_items, parse_data
 from quietstar.inference.loading import context_length, load_model, name_of
 from quietstar.inference.text_settings import say_what_is_set_aside
 from quietstar.runs.contents import digest_of_model
-from quietstar.runs.folders import MARKER, alone_in, check_inputs, check_output_folder, claim, versions
+from quietstar.runs.folders import MARKER, alone_in, check_inputs, check_output_folder, claim, is_empty, versions
 from quietstar.runs.processes import Processes
 from quietstar.text.files import read_text
 
@@ -63,10 +63,11 @@ def evaluate(
         "settings": asdict(args),
         "versions": versions(),
     }
-    check_output_folder(folder, overwrite=args.overwrite, resume=args.resume)
+    resume = args.resume and not is_empty(folder)
+    check_output_folder(folder, overwrite=args.overwrite, resume=resume)
     paths = parse_data(args.data)
     check_inputs(folder, [model_name, *paths.values(), args.perplexity, args.lm_eval_path, args.baseline, config])
-    if args.resume:
+    if resume:
         refuse_changed(folder, settings)
     items = {name: load_items(find_task(name), paths.get(name), args.limit) for name in args.tasks}
     baseline = None if args.baseline is None else Baseline(args.baseline)
@@ -98,7 +99,7 @@ def evaluate(
     with ExitStack() as held:
         if processes.is_first:
             held.enter_context(alone_in(folder))
-            claim(folder, settings, overwrite=args.overwrite, resume=args.resume)
+            claim(folder, settings, overwrite=args.overwrite, resume=resume)
         with writing(folder):
             return measure(run, settings, items, encoded, windows, lm_tasks)
 

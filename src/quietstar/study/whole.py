@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quietstar.errors import InterruptedRunError, QuietStarError, SettingsError
-from quietstar.runs.folders import check_inputs, check_output_folder, claim
+from quietstar.runs.folders import check_inputs, check_output_folder, claim, is_empty
 from quietstar.runs.options import OneLineParser
 from quietstar.runs.processes import Processes
 from quietstar.study.arguments import StudyArguments
@@ -44,7 +44,7 @@ def study(file: str, args: StudyArguments, parser: OneLineParser) -> Iterable[st
     if args.dry_run:
         return planned(recipe, folder, parser)
     with ExitStack() as stack:
-        check_output_folder(folder, overwrite=args.overwrite, resume=args.resume and folder.exists())
+        check_output_folder(folder, overwrite=args.overwrite, resume=args.resume and not is_empty(folder))
         whole = Study(recipe, folder, parser)
         runs = whole.chosen(args)
         open_folder(stack, folder, recipe, args)
