@@ -15,15 +15,16 @@ TEXT = (HOME / "constraints.txt").read_text()
 PINS = [Requirement(line) for line in TEXT.splitlines() if not line.startswith("#")]
 
 
-def asked_for(extra: str) -> list[Requirement]:
+def asked_for(extra: str) -> set[str]:
     """Return what an extra asks for, with what other extras bring to it."""
-    found = []
-    for each in map(Requirement, PROJECT["optional-dependencies"][extra]):
-        found += [more for name in each.extras for more in asked_for(name)] if each.name == "quietstar" else [each]
+    found = set()
+    for each in PROJECT["optional-dependencies"][extra]:
+        asked = Requirement(each)
+        found |= set().union(*map(asked_for, asked.extras)) if asked.name == "quietstar" else {each}
     return found
 
 
-ASKED_FOR = [*map(Requirement, PROJECT["dependencies"]), *asked_for("dev")]
+ASKED_FOR = [Requirement(each) for each in sorted({*PROJECT["dependencies"], *asked_for("dev")})]
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])

@@ -12,11 +12,13 @@ MOST = 0.9
 
 
 def nats(value: float) -> str:
-    """Format a number: +0.123, -1.20, +2.7e-07, and 0.000 for exactly 0."""
+    """Format a number: +0.123, -1.20, +0.0005, +2.7e-07, and 0.000 for exactly 0."""
     if not value:
         return "0.000"
-    if abs(value) < NEGLIGIBLE or abs(value) >= 1e6:
+    if abs(value) < 5e-5 or abs(value) >= 1e6:
         return f"{value:+.1e}"
+    if abs(value) < NEGLIGIBLE:
+        return f"{value:+.4f}"
     return f"{value:+.3f}" if abs(value) < 1 else f"{value:+.2f}"
 
 
