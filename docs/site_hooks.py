@@ -105,10 +105,13 @@ def _printed(output: Any) -> str:
 
 def shown_files() -> str:
     """Return a page with the recipes and other files of the project."""
-    sections = ["# Files", "Recipes: options of `quietstar train`, studies, launchers. A container. The licence."]
-    recipes = sorted(path for path in (ROOT / "recipes").rglob("*.yaml"))
+    sections = [
+        "# Files",
+        "Recipes: options of `quietstar train`, studies, launchers, a deployment. A container. The licence.",
+    ]
+    recipes = sorted(path for kind in ("*.yaml", "*.py") for path in (ROOT / "recipes").rglob(kind))
     for path in [*recipes, *(ROOT / name for name in SHOWN)]:
         name, text = str(path.relative_to(ROOT)), path.read_text(encoding="utf-8").strip()
-        language = {".yaml": "yaml", ".cff": "yaml"}.get(path.suffix, "text")
+        language = {".yaml": "yaml", ".cff": "yaml", ".py": "python"}.get(path.suffix, "text")
         sections.append(f"## {name} {{ #{anchor(name)} }}\n\n```{language}\n{text}\n```")
     return "\n\n".join(sections) + "\n"

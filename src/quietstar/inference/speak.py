@@ -166,10 +166,9 @@ def continue_one(
         journal = Journal(ThinkPolicy.parse(args.think), keep=args.show_thoughts, top_k=1)
         thoughts = {**args.thought_settings, "output_thoughts": journal}
     stop = {"stop_strings": args.stop, "tokenizer": tokenizer} if args.stop else {}
-    room, n_prompt = room_beside_thought(model.config, args.n_ahead), input_ids.shape[1]
-    most = (
-        args.max_new_tokens if room is None else min(args.max_new_tokens, room + 1 - n_prompt)
-    )  # the last is not read
+    room, n_prompt, most = room_beside_thought(model.config, args.n_ahead), input_ids.shape[1], args.max_new_tokens
+    if room is not None:
+        most = min(most, room + 1 - n_prompt)  # the last token is not read
     output = model.generate(
         input_ids,
         attention_mask=torch.ones_like(input_ids),
