@@ -9,6 +9,8 @@ Besides `model`, `replicas` and what each of them takes (`num_cpus`, `num_gpus`)
 path. A replica does not see the others: /metrics is that of the one that answers, and limits are those of each.
 """
 
+import secrets
+
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
@@ -21,19 +23,23 @@ from quietstar.serving.run import load_served, make_engine
 
 def application(options: dict[str, str]) -> Application:
     """Return the application that `serve run` starts."""
-    of_ray = {name: options.pop(name) for name in ("num_cpus", "num_gpus", "replicas") if name in options}
     parser = make_parser(
         "ray_serve",
         "Serve a model with Ray Serve.",
         ServeArguments,
         positional={"model": "folder or hub name of a thinking model"},
-        omitted=("host", "port", "workers"),
+        omitted=("host", "port", "workers", "seed"),
     )
-    argv = [options.pop("model", ""), *(f"--{name}={value}" for name, value in options.items())]
+    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--num_cpus", type=float)
+    parser.add_argument("--num_gpus", type=float)
+    model = [options["model"]] if "model" in options else []
+    argv = [*model, *(f"--{name}={value}" for name, value in options.items() if name != "model")]
     args, given = parse(parser, argv, ServeArguments, rest=True)
     args.host = "0.0.0.0"  # Ray's proxy is reached by any name
 
     def replica() -> FastAPI:
+        args.seed = secrets.randbits(32)  # all would give the same seeds to requests without one
         model, tokenizer = load_served(given["model"], args)
         engine, app = make_engine(model, tokenizer, args, args.model_name or name_of(given["model"]))
         engine.start()  # and it ends with the replica's process
@@ -43,8 +49,8 @@ def application(options: dict[str, str]) -> Application:
         serve.deployment(serve.ingress(replica)())
         .options(
             name="quietstar",
-            num_replicas=int(of_ray.pop("replicas", 1)),
-            ray_actor_options={name: float(value) for name, value in of_ray.items()},
+            num_replicas=given["replicas"],
+            ray_actor_options={name: given[name] for name in ("num_cpus", "num_gpus") if given[name] is not None},
             max_ongoing_requests=args.max_batch + args.max_queue,  # a replica has a queue of its own
         )
         .bind()

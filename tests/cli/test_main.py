@@ -22,7 +22,9 @@ def test_as_a_module(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module("quietstar", run_name="__main__")
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == f"quietstar: unknown command 'trian'; choose from {', '.join(COMMANDS)}\n"
+    assert capsys.readouterr().err == "quietstar: unknown command 'trian'; did you mean train?\n"
+    assert call("xyz") == 2
+    assert capsys.readouterr().err == f"quietstar: unknown command 'xyz'; choose from {', '.join(COMMANDS)}\n"
 
 
 def test_a_whole_run_in_a_process_of_its_own(tmp_path):

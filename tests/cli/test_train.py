@@ -258,6 +258,10 @@ def no_folder(place: Path) -> Path:
     return Path("no/such")
 
 
+def mistyped(place: Path) -> Path:
+    return Path("smollm-135m")
+
+
 def no_tokenizer(place: Path) -> Path:
     folder = copy_of_base(place)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -341,7 +345,11 @@ def custom_code(place: Path) -> Path:
 
 
 BAD_MODELS = [
-    (no_folder, "no/such"),
+    (
+        no_folder,
+        "there is no model 'no/such' here, nor on a hub that can be reached; give a folder, a GGUF file, a name on",
+    ),
+    (mistyped, "did you mean smollm2-135m?"),
     (no_tokenizer, "no tokenizer could be loaded from 'model': give a folder with tokenizer files beside the model"),
     (only_a_tokenizer, "config.json"),
     (no_weights, "cannot load a model from 'model'"),

@@ -82,6 +82,8 @@ def is_served(address: str) -> bool:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ({}, "the following arguments are required: model"),
+        ({"model": "m", "replicas": "x"}, "argument --replicas: invalid int value: 'x'"),
         ({"model": "m", "port": "9"}, "unrecognized arguments: --port=9"),
         ({"model": "m", "thinks": "always"}, "did you mean --think"),
         ({"model": "m", "max_batch": "0"}, "max_batch is 0; give a number of at least 1"),

@@ -28,9 +28,9 @@ def serving(folder: Path) -> Iterator[tuple[Command, str]]:
         yield process, found[1]
 
 
-def answered(address: str) -> bytes:
-    """Return what a greedy completion answers, without its id and time."""
-    body = json.dumps({"prompt": "one two", "max_tokens": 5, "temperature": 0}).encode()
+def answered(address: str, **more: float) -> list:
+    """Return what a completion answers, by default a greedy one, without its id and time."""
+    body = json.dumps({"prompt": "one two", "max_tokens": 5, "temperature": 0} | more).encode()
     with urlopen(
         Request(f"{address}/v1/completions", body, {"Content-Type": "application/json"}), timeout=60
     ) as answer:
@@ -40,8 +40,15 @@ def answered(address: str) -> bytes:
 def children(process: Command) -> list[int]:
     """Return the processes that serve."""
     task = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    names = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in task}
-    return [pid for pid, name in names.items() if b"spawn_main" in name]
+    return [pid for pid in map(int, task) if b"spawn_main" in command_of(pid)]
+
+
+def command_of(pid: int) -> bytes:
+    """Return a process's command line; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def test_two_processes_serve_until_they_are_told_to_stop(tmp_path: Path) -> None:
@@ -59,12 +66,38 @@ def test_two_processes_serve_until_they_are_told_to_stop(tmp_path: Path) -> None
         while len(now := children(process)) != 2 or now == first:
             assert process.is_running, process.stderr
             time.sleep(0.05)
-        assert "a process that served has ended with code -9; another takes its place" in process.stderr
+        assert "a process has ended with code -9; another takes its place" in process.stderr
+        (other,) = [pid for pid in now if pid not in first]
+        os.kill(other, signal.SIGKILL)  # while it is loading: the one that serves goes on
         assert answered(address) == same
+        while len(now := children(process)) != 2 or other in now:
+            assert process.is_running, process.stderr
+            time.sleep(0.05)
+        assert "it could not serve: see above" in process.stderr
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == -signal.SIGTERM
         assert "Traceback" not in process.stderr
+        assert "leaked" not in process.stderr
         assert not any(Path(f"/proc/{pid}").exists() for pid in now)
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    """Even if that is killed: nobody else could end them."""
+    with serving(thinking_folders(tmp_path, n_ahead=4) / "thinking") as (process, _):
+        left = children(process)
+        os.kill(process.pid, signal.SIGKILL)
+        for _ in range(600):
+            if not any(b"spawn_main" in command_of(pid) for pid in left):
+                return
+            time.sleep(0.1)
+    raise AssertionError("they go on")
+
+
+def test_processes_give_other_seeds(tmp_path: Path) -> None:
+    """To requests without one."""
+    with serving(thinking_folders(tmp_path, n_ahead=4) / "thinking") as (_, address):
+        texts = [str(answered(address, temperature=1.5, max_tokens=20)) for _ in range(16)]
+        assert len(set(texts)) == 16
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

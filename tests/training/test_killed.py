@@ -120,7 +120,10 @@ def at_batch(n: int, action: Any) -> pytest.MonkeyPatch:
 
 @pytest.mark.parametrize(
     ("streaming", "number"),
-    mostly_long(product([False, True], signals.SIGNALS), [(False, signal.SIGTERM), (True, signal.SIGUSR1)]),
+    mostly_long(
+        product([False, True], signals.SIGNALS),
+        [(False, signal.SIGTERM), (True, signal.SIGUSR1), (False, signal.SIGINT)],
+    ),
 )
 def test_a_signal_saves_after_the_step_and_the_run_resumes_bit_by_bit(inputs, straight, tmp_path, number, streaming):
     """In the ninth step, after which an evaluation is due: it is made up for."""

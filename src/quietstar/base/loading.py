@@ -1,6 +1,7 @@
 """Load base models, and refuse one that a thought grid does not work with."""
 
 import copy
+import difflib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +25,7 @@ from quietstar.base.gguf.model import gguf_model, gguf_tokenizer
 from quietstar.base.ids import first_token
 from quietstar.base.rope import check_rope
 from quietstar.base.sharding import gathered, has_weights, is_partitioned
-from quietstar.base.sources import find_source, hub_arguments
+from quietstar.base.sources import SHORT_NAMES, find_source, hub_arguments
 from quietstar.base.trunk import Trunk
 from quietstar.base.untrusted import check_alone, check_config, check_folder, loading
 from quietstar.config import QuietStarConfig
@@ -143,6 +144,18 @@ def load_tokenizer(name: str | Path, **kwargs: Any) -> Tokenizer | None:
         return AutoTokenizer.from_pretrained(str(name), **{"trust_remote_code": False, **kwargs})
     except Exception:  # the tokenizers library raises nothing more specific
         return None
+
+
+def why_no_tokenizer(name: str) -> str:
+    """Return the message about a model whose tokenizer could not be loaded."""
+    if Path(name).exists():
+        return f"no tokenizer could be loaded from {name!r}: give a folder with tokenizer files beside the model"
+    near = difflib.get_close_matches(name, SHORT_NAMES, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f", or {next(iter(SHORT_NAMES))}, which needs no hub"
+    return (
+        f"there is no model {name!r} here, nor on a hub that can be reached; give a folder, a GGUF file, a name on the "
+        f"hub{hint}"
+    )
 
 
 def save_tokenizer(tokenizer: Tokenizer | None, source: str, target: Path) -> None:

@@ -1,6 +1,7 @@
 """The `quietstar` command: one module per subcommand, and no logic of its own."""
 # PYTHON_ARGCOMPLETE_OK
 
+import difflib
 import importlib
 import os
 import sys
@@ -42,7 +43,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"quietstar {quietstar.__version__}")
         return 0
     if command not in COMMANDS:
-        print(f"quietstar: unknown command {command!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
+        print(f"quietstar: unknown command {command!r}; {hint}", file=sys.stderr)
         return 2
     from quietstar.errors import QuietStarError
     from quietstar.runs.log import log_to_terminal

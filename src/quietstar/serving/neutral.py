@@ -9,13 +9,16 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
+from quietstar.text.unicode import half_character
+
 
 def only(*values: Any, otherwise: str = "not supported") -> BeforeValidator:
-    """Return a validator that accepts null and these values, of exactly their types."""
+    """Return a validator that accepts null and these values, of exactly their types; in objects, null is absent."""
     allowed = " or ".join(json.dumps(value) for value in values) or "null"
 
     def check(value: Any) -> Any:
-        if value is not None and not any(_is_same(value, each) for each in values):
+        given = {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
+        if value is not None and not any(_is_same(given, each) for each in values):
             raise ValueError(f"{otherwise}; give {allowed}, or leave it out")
         return value
 
@@ -36,6 +39,8 @@ def _text(value: Any) -> Any:
 def _tags(value: Any) -> Any:
     if value is not None and not (isinstance(value, dict) and all(isinstance(tag, str) for tag in value.values())):
         raise ValueError("give an object whose values are texts, or leave it out")
+    if any(half_character(text) is not None for tag in (value or {}).items() for text in tag):
+        raise ValueError("a text has a lone surrogate; give valid Unicode")
     return value
 
 
@@ -44,6 +49,7 @@ RecordedText = Annotated[Any, BeforeValidator(_text)]
 """a text that this server ignores"""
 RecordedTags = Annotated[Any, BeforeValidator(_tags)]
 """an object of texts that this server returns at most"""
+_PLAIN = {"format": {"type": "text"}}
 _POLICY = "not supported, as think controls thinking"
 
 
@@ -65,7 +71,22 @@ class NeutralCompletion(NeutralWriting):
     suffix: Annotated[Any, only("")] = None
 
 
-class NeutralChat(NeutralWriting):
+class NeutralConversation(BaseModel):
+    """Unsupported fields of chat completions and responses."""
+
+    moderation: Annotated[Any, only()] = None
+    parallel_tool_calls: Annotated[Any, only(True, False)] = None
+    prompt_cache_key: RecordedText = None
+    prompt_cache_options: Annotated[Any, only({"mode": "implicit"})] = None
+    prompt_cache_retention: Annotated[Any, only("in_memory")] = None
+    safety_identifier: RecordedText = None
+    service_tier: Annotated[Any, only("auto", "default")] = None
+    store: Annotated[Any, only(False, otherwise="not supported, as nothing is stored")] = None
+    tool_choice: Annotated[Any, only("none", "auto")] = None
+    tools: NoTools = None
+
+
+class NeutralChat(NeutralWriting, NeutralConversation):
     """Unsupported fields of chat completions."""
 
     audio: Annotated[Any, only()] = None
@@ -73,44 +94,24 @@ class NeutralChat(NeutralWriting):
     functions: NoTools = None
     metadata: RecordedTags = None
     modalities: Annotated[Any, only(["text"])] = None
-    moderation: Annotated[Any, only()] = None
-    parallel_tool_calls: Annotated[Any, only(True, False)] = None
     prediction: Annotated[Any, only()] = None
-    prompt_cache_key: RecordedText = None
-    prompt_cache_options: Annotated[Any, only({"mode": "implicit"})] = None
-    prompt_cache_retention: Annotated[Any, only("in_memory")] = None
     reasoning_effort: Annotated[Any, only(otherwise=_POLICY)] = None
     response_format: Annotated[Any, only({"type": "text"})] = None
-    safety_identifier: RecordedText = None
-    service_tier: Annotated[Any, only("auto", "default")] = None
-    store: Annotated[Any, only(False)] = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
-    tools: NoTools = None
     verbosity: Annotated[Any, only("medium")] = None
     web_search_options: Annotated[Any, only()] = None
 
 
-class NeutralResponses(BaseModel):
+class NeutralResponses(NeutralConversation):
     """Unsupported fields of /v1/responses."""
 
     background: Annotated[Any, only(False)] = None
     context_management: Annotated[Any, only([])] = None
     conversation: Annotated[Any, only(otherwise="not supported, as nothing is stored")] = None
     max_tool_calls: Annotated[Any, only()] = None
-    moderation: Annotated[Any, only()] = None
-    parallel_tool_calls: Annotated[Any, only(True, False)] = None
     previous_response_id: Annotated[Any, only(otherwise="not supported, as nothing is stored")] = None
     prompt: Annotated[Any, only()] = None
-    prompt_cache_key: RecordedText = None
-    prompt_cache_options: Annotated[Any, only({"mode": "implicit"})] = None
-    prompt_cache_retention: Annotated[Any, only("in_memory")] = None
-    reasoning: Annotated[Any, only({}, {"effort": None}, {"effort": None, "summary": None}, otherwise=_POLICY)] = None
-    safety_identifier: RecordedText = None
-    service_tier: Annotated[Any, only("auto", "default")] = None
-    store: Annotated[Any, only(False, otherwise="not supported, as nothing is stored")] = None
-    text: Annotated[Any, only({}, {"format": {"type": "text"}})] = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
-    tools: NoTools = None
+    reasoning: Annotated[Any, only({}, otherwise=_POLICY)] = None
+    text: Annotated[Any, only({}, _PLAIN, {"verbosity": "medium"}, _PLAIN | {"verbosity": "medium"})] = None
     truncation: Annotated[Any, only("disabled")] = None
 
 

@@ -43,6 +43,12 @@ class StreamOptions(_Request):
     include_obfuscation: Annotated[Any, only(False)] = None
 
 
+class ResponsesStreamOptions(_Request):
+    """Options of `stream` in /v1/responses, whose streams always end with usage."""
+
+    include_obfuscation: Annotated[Any, only(False)] = None
+
+
 class GenerationRequest(_Request):
     """Fields of all requests that generate. Null is the same as leaving a field out."""
 
@@ -51,7 +57,6 @@ class GenerationRequest(_Request):
     top_p: Share | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     user: Text | None = None
 
     think: Policy = None
@@ -63,17 +68,6 @@ class GenerationRequest(_Request):
 
     default_tokens: ClassVar[int | None] = None
     """limit of generated tokens if the request has none; None for as many as the context allows"""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "GenerationRequest":
-        if self.stream_options is not None and self.stream_options.include_usage and not self.stream:
-            raise ValueError("stream_options needs stream; leave it out, or set stream to true")
-        return self
-
-    @property
-    def wants_usage(self) -> bool:
-        """Whether a stream ends with usage."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
     def requested_tokens(self) -> tuple[int | None, str]:
@@ -95,6 +89,18 @@ class Writing(GenerationRequest, NeutralWriting):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     logit_bias: Biases = Field(default_factory=dict)
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Writing":
+        if self.stream_options is not None and self.stream_options.include_usage and not self.stream:
+            raise ValueError("stream_options needs stream; leave it out, or set stream to true")
+        return self
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
     def requested_tokens(self) -> tuple[int | None, str]:
@@ -164,8 +170,12 @@ class ChatRequest(Writing, NeutralChat):
 _LOGPROBS = "message.output_text.logprobs"
 
 
+_REASONING = "reasoning.encrypted_content"
+"""accepted without effect, as clients ask for it by default: reasoning items are plain, and may be sent back"""
+
+
 def _included(value: Any) -> Any:
-    if value is not None and value not in ([], [_LOGPROBS]):
+    if value is not None and not (isinstance(value, list) and all(each in (_LOGPROBS, _REASONING) for each in value)):
         raise ValueError(f'give ["{_LOGPROBS}"], or leave it out; nothing else is supported')
     return value
 
@@ -179,10 +189,11 @@ class ResponsesRequest(GenerationRequest, NeutralResponses):
     top_logprobs: Logprobs | None = None
     include: Annotated[Any, BeforeValidator(_included)] = None
     metadata: RecordedTags = None
+    stream_options: ResponsesStreamOptions | None = None
 
     @model_validator(mode="after")
     def _logprobs_fit(self) -> "ResponsesRequest":
-        if self.top_logprobs and not self.include:
+        if self.top_logprobs and self.requested_logprobs is None:
             raise ValueError(f'top_logprobs needs include; leave it out, or set include to ["{_LOGPROBS}"]')
         return self
 
@@ -200,7 +211,7 @@ class ResponsesRequest(GenerationRequest, NeutralResponses):
     @property
     def requested_logprobs(self) -> int | None:
         """The number of likeliest tokens to report with each generated one; None for no log-probabilities."""
-        return (self.top_logprobs or 0) if self.include else None
+        return (self.top_logprobs or 0) if _LOGPROBS in (self.include or ()) else None
 
 
 class ThoughtRequest(_Request):

@@ -80,7 +80,12 @@ class ResponsesAnswer:
 
     def whole(self) -> dict[str, Any]:
         """Return the whole response; the text must have ended."""
-        return self._body("completed" if self.choice.finish_reason == "stop" else "incomplete", self.usage)
+        return self._body(self._end, self.usage)
+
+    @property
+    def _end(self) -> str:
+        """Status of a response whose text has ended."""
+        return "completed" if self.choice.finish_reason == "stop" else "incomplete"
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -143,7 +148,7 @@ class ResponsesAnswer:
         return [
             self._of_text(kind, "done", text=part["text"], **logprobs),
             self._of_part(kind, "done", part),
-            self._event("response.output_item.done", output_index=item.index, item=self._whole_item(kind, "completed")),
+            self._event("response.output_item.done", output_index=item.index, item=self._whole_item(kind, self._end)),
         ]
 
     def _whole_item(self, kind: str, status: str) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 import asyncio
 import copy
 import logging
+import os
 import resource
+import secrets
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -16,7 +19,7 @@ from quietstar.errors import MissingExtraError, SettingsError
 from quietstar.inference.loading import load_model, name_of
 from quietstar.inference.text_settings import say_what_is_set_aside
 from quietstar.model import QuietStarForCausalLM
-from quietstar.serving.arguments import ServeArguments
+from quietstar.serving.arguments import KEY_VARIABLE, ServeArguments
 from quietstar.text.unicode import check_text
 
 try:
@@ -61,8 +64,10 @@ def serve(model_name: str, args: ServeArguments, say: Callable[[str], None]) -> 
         if args.workers == 1:
             serve_one(door, lambda: say(f"serving {name} at {address}"))
         else:
-            several = Workers(args.workers, door, serve_one)
-            several.run(lambda: say(f"serving {name} at {address}, by {args.workers} processes"))
+            if key := args.api_key():  # read once: the file may be a pipe, or change
+                os.environ[KEY_VARIABLE], args.api_key_file = key.decode(), None
+            told = f"serving {name} at {address}, by {args.workers} processes"
+            signal.raise_signal(Workers(args.workers, door, serve_one).run(lambda: say(told)))
 
 
 def serve_at(
@@ -73,6 +78,8 @@ def serve_at(
     Raises:
         QuietStarError: the model or a setting is invalid.
     """
+    if args.workers > 1:
+        args.seed = secrets.randbits(32)  # all would give the same seeds to requests without one
     server = make_server(*load_served(model_name, args), args, name)
     server.when_ready = when_ready
     server.run(sockets=[door])

@@ -24,10 +24,8 @@ LARGEST_PENALTY = 2.0
 
 
 def _check_prompts(value: Any) -> Any:
-    several = (
-        value if isinstance(value, list) and value and all(isinstance(each, str | list) for each in value) else None
-    )
-    return [_check_prompt(each) for each in several or [value]]
+    are_several = isinstance(value, list) and value and all(isinstance(each, str | list) for each in value)
+    return [_check_prompt(each) for each in (value if are_several else [value])]
 
 
 def _check_prompt(value: Any) -> Any:
@@ -79,7 +77,10 @@ def _check_biases(value: Any) -> Any:
             raise ValueError(f"{token[:20]!r} is not a token id; give an object of token ids, each with a number")
         if type(bias) not in (int, float) or not abs(bias) <= LARGEST_BIAS:
             raise ValueError(f"give token {token[:20]} a number from {-LARGEST_BIAS:g} to {LARGEST_BIAS:g}")
-    return {int(token[:20]): float(bias) for token, bias in value.items()}
+    biases = {int(token[:20]): float(bias) for token, bias in value.items()}
+    if len(biases) < len(value):
+        raise ValueError("a token id is given twice; give it once")
+    return biases
 
 
 def _check_input(value: Any) -> Any:
@@ -95,13 +96,13 @@ def _check_input(value: Any) -> Any:
 
 def _check_item(item: Any) -> dict[str, str] | None:
     """Return a message; None for an earlier response's thoughts, which a model does not read."""
-    kind = item.get("type", "message") if isinstance(item, dict) else None
+    kind = (item.get("type") or "message") if isinstance(item, dict) else None
     if kind == "reasoning":
         return None
     if kind != "message":
         raise ValueError("give a text, or a list of messages; other items are not supported")
     if unknown := set(item) - {"type", "role", "content", "id", "status", "phase"}:
-        raise ValueError(f"a message has the unknown field {min(unknown)[:40]}; give role and content")
+        raise ValueError(f"a message has the unknown field {min(unknown)[:40]!r}; give role and content")
     if item.get("role") not in ROLES:
         raise ValueError(f"give each message a role: {', '.join(ROLES)}")
     content = item.get("content")

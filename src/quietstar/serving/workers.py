@@ -10,6 +10,8 @@ import os
 import signal
 import socket
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
@@ -30,6 +32,10 @@ Work = Callable[[socket.socket, Callable[[], None]], None]
 """serves at a socket until a signal, and calls its second argument when it is ready"""
 SECONDS = 0.2
 """between looks at signals"""
+RETRY_SECONDS = 2
+"""until another process takes the place of one that could not serve"""
+LAST_SECONDS = 15
+"""for a process to end its streams when it is told to stop"""
 
 
 class Workers:
@@ -43,11 +49,11 @@ class Workers:
         self.processes: dict[SpawnProcess, Event] = {}
         """with whether each is ready"""
 
-    def run(self, when_ready: Callable[[], None]) -> None:
-        """Serve until SIGINT or SIGTERM, which is raised again at the end; `when_ready` is called when all serve.
+    def run(self, when_ready: Callable[[], None]) -> int:
+        """Serve until SIGINT or SIGTERM, and return which; `when_ready` is called when all serve.
 
         Raises:
-            SettingsError: a process cannot serve.
+            SettingsError: a process cannot serve, the first time.
         """
         with _signals() as received, tempfile.TemporaryDirectory(prefix="quietstar-metrics-") as folder:
             os.environ[SHARED] = folder
@@ -57,50 +63,65 @@ class Workers:
                 is_ready = False
                 while not received:
                     wait([process.sentinel for process in self.processes], timeout=SECONDS)
-                    self._replace_dead(folder)
+                    if not received:
+                        self._replace_dead(folder, is_ready)
                     if not is_ready and all(ready.is_set() for ready in self.processes.values()):
                         is_ready = True
                         when_ready()
             finally:
                 self._stop()
                 del os.environ[SHARED]
-        signal.raise_signal(received[0])
+        return received[0]
 
     def _start(self) -> None:
         ready = self.context.Event()
         process = self.context.Process(target=_work, args=(self.work, self.door, ready, self.refusals, self.n))
+        # Ctrl-C reaches all processes of a terminal: one that is still loading leaves it to this one
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         process.start()
+        signal.signal(signal.SIGINT, before)
         self.processes[process] = ready
 
-    def _replace_dead(self, folder: str) -> None:
-        for process, ready in [*self.processes.items()]:
-            if process.is_alive():
-                continue
+    def _replace_dead(self, folder: str, has_served: bool) -> None:
+        for process in [each for each in self.processes if not each.is_alive()]:
             multiprocess.mark_process_dead(process.pid, folder)
-            del self.processes[process]
-            if not self.refusals.empty():
-                raise SettingsError(self.refusals.get())
-            if not ready.is_set():
-                raise SettingsError(f"a process ended with code {process.exitcode} before it could serve; see above")
-            logger.error("a process that served has ended with code %s; another takes its place", process.exitcode)
+            was_ready = self.processes.pop(process).is_set()
+            refusal = None if self.refusals.empty() else self.refusals.get()
+            if not (has_served or was_ready):
+                ended = f"a process ended with code {process.exitcode} before it could serve; see above"
+                raise SettingsError(refusal or ended)
+            logger.error("a process has ended with code %s; another takes its place", process.exitcode)
+            if not was_ready:
+                logger.error("it could not serve: %s", refusal or "see above")
+                time.sleep(RETRY_SECONDS)
             self._start()
 
     def _stop(self) -> None:
         for process in self.processes:
             process.terminate()
         for process in self.processes:
+            process.join(LAST_SECONDS)
+            process.kill()
             process.join()
 
 
 def _work(work: Work, door: socket.socket, ready: Event, refusals: SimpleQueue[str], n: int) -> None:
-    """What a process does: serve, with its share of the processors."""
+    """What a process does: serve, with its share of the processors, until the process that has started it is gone."""
     log_to_terminal()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // n))
     try:
         work(door, ready.set)
     except QuietStarError as error:
         refusals.put(str(error))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 import quietstar
 from quietstar.base.ids import n_embeddings
-from quietstar.base.loading import load_tokenizer
+from quietstar.base.loading import load_tokenizer, why_no_tokenizer
 from quietstar.base.trunk import check_reach
 from quietstar.errors import CheckpointError, QuietStarError, SettingsError, first_line
 from quietstar.inference.loading import name_of
@@ -142,10 +142,7 @@ def prepare(
 
     tokenizer = load_tokenizer(model_args.model, trust_remote_code=model_args.trust_remote_code)
     if tokenizer is None:
-        raise CheckpointError(
-            f"no tokenizer could be loaded from {model_args.model!r}: give a folder with tokenizer files beside "
-            "the model, or the name of a model on a hub that can be reached"
-        )
+        raise CheckpointError(why_no_tokenizer(model_args.model))
     train_dataset, eval_dataset = build_datasets(data_args, tokenizer, args.seed)
     log_counts(train_dataset, eval_dataset)
     model = thinking_model(

@@ -1,11 +1,14 @@
-"""Signals that announce the end of a machine: a run saves and ends."""
+"""Signals that announce the end of a machine, and Ctrl-C: a run saves and ends."""
 
+import logging
 import signal
 from types import FrameType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""what clouds and cluster schedulers send before they stop a machine"""
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""what clouds and cluster schedulers send before they stop a machine, and what Ctrl-C sends"""
 
 
 class StopSignals:
@@ -32,3 +35,4 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         signal.signal(number, self._before[number])
+        logger.info("%s: the run saves after this step, and ends; once more ends it at once", self.received)
