@@ -379,7 +379,7 @@ def test_rows_longer_than_the_model_has_positions_are_refused_at_once(place, ref
 def test_a_hub_that_cannot_be_reached_names_the_local_way(place, refused):
     line = refused("train", "--dataset", "qa.jsonl", *TEXT)
     assert "'mistralai/Mistral-7B-v0.1'" in line
-    assert "give a folder with" in line
+    assert "give a folder, a GGUF file, a name on the hub, or smollm2-135m, which needs no hub" in line
     assert "hub that can be reached" in line
     line = refused("train", "--model", "base")
     assert "'open-web-math/open-web-math'" in line
