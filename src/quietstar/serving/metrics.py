@@ -3,7 +3,6 @@
 import os
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 """names the folder in which prometheus_client adds up the metrics of several processes"""
@@ -63,6 +62,8 @@ class Metrics:
         """Return the metrics in Prometheus' text format: of all processes, if several serve."""
         registry = self.registry
         if SHARED in os.environ:
+            from prometheus_client.multiprocess import MultiProcessCollector
+
             registry = CollectorRegistry()
             MultiProcessCollector(registry)
         return generate_latest(registry)
