@@ -78,7 +78,10 @@ def check_tensor(model: PreTrainedModel, ids: Tensor, what: str, ignored: int | 
     if ids.device.type != "cpu":
         return
     n = n_embeddings(model)
-    wrong = ids[((ids < 0) | (ids >= n)) & (ids != ignored if ignored is not None else True)]
-    if wrong.numel():
+    is_wrong = (ids < 0) | (ids >= n)
+    if ignored is not None:
+        is_wrong &= ids != ignored
+    if is_wrong.any():
+        wrong = ids[is_wrong]
         other = "" if ignored is None else f", or {ignored} where nothing is to be learned"
         raise SettingsError(f"{what} has token {int(wrong[0])}; give ids from 0 to {n - 1}, as the model has{other}")

@@ -168,8 +168,6 @@ class ChatRequest(Writing, NeutralChat):
 
 
 _LOGPROBS = "message.output_text.logprobs"
-
-
 _REASONING = "reasoning.encrypted_content"
 """accepted without effect, as clients ask for it by default: reasoning items are plain, and may be sent back"""
 

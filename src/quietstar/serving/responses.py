@@ -31,7 +31,7 @@ class OutputItem:
 class ResponsesAnswer:
     """One response, built up token by token: returned whole at the end, or streamed as events.
 
-    An item is opened by its first token or thought, so that the first of them is also first in the output.
+    The items stand in the output in the order in which they began: with the first thought, and with the first token.
     """
 
     closing: ClassVar[bytes] = b""
