@@ -146,13 +146,22 @@ def load_tokenizer(name: str | Path, **kwargs: Any) -> Tokenizer | None:
         return None
 
 
-def why_no_tokenizer(name: str) -> str:
-    """Return the message about a model whose tokenizer could not be loaded."""
+def need_tokenizer(name: str, **kwargs: Any) -> Tokenizer:
+    """Return a model's tokenizer, as `load_tokenizer` does.
+
+    Raises:
+        CheckpointError: it has none, or there is no such model.
+    """
+    tokenizer = load_tokenizer(name, **kwargs)
+    if tokenizer is not None:
+        return tokenizer
     if Path(name).exists():
-        return f"no tokenizer could be loaded from {name!r}: give a folder with tokenizer files beside the model"
+        raise CheckpointError(
+            f"no tokenizer could be loaded from {name!r}: give a folder with tokenizer files beside the model"
+        )
     near = difflib.get_close_matches(name, SHORT_NAMES, n=1)
     hint = f"; did you mean {near[0]}?" if near else f", or {next(iter(SHORT_NAMES))}, which needs no hub"
-    return (
+    raise CheckpointError(
         f"there is no model {name!r} here, nor on a hub that can be reached; give a folder, a GGUF file, a name on the "
         f"hub{hint}"
     )

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quietstar.base.loading import load_tokenizer
-from quietstar.errors import BadStepsError, CheckpointError, SettingsError
+from quietstar.base.loading import need_tokenizer
+from quietstar.errors import BadStepsError, SettingsError
 from quietstar.inference.loading import UseArguments, load_model
 from quietstar.runs.contents import digest_of_model
 from quietstar.runs.folders import MARKER, alone_in, check_output_folder, claim, is_empty, versions
@@ -100,9 +100,7 @@ class Study:
         self.runs = runs_of(recipe, folder, parser)
         trained = next(run.command for run in self.runs if run.command is not None)
         self.data, self.device = trained.data, trained.args.device
-        tokenizer = load_tokenizer(recipe.model)
-        if tokenizer is None:
-            raise CheckpointError(f"no tokenizer could be loaded from {recipe.model!r}; give a model that has one")
+        tokenizer = need_tokenizer(recipe.model)
         self.texts = read_texts(recipe, self.data, tokenizer)
         self.contents = {
             "model": digest_of_model(recipe.model),

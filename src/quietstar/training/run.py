@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 import quietstar
 from quietstar.base.ids import n_embeddings
-from quietstar.base.loading import load_tokenizer, why_no_tokenizer
+from quietstar.base.loading import need_tokenizer
 from quietstar.base.trunk import check_reach
-from quietstar.errors import CheckpointError, QuietStarError, SettingsError, first_line
+from quietstar.errors import QuietStarError, SettingsError, first_line
 from quietstar.inference.loading import name_of
 from quietstar.model import QuietStarForCausalLM
 from quietstar.runs.contents import digest_of_model
@@ -140,9 +140,7 @@ def prepare(
     elif resume and (checkpoint := checkpoints.latest(folder, report=True)) is None:
         logger.info("output_dir %s has no complete checkpoint: the run begins", folder)
 
-    tokenizer = load_tokenizer(model_args.model, trust_remote_code=model_args.trust_remote_code)
-    if tokenizer is None:
-        raise CheckpointError(why_no_tokenizer(model_args.model))
+    tokenizer = need_tokenizer(model_args.model, trust_remote_code=model_args.trust_remote_code)
     train_dataset, eval_dataset = build_datasets(data_args, tokenizer, args.seed)
     log_counts(train_dataset, eval_dataset)
     model = thinking_model(

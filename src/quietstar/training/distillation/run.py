@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from quietstar.base.loading import load_tokenizer
-from quietstar.errors import CheckpointError, SettingsError
+from quietstar.base.loading import need_tokenizer
+from quietstar.errors import SettingsError
 from quietstar.evaluation.scoring import Continuation, Speaker, score
 from quietstar.inference.loading import UseArguments, load_model
 from quietstar.learn import IGNORED
@@ -75,9 +75,7 @@ def check_tokens(teacher: Teacher, student: ModelArguments) -> None:
     """Raise an error if the student does not have the teacher's tokens."""
     if student.model == teacher.name:
         return
-    tokenizer = load_tokenizer(student.model, trust_remote_code=student.trust_remote_code)
-    if tokenizer is None:
-        raise CheckpointError(f"no tokenizer could be loaded from {student.model!r}; give a student that has one")
+    tokenizer = need_tokenizer(student.model, trust_remote_code=student.trust_remote_code)
     if tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
         raise SettingsError(
             f"{student.model} does not have the tokens of {teacher.name}, and predictions are compared token by token; "
