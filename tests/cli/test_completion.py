@@ -13,6 +13,7 @@ import pytest
 import quietstar
 from quietstar.cli import COMMANDS
 from quietstar.cli.completion import described, options_of
+from quietstar.learn import ADVANTAGES
 
 HEAVY = ("torch", "transformers", "numpy")
 
@@ -63,6 +64,8 @@ def test_options_and_their_choices_come_from_the_cache(filled):
     )
     assert ask("quietstar export here there --to ", filled) == (["gguf", "plain"], set())
     assert ask("quietstar train --resume ", filled)[0] == ["true", "false"]
+    assert ask("quietstar train --advantage ", filled)[0] == list(ADVANTAGES)
+    assert ask("quietstar inspect here --interventions removed s", filled)[0] == ["shuffled", "swapped"]
     assert ask("quietstar train ", filled)[0] == [], "no positional argument; options only after a dash"
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, MistralForCausalLM, T5Config, T5ForConditionalGeneration
 
 from quietstar import QuietStarForCausalLM
-from quietstar.training import QuietStarTrainer
+from quietstar.training import QuietStarTrainer, trackers
 from tests.cli import call, files_of, lines_of, no_progress_bars
 from tests.tiny_tokenizer import byte_tokenizer, tiny_folder
 
@@ -182,6 +182,7 @@ BAD_OPTIONS = [
     ("--weight_decay -1", "weight_decay is -1"),
     ("--seed -1", "seed is -1"),
     ("--report_to tensorboard comet_ml", "comet"),
+    ("--report_to tensorbord", "report_to is 'tensorbord'; choose from none, all, "),
     ("--streaming true --max_steps -1 --max_length 9", "max_steps"),
     ("--original --think_fraction 0.5", "original"),
     ("--original --head_learning_rate 1e-3", "but head_learning_rate was given; leave one out"),
@@ -191,6 +192,12 @@ BAD_OPTIONS = [
 @pytest.mark.parametrize(("words", "expected"), BAD_OPTIONS, ids=lambda value: value if value[0] == "-" else "")
 def test_a_bad_option_is_one_line_and_changes_nothing(place, refused, words, expected):
     assert expected in refused("train", *LOCAL, *TEXT, *words.split())
+
+
+def test_a_missing_tracker_is_told_before_anything_is_loaded(place, refused, monkeypatch):
+    monkeypatch.setattr(trackers, "find_spec", lambda package: None)
+    told = refused("train", "--model", "nowhere", "--dataset", "nothing.jsonl", *SMALL[:1], "--report_to", "wandb")
+    assert "report_to is wandb, which is not installed: pip install wandb" in told
 
 
 @pytest.mark.parametrize(

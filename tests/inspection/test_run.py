@@ -188,7 +188,7 @@ def test_without_a_name_the_folder_is_named_after_the_model(
         (["--prompt", "a", "--max_length", "1"], "max_length is 1; give a number of at least 2"),
         (["--prompt", "a", "--limit", "0"], "limit is 0; give a number of at least 1"),
         (["--prompt", "a", "--format", "csv"], "format is 'csv'; choose from jsonl, parquet"),
-        (["--prompt", "a", "--interventions", "removd"], "'removd' is unknown; choose from removed, filler"),
+        (["--prompt", "a", "--interventions", "removd"], "interventions is 'removd'; choose from removed, filler"),
         (["--prompt", "a", "--interventions", "none", "removed"], "give none alone, or leave it out"),
         (["--prompt", "a", "--think", "now"], "choose from always, never"),
         (["--prompt", "a", "--top_k", "0"], "top_k is 0; give a whole number of at least 1"),

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from quietstar.inspection.details import nats
 from quietstar.inspection.findings import Summary
@@ -202,6 +203,14 @@ def test_tables_have_a_row_for_each_intervention() -> None:
     n = len(CHOICES) - 1 + 4  # four lengths of truncated ones
     assert len(summary.interventions) == n
     assert effects_table(summary).row_count == n
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(effects_table(summary))
+    headings, *lines = shown.get().splitlines()
+    assert "change of log p, nats" in headings
+    for each, line in zip(summary.interventions, lines, strict=True):  # in 80 characters, a line each
+        assert each.label in line
+        assert each.delta is None or nats(each.delta.value) in line
     text, by_difficulty = summary_markdown(summary).split("## By difficulty")
     assert text.count("\n| ") == n + 2  # headings and the line under them
     assert by_difficulty.count("\n| base ") == 2

@@ -1,12 +1,13 @@
-"""Lowest values of options are checked by one function, with one message."""
+"""Values of options are checked by one function for each kind of limit, with one message."""
 
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 
 from quietstar.errors import SettingsError
-from quietstar.runs.fields import check_above_0, check_at_least
+from quietstar.runs.fields import check_above_0, check_at_least, check_choices, option
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,34 @@ def test_an_option_is_above_0(value: float) -> None:
     check_above_0(SimpleNamespace(rate=None, other=0.1), ("rate", "other"))
     with pytest.raises(SettingsError, match=f"^rate is {value}; give a number above 0$"):
         check_above_0(SimpleNamespace(rate=value), ("rate",))
+
+
+@dataclass
+class Meal:
+    """Options with choices."""
+
+    drink: str | None = option("tea", "what to drink", choices=("tea", "milk"))
+    dishes: list[str] = option([], "what to eat", "food", ("soup", "rice"))
+    place: str = option("home", "where")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"drink": "milk", "dishes": ["rice", "soup"], "place": "anywhere"}, None),
+        ({"drink": None}, None),
+        ({"drink": "ink"}, "drink is 'ink'; choose from tea, milk"),
+        ({"drink": ""}, "drink is ''; choose from tea, milk"),
+        ({"drink": 3}, "drink is 3; choose from tea, milk"),
+        ({"dishes": ["soup", "soap"]}, "dishes is 'soap'; choose from soup, rice"),
+    ],
+)
+def test_an_option_has_choices(given: dict, told: str | None) -> None:
+    if told is None:
+        Meal(**given)
+        return
+    with pytest.raises(SettingsError, match=f"^{told}$"):
+        Meal(**given)

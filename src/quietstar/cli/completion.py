@@ -63,11 +63,12 @@ def described(parser: argparse.ArgumentParser) -> list[dict[str, Any]]:
     described = []
     for action in parser._actions:
         option: dict[str, Any] = {"name": (action.option_strings or [action.dest])[0], "help": action.help}
+        own = getattr(action.help, "choices", ())
         if action.nargs == 0:
             option["action"] = "store_true"
         else:
-            choices = ("true", "false") if action.const is True else action.choices
-            option |= {"nargs": action.nargs, "choices": choices and [str(choice) for choice in choices]}
+            choices = ("true", "false") if action.const is True else action.choices or own
+            option |= {"nargs": action.nargs, "choices": [str(choice) for choice in choices or ()] or None}
         if action.dest != "help":
             described.append(option)
     return described

@@ -25,7 +25,7 @@ class EvaluateArguments(UseArguments):
         SettingsError: a value is invalid, or there is nothing to evaluate.
     """
 
-    tasks: list[str] = option([], f"tasks: {', '.join(TASKS)}", WHAT)
+    tasks: list[str] = option([], f"tasks: {', '.join(TASKS)}", WHAT, TASKS)
     data: list[str] = option(
         [], "local files instead of the hub's: gsm8k=FILE csqa=FILE (.jsonl .json, also .gz .zst, .parquet)", WHAT
     )
@@ -61,9 +61,9 @@ class EvaluateArguments(UseArguments):
     batch_size: int = option(32, "number of items to score at a time", RUN)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in self.tasks:
             find_task(name, f", or give --lm_eval {name}")
+        super().__post_init__()
         if not (self.tasks or self.perplexity or self.lm_eval):
             raise SettingsError(f"nothing to evaluate; give --tasks ({', '.join(TASKS)}), --perplexity or --lm_eval")
         unused = sorted(parse_data(self.data).keys() - set(self.tasks))

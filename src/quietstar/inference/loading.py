@@ -15,7 +15,7 @@ from quietstar.config import check_n_ahead
 from quietstar.errors import CheckpointError, SettingsError, first_line
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
-from quietstar.runs.fields import option
+from quietstar.runs.fields import check_choices, option
 from quietstar.text.tokens import token_ids
 from quietstar.think import check_sampling
 
@@ -29,10 +29,13 @@ THOUGHTS = "thoughts"
 class UseArguments:
     """How to load a model, and how it thinks."""
 
-    dtype: str = option("auto", f"dtype of the weights: {', '.join(DTYPES)} (auto: as stored)", MODEL)
+    dtype: str = option("auto", f"dtype of the weights: {', '.join(DTYPES)} (auto: as stored)", MODEL, DTYPES)
     device: str = option("auto", "auto (a GPU if available), cpu, cuda, cuda:1, ...", MODEL)
     attention_backend: str = option(
-        "auto", f"attention of branches at many positions at once: auto, {', '.join(BACKENDS)}", MODEL
+        "auto",
+        f"attention of branches at many positions at once: auto, {', '.join(BACKENDS)}",
+        MODEL,
+        ("auto", *BACKENDS),
     )
     trust_remote_code: bool = option(False, "run the code that comes with the model on the hub", MODEL)
     think: str = option(
@@ -50,8 +53,7 @@ class UseArguments:
     seed: int = option(0, "seed of all sampling", MODEL)
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise SettingsError(f"dtype is {self.dtype!r}; choose from {', '.join(DTYPES)}")
+        check_choices(self)
         check_sampling(self.thought_temperature, self.thought_top_p)
         if self.n_ahead is not None:
             check_n_ahead(self.n_ahead)

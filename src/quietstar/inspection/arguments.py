@@ -45,7 +45,10 @@ class InspectArguments(SpeakArguments):
     )
     top_k: int = option(5, "number of likeliest tokens to record for each prediction", THOUGHTS)
     interventions: list[str] = option(
-        list(CHOICES), f"replacements of each thought to try: {', '.join(CHOICES)}; or {NONE}", WHAT_IF
+        list(CHOICES),
+        f"replacements of each thought to try: {', '.join(CHOICES)}; or {NONE}",
+        WHAT_IF,
+        (*CHOICES, NONE),
     )
     thought: str | None = option(None, "your own thought, to try in the place of every thought", WHAT_IF)
     filler: str | None = option(
@@ -55,7 +58,7 @@ class InspectArguments(SpeakArguments):
         None, "folder of the results; it must not contain a run (default: runs/MODEL-inspection)", RUN
     )
     overwrite: bool = option(False, "empty an output_dir that contains an earlier run of quietstar", RUN)
-    format: str = option("jsonl", f"format of the trace: {' or '.join(FORMATS)}", RUN)
+    format: str = option("jsonl", f"format of the trace: {' or '.join(FORMATS)}", RUN, FORMATS)
     report: bool = option(True, "write report.html", RUN)
     figures: bool = option(False, "also write the coloured text and the distributions as PDF and PNG", RUN)
 
@@ -77,8 +80,6 @@ class InspectArguments(SpeakArguments):
             if self.generate and getattr(self, name) is not None:
                 raise SettingsError(f"{name} was given with generate, which reads the whole prompt; leave one out")
         check_at_least(self, {"generate": 0, "max_length": 2, "limit": 1})
-        if self.format not in FORMATS:
-            raise SettingsError(f"format is {self.format!r}; choose from {', '.join(FORMATS)}")
         if NONE in self.interventions and len(self.interventions) > 1:
             raise SettingsError(
                 f"interventions are {', '.join(self.interventions)}; give {NONE} alone, or leave it out"

@@ -11,7 +11,9 @@ from quietstar.inspection.findings import FEWEST, Difficulty, Effects, Summary
 from quietstar.reporting.interval import Estimate
 from quietstar.reporting.tables import markdown
 
-HEADINGS = ("in the thought's place", "positions", "log p of the next token, nats", "KL, nats", "top token flips")
+HEADINGS = ("in the thought's place", "positions", "change of log p, nats", "KL, nats", "top token flips")
+ON_SCREEN = (0, 2, 4)
+"""columns that fit into 80 characters; files have the others, too"""
 NOTHING = "\N{EN DASH}"
 
 
@@ -38,10 +40,11 @@ def _with_interval(mean: Estimate | None, show: Callable[[float], str]) -> str:
 def effects_table(summary: Summary) -> Table:
     """Return a table for the screen: a row for each intervention, with 95 % intervals over positions."""
     table = Table(box=None, header_style="bold")
-    for index, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if index else "left", overflow="fold")
+    for index in ON_SCREEN:
+        table.add_column(HEADINGS[index], justify="right" if index else "left", overflow="fold")
     for each in summary.interventions:
-        table.add_row(*_cells(each))
+        cells = _cells(each)
+        table.add_row(*(cells[index] for index in ON_SCREEN))
     return table
 
 
@@ -55,7 +58,7 @@ def summary_markdown(summary: Summary) -> str:
     text += f"\nIn brackets: 95 % intervals over positions; means have them from {FEWEST} positions on.\n"
     text += "\n## By difficulty of the token\n"
     if summary.interventions:
-        text += "\nFor each intervention: log p of the next token, nats; KL, nats; how often the top token flips.\n"
+        text += "\nFor each intervention: change of log p, nats; KL, nats; how often the top token flips.\n"
     for _, bins in groupby(summary.difficulty, lambda each: each.by):
         text += f"\n{_difficulty_markdown(list(bins))}"
     return text

@@ -16,6 +16,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from quietstar.errors import QuietStarError, SettingsError, shown
+from quietstar.runs.fields import Help
 from quietstar.text.unicode import half_character
 
 INHERITED = "further options, those of transformers' Trainer"
@@ -111,7 +112,9 @@ def make_parser(
     for cls in classes:
         hints = get_type_hints(cls)
         for field in dataclasses.fields(cls):
-            title = getattr(field.metadata.get("help"), "group", getattr(cls, "_argument_group_name", INHERITED))
+            help = field.metadata.get("help")
+            own = help.group if isinstance(help, Help) else ""
+            title = own or getattr(cls, "_argument_group_name", INHERITED)
             if field.init and field.name not in omitted:
                 field.type = hints[field.name]
                 listed.setdefault(title, []).append(field)

@@ -7,11 +7,11 @@ import torch
 from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.inference.loading import DTYPES
-from quietstar.runs.fields import check_above_0, check_at_least, option
+from quietstar.runs.fields import check_above_0, check_at_least, check_choices, option
 from quietstar.scaling.memory import Numbers
 from quietstar.scaling.shape import Shape
 from quietstar.scaling.step import Step
-from quietstar.training.arguments import check_reference
+from quietstar.training.arguments import REFERENCES, check_ema_device
 from quietstar.training.curriculum import CurriculumArguments
 
 MODEL = "model"
@@ -46,6 +46,7 @@ class PlanArguments:
         "auto",
         f"dtype of the weights: {', '.join(DTYPES)} (auto: float32 for trained weights, as stored for frozen ones)",
         MODEL,
+        DTYPES,
     )
     trust_remote_code: bool = option(False, "run code that comes with the model on the hub", MODEL)
     lora: bool = option(False, "train only low-rank adapters, mixing head and thought embeddings", MODEL)
@@ -59,8 +60,10 @@ class PlanArguments:
         None, "stages as n_ahead:n_ahead_talk, such as 16:8,12:4,8:4, as quietstar train takes them", METHOD
     )
     think_fraction: float = option(1.0, "fraction of the positions to think at", METHOD)
-    reference: str = option("self", "self, or ema for a moving average of the weights that train", METHOD)
-    ema_device: str | None = option(None, "cpu keeps the moving average there (default: where the model is)", METHOD)
+    reference: str = option("self", "self, or ema for a moving average of the weights that train", METHOD, REFERENCES)
+    ema_device: str | None = option(
+        None, "cpu keeps the moving average there (default: where the model is)", METHOD, ("cpu",)
+    )
 
     max_length: int = option(256, "tokens of a sequence", RECIPE)
     per_device_train_batch_size: int = option(1, "sequences in a batch on each device", RECIPE)
@@ -85,9 +88,8 @@ class PlanArguments:
         check_above_0(self, ("memory", "tflops", "bandwidth"))
         if not 0 <= self.think_fraction <= 1:
             raise SettingsError(f"think_fraction is {self.think_fraction}; give a share from 0 to 1")
-        check_reference(self.reference, self.ema_device)
-        if self.dtype not in DTYPES:
-            raise SettingsError(f"dtype is {self.dtype!r}; choose from {', '.join(DTYPES)}")
+        check_choices(self)
+        check_ema_device(self.reference, self.ema_device)
         if self.load_in_4bit and not self.lora:
             raise SettingsError("load_in_4bit was given without lora, but 4-bit weights cannot be trained; add --lora")
         QuietStarConfig(**self.method)  # raises for impossible values

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from quietstar.config import QuietStarConfig, check_n_ahead
-from quietstar.errors import SettingsError, shown
-from quietstar.evaluation.tasks import TASKS, find_task, parse_data
-from quietstar.learn import PolicyWeight
+from quietstar.config import MIXING, THOUGHT_SOURCES, QuietStarConfig, check_n_ahead
+from quietstar.errors import SettingsError
+from quietstar.evaluation.tasks import TASKS, parse_data
+from quietstar.learn import ADVANTAGES, PolicyWeight
 from quietstar.policy import ThinkPolicy
-from quietstar.runs.fields import check_at_least, option
+from quietstar.runs.fields import check_at_least, check_choices, option
 from quietstar.training.model_arguments import LORA, MODEL
 
 METHOD = "method (arXiv 2403.09629)"
@@ -28,6 +29,7 @@ policy_epochs think_tokens
 LOWER_IS_BETTER = re.compile(r"(^|_)(loss|nll|drift)(_|$)")
 """names of figures of which a best model has the lowest; transformers knows loss alone"""
 REFERENCES = ("self", "ema")
+REPORT_TO = ("none", "all", *INTEGRATION_TO_CALLBACK)
 EMA_DECAY = 0.999
 GROUPS = (MODEL, "text", METHOD, LORA, RECIPE, RUN)
 """the order in which `--help` lists our own options"""
@@ -59,6 +61,7 @@ class QuietStarTrainingArguments(TrainingArguments):
         None,
         "head mixes predictions without and with a thought; thought: only with (default: head)",
         METHOD,
+        MIXING,
     )
     think_fraction: float = option(
         1.0, "share of positions to think at, redrawn each step so that long texts fit", METHOD
@@ -69,28 +72,25 @@ class QuietStarTrainingArguments(TrainingArguments):
         None,
         "what thoughts consist of: sampled, or a control: filler, random, copy (default: sampled)",
         METHOD,
+        THOUGHT_SOURCES,
     )
     filler_text: str | None = option(None, "filler thoughts repeat this text's first token (default: ...)", METHOD)
     thought_temperature: float | None = option(
         None, "temperature at which thoughts are sampled in training (default: 1)", METHOD
     )
     reinforce_temperature: float | None = option(
-        None,
-        "temperature of the log-probabilities in the policy loss (default: 1; the paper's is 3)",
-        METHOD,
+        None, "temperature of the log-probabilities in the policy loss (default: 1; the paper's is 3)", METHOD
     )
     advantage: str | None = option(
-        None,
-        "positive (the paper's, the default), centered, leave_one_out or standardized",
-        METHOD,
+        None, "positive (the paper's, the default), centered, leave_one_out or standardized", METHOD, ADVANTAGES
     )
     reference: str = option(
-        "self",
-        "whose prediction rewards subtract: self, or ema, a moving average",
-        METHOD,
+        "self", "whose prediction rewards subtract: self, or ema, a moving average", METHOD, REFERENCES
     )
     ema_decay: float = option(EMA_DECAY, "share of the moving average that a step leaves as it is", METHOD)
-    ema_device: str | None = option(None, "cpu keeps the moving average there (default: where the model is)", METHOD)
+    ema_device: str | None = option(
+        None, "cpu keeps the moving average there (default: where the model is)", METHOD, ("cpu",)
+    )
     kl_weight: float = option(0.0, "weight of the thoughts' divergence from those of the moving average", METHOD)
     policy_epochs: int = option(1, "steps that learn from one set of thoughts, on the same rows", METHOD)
     clip_ratio: float | None = option(
@@ -116,7 +116,9 @@ class QuietStarTrainingArguments(TrainingArguments):
     head_learning_rate: float | None = option(
         None, "peak learning rate of mixing head and thought embeddings (default: --learning_rate)", RECIPE
     )
-    lr_scheduler_type: str = option("constant_with_warmup", "how the learning rate moves", RECIPE)
+    lr_scheduler_type: str = option(
+        "constant_with_warmup", "how the learning rate moves", RECIPE, [each.value for each in SchedulerType]
+    )
     warmup_steps: float = option(20, "steps over which the learning rate rises to its peak", RECIPE)
     weight_decay: float = option(1e-3, "weight decay of AdamW", RECIPE)
     max_grad_norm: float = option(1.0, "gradient norm is clipped to this", RECIPE)
@@ -135,9 +137,9 @@ class QuietStarTrainingArguments(TrainingArguments):
     )
     overwrite: bool = option(False, "empty an output_dir that holds an earlier run", RUN)
     eval_on_start: bool = option(True, "evaluate before the first step, so that a broken set-up shows at once", RUN)
-    eval_strategy: str = option("steps", "when to evaluate: no, steps or epoch", RUN)
+    eval_strategy: str = option("steps", "when to evaluate: no, steps or epoch", RUN, ("no", "steps", "epoch"))
     eval_steps: float | None = option(50, "steps between evaluations on held-out text", RUN)
-    eval_tasks: list[str] = option([], f"tasks to answer at every evaluation: {', '.join(TASKS)}", RUN)
+    eval_tasks: list[str] = option([], f"tasks to answer at every evaluation: {', '.join(TASKS)}", RUN, TASKS)
     eval_data: list[str] = option([], "local files of --eval_tasks instead of the hub's, such as gsm8k=FILE", RUN)
     eval_limit: int | None = option(200, "items of each of --eval_tasks at most", RUN)
     eval_report_rows: int = option(0, "held-out rows in the report of thoughts of each evaluation; 0 writes none", RUN)
@@ -166,7 +168,9 @@ class QuietStarTrainingArguments(TrainingArguments):
     )
     health_checks: bool = option(True, "warn of what goes wrong when a model learns to think (docs/training.md)", RUN)
     auto_micro_batch: bool = option(False, "if memory is short, halve the rows at once, and keep those of a step", RUN)
-    report_to: list[str] = option(["none"], "trackers of figures and reports: tensorboard, wandb, mlflow, trackio", RUN)
+    report_to: list[str] = option(
+        ["none"], "trackers of figures and reports: tensorboard, wandb, mlflow, trackio", RUN, REPORT_TO
+    )
     thoughts_shown: int = option(6, "thoughts to print at every evaluation", RUN)
     seed: int = option(42, "seed of windows, thoughts and everything else that is random", RUN)
 
@@ -191,8 +195,7 @@ class QuietStarTrainingArguments(TrainingArguments):
                 f"resume takes the latest checkpoint, and resume_from_checkpoint names {self.resume_from_checkpoint}; "
                 "give one of the two"
             )
-        for name in self.eval_tasks:
-            find_task(name)
+        check_choices(self)
         if unused := sorted(parse_data(self.eval_data, "eval_data").keys() - set(self.eval_tasks)):
             raise SettingsError(f"eval_data was given for {', '.join(unused)}, which is not among eval_tasks; add it")
         check_at_least(self, dict.fromkeys(AT_LEAST_0.split(), 0) | dict.fromkeys(AT_LEAST_1.split(), 1))
@@ -230,7 +233,7 @@ class QuietStarTrainingArguments(TrainingArguments):
             self.accelerator_config.dispatch_batches = False  # Rows of different lengths cannot be dispatched as one.
 
     def _check_objective(self) -> None:
-        check_reference(self.reference, self.ema_device)
+        check_ema_device(self.reference, self.ema_device)
         if not 0 <= self.ema_decay <= 1:
             raise SettingsError(f"ema_decay is {self.ema_decay}; give a share from 0 to 1")
         for name, default in {"kl_weight": 0, "ema_decay": EMA_DECAY}.items():
@@ -270,12 +273,8 @@ class QuietStarTrainingArguments(TrainingArguments):
         return {name: value for name, value in given.items() if value is not None and value is not False}
 
 
-def check_reference(reference: str, ema_device: str | None) -> None:
-    """Raise SettingsError if there is no such reference, or its moving average cannot lie there."""
-    if reference not in REFERENCES:
-        raise SettingsError(f"reference is {shown(reference)}; choose from {', '.join(REFERENCES)}")
-    if ema_device not in (None, "cpu"):
-        raise SettingsError(f"ema_device is {shown(ema_device)}; give cpu, or leave it out")
+def check_ema_device(reference: str, ema_device: str | None) -> None:
+    """Raise SettingsError if there is a place for a moving average that is not kept."""
     if ema_device is not None and reference != "ema":
         raise SettingsError("ema_device is cpu, and there is no moving average; add --reference ema")
 

@@ -10,7 +10,7 @@ from transformers import BitsAndBytesConfig
 from quietstar.attention import BACKENDS
 from quietstar.errors import SettingsError, need
 from quietstar.inference.loading import DTYPES
-from quietstar.runs.fields import option
+from quietstar.runs.fields import check_choices, option
 
 MODEL = "model"
 LORA = "low-rank adapters"
@@ -33,8 +33,11 @@ class ModelArguments:
         "weights are loaded as: auto (those that train in float32, frozen ones as they are stored), float32 or "
         "bfloat16 (small updates are lost)",
         MODEL,
+        DTYPES,
     )
-    attention_backend: str = option("auto", f"how branches attend: auto (the fastest), {', '.join(BACKENDS)}", MODEL)
+    attention_backend: str = option(
+        "auto", f"how branches attend: auto (the fastest), {', '.join(BACKENDS)}", MODEL, ("auto", *BACKENDS)
+    )
     trust_remote_code: bool = option(False, "run code that lies beside the model on the hub", MODEL)
     load_in_4bit: bool = option(
         False, "keep the base model's frozen weights in 4 bits (QLoRA, arXiv 2305.14314), beside --lora", LORA
@@ -58,12 +61,7 @@ class ModelArguments:
     merge: bool = option(False, "merge the adapters into the weights at the end, and save those", LORA)
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise SettingsError(f"dtype is {self.dtype!r}; choose from {', '.join(DTYPES)}")
-        if self.attention_backend not in ("auto", *BACKENDS):
-            raise SettingsError(
-                f"attention_backend is {self.attention_backend!r}; choose from auto, {', '.join(BACKENDS)}"
-            )
+        check_choices(self)
         if self.lora_r < 1 or self.lora_alpha <= 0 or not 0 <= self.lora_dropout < 1:
             raise SettingsError(
                 f"lora_r is {self.lora_r}, lora_alpha {self.lora_alpha}, lora_dropout {self.lora_dropout}; give a "

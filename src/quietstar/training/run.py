@@ -40,6 +40,7 @@ from quietstar.training.end import SKIPPED, final_save, last_evaluation, save, w
 from quietstar.training.model import thinking_model, turn_thoughts_off
 from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.publish import published_at_end, upload
+from quietstar.training.refusals import check_supported
 from quietstar.training.signals import StopSignals
 from quietstar.training.trainer import QuietStarTrainer
 
@@ -118,6 +119,7 @@ def prepare(
     """
     if args.process_index > 0:
         logging.getLogger("quietstar").setLevel(logging.WARNING)  # Only the first process informs.
+    check_supported(args, {})
     if model_args.original:
         turn_thoughts_off(args)
     folder = Path(str(args.output_dir))

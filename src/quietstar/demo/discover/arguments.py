@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from quietstar.config import QuietStarConfig
+from quietstar.config import MIXING, QuietStarConfig
 from quietstar.demo.discover.world import MOVES, N_AHEAD
 from quietstar.demo.language import DASH, EQUALS, LETTERS
 from quietstar.demo.lessons import Course
 from quietstar.errors import SettingsError
 from quietstar.learn import PolicyWeight
-from quietstar.runs.fields import check_above_0, check_at_least, option
+from quietstar.runs.fields import check_above_0, check_at_least, check_choices, option
 
 DISCOVER = "demo --discover"
 """the group of these options in `--help`"""
@@ -40,7 +40,7 @@ class DiscoverArguments:
     output_dir: str = option("runs/discover", "folder of the run; it must not have one already", DISCOVER)
     overwrite: bool = option(False, "empty output_dir if it has an earlier run", DISCOVER)
     arms: list[str] = option(
-        list(ARMS), "arms to run: positive and leave_one_out, which are advantages, and no_policy", DISCOVER
+        list(ARMS), "arms to run: positive and leave_one_out, which are advantages, and no_policy", DISCOVER, ARMS
     )
     n_seeds: int = option(3, "runs of each arm, each in a language of its own", DISCOVER)
     seed: int = option(0, "seed of the first of them; the others follow", DISCOVER)
@@ -61,7 +61,9 @@ class DiscoverArguments:
     thought_temperature: float = option(
         3.0, "temperature at which thoughts are sampled in training, and scored in the policy loss", DISCOVER
     )
-    mixing: str = option("head", "how predictions are mixed: head, or thought, which uses the one after it", DISCOVER)
+    mixing: str = option(
+        "head", "how predictions are mixed: head, or thought, which uses the one after it", DISCOVER, MIXING
+    )
     start_text: str = option(EQUALS, "character as whose embedding the start of a thought begins", DISCOVER)
     end_text: str = option(
         DASH, "character as whose embedding its end begins; the default closes spelled scratch letters, too", DISCOVER
@@ -74,7 +76,8 @@ class DiscoverArguments:
         check_above_0(self, ("learning_rate", "thought_learning_rate", "thought_temperature"))
         if not 0.01 <= self.held_out <= 0.9:
             raise SettingsError(f"held_out is {self.held_out}; give a fraction from 0.01 to 0.9")
-        if not self.arms or not set(self.arms) <= set(ARMS) or len(set(self.arms)) < len(self.arms):
+        check_choices(self)
+        if not self.arms or len(set(self.arms)) < len(self.arms):
             raise SettingsError(f"arms is {' '.join(self.arms) or 'empty'}; choose from {', '.join(ARMS)}, each once")
         characters = LETTERS + MOVES + EQUALS + DASH
         for name in ("start_text", "end_text"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quietstar.errors import SettingsError
-from quietstar.runs.fields import option
+from quietstar.runs.fields import check_choices, option
 from quietstar.training.data.template import template_columns
 
 TEXT = "text"
@@ -43,7 +43,7 @@ class DataArguments:
     )
     template: str | None = option(None, r'text built from several columns, such as "Q: {question}\nA: {answer}"', TEXT)
     assistant_only_loss: bool = option(False, "train only on the assistant's tokens of conversations", TEXT)
-    sample_by: str = option("line", "unit of text in a .txt file: line, paragraph or document", TEXT)
+    sample_by: str = option("line", "unit of text in a .txt file: line, paragraph or document", TEXT, SAMPLE_BY)
     max_length: int = option(256, "tokens of a sequence: a random window of longer texts; others are padded", TEXT)
     packing: bool = option(False, "concatenate texts to full sequences instead of padding", TEXT)
     streaming: bool | None = option(None, "read data while training; default: yes for hub datasets, no for files", TEXT)
@@ -60,8 +60,7 @@ class DataArguments:
             raise SettingsError(
                 f"shuffle_block is {self.shuffle_block}; give a number of texts, or 1 to keep a stream's order"
             )
-        if self.sample_by not in SAMPLE_BY:
-            raise SettingsError(f"sample_by is {self.sample_by!r}; give one of {', '.join(SAMPLE_BY)}")
+        check_choices(self)
         if self.eval_split is not None and self.eval_dataset is None:
             raise SettingsError(f"eval_split is {self.eval_split!r} without an eval_dataset; give --eval_dataset")
         if self.eval_dataset == self.dataset and self.eval_split in (None, self.split):

@@ -7,7 +7,7 @@ from quietstar.base.divergence import KINDS
 from quietstar.config import check_n_ahead
 from quietstar.errors import SettingsError
 from quietstar.policy import ThinkPolicy
-from quietstar.runs.fields import check_at_least, option
+from quietstar.runs.fields import check_at_least, check_choices, option
 from quietstar.think import check_sampling
 from quietstar.training.model_arguments import MODEL
 
@@ -41,6 +41,7 @@ class DistillArguments:
         "kl: divergence from the teacher's prediction; reverse_kl; fast: the text, more so where the student is better "
         "than the teacher; nll: the text alone, a control",
         LEARNED,
+        OBJECTIVES,
     )
     reward_weight: float = option(1.0, "of fast: weight of the reward", LEARNED)
     teacher_think: str = option("always", "where the teacher thinks, such as always or entropy:2.5", LEARNED)
@@ -55,8 +56,7 @@ class DistillArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise SettingsError(f"objective is {self.objective!r}; choose from {', '.join(OBJECTIVES)}")
+        check_choices(self)
         check_at_least(self, {"reward_weight": 0, "teacher_passes": 1, "cache_tokens": 1})
         if self.cache is not None and self.objective in (FAST, PLAIN):
             raise SettingsError(f"a cache keeps predictions, and {self.objective} learns from none; leave it out")
