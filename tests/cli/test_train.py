@@ -105,7 +105,7 @@ def test_a_template_and_a_file_of_options(place, capfd):
     assert AutoConfig.from_pretrained("run").n_ahead == 3
 
 
-def test_a_run_can_be_resumed_and_a_finished_one_stays_as_it_is(place):
+def test_a_run_can_be_resumed_and_a_finished_one_stays_as_it_is(place, caplog):
     words = ("--max_length", 16, "--n_ahead", 3, "--gradient_accumulation_steps", 1, "--save_steps", 1)
     words += ("--learning_rate", 0.01, "--warmup_steps", 0, "--thoughts_shown", 0, "--save_total_limit", 5)
     torch.manual_seed(0)
@@ -113,9 +113,14 @@ def test_a_run_can_be_resumed_and_a_finished_one_stays_as_it_is(place):
     whole = load_file("run/model.safetensors")
     shutil.rmtree("run/checkpoint-3")
     shutil.rmtree("run/checkpoint-2")
-    assert train(*words, "--max_steps", 3, "--resume_from_checkpoint", "true") == 0
-    again = load_file("run/model.safetensors")
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    for word, is_finished in (("--resume_from_checkpoint=true", False), ("--resume", True)):
+        caplog.clear()
+        assert train(*words, "--max_steps", 3, word) == 0
+        again = load_file("run/model.safetensors")
+        assert all(torch.equal(whole[name], again[name]) for name in whole)
+        told = [line for line in caplog.messages if "checkpoint" in line]
+        ended = "checkpoint-3: nothing was left to train; to go on, give a larger max_steps"
+        assert told == (["resuming from checkpoint-3", ended] if is_finished else ["resuming from checkpoint-1"])
 
 
 # ---------------------------------------------------------------------- bad input

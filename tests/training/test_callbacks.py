@@ -159,6 +159,19 @@ def test_what_is_told_beside_a_bar_has_a_line_of_its_own(capsys):
     assert shown[-1] == "a file is damaged"
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_bar_is_drawn_on_a_terminal_alone(is_terminal, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    how = dict(use_cpu=True, report_to="none", thoughts_shown=0, max_steps=2, logging_steps=1, save_strategy="no")
+    args = QuietStarTrainingArguments(output_dir=str(tmp_path), disable_tqdm=False, eval_strategy="no", **how)
+    rows = [{"input_ids": row(9)[0].tolist()}] * 2
+    QuietStarTrainer(model_of(), args, processing_class=TOKENIZER, train_dataset=rows).train()
+    out, err = capsys.readouterr()
+    assert [line[:20] for line in out.splitlines()] == ["step     1  training", "step     2  training"]
+    assert ("2/2" in err) == is_terminal
+    assert is_terminal or not err
+
+
 def test_no_line_without_a_bar():
     lines = ProgressLines()
     lines.on_log(None, STATE, None, logs={"loss": 1.0})

@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def add_callbacks(trainer: Any) -> TrackRun:
     trainer.callback_handler.callbacks.insert(0, tracked)
     args, tokenizer, held_out = trainer.args, trainer.processing_class, trainer.eval_dataset
     if trainer.pop_callback(ProgressCallback):
-        trainer.add_callback(ProgressLines())
+        trainer.add_callback(ProgressLines() if sys.stderr.isatty() else FigureLines())
     trainer.add_callback(RunEvents(trainer))
     if args.health_checks:
         trainer.add_callback(WatchHealth(trainer.parts.health))
@@ -136,19 +137,32 @@ class RunEvents(TrainerCallback):
         return self.trainer.parts.guard.bad_steps.in_a_row > 0, float(state.epoch or 0).is_integer()
 
 
+def line_of(logs: Mapping[str, Any], step: int) -> str:
+    """Return the most important figures on a line; nothing if there are none of them."""
+    prefix = "eval_" if any(name.startswith("eval_") for name in logs) else ""
+    tasks = (name.removeprefix(prefix) for name in logs if name.endswith(TASK_FIGURES))
+    figures = [f"{name} {logs[prefix + name]:.4g}" for name in (*SHOWN.split(), *tasks) if prefix + name in logs]
+    return "  ".join([f"step {step:>5}", "held out" if prefix else "training", *figures]) if figures else ""
+
+
+class FigureLines(TrainerCallback):
+    """Lines of figures alone, where there is no terminal to draw a progress bar on, such as in a log file."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Print a line."""
+        if state.is_world_process_zero and (line := line_of(logs or {}, state.global_step)):
+            print(line, flush=True)
+
+
 class ProgressLines(ProgressCallback):
-    """The progress bar with the time left, and above it lines of the most important figures."""
+    """The progress bar with the time left, and above it lines of figures."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write a line above the bar."""
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
-        prefix = "eval_" if any(name.startswith("eval_") for name in logs) else ""
-        tasks = (name.removeprefix(prefix) for name in logs if name.endswith(TASK_FIGURES))
-        figures = [f"{name} {logs[prefix + name]:.4g}" for name in (*SHOWN.split(), *tasks) if prefix + name in logs]
-        if figures:
-            what = "held out" if prefix else "training"
-            self.training_bar.write(f"step {state.global_step:>5}  {what}  {'  '.join(figures)}")
+        if line := line_of(logs, state.global_step):
+            self.training_bar.write(line)
         if "eval_nll_before" in logs:
             now = logs["eval_nll_before"] - logs["eval_gain"]
             self.training_bar.set_postfix_str(f"held-out nll {now:.4g}, {logs['eval_nll_before']:.4g} before training")

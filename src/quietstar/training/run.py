@@ -93,6 +93,8 @@ def run_training(
         # Signals are noted until the end: one that arrives after the last step does not interrupt the final save.
         trainer.parts.schedule.signals = cleanup.enter_context(StopSignals())
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is not None and result.global_step == checkpoints.step_of(checkpoint):
+            logger.info("%s: nothing was left to train; to go on, give a larger max_steps", checkpoint.name)
         figures = result.metrics | last_evaluation(trainer)
         with final_save(trainer.folder):
             plain, merge = model_args.original, model_args.merge or model_args.original
@@ -184,6 +186,7 @@ def prepare(
             logger.info(teacher.cache.words(len(train_dataset), data_args.max_length))
     if checkpoint is not None:
         trainer.check_resumable(checkpoint)
+        logger.info("resuming from %s", checkpoint.name)
     if is_first:
         if not is_there:
             cleanup.enter_context(alone_in(folder))
