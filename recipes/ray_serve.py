@@ -9,8 +9,6 @@ Besides `model`, `replicas` and what each of them takes (`num_cpus`, `num_gpus`)
 path. A replica does not see the others: /metrics is that of the one that answers, and limits are those of each.
 """
 
-import secrets
-
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
@@ -18,7 +16,7 @@ from ray.serve import Application
 from quietstar.inference.loading import name_of
 from quietstar.runs.options import make_parser, parse
 from quietstar.serving.arguments import ServeArguments
-from quietstar.serving.run import load_served, make_engine
+from quietstar.serving.run import load_served, make_engine, with_own_seed
 
 
 def application(options: dict[str, str]) -> Application:
@@ -39,9 +37,9 @@ def application(options: dict[str, str]) -> Application:
     args.host = "0.0.0.0"  # Ray's proxy is reached by any name
 
     def replica() -> FastAPI:
-        args.seed = secrets.randbits(32)  # all would give the same seeds to requests without one
-        model, tokenizer = load_served(given["model"], args)
-        engine, app = make_engine(model, tokenizer, args, args.model_name or name_of(given["model"]))
+        own = with_own_seed(args)
+        model, tokenizer = load_served(given["model"], own)
+        engine, app = make_engine(model, tokenizer, own, own.model_name or name_of(given["model"]))
         engine.start()  # and it ends with the replica's process
         return app
 

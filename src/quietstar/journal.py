@@ -29,8 +29,12 @@ class TopTokens:
     @classmethod
     def of(cls, logits: Tensor, k: int) -> "TopTokens":
         """Return the k likeliest tokens of logits [..., V]."""
-        logprob = logits.float().log_softmax(-1)
-        ids = logprob.topk(min(k, logits.shape[-1])).indices.sort(-1).values  # any, of ties at the end
+        return cls.among(logits.float().log_softmax(-1), k)
+
+    @classmethod
+    def among(cls, logprob: Tensor, k: int) -> "TopTokens":
+        """Return the k likeliest tokens of log-probabilities [..., V], in float32."""
+        ids = logprob.topk(min(k, logprob.shape[-1])).indices.sort(-1).values  # any, of ties at the end
         ids = ids.gather(-1, logprob.gather(-1, ids).argsort(dim=-1, descending=True, stable=True))
         ids[..., :1] = logprob.argmax(-1, keepdim=True)  # the first of ties, also of those that topk left out
         return cls(ids=ids, logprob=logprob.gather(-1, ids))

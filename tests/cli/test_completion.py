@@ -82,7 +82,7 @@ def test_the_first_one_finds_them_itself(tmp_path, filled):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_of_every_command(command, filled, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(filled))
-    parser = importlib.import_module(f"quietstar.cli.{command}").options()
+    parser = importlib.import_module(f"quietstar.cli.{command}").parser()
     names = {(action.option_strings or [action.dest])[0] for action in parser._actions} - {"-h"}
     assert {option["name"] for option in options_of(COMMANDS)[command]} == names
     assert described(parser) == options_of(COMMANDS)[command]

@@ -276,7 +276,7 @@ POSITIONAL = {"distill": 1, "evaluate": 1, "generate": 1, "inspect": 1, "serve":
 FLOATS = [
     (command, action.option_strings[0])
     for command in COMMANDS
-    for action in importlib.import_module(f"quietstar.cli.{command}").options()._actions
+    for action in importlib.import_module(f"quietstar.cli.{command}").parser()._actions
     if action.type is float
 ]
 

@@ -47,9 +47,7 @@ def options_of(commands: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
         found = json.loads(cache.read_text(encoding="utf-8"))
         if found["source"] == source:
             return found["options"]
-    options = {
-        command: described(importlib.import_module(f"quietstar.cli.{command}").options()) for command in commands
-    }
+    options = {command: described(importlib.import_module(f"quietstar.cli.{command}").parser()) for command in commands}
     with contextlib.suppress(OSError):  # a home that cannot be written to
         cache.parent.mkdir(parents=True, exist_ok=True)
         aside = cache.with_suffix(f".{os.getpid()}")

@@ -19,13 +19,13 @@ DISCOVERY = (
 )
 
 
-def options(is_discovery: bool = False) -> OneLineParser:
+def parser(is_discovery: bool = False) -> OneLineParser:
     """Return the parser of `quietstar demo`, or of `quietstar demo --discover`."""
-    parser = make_parser("quietstar demo", DISCOVERY if is_discovery else STORY, arguments(is_discovery))
-    parser.add_argument(
+    made = make_parser("quietstar demo", DISCOVERY if is_discovery else STORY, arguments(is_discovery))
+    made.add_argument(
         SWITCH, action="store_true", help=f"can the reward find a thought? quietstar demo {SWITCH} --help"
     )
-    return parser
+    return made
 
 
 def arguments(is_discovery: bool) -> type:
@@ -36,7 +36,7 @@ def arguments(is_discovery: bool) -> type:
 def main(argv: list[str]) -> None:
     """Parse the command line and run the demo, or with `--discover` the comparison of arms."""
     is_discovery = SWITCH in argv
-    (args,) = parse(options(is_discovery), argv, arguments(is_discovery))
+    (args,) = parse(parser(is_discovery), argv, arguments(is_discovery))
     if is_discovery:
         discover(args)
     else:

@@ -14,7 +14,7 @@ OMITTED = frozenset(
 """options of `quietstar train` that a student without thoughts has no use for"""
 
 
-def options() -> OneLineParser:
+def parser() -> OneLineParser:
     """Return the parser of `quietstar distill`."""
     return make_parser(
         "quietstar distill",
@@ -31,7 +31,7 @@ def options() -> OneLineParser:
 
 def main(argv: list[str]) -> None:
     """Parse the command line and distill."""
-    model_args, data_args, args, distill_args, given = parse(options(), argv, *CLASSES, DistillArguments, rest=True)
+    model_args, data_args, args, distill_args, given = parse(parser(), argv, *CLASSES, DistillArguments, rest=True)
     lines = distill(given["teacher"], model_args, data_args, args, distill_args, config=given["config"])
     part_ways()
     if args.process_index == 0:

@@ -4,7 +4,7 @@ from quietstar.runs.environment import environment
 from quietstar.runs.options import OneLineParser
 
 
-def options() -> OneLineParser:
+def parser() -> OneLineParser:
     """Return the parser of `quietstar env`."""
     return OneLineParser(
         prog="quietstar env",
@@ -15,7 +15,7 @@ def options() -> OneLineParser:
 
 def main(argv: list[str]) -> None:
     """Print what a report of a fault needs."""
-    options().parse_args(argv)
+    parser().parse_args(argv)
     found = environment()
     width = max(map(len, found))
     for name, value in found.items():

@@ -7,7 +7,7 @@ from quietstar.runs.options import OneLineParser, make_parser, parse, say
 from quietstar.runs.processes import Processes, part_ways
 
 
-def options() -> OneLineParser:
+def parser() -> OneLineParser:
     """Return the parser of `quietstar evaluate`."""
     return make_parser(
         "quietstar evaluate",
@@ -21,7 +21,7 @@ def options() -> OneLineParser:
 
 def main(argv: list[str]) -> None:
     """Parse the command line and evaluate."""
-    args, given = parse(options(), argv, EvaluateArguments, rest=True)
+    args, given = parse(parser(), argv, EvaluateArguments, rest=True)
     evaluate(given["model"], args, config=given["config"])
     if Processes.launched().is_first:
         say(f"wrote {args.output_dir or 'runs'}")

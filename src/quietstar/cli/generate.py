@@ -5,7 +5,7 @@ from quietstar.inference.speak import TEXT, GenerateArguments, speak
 from quietstar.runs.options import OneLineParser, make_parser, parse
 
 
-def options() -> OneLineParser:
+def parser() -> OneLineParser:
     """Return the parser of `quietstar generate`."""
     return make_parser(
         "quietstar generate",
@@ -21,5 +21,5 @@ def options() -> OneLineParser:
 
 def main(argv: list[str]) -> None:
     """Parse the command line and generate."""
-    args, given = parse(options(), argv, GenerateArguments, rest=True)
+    args, given = parse(parser(), argv, GenerateArguments, rest=True)
     speak(given["model"], given["prompt"], args)

@@ -7,7 +7,7 @@ from quietstar.inspection.run import inspect
 from quietstar.runs.options import OneLineParser, make_parser, parse, say
 
 
-def options() -> OneLineParser:
+def parser() -> OneLineParser:
     """Return the parser of `quietstar inspect`."""
     return make_parser(
         "quietstar inspect",
@@ -21,6 +21,6 @@ def options() -> OneLineParser:
 
 def main(argv: list[str]) -> None:
     """Parse the command line and inspect."""
-    args, given = parse(options(), argv, InspectArguments, rest=True)
+    args, given = parse(parser(), argv, InspectArguments, rest=True)
     folder = inspect(given["model"], args, config=given["config"])
     say(f"wrote {folder}" + (f"; open {folder / 'report.html'} in a browser" if args.report else ""))

@@ -11,7 +11,7 @@ LONGEST = 1000
 """characters per line when the output is not a terminal"""
 
 
-def options() -> OneLineParser:
+def parser() -> OneLineParser:
     """Return the parser of `quietstar plan`."""
     return make_parser(
         "quietstar plan",
@@ -24,7 +24,7 @@ def options() -> OneLineParser:
 
 def main(argv: list[str]) -> None:
     """Parse the command line and plan."""
-    (args,) = parse(options(), argv, PlanArguments)
+    (args,) = parse(parser(), argv, PlanArguments)
     from quietstar.scaling.plan import plan
     from quietstar.scaling.tables import choice, notes, shown
 

@@ -5,7 +5,7 @@ from quietstar.runs.options import OneLineParser, make_parser, parse, say
 from quietstar.serving.arguments import LIMITS, SERVER, ServeArguments
 
 
-def options() -> OneLineParser:
+def parser() -> OneLineParser:
     """Return the parser of `quietstar serve`."""
     return make_parser(
         "quietstar serve",
@@ -19,7 +19,7 @@ def options() -> OneLineParser:
 
 def main(argv: list[str]) -> None:
     """Parse the command line and serve."""
-    args, given = parse(options(), argv, ServeArguments, rest=True)
+    args, given = parse(parser(), argv, ServeArguments, rest=True)
     from quietstar.serving.run import serve
 
     serve(given["model"], args, say)

@@ -6,7 +6,7 @@ from quietstar.study.arguments import RUN, WHAT, StudyArguments
 from quietstar.study.whole import study
 
 
-def options() -> OneLineParser:
+def parser() -> OneLineParser:
     """Return the parser of `quietstar study`."""
     return make_parser(
         "quietstar study",
@@ -20,6 +20,6 @@ def options() -> OneLineParser:
 
 def main(argv: list[str]) -> None:
     """Parse the command line, and run the study or a part of it."""
-    args, given = parse(options(), argv, StudyArguments, rest=True)
+    args, given = parse(parser(), argv, StudyArguments, rest=True)
     for line in study(given["recipe"], args, train_parser()):
         say(line)

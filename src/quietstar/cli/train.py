@@ -26,7 +26,7 @@ def train_parser(*more: type) -> OneLineParser:
     )
 
 
-def options() -> OneLineParser:
+def parser() -> OneLineParser:
     """Return the parser of `quietstar train`."""
     return train_parser(CurriculumArguments)
 
@@ -34,7 +34,7 @@ def options() -> OneLineParser:
 def main(argv: list[str]) -> None:
     """Parse the command line and train."""
     classes = (*CLASSES, CurriculumArguments)
-    model_args, data_args, args, curriculum, given = parse(options(), argv, *classes, rest=True)
+    model_args, data_args, args, curriculum, given = parse(parser(), argv, *classes, rest=True)
     if curriculum.curriculum is None:
         figures = run_training(model_args, data_args, args, config=given["config"])
         lines = [figures["dry_run"].words()] if args.dry_run else []

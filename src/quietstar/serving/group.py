@@ -177,9 +177,10 @@ class Group:
         most = max((n for n in wanted if n is not None), default=None)
         if most is None:
             return [None] * len(tokens)
-        top = TopTokens.of(logits, most)
+        logprob = logits.float().log_softmax(-1)
+        top = TopTokens.among(logprob, most)
         chosen = torch.tensor(tokens, device=logits.device).clamp(min=0)[:, None]
-        own = logits.float().log_softmax(-1).gather(1, chosen).flatten().tolist()
+        own = logprob.gather(1, chosen).flatten().tolist()
         every = zip(tokens, own, wanted, top.ids.tolist(), top.logprob.tolist(), strict=True)
         return [
             None

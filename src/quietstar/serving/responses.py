@@ -139,11 +139,11 @@ class ResponsesAnswer:
             self._event(
                 "response.output_item.added", output_index=item.index, item=self._item(kind, "in_progress", [])
             ),
-            self._of_part(kind, "added", self._part(kind, is_whole=False)),
+            self._of_part(kind, "added", self._part(kind, Choice())),
         ]
 
     def _close(self, kind: str) -> list[dict[str, Any]]:
-        item, part = self.items[kind], self._part(kind)
+        item, part = self.items[kind], self._part(kind, self.choice)
         logprobs = {"logprobs": part["logprobs"]} if kind == MESSAGE else {}
         return [
             self._of_text(kind, "done", text=part["text"], **logprobs),
@@ -152,15 +152,14 @@ class ResponsesAnswer:
         ]
 
     def _whole_item(self, kind: str, status: str) -> dict[str, Any]:
-        return self._item(kind, status, [self._part(kind)])
+        return self._item(kind, status, [self._part(kind, self.choice)])
 
     def _item(self, kind: str, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
         more: dict[str, Any] = {"summary": []} if kind == REASONING else {"role": "assistant"}
         return {"id": self.items[kind].id, "type": kind, "status": status, "content": content} | more
 
-    def _part(self, kind: str, *, is_whole: bool = True) -> dict[str, Any]:
-        """Return an item's part, without its content when it is opened."""
-        choice = self.choice if is_whole else Choice()
+    def _part(self, kind: str, choice: Choice) -> dict[str, Any]:
+        """Return an item's part with the content of a choice, which is empty when the item is opened."""
         if kind == REASONING:
             return {"type": "reasoning_text", "text": choice.reasoning}
         logprobs = [each.logprob for each in choice.tokens if each.logprob is not None]

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -79,10 +80,15 @@ def serve_at(
         QuietStarError: the model or a setting is invalid.
     """
     if args.workers > 1:
-        args.seed = secrets.randbits(32)  # all would give the same seeds to requests without one
+        args = with_own_seed(args)
     server = make_server(*load_served(model_name, args), args, name)
     server.when_ready = when_ready
     server.run(sockets=[door])
+
+
+def with_own_seed(args: ServeArguments) -> ServeArguments:
+    """Return the options of one server of several: with one seed, all would draw the same for requests without one."""
+    return replace(args, seed=secrets.randbits(32))
 
 
 def load_served(model_name: str, args: ServeArguments) -> tuple[QuietStarForCausalLM, PreTrainedTokenizerBase]:
