@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from transformers import TrainerCallback
+from transformers.integrations import MLflowCallback, TrackioCallback, WandbCallback
 
 from quietstar.errors import InterruptedRunError, SettingsError
 from quietstar.training import QuietStarTrainer, QuietStarTrainingArguments, trackers
@@ -292,3 +293,20 @@ def test_a_tracker_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(trackers, "find_spec", lambda package: None)
     with pytest.raises(SettingsError, match=f"report_to is {name}, which is not installed: pip install {name}, or "):
         trainer_of(tmp_path, [name])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("wandb", WandbCallback), ("mlflow", MLflowCallback), ("trackio", TrackioCallback)]
+)
+def test_a_tracker_that_cannot_begin_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: type
+) -> None:
+    """Each raises errors of its own: wandb's UsageError without a key, mlflow's where there is no server."""
+
+    def setup(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("No API key configured.\nUse `login`.")
+
+    monkeypatch.setattr(kind, "setup", setup)
+    trainer = trainer_of(tmp_path, [name])
+    with pytest.raises(SettingsError, match=f"^report_to has {name}, which cannot begin: No API key configured"):
+        trainer.train()

@@ -41,8 +41,9 @@ class Tracker:
         """Return what the tracker knows its present run by; None if there is none."""
         raise NotImplementedError
 
-    def begin(self) -> None:
-        """Prepare a new run."""
+    def begin(self, state: Any) -> None:
+        """Begin a new run, as transformers' callback would a little later."""
+        self.callback.setup(self.args, state, self.trainer.model)
 
     def resume(self, run: str) -> None:
         """Go on in a run, unless the user has opened one."""
@@ -61,6 +62,9 @@ class Tracker:
 
 class TensorBoard(Tracker):
     """A run is a folder, as it is called from that of the training run, which may be moved."""
+
+    def begin(self, state: Any) -> None:
+        """Leave it to transformers' callback: a folder needs no login."""
 
     def current(self) -> str | None:
         """Return the folder's path."""
@@ -173,10 +177,11 @@ class Trackio(Tracker):
         """Return the name."""
         return self.args.run_name
 
-    def begin(self) -> None:
+    def begin(self, state: Any) -> None:
         """Give the run a name, by which it can be resumed."""
         if self.args.run_name is None:
             self.args.run_name = f"{Path(self.args.output_dir).name}-{uuid.uuid4().hex[:8]}"
+        super().begin(state)
 
     def resume(self, run: str) -> None:
         """Give the run its name again: transformers resumes by name."""
@@ -244,10 +249,13 @@ class TrackRun(TrainerCallback):
         if self.trainer.resumed is not None and not args.allow_changes:
             kept = checkpoints.read_marker(self.trainer.resumed).get("trackers", {})
         for name, tracker in self.trackers().items():
-            if name in kept:
-                tracker.resume(kept[name])
-            else:
-                tracker.begin()
+            try:
+                if name in kept:
+                    tracker.resume(kept[name])
+                else:
+                    tracker.begin(state)
+            except Exception as error:  # Each has its own errors: no login, no server, a folder that is not writable.
+                raise SettingsError(f"report_to has {name.lower()}, which cannot begin: {first_line(error)}") from error
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the runs, which the trackers' callbacks end."""
