@@ -9,6 +9,7 @@ import pytest
 
 from quietstar.study.page import curves_of, study_html
 from quietstar.study.report import findings_of, study_markdown
+from quietstar.study.tables import arms
 from tests.browser import watched
 from tests.study.test_comparison import recipe_of, record
 
@@ -49,6 +50,15 @@ def test_the_verdict_comes_first_and_every_figure_is_there() -> None:
         value = f"{each['estimate']['value']:+.4f}"
         assert value in page
         assert value in text
+
+
+def test_figures_that_no_run_has_are_no_column() -> None:
+    found = findings()
+    found["runs"][-1]["figures"] = {"eval_mixing_weight": 0.25, "eval_thought_length": None}
+    headings, rows = arms(found)
+    assert [name for name in headings if name in ("mixing weight", "thought length")] == ["mixing weight"]
+    column = [row[headings.index("mixing weight")] for row in rows]
+    assert column == ["", "", "", "0.25"]
 
 
 def test_curves_are_means_over_seeds_against_operations() -> None:

@@ -10,7 +10,7 @@ Cells = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """headings, and rows"""
 
 LOGGED = ("eval_mixing_weight", "thought_entropy", "eval_distinct_thoughts", "eval_thought_length")
-"""figures of thoughts that the table of arms shows, as training logs them"""
+"""figures of thoughts that the table of arms shows if an arm has them, as training logs them"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,7 @@ def arms(findings: dict[str, Any]) -> Cells:
     """What each arm is, its nll and its tasks, and figures of its thoughts."""
     levels = findings["levels"]
     places = list(dict.fromkeys(each["where"] for each in levels))
+    logged = [name for name in LOGGED if any(run["figures"].get(name) is not None for run in findings["runs"])]
     rows = []
     for name, arm in findings["recipe"]["arms"].items():
         by_where = {each["where"]: each["estimate"] for each in levels if each["arm"] == name}
@@ -41,10 +42,10 @@ def arms(findings: dict[str, Any]) -> Cells:
                     arm["about"],
                     str(len(of_arm)),
                     *(_level(by_where[where]) if where in by_where else "" for where in places),
-                    *(_mean([run["figures"].get(figure) for run in of_arm]) for figure in LOGGED),
+                    *(_mean([run["figures"].get(figure) for run in of_arm]) for figure in logged),
                 )
             )
-    names = tuple(name.removeprefix("eval_").replace("_", " ") for name in LOGGED)
+    names = tuple(name.removeprefix("eval_").replace("_", " ") for name in logged)
     return ("arm", "what it is", "seeds", *places, *names), rows
 
 
