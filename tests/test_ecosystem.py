@@ -17,6 +17,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    DataCollatorForLanguageModeling,
     EarlyStoppingCallback,
     GenerationConfig,
     LogitsProcessor,
@@ -24,7 +25,9 @@ from transformers import (
     ProgressCallback,
     StoppingCriteria,
     TextIteratorStreamer,
+    Trainer,
     TrainerCallback,
+    TrainingArguments,
     pipeline,
 )
 
@@ -188,6 +191,21 @@ def train(the: Any, rows: Any, *callbacks: Any, **settings: Any) -> QuietStarTra
 
 
 ROWS = [{"input_ids": list(range(3 + i, 15 + i))} for i in range(8)]
+
+
+@row("transformers' `Trainer`")
+def _(the: Any) -> None:
+    before = [parameter.clone() for parameter in the.model.parameters()]
+    model = AutoModelForCausalLM.from_pretrained(the.folder / "thinking")
+    args = TrainingArguments(str(the.folder / "plain-trainer"), max_steps=2, use_cpu=True, report_to="none")
+    collator = DataCollatorForLanguageModeling(the.tokenizer, mlm=False)
+    Trainer(model, args, collator, train_dataset=ROWS).train()
+    learned = [
+        name
+        for (name, parameter), old in zip(model.named_parameters(), before, strict=True)
+        if not torch.equal(parameter, old)
+    ]
+    assert {name.split(".")[0] for name in learned} == {"base_lm", "mixing_head", "thought_embeddings"}
 
 
 @row("transformers' callbacks")

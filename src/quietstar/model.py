@@ -14,10 +14,11 @@ from transformers.cache_utils import Cache
 
 from quietstar.attention import attention_backend, default_backend
 from quietstar.base import lora
+from quietstar.base.checks import best_backend, check_base
 from quietstar.base.draws import Generators
 from quietstar.base.gguf.model import unpacked
 from quietstar.base.ids import set_token_ids
-from quietstar.base.loading import best_backend, check_base, first_thought_vector, load_base, load_tokenizer
+from quietstar.base.loading import first_thought_vector, load_base, load_tokenizer
 from quietstar.base.sharding import has_weights
 from quietstar.base.ties import say_whether_tied
 from quietstar.base.trunk import Trunk
@@ -46,7 +47,6 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
     config: QuietStarConfig
     config_class = QuietStarConfig
     base_model_prefix = ""
-    main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # a plain Trainer then divides by the accumulated batches; ours overrides it
     _supports_sdpa = True

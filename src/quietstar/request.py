@@ -112,7 +112,7 @@ class Request:
         _check_ignored(ignored)
         if input_ids is None:
             raise SettingsError("input_ids are missing; give [B, S] token ids")
-        _check_shapes(input_ids, attention_mask, labels, thoughts)
+        _check_shapes(input_ids, attention_mask=attention_mask, labels=labels, think_at=think_at, thoughts=thoughts)
         check_tensor(base_lm, input_ids, "input_ids")
         if labels is not None:
             check_tensor(base_lm, labels, "labels", IGNORED)
@@ -263,17 +263,20 @@ def _resolve_n_ahead(config: QuietStarConfig, n_ahead: int | None, thoughts: Ten
     return given
 
 
-def _check_shapes(
-    input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, thoughts: Tensor | None
-) -> None:
+def _check_shapes(input_ids: Tensor, **others: Tensor | None) -> None:
+    given = {name: value for name, value in {"input_ids": input_ids, **others}.items() if value is not None}
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise SettingsError(f"{name} is of type {type(value).__name__}; give a tensor")
     shape = tuple(input_ids.shape)
     if len(shape) != 2 or 0 in shape:
         raise SettingsError(f"input_ids is {list(shape)}; give [B, S] with at least one token")
-    if attention_mask is not None and attention_mask.dim() != 2:
-        raise SettingsError(f"attention_mask is {list(attention_mask.shape)}; give [B, S], 0 at padding")
-    if labels is not None and tuple(labels.shape) != shape:
-        raise SettingsError(f"labels are {list(labels.shape)}; give the shape of input_ids, {list(shape)}")
-    if thoughts is not None and (thoughts.dim() != 4 or thoughts.shape[::2] != (shape[0], shape[1])):
+    if (mask := given.get("attention_mask")) is not None and mask.dim() != 2:
+        raise SettingsError(f"attention_mask is {list(mask.shape)}; give [B, S], 0 at padding")
+    for name in ("labels", "think_at"):
+        if name in given and tuple(given[name].shape) != shape:
+            raise SettingsError(f"{name} is {list(given[name].shape)}; give the shape of input_ids, {list(shape)}")
+    if (thoughts := given.get("thoughts")) is not None and (thoughts.dim() != 4 or thoughts.shape[::2] != shape):
         raise SettingsError(f"thoughts are {list(thoughts.shape)}; give [B, P, S, K] for input_ids {list(shape)}")
 
 

@@ -15,9 +15,10 @@ from transformers.cache_utils import Cache
 from quietstar.attention import BranchCache
 from quietstar.base.draws import Generators, RowGenerators, uniform
 from quietstar.base.trunk import Text, Trunk
+from quietstar.base.untrusted import is_number
 from quietstar.base.vocabulary import sample
 from quietstar.config import QuietStarConfig
-from quietstar.errors import SettingsError
+from quietstar.errors import SettingsError, shown
 from quietstar.grid import ThoughtGrid
 from quietstar.heads import ThoughtEmbeddings
 from quietstar.output import ENDED
@@ -114,10 +115,10 @@ class Sampling:
 
 def check_sampling(thought_temperature: float | None, thought_top_p: float | None) -> None:
     """Raise SettingsError for an invalid temperature or top-p of thoughts."""
-    if thought_temperature is not None and not 0 <= thought_temperature < float("inf"):
-        raise SettingsError(f"thought_temperature is {thought_temperature}; give a number of at least 0")
-    if thought_top_p is None or not 0 < thought_top_p <= 1:
-        raise SettingsError(f"thought_top_p is {thought_top_p}; give a number above 0, at most 1")
+    if thought_temperature is not None and not (is_number(thought_temperature) and thought_temperature >= 0):
+        raise SettingsError(f"thought_temperature is {shown(thought_temperature)}; give a number of at least 0")
+    if thought_top_p is None or not (is_number(thought_top_p) and 0 < thought_top_p <= 1):
+        raise SettingsError(f"thought_top_p is {shown(thought_top_p)}; give a number above 0, at most 1")
 
 
 @dataclass

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from quietstar.errors import SettingsError
-from quietstar.runs.fields import check_above_0, check_at_least, check_choices, option
+from quietstar.runs.fields import check_above_0, check_at_least, check_values, option
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,20 @@ class Meal:
     drink: str | None = option("tea", "what to drink", choices=("tea", "milk"))
     dishes: list[str] = option([], "what to eat", "food", ("soup", "rice"))
     place: str = option("home", "where")
+    hours: float | None = option(None, "how long")
+    guests: int = option(2, "how many")
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_values(self)
 
 
 @pytest.mark.parametrize(
     ("given", "told"),
     [
+        ({"hours": 1, "guests": 3}, None),
+        ({"hours": "1e-4"}, "hours is '1e-4'; give a number"),
+        ({"guests": "3"}, "guests is '3'; give a number"),
+        ({"guests": [3]}, r"guests is \[3\]; give a number"),
         ({"drink": "milk", "dishes": ["rice", "soup"], "place": "anywhere"}, None),
         ({"drink": None}, None),
         ({"drink": "ink"}, "drink is 'ink'; choose from tea, milk"),
@@ -62,7 +68,7 @@ class Meal:
         ({"dishes": ["soup", "soap"]}, "dishes is 'soap'; choose from soup, rice"),
     ],
 )
-def test_an_option_has_choices(given: dict, told: str | None) -> None:
+def test_an_option_has_choices_or_is_a_number(given: dict, told: str | None) -> None:
     if told is None:
         Meal(**given)
         return

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -152,13 +153,16 @@ def test_the_best_checkpoint_is_kept_too(tmp_path):
 
 
 def test_a_new_run_does_not_save_among_the_checkpoints_of_another(tmp_path):
-    assert to_resume(tmp_path, None, True) is None
+    saves, resumes = (SimpleNamespace(save_strategy="steps", resume=resume) for resume in (False, True))
+    assert to_resume(tmp_path, None, saves) is None
+    assert to_resume(tmp_path, None, resumes) is None
     made(tmp_path, 4)
     told = "has checkpoint-4 of an earlier run; resume from it .*, or give another output_dir"
     with pytest.raises(SettingsError, match=told):
-        to_resume(tmp_path, None, True)
-    assert to_resume(tmp_path, False, False) is None
-    assert to_resume(tmp_path, True, True) == tmp_path / "checkpoint-4"
+        to_resume(tmp_path, None, saves)
+    assert to_resume(tmp_path, False, SimpleNamespace(save_strategy="no", resume=False)) is None
+    assert to_resume(tmp_path, True, saves) == tmp_path / "checkpoint-4"
+    assert to_resume(tmp_path, None, resumes) == tmp_path / "checkpoint-4"
 
 
 def test_a_limit_of_none_or_zero_keeps_all(tmp_path):

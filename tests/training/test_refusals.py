@@ -3,11 +3,12 @@
 import pytest
 import torch
 from torch.utils.data import IterableDataset
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from quietstar import QuietStarForCausalLM, QuietStarTrainer, QuietStarTrainingArguments
 from quietstar.errors import SettingsError
 from quietstar.training.refusals import FIGURE, check_supported, installed
+from tests.tiny_tokenizer import byte_tokenizer
 from tests.training.test_trainer import LENGTHS, model_of, rows
 
 GIVEN = {
@@ -19,9 +20,11 @@ GIVEN = {
         [{"text": "abc"}],
         "has rows of text, and needs input_ids; make them with",
     ),
+    "processing_class": (byte_tokenizer(), r"the tokenizer has tokens up to id \d+, but the model has \d+ embeddings"),
 }
 ARGUMENTS = {
     "label_smoothing_factor": (0.1, "label_smoothing_factor is 0.1, and losses are of true tokens"),
+    "dry_run": (True, "dry_run is what quietstar train does"),
     "torch_compile": (True, "torch_compile is on, and a training step makes gradients together with its losses"),
     "metric_for_best_model": ("eval_foo", "metric_for_best_model is eval_foo, and evaluations have no such figure"),
 }
@@ -43,6 +46,22 @@ def test_training_arguments(tmp_path, name):
     value, words = ARGUMENTS[name]
     with pytest.raises(SettingsError, match=words):
         check_supported(arguments(tmp_path, **{name: value}), {})
+
+
+def test_arguments_of_another_trainer(tmp_path):
+    with pytest.raises(SettingsError, match="args is TrainingArguments; give QuietStarTrainingArguments"):
+        QuietStarTrainer(model_of(), TrainingArguments(output_dir=str(tmp_path)))
+
+
+def test_the_name_of_a_tokenizer(tmp_path):
+    with pytest.raises(SettingsError, match="the tokenizer is a str; give one of transformers"):
+        QuietStarTrainer(model_of(), arguments(tmp_path), processing_class="here")
+
+
+def test_rows_of_one_token(tmp_path):
+    with pytest.raises(SettingsError, match="rows of one token, after which there is nothing to predict"):
+        check_supported(arguments(tmp_path), {"train_dataset": [{"input_ids": [3]}] * 3})
+    check_supported(arguments(tmp_path), {"train_dataset": [{"input_ids": [3]}, {"input_ids": [3, 4]}]})
 
 
 def test_no_rows(tmp_path):

@@ -17,6 +17,7 @@ from quietstar import QuietStarForCausalLM
 from quietstar.errors import BadStepsError, SettingsError
 from quietstar.training import QuietStarTrainer, QuietStarTrainingArguments, positions
 from quietstar.training.data.datasets import TextCollator
+from quietstar.training.same_run import contents_of
 from tests.tiny import VOCABULARY, tiny_base, tiny_model
 from tests.tiny_tokenizer import byte_tokenizer, tiny_folder
 
@@ -711,21 +712,21 @@ def test_a_model_may_be_a_name_a_folder_or_a_base_model(tmp_path):
     again = QuietStarTrainer(ours, arguments(tmp_path / "run", n_ahead=4))
     assert (again.model.config.n_ahead, again.model.config.n_passes) == (4, 3)
     assert furthest(parameters_of(again), parameters_of(made)) == 0
-    given = QuietStarTrainer(tiny_base(), arguments(tmp_path / "run", n_ahead=4), processing_class=byte_tokenizer())
+    base_lm, tokenizer = tiny_base(vocab_size=259), byte_tokenizer()
+    given = QuietStarTrainer(base_lm, arguments(tmp_path / "run", n_ahead=4), processing_class=tokenizer)
     assert isinstance(given.model, QuietStarForCausalLM)
     assert given.model.config.n_ahead == 4
 
 
 def test_a_model_is_taken_as_it_is_and_one_given_by_name_trains_in_float32(tmp_path, caplog):
     folder = tmp_path / "half"
-    tiny_base().to(torch.bfloat16).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    base_lm, tokenizer = tiny_base(vocab_size=259).to(torch.bfloat16), byte_tokenizer()
+    base_lm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     named = QuietStarTrainer(str(folder), arguments(tmp_path / "run", n_ahead=4))
     assert {parameter.dtype for parameter in named.model.parameters()} == {torch.float32}
     assert "is lost" not in caplog.text
-    given = QuietStarTrainer(
-        tiny_base().to(torch.bfloat16), arguments(tmp_path / "run", n_ahead=4), processing_class=byte_tokenizer()
-    )
+    given = QuietStarTrainer(base_lm, arguments(tmp_path / "run", n_ahead=4), processing_class=tokenizer)
     assert {parameter.dtype for parameter in given.model.base_lm.parameters()} == {torch.bfloat16}
     assert caplog.text.count("the weights that train are bfloat16") == 1
 
@@ -754,3 +755,32 @@ def test_a_price_for_each_token_makes_thoughts_shorter(tmp_path):
         return float((found.thoughts >= 0).sum(-1).float().mean())
 
     assert length_after(length_price=2.0) < 0.5 * length_after(length_price=0.0)
+
+
+def test_rows_in_memory_are_those_of_the_run_that_is_resumed(tmp_path):
+    texts = rows(*LENGTHS)
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1, "per_device_train_batch_size": 2}
+    trained(tmp_path, texts, **settings)
+    more = settings | {"max_steps": 2, "resume": True}
+    for other in (rows(*LENGTHS, seed=1), texts[:-1], [*texts, texts[0]]):
+        with pytest.raises(SettingsError, match="the rows to train on have changed"):
+            trained(tmp_path, other, **more)
+    assert trained(tmp_path, [dict(row) for row in texts], **more).state.global_step == 2
+
+
+def test_rows_that_differ_each_time_are_not_compared():
+    class Cropped(list):
+        def __getitem__(self, index):
+            return {"input_ids": torch.randint(9, (5,))}
+
+    assert contents_of(Cropped(range(3))) == {}
+    assert contents_of(rows(*LENGTHS)) == contents_of(
+        [{"input_ids": torch.tensor(row["input_ids"])} for row in rows(*LENGTHS)]
+    )
+
+
+def test_resume_begins_where_there_is_no_checkpoint(tmp_path):
+    texts, settings = rows(*LENGTHS), {"save_strategy": "steps", "save_steps": 1, "resume": True}
+    assert trained(tmp_path, texts, **settings, max_steps=1).state.global_step == 1
+    again = trained(tmp_path, texts, **settings, max_steps=2)
+    assert again.resumed == tmp_path / "checkpoint-1"

@@ -36,11 +36,23 @@ def set_token_ids(config: Any, model: PreTrainedModel, tokenizer: PreTrainedToke
         tokenizer: of the model.
 
     Raises:
-        SettingsError: the filler has no token.
+        SettingsError: the filler has no token; or this is no tokenizer.
     """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise SettingsError(f"the tokenizer is a {type(tokenizer).__name__}; give one of transformers")
     config.n_tokens = n_tokens(model, tokenizer)
     if config.thought_source == "filler" and config.filler_token_id is None:
         config.filler_token_id = first_token(tokenizer, config.filler_text, "filler_text")
+
+
+def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise SettingsError if a tokenizer has tokens that the model has no embedding for."""
+    n_rows, highest = n_embeddings(model), max(tokenizer.get_vocab().values(), default=0)
+    if highest >= n_rows:
+        raise SettingsError(
+            f"the tokenizer has tokens up to id {highest}, but the model has {n_rows} embeddings; give the tokenizer "
+            "that belongs to the model"
+        )
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase, text: str, setting: str) -> int:

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     model_args, data_args, args, curriculum, given = parse(parser(), argv, *classes, rest=True)
     if curriculum.curriculum is None:
         figures = run_training(model_args, data_args, args, config=given["config"])
-        lines = [figures["dry_run"].words()] if args.dry_run else []
+        lines = [figures["dry_run"].words()] if "dry_run" in figures else []
     elif args.dry_run:
         lines = dry_run_of_stages(model_args, data_args, args, curriculum)
     else:

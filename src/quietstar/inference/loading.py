@@ -8,14 +8,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.attention import BACKENDS
+from quietstar.base.checks import check_head
 from quietstar.base.ids import set_token_ids
-from quietstar.base.loading import check_head, holds_thinking_model, load_base, load_tokenizer
+from quietstar.base.loading import holds_thinking_model, load_base, load_tokenizer
 from quietstar.base.sources import SUFFIX, find_source
 from quietstar.config import check_n_ahead
 from quietstar.errors import CheckpointError, SettingsError, first_line
 from quietstar.model import QuietStarForCausalLM
 from quietstar.policy import ThinkPolicy
-from quietstar.runs.fields import check_choices, option
+from quietstar.runs.fields import check_values, option
 from quietstar.text.tokens import token_ids
 from quietstar.think import check_sampling
 
@@ -53,7 +54,7 @@ class UseArguments:
     seed: int = option(0, "seed of all sampling", MODEL)
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_values(self)
         check_sampling(self.thought_temperature, self.thought_top_p)
         if self.n_ahead is not None:
             check_n_ahead(self.n_ahead)

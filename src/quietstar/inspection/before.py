@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from quietstar.base.checks import check_head
 from quietstar.base.ids import n_embeddings
-from quietstar.base.loading import check_head, evaluating, holds_thinking_model
+from quietstar.base.loading import evaluating, holds_thinking_model
 from quietstar.base.lora import without_adapters
 from quietstar.base.trunk import check_reach
 from quietstar.errors import SettingsError

@@ -21,7 +21,8 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from quietstar.attention import attention_backend
-from quietstar.base.loading import best_backend, load_base, load_tokenizer
+from quietstar.base.checks import best_backend
+from quietstar.base.loading import load_base, load_tokenizer
 from quietstar.base.sources import HUB_ARGUMENTS
 from quietstar.base.ties import is_tied
 from quietstar.base.untrusted import check_fields, loading, read_index

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import field, fields
-from typing import Any
+from dataclasses import MISSING, field, fields
+from numbers import Real
+from typing import Any, get_args, get_type_hints
 
 from quietstar.errors import SettingsError, shown
 
@@ -11,7 +12,7 @@ from quietstar.errors import SettingsError, shown
 class Help(str):
     """A help text, the heading under which `--help` lists it, and the values that its option may have.
 
-    argparse is not told of the values: a class that is built in Python checks them, too (`check_choices`).
+    argparse is not told of the values: a class that is built in Python checks them, too (`check_values`).
     """
 
     group: str
@@ -25,7 +26,7 @@ class Help(str):
         return made
 
 
-def option(default: Any, help: str, group: str = "", choices: Collection[str] = ()) -> Any:
+def option(default: Any, help: str, group: str = "", choices: Collection[str] = (), is_first: bool = False) -> Any:
     """Return a dataclass field that is an option.
 
     Args:
@@ -33,21 +34,30 @@ def option(default: Any, help: str, group: str = "", choices: Collection[str] = 
         help: its help text.
         group: heading under which `--help` lists it; empty for that of the class.
         choices: values that it may have; empty for any.
+        is_first: it may be given without its name, as the first argument of a class whose others need theirs.
     """
     metadata = {"help": Help(help, group, choices)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=metadata, kw_only=False if is_first else MISSING)
 
 
-def check_choices(options: Any) -> None:
-    """Raise SettingsError if an option, or an item of one that is a list, is none of its choices; None is not given."""
+def check_values(options: Any) -> None:
+    """Raise SettingsError if an option is none of its choices, or no number where it takes one; None is not given.
+
+    Args:
+        options: an instance of a dataclass. Of an option that is a list, each item has the choices.
+    """
+    hints = get_type_hints(type(options))
     for each in fields(options):
-        choices = getattr(each.metadata.get("help"), "choices", ())
-        value = getattr(options, each.name, None)
+        help, value = each.metadata.get("help"), getattr(options, each.name, None)
+        if not isinstance(help, Help) or value is None:
+            continue
+        if {*get_args(hints[each.name]), hints[each.name]} & {int, float} and not isinstance(value, Real):
+            raise SettingsError(f"{each.name} is {shown(value)}; give a number")
         for item in value if isinstance(value, list) else [value]:
-            if choices and item is not None and item not in choices:
-                raise SettingsError(f"{each.name} is {shown(item)}; choose from {', '.join(choices)}")
+            if help.choices and item not in help.choices:
+                raise SettingsError(f"{each.name} is {shown(item)}; choose from {', '.join(help.choices)}")
 
 
 def check_at_least(options: Any, lowest: Mapping[str, int], kind: str = "number") -> None:

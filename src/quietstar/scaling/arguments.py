@@ -7,7 +7,7 @@ import torch
 from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
 from quietstar.inference.loading import DTYPES
-from quietstar.runs.fields import check_above_0, check_at_least, check_choices, option
+from quietstar.runs.fields import check_above_0, check_at_least, check_values, option
 from quietstar.scaling.memory import Numbers
 from quietstar.scaling.shape import Shape
 from quietstar.scaling.step import Step
@@ -84,11 +84,11 @@ class PlanArguments:
     )
 
     def __post_init__(self) -> None:
+        check_values(self)
         check_at_least(self, AT_LEAST, "whole number")
         check_above_0(self, ("memory", "tflops", "bandwidth"))
         if not 0 <= self.think_fraction <= 1:
             raise SettingsError(f"think_fraction is {self.think_fraction}; give a share from 0 to 1")
-        check_choices(self)
         check_ema_device(self.reference, self.ema_device)
         if self.load_in_4bit and not self.lora:
             raise SettingsError("load_in_4bit was given without lora, but 4-bit weights cannot be trained; add --lora")

@@ -13,7 +13,7 @@ from quietstar.errors import SettingsError
 from quietstar.evaluation.tasks import TASKS, parse_data
 from quietstar.learn import ADVANTAGES, PolicyWeight
 from quietstar.policy import ThinkPolicy
-from quietstar.runs.fields import check_at_least, check_choices, option
+from quietstar.runs.fields import check_at_least, check_values, option
 from quietstar.training.model_arguments import LORA, MODEL
 
 METHOD = "method (arXiv 2403.09629)"
@@ -133,7 +133,7 @@ class QuietStarTrainingArguments(TrainingArguments):
     bf16: bool | None = option(None, "train in bfloat16 (default: where a GPU can)", RECIPE)
 
     output_dir: str | None = option(
-        None, "folder of the run, without an earlier one (default: runs/MODEL-N-ahead)", RUN
+        None, "folder of the run, without an earlier one (default: runs/MODEL-N-ahead)", RUN, is_first=True
     )
     overwrite: bool = option(False, "empty an output_dir that holds an earlier run", RUN)
     eval_on_start: bool = option(True, "evaluate before the first step, so that a broken set-up shows at once", RUN)
@@ -181,6 +181,7 @@ class QuietStarTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = option(False, "drop columns that forward does not take")
 
     def __post_init__(self) -> None:
+        check_values(self)
         if not 0 <= self.think_fraction <= 1:
             raise SettingsError(f"think_fraction is {self.think_fraction}; give a share from 0 to 1")
         if self.think_tokens is not None and self.think_fraction != 1:
@@ -195,7 +196,6 @@ class QuietStarTrainingArguments(TrainingArguments):
                 f"resume takes the latest checkpoint, and resume_from_checkpoint names {self.resume_from_checkpoint}; "
                 "give one of the two"
             )
-        check_choices(self)
         if unused := sorted(parse_data(self.eval_data, "eval_data").keys() - set(self.eval_tasks)):
             raise SettingsError(f"eval_data was given for {', '.join(unused)}, which is not among eval_tasks; add it")
         check_at_least(self, dict.fromkeys(AT_LEAST_0.split(), 0) | dict.fromkeys(AT_LEAST_1.split(), 1))

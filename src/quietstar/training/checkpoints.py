@@ -138,8 +138,13 @@ def latest(run: Path, *, report: bool = False) -> Path | None:
     return next(iter(complete_checkpoints(run, report=report)), None)
 
 
-def to_resume(run: Path, asked: str | bool | None, saves: bool) -> Path | None:
-    """Return the checkpoint that `find` finds, None for a new run, which may save checkpoints of its own.
+def to_resume(run: Path, asked: str | bool | None, args: Any) -> Path | None:
+    """Return the checkpoint that `find` finds, None for a new run.
+
+    Args:
+        run: its folder.
+        asked: a checkpoint's folder, or True; otherwise the latest one is resumed from if args.resume says so.
+        args: of the run, which may save checkpoints of its own.
 
     Raises:
         CheckpointError: there is none, or it is not complete.
@@ -147,7 +152,9 @@ def to_resume(run: Path, asked: str | bool | None, saves: bool) -> Path | None:
     """
     if asked:
         return find(run, asked)
-    if saves and (there := latest(run)):
+    if args.resume:
+        return latest(run)
+    if args.save_strategy != "no" and (there := latest(run)):
         raise SettingsError(
             f"output_dir {run} has {there.name} of an earlier run; resume from it (resume_from_checkpoint=True), or "
             "give another output_dir"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from quietstar.base.ids import set_token_ids
+from quietstar.base.ids import check_tokenizer, set_token_ids
 from quietstar.base.loading import holds_thinking_model
 from quietstar.base.precision import HALVES, train_in_float32
 from quietstar.config import SETTINGS, QuietStarConfig
@@ -50,8 +50,17 @@ def thinking_model(
         model = _by_name(str(model), tokenizer, method, settings, freeze_base, plain)
     if not isinstance(model, QuietStarForCausalLM):
         model = QuietStarForCausalLM.from_base(model, tokenizer=tokenizer, **method)
-        check_lengths(model.config, args)
-        return model
+    else:
+        _change(model, method)
+    check_lengths(model.config, args)
+    if tokenizer is not None:
+        set_token_ids(model.config, model, tokenizer)
+        check_tokenizer(model, tokenizer)
+    return model
+
+
+def _change(model: QuietStarForCausalLM, method: dict[str, Any]) -> None:
+    """Set the method's settings of a thinking model; raise SettingsError for one that can no longer be changed."""
     text = method.pop("initial_thought_text", model.config.initial_thought_text)
     if text != model.config.initial_thought_text:
         raise SettingsError(
@@ -69,10 +78,6 @@ def thinking_model(
     for name, value in method.items():
         setattr(model.config, name, value)
     model.config.check()
-    check_lengths(model.config, args)
-    if tokenizer is not None:
-        set_token_ids(model.config, model, tokenizer)
-    return model
 
 
 def check_lengths(config: QuietStarConfig, args: QuietStarTrainingArguments) -> None:

@@ -10,7 +10,7 @@ from transformers import BitsAndBytesConfig
 from quietstar.attention import BACKENDS
 from quietstar.errors import SettingsError, need
 from quietstar.inference.loading import DTYPES
-from quietstar.runs.fields import check_choices, option
+from quietstar.runs.fields import check_values, option
 
 MODEL = "model"
 LORA = "low-rank adapters"
@@ -61,7 +61,7 @@ class ModelArguments:
     merge: bool = option(False, "merge the adapters into the weights at the end, and save those", LORA)
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_values(self)
         if self.lora_r < 1 or self.lora_alpha <= 0 or not 0 <= self.lora_dropout < 1:
             raise SettingsError(
                 f"lora_r is {self.lora_r}, lora_alpha {self.lora_alpha}, lora_dropout {self.lora_dropout}; give a "

@@ -11,6 +11,7 @@ from transformers.trainer_utils import has_length
 from quietstar.errors import SettingsError, first_line
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.repeated_steps import check_repeatable
+from quietstar.training.same_run import some_of
 from quietstar.training.trackers import check_installed
 
 OF_PREDICTIONS = "evaluations keep no predictions; give eval_tasks, or a callback that reads the figures"
@@ -36,6 +37,10 @@ def check_supported(args: QuietStarTrainingArguments, given: Mapping[str, Any]) 
         args: of the run.
         given: further arguments of the trainer.
     """
+    if not isinstance(args, QuietStarTrainingArguments):
+        raise SettingsError(
+            f"args is {type(args).__name__}; give QuietStarTrainingArguments, which has all of its fields"
+        )
     for name, why in REFUSED.items():
         if given.get(name) is not None:
             raise SettingsError(f"{name} was given, and {why}")
@@ -47,6 +52,10 @@ def check_supported(args: QuietStarTrainingArguments, given: Mapping[str, Any]) 
         raise SettingsError(
             "torch_compile is on, and a training step makes gradients together with its losses, which torch does not "
             "compile; leave it out"
+        )
+    if args.dry_run:
+        raise SettingsError(
+            "dry_run is what quietstar train does with its model and texts; in Python, give a few max_steps"
         )
     metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
     if not FIGURE.fullmatch(metric):
@@ -69,6 +78,10 @@ def _check_rows(rows: Any) -> None:
         raise SettingsError(
             f"train_dataset has rows of {', '.join(map(str, rows[0]))}, and needs input_ids; make them with "
             "quietstar.build_datasets, or a tokenizer"
+        )
+    if all(len(row["input_ids"]) < 2 for row in some_of(rows)):
+        raise SettingsError(
+            "train_dataset has rows of one token, after which there is nothing to predict; give longer ones"
         )
 
 

@@ -10,12 +10,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 import quietstar
-from quietstar.base.ids import n_embeddings
 from quietstar.base.loading import need_tokenizer
 from quietstar.base.trunk import check_reach
 from quietstar.errors import QuietStarError, SettingsError, first_line
 from quietstar.inference.loading import name_of
-from quietstar.model import QuietStarForCausalLM
 from quietstar.runs.contents import digest_of_model
 from quietstar.runs.folders import (
     alone_in,
@@ -78,6 +76,7 @@ def run_training(
     if args.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             args.output_dir, args.resume, args.resume_from_checkpoint, args.report_to = folder, False, None, []
+            args.dry_run = False
             with ExitStack() as cleanup:
                 trainer, *_ = prepare(model_args, data_args, args, config, cleanup, teacher)
                 return {"dry_run": dry_run(trainer, data_args.max_length)}
@@ -158,7 +157,7 @@ def prepare(
     )
     if model_args.attention_backend != "auto":
         model.set_attention_backend(model_args.attention_backend)
-    check_fit(model, tokenizer, data_args.max_length)
+    check_reach(model.base_lm, data_args.max_length, model.config.n_ahead + model.config.n_ahead_talk - 1)
     if model_args.original:
         model.drop_branch_adapters()  # A plain model has none.
         for part in (model.mixing_head, model.thought_embeddings):
@@ -203,18 +202,6 @@ def log_counts(train_dataset: TextWindows | StreamedTextWindows, eval_dataset: T
         logger.info("%s rows to train on; %s", f"{len(train_dataset):,}", SKIPPED.format(train_dataset.n_skipped))
     if eval_dataset is not None:
         logger.info("%s rows held out; %s", f"{len(eval_dataset):,}", SKIPPED.format(eval_dataset.n_skipped))
-
-
-def check_fit(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Raise SettingsError if the model lacks embeddings for the tokenizer, or cannot take rows of this length."""
-    n_rows = n_embeddings(model)
-    highest = max(tokenizer.get_vocab().values(), default=0)
-    if highest >= n_rows:
-        raise SettingsError(
-            f"the tokenizer has tokens up to id {highest}, but the model has {n_rows} embeddings; give the "
-            "tokenizer that belongs to the model"
-        )
-    check_reach(model.base_lm, max_length, model.config.n_ahead + model.config.n_ahead_talk - 1)
 
 
 def name_folder(args: QuietStarTrainingArguments, default: str) -> None:

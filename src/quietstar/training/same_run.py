@@ -1,6 +1,12 @@
 """Whether a resumed run is the run that was stopped: the settings and contents that decide what it learns."""
 
+import hashlib
+import json
 from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+from transformers.trainer_utils import has_length
 
 from quietstar.config import QuietStarConfig
 from quietstar.errors import SettingsError
@@ -27,8 +33,34 @@ CONTENTS = {
 }
 """digest -> what it is of, and the settings that do not matter if it is known, since it follows from them"""
 
+MOST_COMPARED = 1000
+"""rows in memory that are compared with those of the run that is resumed"""
+
 ADAPTERS = ("lora", "branch_adapters")
 """fields of a model's config that say which adapters it has"""
+
+
+def some_of(rows: Any) -> list[Any]:
+    """Return at most MOST_COMPARED rows, evenly spaced."""
+    n = len(rows)
+    return [rows[i] for i in range(0, n, -(-n // MOST_COMPARED))]
+
+
+def contents_of(texts: Any) -> dict[str, str]:
+    """Return what identifies rows of tokens in memory: a digest of how many there are, and of some of them.
+
+    Nothing for texts that have a digest of their own (`what_matters`), for a stream, and where reading a row twice does
+    not give the same tokens.
+    """
+    if texts is None or isinstance(texts, (TextWindows, IterableDataset)) or not has_length(texts):
+        return {}
+    digest = hashlib.blake2b(str(len(texts)).encode(), digest_size=16)
+    for row, again in zip(some_of(texts), some_of(texts), strict=True):
+        ids, same = (torch.as_tensor(each["input_ids"]).tolist() for each in (row, again))
+        if ids != same:
+            return {}
+        digest.update(json.dumps(ids).encode())
+    return {"row_digest": digest.hexdigest()}
 
 
 def what_matters(

@@ -35,7 +35,7 @@ from quietstar.training.memory import Batch, out_of_memory_in
 from quietstar.training.model import thinking_model, warn_of_lost_updates
 from quietstar.training.repeated_steps import repeated_steps
 from quietstar.training.run_parts import RunParts
-from quietstar.training.same_run import what_matters
+from quietstar.training.same_run import contents_of, what_matters
 
 
 class QuietStarTrainer(Trainer):
@@ -54,7 +54,7 @@ class QuietStarTrainer(Trainer):
 
     Attributes:
         parts: what the run keeps, by name; a checkpoint holds their states under these names.
-        settings: settings that the arguments do not have, such as the texts; a run that is resumed must have the same.
+        settings: what the arguments do not have, such as a digest of the rows; a resumed run must have the same.
         resumed, tracked: the checkpoint that it resumes from, if it does; its runs in the trackers that it reports to.
     """
 
@@ -84,21 +84,21 @@ class QuietStarTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # Its losses are shares of the step's: transformers must not divide them.
         self.processes = Processes(args.process_index, args.world_size, args.device)
         self.parts = RunParts(args, self.processes, processing_class)
-        self.settings: dict[str, Any] = {}
+        self.settings: dict[str, Any] = contents_of(kwargs.get("train_dataset"))
         self.folder = Path(str(args.output_dir))
         self.tracked = callbacks.add_callbacks(self)
         if self.processes.is_first and not (self.sharded == "DeepSpeed" or (self.sharded and (args.bf16 or args.fp16))):
             warn_of_lost_updates(self.model)  # Those two keep float32 copies.
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, or resume from a checkpoint: its folder, or True for the latest one.
+        """Train, or resume from a checkpoint: its folder, or True for the latest one (`resume`: if there is one).
 
         Raises:
             CheckpointError, SettingsError: it cannot resume; a checkpoint cannot be written.
             BadStepsError, InterruptedRunError, OutOfMemoryError: it has ended early.
         """
         limit, evaluates_first = self.args.save_total_limit, self.args.eval_on_start
-        self.resumed = checkpoints.to_resume(self.folder, resume_from_checkpoint, self.args.save_strategy != "no")
+        self.resumed = checkpoints.to_resume(self.folder, resume_from_checkpoint, self.args)
         if self.resumed is not None:
             self.check_resumable(self.resumed)
         self.parts.reset()

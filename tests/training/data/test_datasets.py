@@ -37,12 +37,13 @@ def test_eos_is_learned_where_it_is_also_the_padding():
     assert batch["attention_mask"][1].tolist() == [1, 1, 0, 0]
 
 
-def test_labels_of_a_row_are_kept_and_other_tensors_stacked():
+def test_labels_of_a_row_are_kept_other_numbers_stacked_and_text_left_out():
     rows = [
-        {"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "weight": 0.5},
-        {"input_ids": [4], "labels": [4], "weight": 1.0},
+        {"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "weight": 0.5, "text": "abc", "names": ["a"], "none": None},
+        {"input_ids": [4], "labels": [4], "weight": 1.0, "text": "d", "names": [], "none": None},
     ]
     batch = TextCollator(0)(rows)
+    assert batch.keys() == {"input_ids", "attention_mask", "labels", "weight"}
     assert batch["labels"].tolist() == [[-100, 2, 3], [4, -100, -100]]
     assert batch["weight"].tolist() == [0.5, 1.0]
 

@@ -9,7 +9,7 @@ from quietstar.demo.language import DASH, EQUALS, LETTERS
 from quietstar.demo.lessons import Course
 from quietstar.errors import SettingsError
 from quietstar.learn import PolicyWeight
-from quietstar.runs.fields import check_above_0, check_at_least, check_choices, option
+from quietstar.runs.fields import check_above_0, check_at_least, check_values, option
 
 DISCOVER = "demo --discover"
 """the group of these options in `--help`"""
@@ -72,11 +72,11 @@ class DiscoverArguments:
     picture: bool = option(True, "draw the figures, which needs matplotlib", DISCOVER)
 
     def __post_init__(self) -> None:
+        check_values(self)
         check_at_least(self, LOWEST)
         check_above_0(self, ("learning_rate", "thought_learning_rate", "thought_temperature"))
         if not 0.01 <= self.held_out <= 0.9:
             raise SettingsError(f"held_out is {self.held_out}; give a fraction from 0.01 to 0.9")
-        check_choices(self)
         if not self.arms or len(set(self.arms)) < len(self.arms):
             raise SettingsError(f"arms is {' '.join(self.arms) or 'empty'}; choose from {', '.join(ARMS)}, each once")
         characters = LETTERS + MOVES + EQUALS + DASH

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 
 from quietstar.errors import SettingsError
-from quietstar.runs.fields import check_choices, option
+from quietstar.runs.fields import check_values, option
 from quietstar.training.data.template import template_columns
 
 TEXT = "text"
@@ -50,6 +51,12 @@ class DataArguments:
     shuffle_block: int = option(1000, "texts of a stream in a shuffle block; 1 keeps the order", TEXT)
 
     def __post_init__(self) -> None:
+        check_values(self)
+        if not isinstance(self.dataset, str | PathLike):
+            raise SettingsError(
+                f"dataset is a {type(self.dataset).__name__}; give a file, folder or hub name; rows in memory go to "
+                "QuietStarTrainer as train_dataset, with their input_ids"
+            )
         if self.max_length < 2:
             raise SettingsError(
                 f"max_length is {self.max_length}, but a prediction needs a token before it; give 2 or more"
@@ -60,7 +67,6 @@ class DataArguments:
             raise SettingsError(
                 f"shuffle_block is {self.shuffle_block}; give a number of texts, or 1 to keep a stream's order"
             )
-        check_choices(self)
         if self.eval_split is not None and self.eval_dataset is None:
             raise SettingsError(f"eval_split is {self.eval_split!r} without an eval_dataset; give --eval_dataset")
         if self.eval_dataset == self.dataset and self.eval_split in (None, self.split):

@@ -110,7 +110,8 @@ class TextCollator:
 
         Args:
             features: for each sequence "input_ids", a list or tensor of [length], and "labels" of the same length if
-                some tokens have none. Anything else must have the same shape in all, and is stacked.
+                some tokens have none. Other columns of numbers must have the same shape in all, and are stacked; what
+                has no numbers, such as the text that the tokens are of, is left out.
 
         Returns:
             input_ids, attention_mask and labels, each [B, S] of int64; labels are -100 at padding. Sequences of a
@@ -118,13 +119,22 @@ class TextCollator:
         """
         ids = [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in features]
         labels = [torch.as_tensor(row.get("labels", row["input_ids"]), dtype=torch.long) for row in features]
-        extra = features[0].keys() - {"input_ids", "attention_mask", "labels"}
+        others = features[0].keys() - {"input_ids", "attention_mask", "labels"}
+        extra = sorted(name for name in others if _is_of_numbers(features[0][name]))
         return {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-            **{name: torch.stack([torch.as_tensor(row[name]) for row in features]) for name in sorted(extra)},
+            **{name: torch.stack([torch.as_tensor(row[name]) for row in features]) for name in extra},
         }
+
+
+def _is_of_numbers(value: Any) -> bool:
+    try:
+        torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return True
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -7,7 +7,7 @@ from quietstar.base.divergence import KINDS
 from quietstar.config import check_n_ahead
 from quietstar.errors import SettingsError
 from quietstar.policy import ThinkPolicy
-from quietstar.runs.fields import check_at_least, check_choices, option
+from quietstar.runs.fields import check_at_least, check_values, option
 from quietstar.think import check_sampling
 from quietstar.training.model_arguments import MODEL
 
@@ -56,7 +56,7 @@ class DistillArguments:
     )
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_values(self)
         check_at_least(self, {"reward_weight": 0, "teacher_passes": 1, "cache_tokens": 1})
         if self.cache is not None and self.objective in (FAST, PLAIN):
             raise SettingsError(f"a cache keeps predictions, and {self.objective} learns from none; leave it out")
