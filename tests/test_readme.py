@@ -1,5 +1,6 @@
 """What README and guides say can be done is done: commands and Python, names of the hub replaced by local ones."""
 
+import itertools
 import json
 import re
 import shlex
@@ -16,7 +17,7 @@ from tests.tiny_tokenizer import tiny_folder
 
 ROOT = Path(__file__).parents[1]
 COMMANDS_OF = "README docs/train docs/use docs/inspection docs/distillation docs/models docs/study docs/serving"
-PYTHON_OF = "docs/train README docs/use"
+PYTHON_OF = "docs/train README docs/use docs/evaluation"
 """pages whose commands or Python are run, in an order in which each finds what it needs"""
 QUICK = "--max_steps 1 --gradient_accumulation_steps 1 --eval_size 2 --thoughts_shown 1 --use_cpu"
 ROWS = [{"question": f"What is {n} times two?", "answer": f"{n} and {n} make {2 * n}."} for n in range(12)]
@@ -99,6 +100,8 @@ def test_the_python_runs(here: Path) -> None:
     assert output.thoughts.shape == (1, 1, S, 6)
     assert output.mixing_weight.shape == (1, 1, S, 4)
     assert torch.isfinite(output.reward).all()
+    assert {figure["mode"] for figure in names["results"]["results"]} == {"base", "thinking"}
+    assert (here / "runs/qwen3-figures/results.md").exists()
 
 
 def test_the_map_is_the_tree() -> None:
@@ -128,3 +131,15 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         if heading:
             titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tables_and_lists_are_shown_as_such(page: Path) -> None:
+    """A blank line stands before each of them, and all rows of a table have the same number of cells."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for before, line in itertools.pairwise(text.splitlines()):
+        if line.startswith("|") and before:
+            assert before.startswith("|"), line
+            assert len(re.findall(r"(?<!\\)\|", line)) == len(re.findall(r"(?<!\\)\|", before)), line
+        if re.match(r"- |\d+\. ", line) and before:
+            assert re.match(r"- |\d+\. |  ", before), line

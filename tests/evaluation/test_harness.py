@@ -139,8 +139,18 @@ def test_its_own_functions_know_the_name(folder: Path) -> None:
             bootstrap_iters=0,
         )
     assert set(found["always"]["results"]) == {"local_choice", "local_write", "local_read"}
+    found["by hf"] = lm_eval.simple_evaluate(
+        "hf",
+        model_args={"pretrained": str(folder / "thinking")},
+        tasks=["local_read"],
+        task_manager=manager,
+        batch_size=4,
+        device="cpu",
+        bootstrap_iters=0,
+    )
     read = [found[think]["results"]["local_read"]["word_perplexity,none"] for think in found]
     assert read[0] != read[1]
+    assert read[2] == pytest.approx(read[0], rel=1e-4), "lm-eval's own model thinks everywhere"
     plain = lm_eval.simple_evaluate(
         "quietstar",
         model_args={"pretrained": str(folder / "base"), "original": True, "device": "cpu"},
