@@ -17,7 +17,12 @@ from mkdocs.structure.files import File, Files
 from quietstar.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+    "CHANGELOG.md": "changelog.md",
+}
 """files that are pages of their own"""
 SHOWN = ["Dockerfile", "CITATION.cff", "LICENSE"]
 """files that are shown on one page with the recipes"""
