@@ -315,3 +315,5 @@ def test_impossible_lengths_in_python(here: Path, how: dict) -> None:
         model.inspect("What is", tokenizer, generate=3, max_length=5)
     with pytest.raises(SettingsError, match="texts contain something that is not a string"):
         model.inspect([3], tokenizer)  # type: ignore[list-item]
+    with pytest.raises(SettingsError, match="inspect has no setting intervention; did you mean interventions"):
+        model.inspect("What is", tokenizer, intervention="filler")

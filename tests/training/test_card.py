@@ -77,7 +77,9 @@ def test_what_the_card_says_to_run_runs(tmp_path, capsys, kind):
 def test_a_model_with_merged_adapters_has_one_too(inputs, tmp_path, merge):
     model = {"lora": True, "lora_r": 2, "merge": merge}
     run_training(*pieces(inputs, tmp_path / "run", model, n_ahead=4, n_ahead_talk=2))
-    assert "| lora | `True` |" in (tmp_path / "run" / "README.md").read_text()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert ("| lora | `True` |\n| lora_r | `2` |" if merge else "| lora | `r 2, lora_alpha 32` |") in card
+    assert ("lora_r" in card) == merge
 
 
 def test_a_plain_model_needs_no_code_of_ours(inputs, tmp_path):

@@ -1,5 +1,6 @@
 """Texts to trace: windows of a long text, or what a model writes after a prompt, with the thoughts that it had."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from quietstar.inspection.observe import trace
 from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
 from quietstar.model import QuietStarForCausalLM
+from quietstar.runs.options import did_you_mean
 from quietstar.text.tokens import token_ids
 from quietstar.text.unicode import check_text
 
@@ -152,6 +154,10 @@ def inspect(
     Raises:
         QuietStarError: an invalid setting, or a text that is empty or too long.
     """
+    known = [field.name for field in fields(TraceSettings)]
+    for name in settings:
+        if name not in known:
+            raise SettingsError(f"inspect has no setting {name}{did_you_mean(name, known)}")
     how = TraceSettings(**settings)
     texts = [text] if isinstance(text, str) else list(text)
     if not all(isinstance(text, str) for text in texts):

@@ -177,8 +177,10 @@ def _listed(settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str,
     found.pop("num_train_epochs" if (found.get("max_steps") or 0) > 0 else "max_steps", None)
     if dataset := found.get("dataset"):
         found["dataset"] = hub_name(str(dataset)) or Path(str(dataset)).name
-    if not found.get("lora"):
+    adapters = {name: config[name] for name in ("lora", "branch_adapters") if isinstance(config.get(name), Mapping)}
+    if adapters or not found.get("lora"):
         found.pop("lora_r", None)
+    found |= {name: f"r {given['r']}, lora_alpha {given['lora_alpha']}" for name, given in adapters.items()}
     return {name: value for name, value in found.items() if value not in (None, "") and value is not False} | versions()
 
 
