@@ -31,22 +31,32 @@ class ThinkingGeneration(GenerationMixin):
         *args: Any,
         n_ahead: int | None = None,
         think: str | Decider | ThinkPolicy | None = None,
+        thought_temperature: float | None = None,
+        thought_top_p: float | None = None,
         output_thoughts: bool | Journal = False,
         **kwargs: Any,
     ) -> Any:
         """Continue texts, thinking before each token where the policy says so.
 
-        Everything else is as for any model of transformers. `thought_temperature` and `thought_top_p` say how thoughts
-        are sampled; they are greedy by default.
+        Everything else is as for any model of transformers.
 
         Args:
             inputs: [B, S] prompts, padded on the left; or `input_ids`.
             args: as `GenerationMixin.generate` takes them.
             n_ahead: tokens of a thought, start and end included; None is the config's.
-            think: where to think; see `quietstar.policy`. None thinks everywhere.
-            output_thoughts: return a dictionary whose `thoughts` are `quietstar.journal.GeneratedThoughts`; pass a
-                Journal, with its own policy, to read them while the text is generated.
+            think: where to think: a policy such as `"entropy:2.5,budget:16"`, or a function of a Moment. None thinks
+                everywhere.
+            thought_temperature: at which thoughts are sampled; 0 or None takes the likeliest tokens.
+            thought_top_p: thought tokens are sampled from the likeliest that together reach this probability; None
+                samples from all.
+            output_thoughts: return what was thought, too. A Journal, with its own policy, sets how many of the
+                likeliest tokens are kept, and can be read while the text is generated.
             kwargs: as `GenerationMixin.generate` takes them, and arguments of `forward`.
+
+        Returns:
+            What `GenerationMixin.generate` returns: token ids [N, S + T]; or, with `return_dict_in_generate` or
+            `output_thoughts`, a dictionary with them as `sequences`. Its `thoughts` are then GeneratedThoughts:
+            `thoughts[n, t]` is what was thought before token t of sequence n.
 
         Raises:
             SettingsError: an invalid policy or n_ahead, a prompt that is empty or too long for the model, or thoughts
@@ -69,12 +79,12 @@ class ThinkingGeneration(GenerationMixin):
         if journal.keep:
             kwargs["return_dict_in_generate"] = True
         assistant = kwargs.get("assistant_model")  # transformers hands it the same arguments
-        if n_ahead is not None:
-            if assistant is not None and not isinstance(assistant, ThinkingGeneration):
-                raise SettingsError(
-                    f"n_ahead {n_ahead} would be handed to the assistant, which does not think; set config.n_ahead"
-                )
-            kwargs["n_ahead"] = n_ahead
+        if n_ahead is not None and assistant is not None and not isinstance(assistant, ThinkingGeneration):
+            raise SettingsError(
+                f"n_ahead {n_ahead} would be handed to the assistant, which does not think; set config.n_ahead"
+            )
+        own = {"n_ahead": n_ahead, "thought_temperature": thought_temperature, "thought_top_p": thought_top_p}
+        kwargs |= {name: value for name, value in own.items() if value is not None}
         if assistant is None:
             kwargs = {"thought_temperature": 0.0, "journal": journal, **kwargs}
         try:
