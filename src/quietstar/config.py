@@ -30,32 +30,32 @@ INNER_IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
 
 
 class QuietStarConfig(PreTrainedConfig):
-    """Settings of a Quiet-STaR model (arXiv 2403.09629, section 4), beside those of its base model.
+    """Settings of a Quiet-STaR model (arXiv 2403.09629, section 4), beside its base model's; all are passed by name.
 
     Args:
         base_config: config of the base model, or its dictionary with `model_type`.
-        n_ahead: tokens of a thought, start and end included; `n_ahead - 2` of them are sampled. Whoever uses the model
-            may ask for another length.
+        n_ahead: tokens of a thought, start and end included, unless a call asks for others; n_ahead - 2 are sampled.
         n_ahead_talk: true tokens predicted after each thought when a loss is asked for.
         n_passes: thoughts sampled for each position in training.
         mixing: `head` mixes the predictions without and with a thought; `thought` uses the one with it alone.
-        thought_source: `sampled`, or a control: `filler`, `random` or `copy`; see `quietstar.thought_source`.
+        thought_source: `sampled`, or a control: `filler`, `random` (tokens) or `copy` (the text's last tokens again).
         filler_text: `filler` thoughts repeat this text's first token.
         filler_token_id: its id; found where the model has a tokenizer.
         thought_temperature: temperature at which thought tokens are sampled in training.
         reinforce_temperature: that of the log-probabilities in the policy loss; above it, thoughts grow more certain.
         learn_to_end: a thought may end early, which is learned with its tokens; n_ahead is then the most that it has.
         length_price: nats that a reward loses for each sampled token of its thought.
-        advantage: what a thought's reward is compared with; see `quietstar.learn.ADVANTAGES`.
-        policy_weight: weight of the policy loss: a number, or `balanced:R`; see `quietstar.learn.PolicyWeight`.
+        advantage: of a reward r beside the mean of its position's: `positive`, max(0, r - mean); `centered`, r - mean;
+            `leave_one_out`, r - the mean of the others; `standardized`, (r - mean) / spread.
+        policy_weight: of the policy loss: a number, or `balanced:R`, for a gradient R times as long as the nll's.
         nll_weight: weight of the nll beside it; 0 learns from rewards alone.
         base_loss_weight: share of the base model's own nll in the nll; the rest is the talk loss.
         embedding_scale: start and end are fed as this many times their stored parameter: Adam moves them further.
         initial_thought_text: start and end begin as the embedding of this text's first token.
         suppressed_token_ids: tokens that neither a thought nor `generate` may contain.
         n_tokens: ids from this one on, which the tokenizer does not have, are suppressed, too; None suppresses none.
-        lora: settings of the low-rank adapters in the base model, those of `peft.LoraConfig` that
-            `quietstar.base.lora.LORA` lists; None without adapters.
+        lora: settings of the low-rank adapters in the base model, as `peft.LoraConfig` names them: `r`, `lora_alpha`,
+            `lora_dropout`, `target_modules` (None: all linear layers but the head), ...; None without adapters.
         branch_adapters: the same, of adapters that act in branches alone.
 
     Raises:

@@ -34,7 +34,7 @@ class DataError(QuietStarError):
 
 
 class MissingExtraError(QuietStarError, ImportError):
-    """An optional package, which an extra of this package installs, is missing; see `need`."""
+    """An optional package, which an extra of this package installs, is missing."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{package} is not installed and is needed for {purpose}: pip install 'quietstar[{extra}]'")

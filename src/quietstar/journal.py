@@ -67,7 +67,7 @@ class GeneratedThoughts:
     thought: Tensor
     """[N, T] bool: whether there was a thought"""
     reason: list[list[str]]
-    """[N][T]: why there was, or was not"""
+    """N lists of T: why there was, or was not"""
     tokens: Tensor
     """[N, T, K]; -1 after the end of a thought"""
     mixing_weight: Tensor
@@ -134,7 +134,7 @@ class Journal:
     """Follows the rows of one call of `generate`: how many thoughts each has had, which, and whether it has ended.
 
     Args:
-        policy: says where to think.
+        policy: says where to think, such as `ThinkPolicy.parse("always")`.
         keep: record what is thought.
         top_k: k; 0 records tokens and reasons, and skips the three predictions.
     """

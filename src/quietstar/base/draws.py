@@ -15,6 +15,7 @@ class RowGenerators:
     """The generators of B rows, on their device."""
 
     each: tuple[torch.Generator | None, ...]
+    """[B]; None is torch's own"""
 
     def of(self, rows: Tensor) -> "RowGenerators":
         """Return those of some rows [R]."""

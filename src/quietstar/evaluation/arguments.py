@@ -19,7 +19,7 @@ _VOTING = VotingSettings()
 
 @dataclass(kw_only=True)
 class EvaluateArguments(UseArguments):
-    """Options of `quietstar evaluate`.
+    """Options of `quietstar evaluate`: at least tasks, a text whose perplexity to measure, or tasks of lm-eval.
 
     Raises:
         SettingsError: a value is invalid, or there is nothing to evaluate.

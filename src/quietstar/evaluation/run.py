@@ -46,10 +46,19 @@ FREE = frozenset(
 def evaluate(
     model_name: str, args: EvaluateArguments, console: Console | None = None, *, config: str | None = None
 ) -> dict[str, Any]:
-    """Evaluate a model, write results.json, results.md and other results, and return the contents of results.json.
+    """Evaluate a model, and write results.json, results.md and other results, as `quietstar evaluate` does.
 
-    Processes that torchrun or Accelerate has launched share the work, and the first one writes. `config` is the file
-    that the settings came from, which --overwrite must not delete.
+    Processes that torchrun or Accelerate has launched share the work, and the first one writes.
+
+    Args:
+        model_name: folder or hub name of a thinking model; with `original` any model, also a GGUF file.
+        args: what to evaluate, and how.
+        console: prints progress and the table of results; None prints to stderr.
+        config: the file that the settings came from, which `overwrite` must not delete.
+
+    Returns:
+        The contents of results.json: settings, versions, and as `results` a dictionary for each figure: task, measure,
+        mode (thinking, base or original), estimate (value, low, high, n), difference to base, share_thought, ...
 
     Raises:
         QuietStarError: the user must fix something in the settings, the model, the data or the folder.

@@ -18,7 +18,9 @@ class Effects:
     """
 
     name: str
+    """such as filler, or truncated_2"""
     label: str
+    """what replaces a thought"""
     n: int
     """positions"""
     n_same: int
@@ -26,7 +28,7 @@ class Effects:
     delta: Estimate | None
     """change in the true next token's log-probability, nats"""
     kl: Estimate | None
-    """nats"""
+    """KL(prediction with the thought || prediction with the replacement), nats"""
     flips: Estimate | None
     """share of positions whose likeliest token changed"""
 
@@ -38,21 +40,30 @@ class Difficulty:
     by: str
     """base nll (of the next token) or base entropy, in nats"""
     low: float
+    """least difficulty, nats"""
     high: float
+    """difficulty that they are below, nats"""
     n: int
+    """positions"""
     gain: Estimate
+    """nats"""
     reward: Estimate | None
+    """nats; None if no reward is known"""
     interventions: list[Effects]
+    """of each intervention"""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The summary of a trace."""
+    """The summary of a trace; differences of log-probabilities are in nats."""
 
     n_positions: int
+    """positions in the trace"""
     n_thoughts: int
+    """those with a thought"""
     gain: Estimate | None
-    """gain of the model's own thoughts; None if no thought's next token is known"""
+    """log-probability of the true next token with the thought, minus that without; None if no thought's next token is
+    known"""
     content: Estimate | None
     """the part of the gain that filler loses"""
     computation: Estimate | None
@@ -66,9 +77,14 @@ class Summary:
     base_over_before: Estimate | None
     """log-probability without thoughts, minus that before training: below 0 if the base pass has become worse"""
     reward: Estimate | None
+    """as in training, before any length_price"""
     mixing_weight: Estimate | None
+    """of the thought in the prediction of the next token"""
     interventions: list[Effects]
+    """of each intervention that was tried"""
     difficulty: list[Difficulty]
+    """positions by the base nll of their next token, then by the entropy of the base prediction"""
     is_own: bool
     """whether the model generated the text; it then agrees with its own predictions, and a gain means nothing"""
     sentences: list[str]
+    """all of it in words"""

@@ -40,17 +40,20 @@ class TraceSettings:
     """
 
     think: str | Decider | ThinkPolicy = "always"
-    """where to think"""
+    """where to think: a policy, or a function of a Moment"""
     thought_temperature: float = 0.0
+    """at which thoughts are sampled; 0 takes the likeliest tokens"""
     thought_top_p: float = 1.0
+    """thought tokens are sampled from the likeliest that together reach this probability"""
     n_ahead: int | None = None
     """tokens of a thought, start and end included; None is the model's"""
     n_ahead_talk: int | None = None
-    """M of rewards; None is the model's"""
+    """true tokens that a reward is summed over; None is the model's"""
     top_k: int = 5
     """number of likeliest tokens recorded for each prediction"""
     interventions: tuple[str, ...] = CHOICES
-    """names of the interventions to try"""
+    """replacements of each thought to try: removed, filler, shuffled, swapped (another position's), random, truncated;
+    by default all"""
     thought: str | None = None
     """a thought to try in the place of every thought"""
     filler: str | None = None

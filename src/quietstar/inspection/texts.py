@@ -143,13 +143,16 @@ def inspect(
 
     Args:
         model: thinks.
-        text: read as it is, or continued.
+        text: a text or several, each read as it is, or continued.
         tokenizer: of the model.
         generate: tokens to write, greedily, after each text; then only these are thought before.
         max_length: tokens of the windows into which longer texts are cut.
         before: the plain model that this one was trained from, or its folder or hub name: the trace then shows whether
             training has made the text likelier. None takes the base model without its adapters, if it has some.
-        settings: fields of `quietstar.inspection.settings.TraceSettings`: think, thought, interventions, ...
+        settings: fields of TraceSettings: think, thought, interventions, ...
+
+    Returns:
+        The trace: a record for each position, and the `summary` of them all. A notebook shows it as the report.
 
     Raises:
         QuietStarError: an invalid setting, or a text that is empty or too long.

@@ -26,7 +26,7 @@ STEM = "trace"
 
 @dataclass
 class Trace:
-    """Records of positions, stored by column; see `quietstar.inspection.schema`."""
+    """What a model thought at each position of some texts; docs/inspection.md has the columns of its records."""
 
     columns: dict[str, list[Any]]
     """values by column, one for each position"""
@@ -62,7 +62,7 @@ class Trace:
         return summarize(self.columns, self.labels, is_own=self.is_own)
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Iterate over the records of positions."""
+        """Iterate over the records of positions: dictionaries of column -> value."""
         names = list(self.columns)
         return (dict(zip(names, values, strict=True)) for values in zip(*self.columns.values(), strict=True))
 

@@ -29,8 +29,9 @@ def export(source: str, target: str | Path, *, to: str, dtype: str = AUTO) -> No
     Args:
         source: folder, hub name or GGUF file of a model that does not think.
         target: for "gguf" a new file that ends in .gguf, for "plain" a new or empty folder.
-        to: one of FORMATS.
-        dtype: of matrices: auto (as they are; of a GGUF file float32), float32, float16, bfloat16, and q8_0 for "gguf".
+        to: "gguf" for llama.cpp, or "plain" for transformers and engines that read its folders.
+        dtype: of matrices: auto, the default (as they are; of a GGUF file float32), float32, float16, bfloat16, and for
+            "gguf" q8_0.
 
     Raises:
         CheckpointError: the source is a thinking model, lacks weights or has no tokenizer; the target exists, or cannot

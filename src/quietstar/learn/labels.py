@@ -70,7 +70,7 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Denominators of the means; those of several batches or ranks are added.
+    """Numbers of labels that losses are means over; those of several batches or ranks are added with +.
 
     `talk` and `complete` count one thought of each position, whatever P is.
     """

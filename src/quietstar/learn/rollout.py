@@ -33,7 +33,7 @@ class Rollout:
     kl_weight: float = 0.0
     """weight of the divergence from the reference in the policy loss"""
     lesson: Lesson | None = None
-    """of a teacher, whose predictions the base pass learns instead of the labels alone"""
+    """predictions of a teacher, which a student that does not think learns, in distillation"""
 
     @property
     def bends(self) -> bool:

@@ -54,9 +54,13 @@ class Estimate:
     """A mean over n items with its 95 % interval."""
 
     value: float
+    """the mean"""
     low: float
+    """lower end of the interval"""
     high: float
+    """upper end"""
     n: int
+    """items"""
 
     def signed(self) -> str:
         """Return it as a difference: +0.0123 (+0.0052 to +0.0195)."""

@@ -39,7 +39,8 @@ GROUPS = (MODEL, "text", METHOD, LORA, RECIPE, RUN)
 class QuietStarTrainingArguments(TrainingArguments):
     """Arguments of QuietStarTrainer. Defaults are the paper's recipe, except for three: see recipes/quietstar.yaml.
 
-    The settings of the method are written into the model's config; None leaves what the model has.
+    The settings of the method are written into the model's config; None leaves what the model has. Fields that are not
+    listed here are those of `transformers.TrainingArguments`, with its defaults.
 
     Raises:
         SettingsError: a value is impossible.

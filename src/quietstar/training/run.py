@@ -57,15 +57,15 @@ def run_training(
     callbacks: Sequence[TrainerCallback] = (),
     teacher: Teacher | None = None,
 ) -> dict[str, Any]:
-    """Train, evaluate and save.
+    """Train, evaluate and save, as `quietstar train` does.
 
     Args:
         model_args: which model.
         data_args: which text.
         args: how. Its output_dir, where None, is named after the model.
-        config: the file that settings came from, which --overwrite must not delete.
+        config: the file that settings came from, which `overwrite` must not delete.
         callbacks: further ones for the trainer.
-        teacher: whose predictions the base model learns.
+        teacher: whose predictions the base model learns, in distillation.
 
     Returns:
         The last figures: of training, and of held-out text under `eval_` names.

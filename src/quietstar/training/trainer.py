@@ -49,13 +49,13 @@ class QuietStarTrainer(Trainer):
         args: the settings of the method in it are written into the model's config.
         processing_class: the tokenizer; None loads the one saved with a model given by name.
         data_collator: None pads on the right.
-        kwargs: as transformers' Trainer takes them. A collator may also give `think_at` [B, S] and `thoughts`
-            [B, P, S, K].
+        kwargs: as transformers' Trainer takes them. Batches may also have `think_at` [B, S], `thoughts` [B, P, S, K].
 
     Attributes:
         parts: what the run keeps, by name; a checkpoint holds their states under these names.
         settings: what the arguments do not have, such as a digest of the rows; a resumed run must have the same.
-        resumed, tracked: the checkpoint that it resumes from, if it does; its runs in the trackers that it reports to.
+        resumed: the checkpoint that it resumes from; None if it does not.
+        tracked: its runs in the trackers that it reports to.
     """
 
     args: QuietStarTrainingArguments

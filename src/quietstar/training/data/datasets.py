@@ -34,11 +34,14 @@ def build_datasets(
 ) -> tuple[TextWindows | StreamedTextWindows, TextWindows | None]:
     """Load texts and cut them into sequences of at most `max_length` tokens.
 
-    The held-out texts, the order of a stream and the windows depend on the seed.
+    Args:
+        args: which texts, and how they are cut.
+        tokenizer: of the model.
+        seed: on which the held-out texts, the order of a stream and the windows depend.
 
     Returns:
         The sequences to train on, and those to evaluate on (None if `eval_size` is 0), which stay the same in every
-        evaluation.
+        evaluation: a dictionary each, with input_ids [length] and, where some tokens have none, labels [length].
 
     Raises:
         DataError: the texts cannot be loaded, or none is long enough for one prediction.
@@ -104,6 +107,7 @@ class TextCollator:
     """
 
     pad_token_id: int
+    """id of padding, which is masked and has no label"""
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate sequences.
