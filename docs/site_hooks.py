@@ -38,8 +38,10 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    """Let links to files outside docs/ lead to the pages that show them."""
+def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
+    """Let links to files outside docs/ lead to the pages that show them; from docs/reference/, ../ leads into docs/."""
+    if "/" in page.file.src_uri:
+        return markdown
     return re.sub(r"\]\(\.\./([\w./-]+)\)", lambda link: f"]({page_of(link[1])})", markdown)
 
 
@@ -83,7 +85,8 @@ def commands() -> str:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
             main([name, "--help"])
-        sections.append(f"## quietstar {name}\n\n{what.capitalize()}.\n\n```text\n{printed.getvalue().strip()}\n```")
+        what = what[0].upper() + what[1:]
+        sections.append(f"## quietstar {name}\n\n{what}.\n\n```text\n{printed.getvalue().strip()}\n```")
     return "\n\n".join(sections) + "\n"
 
 
