@@ -5,9 +5,6 @@ python docs/scaling_tables.py
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
-
-from transformers import AutoConfig, PreTrainedConfig
 
 from quietstar.reporting.tables import markdown
 from quietstar.scaling.arguments import PlanArguments
@@ -15,12 +12,6 @@ from quietstar.scaling.plan import Plan, compare
 from quietstar.scaling.shape import PUBLISHED, Shape, read_config, shape_of
 from quietstar.scaling.tables import PARTS, cells, changes, described, gib, yes
 
-MODELS = (*PUBLISHED, "meta-llama/Llama-3.1-8B")
-LLAMA: dict[str, Any] = dict(
-    model_type="llama", vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
-    num_attention_heads=32, num_key_value_heads=8, dtype="bfloat16",
-)  # fmt: skip
-"""sizes of the last of them, as its config.json has them (arXiv 2407.21783, table 3)"""
 RATES = {"tflops": 400.0, "bandwidth": 225.0}
 """what one GPU is assumed to reach: see the page"""
 MACHINES = ((1, 24), (1, 80), (4, 24), (8, 80), (8, 141))
@@ -30,9 +21,9 @@ MACHINES = ((1, 24), (1, 80), (4, 24), (8, 80), (8, 141))
 def tables() -> Iterator[str]:
     """Yield the tables in Markdown."""
     shapes = {
-        name: {bool(lora): shape_of(config_of(name), name, lora) for lora in (None, {"r": 16})} for name in MODELS
+        name: {bool(lora): shape_of(read_config(name), name, lora) for lora in (None, {"r": 16})} for name in PUBLISHED
     }
-    plans = [compare(PlanArguments(model=name, gpus=8, **RATES), shapes[name]) for name in MODELS]
+    plans = [compare(PlanArguments(model=name, gpus=8, **RATES), shapes[name]) for name in PUBLISHED]
     headings = ("model", "n", "D", "V", "N", "N_m", "trained with --lora", "a", "r")
     yield markdown(headings, list(map(size_cells, plans, shapes.values())))
     headings = ("model", "checkpointing", "layers", "attention", "vocabulary", "mixing head", "total")
@@ -41,13 +32,8 @@ def tables() -> Iterator[str]:
         yield f"{found.args.model}, 8 GPUs:\n"
         headings = ("strategy", "checkpointing", *PARTS, "total", "received a step", "time", "fits 80 GiB")
         yield markdown(headings, list(map(cells, found.ways)), n_left=2)
-    rows = [(name, *(chosen(name, shapes[name], gpus, memory) for gpus, memory in MACHINES)) for name in MODELS]
+    rows = [(name, *(chosen(name, shapes[name], gpus, memory) for gpus, memory in MACHINES)) for name in PUBLISHED]
     yield markdown(("model", *(f"{gpus} x {memory} GiB" for gpus, memory in MACHINES)), rows, n_left=1 + len(MACHINES))
-
-
-def config_of(name: str) -> PreTrainedConfig:
-    """Return a model's config, without a hub."""
-    return read_config(name) if name in PUBLISHED else AutoConfig.for_model(**LLAMA)
 
 
 def size_cells(found: Plan, shapes: dict[bool, Shape]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ def test_it_is_the_mean_nll_of_the_labels() -> None:
     """They equal the model's own losses in each window; the gain is base loss minus talk loss."""
     tokenizer = byte_tokenizer()
     model = tiny_model(n_ahead=4, base={"vocab_size": len(tokenizer)})
-    sequences = windows(TEXT, tokenizer, 16, None)
+    sequences = windows([TEXT], tokenizer, 16, None)
     found = measure_perplexity(Speaker(model), Speaker(model, ThinkPolicy.parse("always")), sequences, 3)
     base, talk = [], []
     for sequence in sequences:
@@ -50,11 +50,11 @@ def test_a_fresh_models_thoughts_gain_exactly_nothing() -> None:
     model = tiny_model(n_ahead=4, base={"vocab_size": len(tokenizer)})
     torch.nn.init.zeros_(model.mixing_head.layers[-1].weight)
     found = measure_perplexity(
-        Speaker(model), Speaker(model, ThinkPolicy.parse("always")), windows(TEXT, tokenizer, 16, 4), 4
+        Speaker(model), Speaker(model, ThinkPolicy.parse("always")), windows([TEXT], tokenizer, 16, 4), 4
     )
     assert found.gain.value == found.gain.low == found.gain.high == 0
 
 
 def test_a_text_without_a_prediction_is_refused() -> None:
     with pytest.raises(DataError, match="at least two"):
-        windows("x", byte_tokenizer(), 16, None)
+        windows(["x"], byte_tokenizer(), 16, None)

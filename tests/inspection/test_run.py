@@ -118,6 +118,31 @@ def test_a_long_text_is_cut_into_windows_that_leave_room_for_a_thought(here: Pat
     assert "".join(found["piece"]) == "abcdefghij" * 13
 
 
+@pytest.mark.parametrize(
+    ("run", "longest"), [({"data": {"max_length": 16}}, 16), ({"data": {"max_length": 999}}, 59), ({"data": [3]}, 59)]
+)
+def test_windows_are_as_long_as_in_training(here: Path, tmp_path: Path, run: dict, longest: int) -> None:
+    shutil.copytree(here / "thinking", tmp_path / "thinking")
+    (tmp_path / "thinking" / "run.json").write_text(json.dumps(run))
+    assert inspect(tmp_path, tmp_path / "out", "--text", str(here / "text.txt"), "--interventions", "none") == 0
+    rows = Trace.load(tmp_path / "out").columns["row"]
+    assert max(rows.count(row) for row in set(rows)) == min(longest, len(TEXT))
+
+
+def test_rows_of_a_file_are_texts_of_their_own(here: Path, tmp_path: Path) -> None:
+    texts = ["What is", "", "It is. " * 3]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = ("--text", str(tmp_path / "some.jsonl"), "--interventions", "none")
+    for limit, read in ((None, ["What is", "It is. " * 3]), (10, ["What is", "It "]), (7, ["What is"])):
+        out = tmp_path / f"out-{limit}"
+        assert inspect(here, out, *words, *([] if limit is None else ["--limit", str(limit)])) == 0
+        found = Trace.load(out).columns
+        pieces = [
+            "".join(p for p, r in zip(found["piece"], found["row"], strict=True) if r == n) for n in range(len(read))
+        ]
+        assert pieces == read
+
+
 @pytest.mark.parametrize("more", [["--n_ahead_talk", "20"], ["--thought", "b" * 30]])
 def test_windows_leave_room_for_all_that_is_read_after_them(here: Path, tmp_path: Path, more: list[str]) -> None:
     (tmp_path / "long.txt").write_text("abcdefghij" * 10)

@@ -17,7 +17,12 @@ DENSE = [name for name in FAMILIES if "mixtral" not in name]
 
 @pytest.mark.parametrize(
     ("name", "billions"),
-    [("Qwen/Qwen3-0.6B-Base", 0.596), ("mistralai/Mistral-7B-v0.1", 7.24), ("meta-llama/Meta-Llama-3-70B", 70.55)],
+    [
+        ("Qwen/Qwen3-0.6B-Base", 0.596),
+        ("mistralai/Mistral-7B-v0.1", 7.24),
+        ("meta-llama/Llama-3.1-8B", 8.03),
+        ("meta-llama/Meta-Llama-3-70B", 70.55),
+    ],
 )
 def test_published_models_have_their_published_weights(name, billions):
     found = shape_of(read_config(name), name)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quietstar.errors import DataError, MissingExtraError
-from quietstar.text.files import Number, as_written, json_values, kind_of, read_lines, read_text
+from quietstar.text.files import Number, as_written, json_values, kind_of, read_lines, read_text, read_texts
 from tests.elsewhere import only_our_errors, refused
 
 LINES = [
@@ -210,3 +210,20 @@ def test_whatever_is_in_a_file(tmp_path_factory: pytest.TempPathFactory, content
         (folder / name).write_bytes(content)
         only_our_errors(lambda name=name: read_text(folder / name))
         only_our_errors(lambda name=name: list(json_values(folder / name)))
+
+
+def test_texts_are_the_rows_of_json_or_the_whole_file(tmp_path: Path) -> None:
+    for name, written, texts in (
+        ("a.jsonl", '{"text": "x {", "n": 1}\n\n{"text": "y"}\n', ["x {", "y"]),
+        ("a.json", '[{"text": "x"}, {"text": ""}]', ["x", ""]),
+        ("a.txt", '{"text": "x"}\nand more\n', ['{"text": "x"}\nand more\n']),
+    ):
+        (tmp_path / name).write_text(written)
+        assert read_texts(tmp_path / name) == texts
+
+
+@pytest.mark.parametrize("row", ['{"question": "x"}', '"x"', '{"text": 3}', '{"text": null}'])
+def test_a_row_without_a_text_is_named(row: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' + row)
+    with pytest.raises(DataError, match=r'row 2 of .*a\.jsonl has no text; give rows of {"text": \.\.\.}, or'):
+        read_texts(tmp_path / "a.jsonl")

@@ -30,7 +30,11 @@ class EvaluateArguments(UseArguments):
         [], "local files instead of the hub's: gsm8k=FILE csqa=FILE (.jsonl .json, also .gz .zst, .parquet)", WHAT
     )
     limit: int | None = option(None, "evaluate at most this many items of each task, or windows of a text", WHAT)
-    perplexity: str | None = option(None, "text file whose perplexity to measure, by difficulty of the token", WHAT)
+    perplexity: str | None = option(
+        None,
+        "text whose perplexity to measure, by difficulty of the token: .txt is one text, .jsonl one in each row",
+        WHAT,
+    )
     lm_eval: str | None = option(None, "tasks of lm-eval, separated by commas (extra: lm-eval)", WHAT)
     lm_eval_path: str | None = option(None, "folder with lm-eval task files of your own; they can run code", WHAT)
     original: bool = option(

@@ -54,17 +54,19 @@ class Perplexity:
     """mean number of sampled tokens of a thought"""
 
 
-def windows(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int, limit: int | None) -> list[Continuation]:
-    """Split a text into consecutive windows of at most max_length tokens, each scored from its second token.
+def windows(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int, limit: int | None
+) -> list[Continuation]:
+    """Split texts into consecutive windows of at most max_length tokens, each scored from its second token.
 
     Raises:
-        DataError: there are fewer than two tokens.
+        DataError: no text has two tokens.
     """
-    (ids,) = token_ids(tokenizer, [text])
-    parts = [ids[first : first + max_length] for first in range(0, len(ids), max_length)]
+    rows = token_ids(tokenizer, texts)
+    parts = [ids[first : first + max_length] for ids in rows for first in range(0, len(ids), max_length)]
     parts = [part for part in parts if len(part) > 1][:limit]
     if not parts:
-        raise DataError(f"the text has {len(ids)} tokens; give one with at least two")
+        raise DataError(f"the text has {sum(map(len, rows))} tokens; give one with at least two")
     return [Continuation(ids=part, first=1) for part in parts]
 
 

@@ -34,7 +34,7 @@ from quietstar.inference.text_settings import say_what_is_set_aside
 from quietstar.runs.contents import digest_of_model
 from quietstar.runs.folders import MARKER, alone_in, check_inputs, check_output_folder, claim, is_empty, versions
 from quietstar.runs.processes import Processes
-from quietstar.text.files import read_text
+from quietstar.text.files import read_texts
 
 FREE = frozenset(
     {"overwrite", "resume", "output_dir", "batch_size", "device", "trust_remote_code", "data"}
@@ -85,7 +85,7 @@ def evaluate(
             baseline.values(of_task, name, "exact_match")
             if args.cot:
                 baseline.values(of_task, f"{name}-cot", "right")
-    text = None if args.perplexity is None else read_text(args.perplexity)
+    texts = None if args.perplexity is None else read_texts(args.perplexity)
     lm_tasks = None
     if args.lm_eval:
         from quietstar.evaluation.harness import known_tasks
@@ -95,7 +95,7 @@ def evaluate(
     check_context(model, args)
     run = Evaluation(model, tokenizer, args, folder, [], console, processes, baseline)
     # everything that can be wrong is checked before a folder changes and before long work
-    windows = None if text is None else perplexity.windows(text, tokenizer, args.max_length, args.limit)
+    windows = None if texts is None else perplexity.windows(texts, tokenizer, args.max_length, args.limit)
     encoded = {name: encode_task(run, find_task(name), of_task) for name, of_task in items.items()}
     if args.cot:
         for name, of_task in items.items():

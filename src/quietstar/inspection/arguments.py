@@ -25,12 +25,13 @@ class InspectArguments(SpeakArguments):
         SettingsError: a value is impossible.
     """
 
-    text: str | None = option(None, "text file to read", TEXT)
+    text: str | None = option(None, "file to read: .txt is one text, .jsonl one in each row", TEXT)
     prompt: str | None = option(None, "text to read, or to continue with --generate", TEXT)
     generate: int = option(0, "tokens to generate after the prompt; the model then thinks at these only", TEXT)
     max_length: int | None = option(
         None,
-        "tokens of a window; longer texts are cut into windows, each read separately (default: 2048, or the context)",
+        "tokens of a window; longer texts are cut into windows, each read separately (default: as in its "
+        "training, if its run.json says, or else 2048, or the context)",
         TEXT,
     )
     limit: int | None = option(None, "most tokens of the text to read", TEXT)

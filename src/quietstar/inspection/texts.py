@@ -34,8 +34,11 @@ def windows(
     *,
     max_length: int | None = None,
     limit: int | None = None,
+    usual_length: int = MAX_LENGTH,
 ) -> list[TextToTrace]:
     """Cut at most `limit` tokens of a text into windows of at most max_length, with room for thoughts.
+
+    Without max_length, windows are of usual_length, or as long as the context lets them be.
 
     Raises:
         SettingsError: thoughts leave no room for a text, or the text is not valid Unicode.
@@ -51,7 +54,7 @@ def windows(
             f"max_length is {max_length}, and a thought takes up to {branch} tokens more; the model's context is "
             f"{context_length(model)}: give at most {room}"
         )
-    size = max_length or min(MAX_LENGTH, room or MAX_LENGTH)
+    size = max_length or min(usual_length, room or usual_length)
     return [TextToTrace(ids=ids[first : first + size]) for first in range(0, len(ids), size)]
 
 

@@ -102,6 +102,24 @@ def read_text(file: str | Path) -> str:
         return "".join(ended_lines(stream, str(file)))
 
 
+def read_texts(file: str | Path) -> list[str]:
+    """Return the texts in a file: the column `text` of a .jsonl or .json file, or else the whole file as one.
+
+    Raises:
+        DataError: it cannot be read, it is not text, or a row has no text.
+        MissingExtraError: it is compressed, and the package that decompresses it is not installed.
+    """
+    if kind_of(file) not in (".jsonl", ".json"):
+        return [read_text(file)]
+    texts = []
+    for number, row in json_values(file):
+        text = row.get("text") if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            raise DataError(f'row {number} of {file} has no text; give rows of {{"text": ...}}, or a .txt file')
+        texts.append(text)
+    return texts
+
+
 def read_lines(file: str | Path, *, ends: bool = False) -> Iterator[str]:
     r"""Yield the lines of a text file without line ends, or with \n if `ends`. Raises what `read_text` raises."""
     with _opened(file) as stream:
