@@ -101,7 +101,7 @@ def test_a_setting_that_is_not_given_leaves_the_model_as_it_is():
 
 def test_a_filler_follows_its_text():
     tokenizer = byte_tokenizer()
-    model = thinking_model(tiny_base(), arguments(thought_source="filler", filler_text="a"), tokenizer)
+    model = thinking_model(tiny_base(vocab_size=259), arguments(thought_source="filler", filler_text="a"), tokenizer)
     first = model.config.filler_token_id
     assert first == tokenizer("a", add_special_tokens=False)["input_ids"][0]
     assert thinking_model(model, arguments(), tokenizer).config.filler_token_id == first

@@ -126,7 +126,7 @@ def test_the_reward_is_that_of_the_evaluation(tmp_path: Path, gap: slice) -> Non
 
 
 def test_without_held_out_text_or_tokenizer_it_is_refused(tmp_path: Path) -> None:
-    model = tiny_model()
+    model = tiny_model(base={"vocab_size": 259})
     args = QuietStarTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", eval_report_rows=1)
     with pytest.raises(SettingsError, match="eval_report_rows was given for every evaluation, and no text is held out"):
         QuietStarTrainer(model, args, processing_class=TOKENIZER, train_dataset=ROWS)

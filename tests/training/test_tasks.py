@@ -91,7 +91,7 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path, file: str) -> None:
         make(tmp_path, str(tmp_path / "nowhere.jsonl"))
     with pytest.raises(SettingsError, match="no text is held out"):
         QuietStarTrainer(
-            tiny_model(n_ahead=4),
+            tiny_model(n_ahead=4, base={"vocab_size": 259}),
             arguments(tmp_path, eval_tasks=["gsm8k"], eval_data=[f"gsm8k={file}"]),
             train_dataset=rows(5),
             processing_class=byte_tokenizer(),
