@@ -199,6 +199,16 @@ def test_a_bad_option_is_one_line_and_changes_nothing(place, refused, words, exp
     assert expected in refused("train", *LOCAL, *TEXT, *words.split())
 
 
+def test_a_rate_at_which_adapters_hardly_learn_is_told(place, caplog):
+    for words, is_told in ((("--lora",), True), (("--lora", "--learning_rate", "1e-5"), False), ((), False)):
+        caplog.clear()
+        assert (
+            train("--max_steps", 1, "--max_length", 16, "--n_ahead", 3, "--thoughts_shown", 0, "--overwrite", *words)
+            == 0
+        )
+        assert any("adapters hardly change at it; 1e-4 is usual" in line for line in caplog.messages) == is_told
+
+
 def test_a_missing_tracker_is_told_before_anything_is_loaded(place, refused, monkeypatch):
     monkeypatch.setattr(trackers, "find_spec", lambda package: None)
     told = refused("train", "--model", "nowhere", "--dataset", "nothing.jsonl", *SMALL[:1], "--report_to", "wandb")
@@ -412,7 +422,9 @@ def test_a_folder_with_a_run_is_left_alone_unless_overwritten(place, refused):
     words += ("--thoughts_shown", 0, "--save_strategy", "no")
     assert train(*words) == 0
     line = refused("train", *LOCAL, *TEXT, *words)
-    assert line.endswith("already has a run; give another folder, or --overwrite to empty this one")
+    assert line.endswith(
+        "already has a run; give --resume to go on with it, another folder, or --overwrite to empty this one"
+    )
     Path("run/of_old").write_text("old")
     assert train(*words, "--overwrite") == 0
     assert not Path("run/of_old").exists()

@@ -209,7 +209,7 @@ def test_texts_that_share_rows_are_refused(tmp_path: Path) -> None:
     [
         ({"arms": ["nobody"]}, "arms has nobody; choose from base"),
         ({"seeds": [7]}, "seeds has 7; choose from 0, 1"),
-        ({}, "already has a run; give another folder, or --overwrite"),
+        ({}, "already has a run; give --resume to go on with it, another folder, or --overwrite"),
     ],
 )
 def test_what_cannot_be_run_is_refused_and_changes_nothing(where: Path, how: dict, message: str) -> None:

@@ -1,6 +1,7 @@
 """What a run prints: a table of thoughts, and lines of figures."""
 
 import logging
+import re
 import sys
 from itertools import pairwise
 from types import SimpleNamespace
@@ -160,7 +161,8 @@ def test_what_is_told_beside_a_bar_has_a_line_of_its_own(capsys):
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_a_bar_is_drawn_on_a_terminal_alone(is_terminal, tmp_path, capsys, monkeypatch):
+def test_a_bar_is_drawn_on_a_terminal_alone(is_terminal, tmp_path, capsys, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, "quietstar")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     how = dict(use_cpu=True, report_to="none", thoughts_shown=0, max_steps=2, logging_steps=1, save_strategy="no")
     args = QuietStarTrainingArguments(output_dir=str(tmp_path), disable_tqdm=False, eval_strategy="no", **how)
@@ -169,6 +171,10 @@ def test_a_bar_is_drawn_on_a_terminal_alone(is_terminal, tmp_path, capsys, monke
     out, err = capsys.readouterr()
     assert [line[:20] for line in out.splitlines()] == ["step     1  training", "step     2  training"]
     assert ("2/2" in err) == is_terminal
+    told = [line for line in caplog.messages if "took" in line]
+    assert [
+        bool(re.fullmatch(r"step 1 took [\d.]+ seconds; 1 more take about [\d.]+ seconds", line)) for line in told
+    ] == ([] if is_terminal else [True])
     assert is_terminal or not err
 
 

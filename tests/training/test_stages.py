@@ -165,7 +165,9 @@ def test_another_curriculum_does_not_go_on(inputs: Path, whole: Path, tmp_path: 
     ):
         with pytest.raises(SettingsError, match=told):
             stages(inputs, whole, resume=True, **changed)
-    with pytest.raises(SettingsError, match="already has a run; give another folder, or --overwrite"):
+    with pytest.raises(
+        SettingsError, match="already has a run; give --resume to go on with it, another folder, or --overwrite"
+    ):
         stages(inputs, whole)
     with pytest.raises(SettingsError, match="has a curriculum; give it again, or another output_dir"):
         run_training(*pieces(inputs, whole, resume=True, n_ahead=5, n_ahead_talk=2, max_steps=6))

@@ -1,7 +1,6 @@
 """Load base models and their tokenizers."""
 
 import copy
-import difflib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +22,7 @@ from quietstar.base.gguf.model import gguf_model, gguf_tokenizer
 from quietstar.base.ids import check_ids, first_token
 from quietstar.base.sharding import gathered
 from quietstar.base.sources import SHORT_NAMES, find_source, hub_arguments
-from quietstar.base.untrusted import check_alone, check_config, check_folder, loading
+from quietstar.base.untrusted import check_alone, check_config, check_folder, loading, near
 from quietstar.config import QuietStarConfig
 from quietstar.errors import CheckpointError, SettingsError
 
@@ -155,11 +154,12 @@ def need_tokenizer(name: str, **kwargs: Any) -> Tokenizer:
         raise CheckpointError(
             f"no tokenizer could be loaded from {name!r}: give a folder with tokenizer files beside the model"
         )
-    near = difflib.get_close_matches(name, SHORT_NAMES, n=1)
-    hint = f"; did you mean {near[0]}?" if near else f", or {next(iter(SHORT_NAMES))}, which needs no hub"
     raise CheckpointError(
-        f"there is no model {name!r} here, nor on a hub that can be reached; give a folder, a GGUF file, a name on the "
-        f"hub{hint}"
+        f"there is no model {name!r} here, nor on a hub that can be reached; "
+        + (
+            near(name, SHORT_NAMES)
+            or f"give a folder, a GGUF file, a name on the hub, or {', '.join(SHORT_NAMES)}, which needs no hub"
+        )
     )
 
 

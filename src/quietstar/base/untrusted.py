@@ -1,10 +1,11 @@
 """Checks of models from untrusted sources: limits on configs and weights, and one-line messages for load failures."""
 
+import difflib
 import json
 import math
 import pickle
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -56,7 +57,8 @@ def loading(name: str | Path) -> Iterator[None]:
     except QuietStarError:
         raise
     except (OSError, pickle.UnpicklingError, SafetensorError) as error:
-        raise CheckpointError(f"cannot load a model from {str(name)!r}: {ADVICE} ({first_line(error)})") from error
+        what = "cannot load a model from {}: {}" if Path(name).exists() else "there is no model {} here: {}"
+        raise CheckpointError(f"{what.format(repr(str(name)), near(name) or ADVICE)} ({first_line(error)})") from error
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise CheckpointError(
@@ -70,6 +72,14 @@ def loading(name: str | Path) -> Iterator[None]:
             f"cannot load a model from {str(name)!r} ({reason(error)}); give a folder whose config.json and weights "
             "belong together"
         ) from error
+
+
+def near(name: str | Path, others: Iterable[str] = ()) -> str:
+    """Return a question for a folder beside the one that is named, or for another name, if one is alike."""
+    beside = Path(name).parent
+    folders = [str(each) for each in beside.iterdir() if each.is_dir()] if beside.is_dir() else []
+    found = difflib.get_close_matches(str(name), [*others, *folders], n=1)
+    return f"did you mean {found[0]}?" if found and found[0] != str(name) else ""
 
 
 def is_whole(value: Any) -> bool:
@@ -133,6 +143,11 @@ def check_there(name: str | Path, subfolder: str = "") -> None:
     """Raise CheckpointError if a folder has no config; transformers would use a default one."""
     folder = Path(name, subfolder)
     if folder.is_dir() and not (folder / "config.json").is_file():
+        if checkpoints := sorted(folder.glob("checkpoint-*/config.json"), key=lambda file: file.stat().st_mtime):
+            raise CheckpointError(
+                f"folder {str(folder)!r} is of a run that has not ended; give its checkpoint "
+                f"{str(checkpoints[-1].parent)!r}, or end it with quietstar train --resume"
+            )
         raise CheckpointError(f"folder {str(folder)!r} has no config.json: {ADVICE}")
 
 

@@ -28,7 +28,7 @@ RUNNING = f"run{UNFINISHED}"
 """a file that a run keeps locked while it uses a folder; a killed run leaves it behind"""
 
 
-def claim(folder: str | Path, settings: dict[str, Any], *, overwrite: bool = False, resume: bool = False) -> Path:
+def claim(folder: str | Path, settings: dict[str, Any], *, overwrite: bool = False, resume: bool | None = None) -> Path:
     """Prepare the output folder of a run, and write the run's settings to its run.json.
 
     The folder is new or empty; `overwrite` deletes what an earlier run has left in it, `resume` keeps that.
@@ -58,8 +58,11 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def check_output_folder(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
-    """Raise what `claim` would raise, without changing anything; call it before long work."""
+def check_output_folder(folder: str | Path, *, overwrite: bool = False, resume: bool | None = None) -> None:
+    """Raise what `claim` would raise, without changing anything; call it before long work.
+
+    `resume`: None of a command whose runs cannot be resumed.
+    """
     folder = Path(folder)
     try:
         is_run = (folder / MARKER).is_file()
@@ -81,8 +84,9 @@ def check_output_folder(folder: str | Path, *, overwrite: bool = False, resume: 
             f"output_dir {folder} is not empty, and not created by quietstar; give a new or empty folder"
         )
     if not overwrite:
+        goes_on = "" if resume is None else "--resume to go on with it, "
         raise SettingsError(
-            f"output_dir {folder} already has a run; give another folder, or --overwrite to empty this one"
+            f"output_dir {folder} already has a run; give {goes_on}another folder, or --overwrite to empty this one"
         )
 
 

@@ -23,7 +23,7 @@ class Arm:
     is_sharpened: bool = False
     """whether one temperature, chosen on the selection text, divides its logits"""
     matches_compute: bool = False
-    """whether it takes as many steps as the FLOPs of the dearest thinking arm pay for"""
+    """whether it takes as many steps as the FLOPs of the most expensive thinking arm pay for"""
 
     def role(self, options: Mapping[str, Any]) -> str:
         """Return what it is in a comparison, by all options that it trains with: one of the constants below."""
@@ -68,7 +68,7 @@ READY: dict[str, Arm] = {
         Arm(name="finetune", about="plain training on the same text, as many steps", kind=PLAIN),
         Arm(
             name="finetune-compute",
-            about="plain training on the same text, for the FLOPs of the dearest thinking arm",
+            about="plain training on the same text, for the FLOPs of the most expensive thinking arm",
             kind=PLAIN,
             matches_compute=True,
         ),

@@ -82,10 +82,10 @@ def runs_of(recipe: Recipe, folder: Path, parser: OneLineParser) -> list[ArmRun]
                 where = folder / "runs" / arm.name / f"seed-{seed}"
                 command = command_of(recipe, arm, seed, where, parser)
                 of_seed.append(ArmRun(arm, seed, where, command, step_flops(command)))
-        dearest = max(run.n_steps * run.step_flops for run in of_seed if run.arm.kind == THINKING)
+        most = max(run.n_steps * run.step_flops for run in of_seed if run.arm.kind == THINKING)
         for run in of_seed:
             if run.arm.matches_compute:
-                n_steps = max(1, round(dearest / run.step_flops))
+                n_steps = max(1, round(most / run.step_flops))
                 assert run.command is not None
                 run = replace(run, command=lengthened(run.command, n_steps, recipe.evaluations, parser))
             found.append(run)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quietstar.errors import InterruptedRunError, QuietStarError, SettingsError
+from quietstar.reporting.durations import in_words
 from quietstar.runs.folders import check_inputs, check_output_folder, claim, is_empty
 from quietstar.runs.options import OneLineParser
 from quietstar.runs.processes import Processes
@@ -17,7 +18,6 @@ from quietstar.study.progress import StudyProgress, output_to
 from quietstar.study.recipe import Recipe, read_recipe
 from quietstar.study.report import findings_of, write_report
 from quietstar.study.run import RECORD, Study, open_folder, refuse_other, settings_of
-from quietstar.training.dry_run import in_words
 
 
 def study(file: str, args: StudyArguments, parser: OneLineParser) -> Iterable[str]:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from quietstar.base.loading import evaluating
 from quietstar.errors import SettingsError
 from quietstar.model import QuietStarForCausalLM
 from quietstar.output import tokens_of
+from quietstar.reporting.durations import in_words
 from quietstar.reporting.tables import json_lines
 from quietstar.training.arguments import QuietStarTrainingArguments
 from quietstar.training.health import HealthChecks
@@ -146,7 +148,26 @@ def line_of(logs: Mapping[str, Any], step: int) -> str:
 
 
 class FigureLines(TrainerCallback):
-    """Lines of figures alone, where there is no terminal to draw a progress bar on, such as in a log file."""
+    """Lines of figures alone, where there is no terminal to draw a progress bar on, such as in a log file.
+
+    After the first step, one says how long the others will take.
+    """
+
+    def __init__(self) -> None:
+        self.began: float | None = None
+        self.is_first = True
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note when the first step begins."""
+        self.began, self.is_first = time.monotonic() if self.is_first else None, False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say how long it took."""
+        left = state.max_steps - state.global_step
+        if self.began is not None and state.is_world_process_zero and left:
+            seconds = time.monotonic() - self.began
+            rest = in_words(left * seconds)
+            logger.info("step %d took %s; %d more take about %s", state.global_step, in_words(seconds), left, rest)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Print a line."""

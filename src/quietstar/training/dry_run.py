@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
+from quietstar.reporting.durations import in_words
 from quietstar.training.trainer import QuietStarTrainer
 
 STEPS = 3
@@ -41,15 +42,6 @@ class DryRun:
             f"{self.n_steps:,} steps would take about {in_words(self.seconds * self.n_steps)}, without evaluations and "
             "checkpoints"
         )
-
-
-UNITS = (("days", 86_400), ("hours", 3_600), ("minutes", 60), ("seconds", 1))
-
-
-def in_words(seconds: float) -> str:
-    """Return a time in its largest unit, with three digits."""
-    unit, size = next(((unit, size) for unit, size in UNITS if seconds >= size), UNITS[-1])
-    return f"{seconds / size:.3g} {unit}"
 
 
 class _Full(Dataset[dict[str, list[int]]]):

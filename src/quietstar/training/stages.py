@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from quietstar.base.origin import CARD
 from quietstar.errors import SettingsError
+from quietstar.reporting.durations import in_words
 from quietstar.reporting.tables import json_lines
 from quietstar.runs.folders import (
     MARKER,
@@ -39,7 +40,7 @@ from quietstar.training.arguments import METHOD_SETTINGS, QuietStarTrainingArgum
 from quietstar.training.card import write_card
 from quietstar.training.curriculum import CHOSEN_BY, CurriculumArguments, Stage, check_curriculum, stages_of
 from quietstar.training.data.arguments import DataArguments
-from quietstar.training.dry_run import DryRun, in_words
+from quietstar.training.dry_run import DryRun
 from quietstar.training.end import final_save
 from quietstar.training.model_arguments import ModelArguments
 from quietstar.training.optimizer import settings_kept
