@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from quietstar import QuietStarForCausalLM
-from quietstar.base.loading import evaluating
+from quietstar.base.loading import evaluating, load_base
 from quietstar.errors import CheckpointError, SettingsError, UnsupportedModelError
 from tests.tiny import tiny_base
 
@@ -101,7 +101,7 @@ def test_a_setting_that_is_none_is_refused() -> None:
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     for name in (tmp_path / "nowhere", "no-such-organisation/no-such-model"):
-        with pytest.raises(CheckpointError, match="cannot load a model") as refusal:
+        with pytest.raises(CheckpointError, match=r"there is no model .* here: give a folder") as refusal:
             QuietStarForCausalLM.from_base(name)
         assert "\n" not in str(refusal.value)
 
@@ -121,3 +121,16 @@ def test_a_folder_of_an_encoder_decoder(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------- the check bites
+
+
+def test_a_mistyped_folder_is_guessed(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    with pytest.raises(CheckpointError, match=r"there is no model .* here: did you mean .*/first\?"):
+        load_base(tmp_path / "frist")
+
+
+def test_a_run_that_has_not_ended_names_its_checkpoint(tmp_path: Path) -> None:
+    for step in (4, 12):
+        tiny_base().save_pretrained(tmp_path / f"checkpoint-{step}")
+    with pytest.raises(CheckpointError, match=r"is of a run that has not ended; give its checkpoint '.*checkpoint-12'"):
+        load_base(tmp_path)

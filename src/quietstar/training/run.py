@@ -121,13 +121,6 @@ def prepare(
     if args.process_index > 0:
         logging.getLogger("quietstar").setLevel(logging.WARNING)  # Only the first process informs.
     check_supported(args, {})
-    if (
-        model_args.lora or model_args.branch_adapters
-    ) and args.learning_rate == QuietStarTrainingArguments.learning_rate:
-        logger.warning(
-            "learning_rate is %g, the paper's for all weights, and adapters hardly change at it; 1e-4 is usual",
-            args.learning_rate,
-        )
     if model_args.original:
         turn_thoughts_off(args)
     folder = Path(str(args.output_dir))
@@ -193,6 +186,12 @@ def prepare(
     if checkpoint is not None:
         trainer.check_resumable(checkpoint)
         logger.info("resuming from %s", checkpoint.name)
+    has_adapters, usual = model_args.lora or model_args.branch_adapters, QuietStarTrainingArguments.learning_rate
+    if is_first and has_adapters and args.learning_rate == usual:
+        logger.warning(
+            "learning_rate is %g, the paper's for all weights, and adapters hardly change at it; 1e-4 is usual",
+            args.learning_rate,
+        )
     if is_first:
         if not is_there:
             cleanup.enter_context(alone_in(folder))
