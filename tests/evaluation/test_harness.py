@@ -15,6 +15,7 @@ from lm_eval.utils import simple_parse_args_string
 from quietstar.evaluation import harness
 from quietstar.evaluation.__main__ import main
 from quietstar.evaluation.harness import QuietStarLM
+from quietstar.evaluation.report import MODES
 from tests.evaluation.test_run import run
 from tests.processes import Command
 from tests.tiny import tiny_model
@@ -249,7 +250,8 @@ def test_evaluate_runs_it(folder: Path, tmp_path: Path, capfd: pytest.CaptureFix
             estimate = line["estimate"]
             assert estimate["value"] == pytest.approx(theirs, rel=1e-6)
             assert estimate["low"] < theirs < estimate["high"]
-            assert f"| local_read | {measure} | {mode} | 5 | {estimate['value']:.4f} |" in table
+            cells = ["local_read", f"{measure} (less is better)", MODES[mode], "5", f"{estimate['value']:.4f}"]
+            assert f"| {' | '.join(cells)} |" in table
         gain = thinking["estimate"]["value"] - base["estimate"]["value"]
         assert thinking["difference"]["value"] == pytest.approx(gain)
         assert thinking["difference"]["low"] <= gain <= thinking["difference"]["high"]

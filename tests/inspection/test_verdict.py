@@ -55,7 +55,7 @@ def verdict(*means: float | None) -> str:
             "Thoughts neither help nor hurt measurably, but they do worse than filler of the same length",
         ),
         (-0.5, 0.3, "Thoughts hurt, but less than filler of the same length"),
-        (-0.5, 0.0, "Thoughts hurt, no less than filler of the same length, as far as can be measured"),
+        (-0.5, 0.0, "Thoughts hurt, as much as filler of the same length, as far as can be measured"),
         (-0.5, -0.3, "Thoughts hurt, and more than filler of the same length"),
         (-0.5, None, "Thoughts hurt (filler in their place was not measured)"),
     ],
@@ -166,8 +166,8 @@ def test_the_second_sentence_has_the_figures_with_their_intervals() -> None:
     interval = r"nats \(95 % interval [-+]0\.\d\d\d to [-+]0\.\d\d\d\)"
     assert re.search(
         r"\. Over 60 positions, thoughts change the log-probability of the true next token by "
-        rf"\+0\.400 {interval}; it differs by \+0\.300 {interval} from that with filler and by -0\.500 {interval} from "
-        r"that before training\.$",
+        rf"\+0\.400 {interval} compared with no thought, by \+0\.300 {interval} compared with filler and by -0\.500 "
+        rf"{interval} compared with before training\.$",
         summary.sentences[0],
     )
     assert re.search(

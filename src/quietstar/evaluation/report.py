@@ -16,9 +16,11 @@ from quietstar.reporting.tables import finite, markdown
 from quietstar.runs.folders import write_whole
 
 HEADINGS = (
-    "task", "measure", "mode", "n", "value", "95 % interval", "vs base", "vs baseline", "with thoughts",
+    "task", "measure", "mode", "items", "value", "95 % interval", "vs without", "vs baseline", "thoughts at",
     "tokens a thought", "items/s",
 )  # fmt: skip
+MODES = {"base": "without thoughts", "thinking": "with thoughts", "original": "plain model"}
+"""mode of a figure -> what the table calls it"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,10 +52,10 @@ class Figure:
         """Return the figure as a row of the table."""
         return (
             self.task,
-            self.measure,
-            self.mode,
+            self.measure if _is_share(self.measure) else f"{self.measure} (less is better)",
+            MODES.get(self.mode, self.mode),
             str(self.estimate.n),
-            _value(self.measure, self.estimate.value),
+            _value(self.measure, self.estimate.value) + _perplexity(self.measure, self.estimate.value),
             _between(self.measure, self.estimate),
             _difference(self.measure, self.difference),
             _difference(self.measure, self.beside_baseline),
@@ -77,7 +79,14 @@ def _value(measure: str, value: float) -> str:
     return f"{100 * value:.2f} %"
 
 
+def _perplexity(measure: str, value: float) -> str:
+    return f" (perplexity {math.exp(value):.4g})" if measure == "nll, nats a token" and value < 700 else ""
+
+
 def _between(measure: str, estimate: Estimate) -> str:
+    """Format an interval; nothing if a single item gives none."""
+    if estimate.n == 1 and estimate.low == estimate.high:
+        return ""
     low, high = _value(measure, estimate.low), _value(measure, estimate.high)
     return f"{low.removesuffix(' %')} - {high}"
 
@@ -86,6 +95,8 @@ def _difference(measure: str, estimate: Estimate | None) -> str:
     """Format a difference: +1.20 (+0.40 to +2.10)"""
     if estimate is None:
         return ""
+    if estimate.n == 1:
+        return f"{estimate.value:+.4f}" if not _is_share(measure) else f"{100 * estimate.value:+.2f}"
     if not _is_share(measure):
         return estimate.signed()
     return f"{100 * estimate.value:+.2f} ({100 * estimate.low:+.2f} to {100 * estimate.high:+.2f})"
@@ -132,7 +143,7 @@ def _bin_cells(each: Bin) -> tuple[str, ...]:
 def sweep_markdown(points: list[Point]) -> str:
     """Return a table with a row per threshold."""
     return markdown(
-        ("policy", "with thoughts", "answer probability", "exact match"),
+        ("policy", "thoughts at", "answer probability", "exact match"),
         [
             (
                 point.policy,
@@ -148,7 +159,8 @@ def sweep_markdown(points: list[Point]) -> str:
 def lengths_markdown(points: list[LengthPoint]) -> str:
     """Return a table with a row per length of thoughts; perplexity is that of the nll."""
     headings = (
-        "n_ahead", "forward passes a token", "answer probability", "vs base", "nll, nats", "vs base", "perplexity",
+        "n_ahead", "forward passes a token", "answer probability", "vs without", "nll, nats", "vs without",
+        "perplexity",
     )  # fmt: skip
     rows = [
         (

@@ -70,7 +70,7 @@ def _over_none(found: Summary, gain: Estimate) -> str:
 _THAN_FILLER = {
     1: {1: ", and more than", 0: ", no more than", -1: ", less than"},
     0: {1: ", but they do better than", 0: ", nor do they do better than", -1: ", but they do worse than"},
-    -1: {1: ", but less than", 0: ", no less than", -1: ", and more than"},
+    -1: {1: ", but less than", 0: ", as much as", -1: ", and more than"},
 }
 """wording by the sign of the effect of thoughts over none, then over filler"""
 
@@ -120,9 +120,9 @@ def _made_up(found: Summary, gain: Estimate) -> str:
 
 def _in_numbers(found: Summary, gain: Estimate, over: str) -> str:
     change = f"Over {over}, thoughts change the log-probability of the true next token by {with_interval(gain)}"
-    others = {"with filler": found.content, "before training": found.over_before}
-    more = [f"by {with_interval(mean)} from that {other}" for other, mean in others.items() if is_known(mean)]
-    return f"{change}; it differs {' and '.join(more)}" if more else change
+    others = {"filler": found.content, "before training": found.over_before}
+    more = [f"by {with_interval(mean)} compared with {other}" for other, mean in others.items() if is_known(mean)]
+    return " and ".join([", ".join([f"{change} compared with no thought", *more[:-1]]), more[-1]]) if more else change
 
 
 def _side(estimate: Estimate) -> int:
