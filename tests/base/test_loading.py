@@ -124,9 +124,9 @@ def test_a_folder_of_an_encoder_decoder(tmp_path: Path) -> None:
 
 
 def test_a_mistyped_folder_is_guessed(tmp_path: Path) -> None:
-    (tmp_path / "first").mkdir()
-    with pytest.raises(CheckpointError, match=r"there is no model .* here: did you mean .*/first\?"):
-        load_base(tmp_path / "frist")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(CheckpointError, match=r"there is no model .* here: did you mean .*/mine\?"):
+        load_base(tmp_path / "mime")
 
 
 def test_a_run_that_has_not_ended_names_its_checkpoint(tmp_path: Path) -> None:
