@@ -47,6 +47,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "csqa.jsonl").write_text(
         '{"question": "Where?", "choices": {"label": ["A"], "text": ["here"]}, "answerKey": "A"}\n'
     )
+    (tmp_path / "held-out.jsonl").write_text('{"text": "Two dozen eggs make 24."}\n' * 3)
     (tmp_path / "notes.txt").write_text("Two dozen eggs make 24.")
     tiny_model("mistral").save_original(tmp_path / "released-code")
     return tmp_path

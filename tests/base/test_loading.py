@@ -131,6 +131,8 @@ def test_a_mistyped_folder_is_guessed(tmp_path: Path) -> None:
 
 def test_a_run_that_has_not_ended_names_its_checkpoint(tmp_path: Path) -> None:
     for step in (4, 12):
-        tiny_base().save_pretrained(tmp_path / f"checkpoint-{step}")
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "complete.json").touch()
+    (tmp_path / "checkpoint-99").mkdir()
     with pytest.raises(CheckpointError, match=r"is of a run that has not ended; give its checkpoint '.*checkpoint-12'"):
         load_base(tmp_path)

@@ -76,8 +76,9 @@ def loading(name: str | Path) -> Iterator[None]:
 
 def near(name: str | Path, others: Iterable[str] = ()) -> str:
     """Return a question for a folder beside the one that is named, or for another name, if one is alike."""
-    beside = Path(name).parent
-    folders = [str(each) for each in beside.iterdir() if each.is_dir()] if beside.is_dir() else []
+    beside, folders = Path(name).parent, list[str]()
+    with suppress(OSError):
+        folders += [str(each) for each in beside.iterdir() if each.is_dir()]
     found = difflib.get_close_matches(str(name), [*others, *folders], n=1)
     return f"did you mean {found[0]}?" if found and found[0] != str(name) else ""
 
@@ -143,10 +144,11 @@ def check_there(name: str | Path, subfolder: str = "") -> None:
     """Raise CheckpointError if a folder has no config; transformers would use a default one."""
     folder = Path(name, subfolder)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        if checkpoints := sorted(folder.glob("checkpoint-*/config.json"), key=lambda file: file.stat().st_mtime):
+        if checkpoints := [str(file.parent) for file in folder.glob("checkpoint-*/complete.json")]:
+            latest = max(checkpoints, key=lambda name: (len(name), name))
             raise CheckpointError(
-                f"folder {str(folder)!r} is of a run that has not ended; give its checkpoint "
-                f"{str(checkpoints[-1].parent)!r}, or end it with quietstar train --resume"
+                f"folder {str(folder)!r} is of a run that has not ended; give its checkpoint {latest!r}, or end it by "
+                "quietstar train --resume"
             )
         raise CheckpointError(f"folder {str(folder)!r} has no config.json: {ADVICE}")
 

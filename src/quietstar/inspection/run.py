@@ -68,7 +68,8 @@ def inspect(
                 rows += windows(model, tokenizer, text, settings, **size, usual_length=usual)
                 n_read = sum(len(row.ids) for row in rows)
         longest = max(len(row.ids) for row in rows)
-        logger.info("reading %s tokens, at most %s at a time", f"{n_read:,}", f"{longest:,}")
+        told = f"{len(texts):,} text{'' if len(texts) == 1 else 's'}: {n_read:,} tokens, at most {longest:,} at a time"
+        logger.info("reading %s", told)
     console = console or Console(highlight=False)
     with _progress() as bar:
         task = bar.add_task("thinking")
