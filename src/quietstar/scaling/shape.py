@@ -35,13 +35,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=32_768, sliding_window=4096,
         dtype="bfloat16",
     ),
-    "meta-llama/Llama-3.1-8B": dict(
-        model_type="llama", vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
-        num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=131_072, dtype="bfloat16",
-    ),
     "meta-llama/Meta-Llama-3-70B": dict(
         model_type="llama", vocab_size=128_256, hidden_size=8192, intermediate_size=28_672, num_hidden_layers=80,
         num_attention_heads=64, num_key_value_heads=8, max_position_embeddings=8192, dtype="bfloat16",
+    ),
+    "meta-llama/Llama-3.1-8B": dict(
+        model_type="llama", vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=131_072, dtype="bfloat16",
     ),
 }  # fmt: skip
 """configs of published models, for planning without a hub (Qwen3: arXiv 2505.09388, table 1; Mistral 7B: arXiv
