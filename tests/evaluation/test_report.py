@@ -2,7 +2,7 @@
 
 import pytest
 
-from quietstar.evaluation.report import Figure, rows_of
+from quietstar.evaluation.report import CAVEAT, Figure, caveat, rows_of
 from quietstar.reporting.interval import Estimate
 
 NLL = "nll, nats a token"
@@ -42,3 +42,12 @@ NLL = "nll, nats a token"
 def test_a_figure_is_a_row(figure: Figure, cells: tuple[str, ...]) -> None:
     _, (row,) = rows_of([figure])
     assert row == cells
+
+
+def test_a_gain_of_thoughts_has_its_caveat() -> None:
+    plain, thinking = (
+        Figure(task="a.txt", measure=NLL, mode=mode, estimate=Estimate(3.0, 2.5, 3.5, 9))
+        for mode in ("base", "thinking")
+    )
+    assert caveat([plain, thinking]) == CAVEAT
+    assert caveat([plain]) == ""

@@ -79,7 +79,7 @@ def test_everything_at_once(folder: Path, tmp_path: Path, capfd: pytest.CaptureF
     for name in ("results.md", "sweep.png", "perplexity.png", "gsm8k-thinking.jsonl", "gsm8k-cot-base.jsonl"):
         assert (out / name).stat().st_size > 0, name
     screen = capfd.readouterr().err
-    for cell in ("answer_probability", "majority_of_2", "with", "(perplexity"):
+    for cell in ("answer_probability", "majority_of_2", "with", "(perplexity", "A gain over the same model"):
         assert cell in screen
         assert cell in (out / "results.md").read_text()
 

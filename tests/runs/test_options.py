@@ -260,6 +260,8 @@ def test_missing_and_binary_files_are_refused(tmp_path, capfd):
     assert call("train", "--config", tmp_path / "no.yaml") == 2
     expected = "cannot be read: No such file or directory; give a YAML file"
     assert capfd.readouterr().err == f"quietstar train: config {tmp_path / 'no.yaml'} {expected}\n"
+    assert call("train", "--config", "recipes/no.yaml") == 2
+    assert capfd.readouterr().err.endswith("give a YAML file; recipes/ is a folder in a clone of the project\n")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
     assert call("train", "--config", tmp_path / "binary.yaml") == 2
     assert "is not valid YAML" in capfd.readouterr().err

@@ -21,6 +21,10 @@ HEADINGS = (
 )  # fmt: skip
 MODES = {"base": "without thoughts", "thinking": "with thoughts", "original": "plain model"}
 """mode of a figure -> what the table calls it"""
+CAVEAT = (
+    "A gain over the same model without thoughts may come from computation alone: quietstar inspect compares thoughts "
+    "with filler, quietstar study with plain training."
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -182,6 +186,11 @@ def _with_interval(measure: str, estimate: Estimate | None) -> str:
     return "" if estimate is None else f"{_value(measure, estimate.value)} ({_between(measure, estimate)})"
 
 
+def caveat(figures: list[Figure]) -> str:
+    """Return what to beware of, if thoughts are among what was measured."""
+    return CAVEAT if any(figure.mode == "thinking" for figure in figures) else ""
+
+
 def write(
     folder: Path,
     figures: list[Figure],
@@ -193,6 +202,7 @@ def write(
 ) -> None:
     """Write results.json and results.md."""
     text = "# Results\n\n" + markdown(*rows_of(figures), n_left=3)
+    text += f"\n{said}\n" if (said := caveat(figures)) else ""
     if notes := dict.fromkeys(f"{figure.task}: {figure.notes}" for figure in figures if figure.notes):
         text += "\n" + "".join(f"- {note}\n" for note in notes)
     for task, points in sweeps.items():

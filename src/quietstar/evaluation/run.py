@@ -158,6 +158,8 @@ def measure(
     if processes.is_first:
         report.write(folder, run.figures, settings, found, sweeps, by_length, further)
         run.console.print(report.table(run.figures))
+        if said := report.caveat(run.figures):
+            run.console.print(said)
         results = json.loads((folder / "results.json").read_text())
     return processes.of_first(results)
 

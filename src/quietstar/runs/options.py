@@ -186,7 +186,8 @@ def read_yaml(name: str, file: str, example: str) -> dict[Any, Any]:
     except SettingsError:
         raise
     except OSError as error:
-        raise SettingsError(f"{name} cannot be read: {error.strerror}; give a YAML file") from error
+        where = "; recipes/ is a folder in a clone of the project" if Path(file).parts[:1] == ("recipes",) else ""
+        raise SettingsError(f"{name} cannot be read: {error.strerror}; give a YAML file{where}") from error
     except Exception as error:  # the YAML library raises errors of many types, for example at unknown tags
         raise SettingsError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from quietstar.base.origin import CARD, OURS, Origin, hub_name, origin_of
 from quietstar.config import QuietStarConfig
+from quietstar.evaluation.report import CAVEAT
 from quietstar.reporting.interval import Estimate
 from quietstar.runs.folders import versions, write_whole
 from quietstar.training.arguments import METHOD_SETTINGS
@@ -26,7 +27,9 @@ objective reward_weight teacher_think teacher_passes teacher_temperature
 """settings of a run that its card lists, besides those of the method"""
 TABLE_OF_NLL = "| | nats a token | difference (95 % interval over rows) |\n|---|---|---|"
 LESS_IS_BETTER = "Less is better."
-NOT_OF_THOUGHTS = f"{LESS_IS_BETTER} A change since before training is not of thoughts alone: the text is learned, too."
+NOT_OF_THOUGHTS = (
+    f"{LESS_IS_BETTER} A change since before training is not of thoughts alone: the text is learned, too. {CAVEAT}"
+)
 
 
 def write_card_of(trainer: Any, folder: Path | None = None, **kwargs: Any) -> None:
@@ -113,10 +116,7 @@ def _what(thinks: Mapping[str, Any] | None, origin: Origin, settings: Mapping[st
 
 def _use(thinks: bool) -> str:
     first = "import quietstar  # makes the model known to transformers\n" if thinks else ""
-    install = "pip install quietstar transformers" if thinks else "pip install transformers"
-    return f"""```bash
-{install}
-```
+    return f"""With {"quietstar and " if thinks else ""}transformers installed:
 
 ```python
 {first}from transformers import AutoModelForCausalLM, AutoTokenizer
