@@ -69,6 +69,8 @@ def in_site(text: str) -> str:
 
 def page_of(file: str) -> str:
     """Return the page that shows a file of the project."""
+    if file.startswith("examples/"):
+        return file.replace(".ipynb", ".md")
     return PAGES.get(file, f"files.md#{anchor(file)}")
 
 

@@ -26,7 +26,7 @@ class StudyArguments:
     output_dir: str | None = option(None, "folder of the study (default: runs/study-RECIPE)", RUN)
     resume: bool = option(False, "go on in output_dir where the study was stopped, or begin", RUN)
     overwrite: bool = option(False, "empty an output_dir that holds an earlier run", RUN)
-    dry_run: bool = option(False, "say what each arm costs and how long all would take, and run nothing", RUN)
+    dry_run: bool = option(False, "try three steps of each arm, say what all would cost and take, and stop", RUN)
     keep_models: bool = option(True, "keep the trained models; without them, a study needs little room", RUN)
     report: list[str] = option([], "put the runs of these studies of one recipe together, and run nothing", RUN)
 
