@@ -40,7 +40,7 @@ def commands() -> list[list[str]]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a base model, text files, and a checkpoint of the released code."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my-texts.jsonl").write_text("".join(json.dumps({"text": row["question"]}) + "\n" for row in ROWS))
+    (tmp_path / "rest.jsonl").write_text("".join(json.dumps({"text": row["question"]}) + "\n" for row in ROWS))
     tiny_folder(tmp_path / "DIR", "mistral", reference_tokenizer(), max_position_embeddings=512)
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (tmp_path / "gsm8k.jsonl").write_text('{"question": "2 + 2?", "answer": "#### 4"}\n' * 3)

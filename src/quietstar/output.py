@@ -25,7 +25,7 @@ class QuietStarOutput(ModelOutput):
     """What a forward pass returns. Tensors without a label, or without a thought, are 0 there and count nowhere.
 
     Attributes:
-        loss: [] nll + policy_weight x policy_loss in training, nll otherwise. In distillation, what
+        loss: [] nll_weight x nll + policy_weight x policy_loss in training, else nll. In distillation, what
             a student, which does not think, learns from its teacher's predictions.
         logits: [B, S, V], mixed where a thought was written and the base model's own elsewhere.
         nll: [] negative log-likelihood of the labels, part without and part with thoughts, in nats.

@@ -24,7 +24,7 @@ def parser() -> OneLineParser:
         "--n_ahead",
         type=int,
         help="tokens of a thought, start and end included, which a checkpoint of the released code does not record; "
-        "what its training calls N is N - 1 here (default: 8)",
+        "the 8 of the authors' names is 8 here (default: 8)",
     )
     made.add_argument("--n_ahead_talk", type=int, help="true tokens predicted after each thought in training (4)")
     return made
