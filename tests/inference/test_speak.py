@@ -109,7 +109,7 @@ def test_a_plain_model_speaks_as_it_is(folder: Path) -> None:
 
 REFUSED = {
     "an empty prompt": (["thinking", " "], "the prompt is empty"),
-    "no model": (["nowhere", "x"], "cannot load a model"),
+    "no model": (["nowhere", "x"], "there is no model"),
     "a plain model": (["base", "x"], "does not think"),
     "a long prompt": (["thinking", "x" * 130], "context is 128"),
     "a long thought": (["thinking", "x", "--n_ahead", "128"], "n_ahead is 128, and the model's context 128; give at m"),
