@@ -1,8 +1,10 @@
 """The errors that users see. One base class; a message says what was given, what is allowed, and what to do."""
 
+import difflib
 import importlib
 import pickle
 import reprlib
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -95,3 +97,9 @@ def shown(value: Any) -> str:
         return reprlib.repr(value)
     except ValueError:  # Python refuses to print so many digits
         return f"{type(value).__name__} of thousands of digits"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a hint of the known word that is nearest, to end a message with; empty if none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

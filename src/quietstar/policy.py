@@ -14,7 +14,6 @@ Any function of a Moment that returns [N] bool is a policy too.
 Legend: B rows, N positions that are decided about, D hidden size, V vocabulary.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from quietstar.base.draws import Generators, uniform
-from quietstar.errors import SettingsError
+from quietstar.errors import SettingsError, did_you_mean
 
 STATES_AT_ONCE = 256
 """states whose predictions over the vocabulary are computed at once"""
@@ -268,8 +267,7 @@ class ThinkPolicy:
 def _parse_rule(text: str, policy: str) -> Rule:
     name, _, number = text.partition(":")
     if name not in KINDS:
-        near = difflib.get_close_matches(name, KINDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, KINDS)
         raise SettingsError(f"think policy {policy!r} has {text!r}; choose from {', '.join(KINDS)}{hint}")
     kind = KINDS[name]
     if kind.lowest is None:

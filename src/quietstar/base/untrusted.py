@@ -1,6 +1,5 @@
 """Checks of models from untrusted sources: limits on configs and weights, and one-line messages for load failures."""
 
-import difflib
 import json
 import math
 import pickle
@@ -23,6 +22,7 @@ from quietstar.errors import (
     QuietStarError,
     SettingsError,
     UnsupportedModelError,
+    did_you_mean,
     first_line,
     reason,
     shown,
@@ -79,8 +79,7 @@ def near(name: str | Path, others: Iterable[str] = ()) -> str:
     beside, folders = Path(name).parent, list[str]()
     with suppress(OSError):
         folders += [str(each) for each in beside.iterdir() if each.is_dir()]
-    found = difflib.get_close_matches(str(name), [*others, *folders], n=1)
-    return f"did you mean {found[0]}?" if found and found[0] != str(name) else ""
+    return "" if str(name) in folders else did_you_mean(str(name), [*others, *folders]).removeprefix("; ")
 
 
 def is_whole(value: Any) -> bool:

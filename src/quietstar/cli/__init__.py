@@ -1,7 +1,6 @@
 """The `quietstar` command: one module per subcommand, and no logic of its own."""
 # PYTHON_ARGCOMPLETE_OK
 
-import difflib
 import importlib
 import os
 import sys
@@ -42,12 +41,12 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"quietstar {quietstar.__version__}")
         return 0
+    from quietstar.errors import QuietStarError, did_you_mean
+
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
-        print(f"quietstar: unknown command {command!r}; {hint}", file=sys.stderr)
+        hint = did_you_mean(command, COMMANDS) or f"; choose from {', '.join(COMMANDS)}"
+        print(f"quietstar: unknown command {command!r}{hint}", file=sys.stderr)
         return 2
-    from quietstar.errors import QuietStarError
     from quietstar.runs.log import log_to_terminal
 
     log_to_terminal()

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quietstar.base.ids import check_ids
 from quietstar.base.rope import steady_length
-from quietstar.errors import DataError, SettingsError
+from quietstar.errors import DataError, SettingsError, did_you_mean
 from quietstar.inference.loading import context_length, prompt_ids
 from quietstar.inference.text_settings import text_settings
 from quietstar.inspection.before import load_before
@@ -18,7 +18,6 @@ from quietstar.inspection.observe import trace
 from quietstar.inspection.settings import TextToTrace, TraceSettings
 from quietstar.inspection.trace import Trace
 from quietstar.model import QuietStarForCausalLM
-from quietstar.runs.options import did_you_mean
 from quietstar.text.tokens import token_ids
 from quietstar.text.unicode import check_text
 

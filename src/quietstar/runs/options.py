@@ -2,12 +2,11 @@
 
 import argparse
 import dataclasses
-import difflib
 import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -15,7 +14,7 @@ from typing import Any, NoReturn, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from quietstar.errors import QuietStarError, SettingsError, shown
+from quietstar.errors import QuietStarError, SettingsError, did_you_mean, shown
 from quietstar.runs.fields import Help
 from quietstar.text.unicode import half_character
 
@@ -59,12 +58,6 @@ class OneLineParser(argparse.ArgumentParser):
         wrong = next((word.split("=")[0] for word in message.split() if word.startswith("--")), "")
         hint = did_you_mean(wrong, known) if "unrecognized" in message else ""
         self.exit(2, f"{self.prog}: {message}{hint or f'; see {self.prog} --help'}\n")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a hint of the known word that is nearest, to end a message with; empty if none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def make_parser(

@@ -1,12 +1,12 @@
 """What is wrong with a request's body, in one line."""
 
-import difflib
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
+from quietstar.errors import did_you_mean
 from quietstar.serving.faults import RequestError
 
 _SHOWN = 60
@@ -74,9 +74,8 @@ def first_problem(errors: Sequence[Any], fields: Sequence[str] = ()) -> tuple[st
 
 def _unknown(name: str, fields: Sequence[str]) -> str:
     name = name[:_SHOWN]
-    near = difflib.get_close_matches(name, fields, n=1)
-    hint = f"; did you mean {near[0]}?" if near else f"; allowed are {', '.join(fields)}" if fields else ""
-    return f"unknown field {name}{hint}"
+    allowed = f"; allowed are {', '.join(fields)}" if fields else ""
+    return f"unknown field {name}{did_you_mean(name, fields) or allowed}"
 
 
 def _shown(value: Any) -> str:

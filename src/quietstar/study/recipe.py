@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from quietstar.errors import SettingsError, shown
+from quietstar.errors import SettingsError, did_you_mean, shown
 from quietstar.evaluation.tasks import find_task
-from quietstar.runs.options import OneLineParser, as_flags, did_you_mean, read_yaml
+from quietstar.runs.options import OneLineParser, as_flags, read_yaml
 from quietstar.study.arms import BASE, CANDIDATE, READY, THINKING, UNTOUCHED, Arm
 from quietstar.training.data.arguments import DataArguments
 

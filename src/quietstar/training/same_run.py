@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,10 +41,10 @@ ADAPTERS = ("lora", "branch_adapters")
 """fields of a model's config that say which adapters it has"""
 
 
-def some_of(rows: Any) -> list[Any]:
-    """Return at most MOST_COMPARED rows, evenly spaced."""
+def some_of(rows: Any) -> Iterator[Any]:
+    """Read and yield at most MOST_COMPARED rows, evenly spaced."""
     n = len(rows)
-    return [rows[i] for i in range(0, n, -(-n // MOST_COMPARED))]
+    return (rows[i] for i in range(0, n, -(-n // MOST_COMPARED)))
 
 
 def contents_of(texts: Any) -> dict[str, str]:
